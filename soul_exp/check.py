@@ -55,7 +55,7 @@ def check(config: Mapping[str, Any], out: Path) -> Checked:
     _check_compute(config["compute"])
     task = _built(lambda: prepare.build_task(config), "task")
     objective = _built(lambda: hydra.utils.instantiate(config["loss"], _convert_="all"), "loss")
-    optimizer = _built(lambda: hydra.utils.instantiate(config["optimizer"], _convert_="all"), "optimizer")
+    optimizer = _built(lambda: build_optimizer(config), "optimizer")
     if not isinstance(objective, Objective):
         raise UsageError(f"loss: found {type(objective).__name__}, expected _target_: soul_exp.losses.Objective")
     _built(lambda: optimizer([torch.nn.Parameter(torch.zeros(1))]), "optimizer")  # its own checks of its numbers
@@ -75,6 +75,11 @@ def check(config: Mapping[str, Any], out: Path) -> Checked:
         for name, entry in config["task"]["metrics"].items()
     }
     return Checked(task, metrics, _reasons(config, task, metrics, records), records)
+
+
+def build_optimizer(config: Mapping[str, Any]) -> Callable[..., torch.optim.Optimizer]:
+    """The optimizer of `config`, still to be given its parameters."""
+    return hydra.utils.instantiate(config["optimizer"], _convert_="all")
 
 
 def parts_of_run(objective: Objective, optimizer: Any) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ import math
 import os
 import platform
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -60,6 +60,7 @@ class Results:
     forget_quality: float | None = None
     utility: float | None = None
     mia_auc: float | None = None
+    notes: Sequence[str] = ()  # what a reader of the numbers has to know, such as: it degenerated to sign descent
     format: int = field(default=FORMAT)
 
 

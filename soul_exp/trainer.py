@@ -73,12 +73,13 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a training ended: steps done, seconds, why it diverged (None if it did not), last logged numbers."""
+    """How a training ended: steps done, seconds, why it diverged (None if it did not), last logged numbers, remarks."""
 
     num_steps: int
     seconds: float
     diverged: str | None
     last: Mapping[str, float]
+    notes: Sequence[str] = ()
 
 
 class Unlearner(Trainer):

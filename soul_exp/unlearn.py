@@ -20,7 +20,7 @@ from transformers import set_seed
 
 from soul_exp import binding, models, prepare, results
 from soul_exp.answers import Answers, read_retrained
-from soul_exp.check import UNLEARNED, parts_of_run
+from soul_exp.check import UNLEARNED, build_optimizer, parts_of_run
 from soul_exp.evaluate import ask
 from soul_exp.losses import Objective
 from soul_exp.mirror import Mirror
@@ -105,7 +105,7 @@ def _unlearned(
 
     subject = prepare.load(model, prepare.checkpoints(config, task)["target"])
     objective: Objective = hydra.utils.instantiate(config["loss"], _convert_="all")
-    make_optimizer = hydra.utils.instantiate(config["optimizer"], _convert_="all")
+    make_optimizer = build_optimizer(config)
     names = parts_of_run(objective, make_optimizer)
     leader = sorted(names, key=lambda name: name == "retain")  # epochs count passes over what is to be forgotten
     parts = {name: task.parts[name] for name in leader}
@@ -177,6 +177,7 @@ def _results(
         metrics=measured,
         reasons=reasons,
         training=dict(outcome.last) if outcome else {},
+        notes=list(outcome.notes) if outcome else [],
         num_steps=outcome.num_steps if outcome else 0,
         seconds=dict(seconds),
         peak_memory_gib=peak_memory_gib(device),

@@ -45,6 +45,7 @@ def run_folder(overrides: str) -> str:
 def register_resolvers() -> None:
     OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
     OmegaConf.register_new_resolver("not", lambda value: not value, replace=True)
+    OmegaConf.register_new_resolver("equal", lambda a, b: a == b, replace=True)
     OmegaConf.register_new_resolver("device", _device, replace=True)
     OmegaConf.register_new_resolver("choice", _choice, replace=True)
     OmegaConf.register_new_resolver("cpus", lambda processes, threads: processes * threads, replace=True)

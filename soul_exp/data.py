@@ -123,6 +123,14 @@ def pad(rows: Sequence[Encoded], pad_id: int) -> dict[str, Tensor]:
     return {"input_ids": input_ids, "attention_mask": attention_mask, "positions": positions, "labels": labels}
 
 
+def some_rows(batch: Mapping[str, Tensor], index: Tensor) -> dict[str, Tensor]:
+    """The rows `index` of a batch, with the padding that only the others needed taken off."""
+    chosen = {key: value[index.to(value.device)] for key, value in batch.items()}
+    length, width = int(chosen["attention_mask"].sum(1).max()), int((chosen["labels"] != IGNORED).sum(1).max())
+    limits = {"input_ids": length, "attention_mask": length, "positions": width, "labels": width}
+    return {key: value[:, : limits[key]] if key in limits else value for key, value in chosen.items()}
+
+
 def visits(num_rows: int, num_visits: int, key: object) -> np.ndarray:
     """[num_visits] row numbers: one permutation of the rows after another, so that every row comes up equally often."""
     passes = -(-num_visits // num_rows)

@@ -1,16 +1,16 @@
-"""The story of one run: check, prepare, unlearn, evaluate, results."""
+"""The story of one run: check, prepare, tune where asked for, unlearn, evaluate, results."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from soul_exp import prepare, results, unlearn
+from soul_exp import prepare, results, tune, unlearn
 from soul_exp.check import Checked, check
 from soul_exp.errors import UsageError
 from soul_exp.launch import launch
@@ -26,6 +26,7 @@ NOT_COMPARED = ("name", "stages", "overwrite", "cache", "save", "compute", "wand
 def run(config: Mapping[str, Any], out: Path) -> Results | None:
     """Carry out the stages of `config` in `out`; returns the results, or None where the stages end before them."""
     checked = check(config, out)
+    tune.check_tune(config, checked)
     with FileLock(out / ".lock"):  # a second start of the same run waits, and then finds it finished
         return _run(config, checked, out)
 
@@ -39,6 +40,7 @@ def _run(config: Mapping[str, Any], checked: Checked, out: Path) -> Results | No
         log.info("checked, nothing to run (stages=[]): %s", out)
         return None
     compute, seconds = config["compute"], {}
+    trials: list[dict[str, Any]] = []
     start = time.perf_counter()
     roles = _unanswered(config, checked)
     if roles:  # target and retrained model side by side, one process each
@@ -47,9 +49,13 @@ def _run(config: Mapping[str, Any], checked: Checked, out: Path) -> Results | No
             processes=len(roles), threads=compute["threads"], logs=out / "ranks" / "prepare", alone=True,
         )  # fmt: skip
     seconds["prepare"] = time.perf_counter() - start
+    if tune.is_wanted(config):
+        start = time.perf_counter()
+        config, trials = tune.tuned(config, checked, fingerprint, out / "ranks" / "tune")
+        seconds["tune"] = time.perf_counter() - start
     if {"unlearn", "evaluate"} & set(config["stages"]):
         launch(
-            unlearn.worker, config, dict(checked.reasons), fingerprint(config, checked), seconds, str(out),
+            unlearn.worker, config, dict(checked.reasons), fingerprint(config, checked), seconds, str(out), trials,
             processes=compute["processes"], threads=compute["threads"], logs=out / "ranks" / "unlearn",
             alone=compute["processes"] == 1 and not compute["deepspeed"],
         )  # fmt: skip
@@ -78,7 +84,8 @@ def _finished(config: Mapping[str, Any], checked: Checked, out: Path) -> Results
     previous = None if config["overwrite"] else results.read(out)
     if previous is None:
         return None
-    differing = _differences(_compared(previous.config), _compared(config))
+    tried = [(trial["lr"], trial["gamma"]) for trial in previous.trials]
+    differing = _differences(_compared(previous.config, tried), _compared(config, tune.grid(config)))
     now = prepare.hashes(config, checked.task)
     differing += [f"data {name}" for name in now if previous.data_hashes.get(name) != now[name]]
     if differing:
@@ -89,9 +96,14 @@ def _finished(config: Mapping[str, Any], checked: Checked, out: Path) -> Results
     return previous
 
 
-def _compared(config: Mapping[str, Any]) -> dict[str, Any]:
+def _compared(config: Mapping[str, Any], tried: Sequence[tuple[float, float]] = ()) -> dict[str, Any]:
+    """What two runs must share to be the same; of tuned runs not the numbers chosen, but all that were `tried`."""
+    if tried:
+        rates, gammas = map(list, zip(*tried, strict=True))
+        config = {**tune.at(config, rates, gammas), "tuned": None}
     kept = {key: value for key, value in config.items() if key not in NOT_COMPARED}
     kept["unlearned"] = "unlearn" in config["stages"] or not config["stages"]  # or a checkpoint measured as it is
+    kept["tune"] = {key: value for key, value in (config.get("tune") or {}).items() if key != "workers"}
     kept["evaluate"] = {key: value for key, value in config["evaluate"].items() if key != "batch_size"}
     return kept
 

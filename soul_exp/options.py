@@ -90,6 +90,8 @@ def check_options(config: Mapping[str, Any]) -> None:
         present, value = _at(config, key)
         if present and not number.fits(value):
             raise UsageError(f"{key}={value}: expected {number.expected()}")
+    if not isinstance(config["train"]["log_gradients"], bool):
+        raise UsageError(f"train.log_gradients={config['train']['log_gradients']}: expected true or false")
     for section in ("train", "prepare"):
         scheduler, known = config[section]["lr_scheduler"], [str(kind.value) for kind in SchedulerType]
         if scheduler not in known:

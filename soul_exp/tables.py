@@ -34,7 +34,11 @@ ON_DEMAND = (
     "validation_",
 )  # columns of a table only if asked for, as are truth ratios
 # names, places and speed of a run, what is aggregated over, and what has a column anyway
-IGNORED = ("name", "seed", "stages", "overwrite", "cache", "save", "wandb", "choices", "tuned", "evaluate.batch_size")
+IGNORED = (
+    *("name", "seed", "stages", "overwrite", "cache", "save", "wandb", "choices", "tuned", "tune"),
+    "evaluate.batch_size",
+)
+CHOSEN = ("config.optimizer.lr", "config.loss.gamma")  # by trials
 ABOUT = (
     "Forget quality is the p-value of a two-sample KS test against the retrained model; its mean and that of its "
     "log10 are taken apart. ↑ higher is better, → nearest to the retrained model is best. n counts runs that differ "
@@ -111,11 +115,24 @@ def table(folder: Path | str, metrics: Sequence[str] | None = None) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def trials(folder: Path | str) -> pd.DataFrame:
+    """One row a trial of the runs below `folder`: what was tried, its validation metrics, whether it was chosen.
+
+    The seeds of a cell share their trials, so each of its runs has them. Empty where nothing was tuned.
+    """
+    runs, _ = _find(Path(folder))
+    frame = pd.json_normalize([{"run": run, **trial} for run, found in runs.items() for trial in found.trials])
+    return frame.rename(columns=lambda c: c.removeprefix("metrics."))
+
+
 def main() -> None:
     """`python -m soul_exp.tables runs/NAME` prints the table and leaves it there; exits 2 for bad input."""
     parser = argparse.ArgumentParser("python -m soul_exp.tables", description="Set the runs of a folder side by side.")
     parser.add_argument(
-        "folder", type=Path, metavar="runs/NAME", help="table.md and table.csv (one row a run) go there"
+        "folder",
+        type=Path,
+        metavar="runs/NAME",
+        help="table.md and table.csv (one row a run) go there, and trials.csv where runs were tuned",
     )
     parser.add_argument("--metrics", metavar="A,B,C", help="the columns of the table, named as in results.json")
     args = parser.parse_args()
@@ -124,6 +141,8 @@ def main() -> None:
         print(text, end="", flush=True)
         _write(args.folder / "table.md", text)
         _write(args.folder / "table.csv", load(args.folder).to_csv(index=False))
+        if len(tried := trials(args.folder)):
+            _write(args.folder / "trials.csv", tried.to_csv(index=False))
     except (UsageError, OSError) as error:
         print(f"soul_exp.tables: {error}", file=sys.stderr)
         sys.exit(2)
@@ -162,11 +181,11 @@ def _read(folder: Path) -> Results:
 
 
 def _groups(runs: Mapping[str, Results]) -> list[dict[str, Results]]:
-    """Runs that one table may hold: the same caption, source, metrics, data, and original and retrained models."""
+    """Runs that one table may hold: the same caption, source, metrics, data, trials, original and retrained models."""
     groups: dict[str, dict[str, Results]] = {}
     for run, found in runs.items():
         key: list[Any] = [found.caption, found.config["task"].get("source"), found.config["task"].get("metrics")]
-        key += [*found.metrics["unlearned"], found.data_hashes]
+        key += [*found.metrics["unlearned"], found.data_hashes, found.tuned if found.trials else None]
         for model in ("original", "retrained"):
             key += [(model, name, value and f"{value:.5g}") for name, value in found.metrics.get(model, {}).items()]
         groups.setdefault(str(key), {})[run] = found
@@ -177,7 +196,7 @@ def _frame(runs: Mapping[str, Results]) -> pd.DataFrame:
     """One row a run, all of its results.json under dotted names; no loss or optimizer where nothing was unlearned."""
     rows = []
     for run, found in runs.items():
-        row = {key: value for key, value in vars(found).items() if key not in (*HEADLINE, "name", "format")}
+        row = {key: value for key, value in vars(found).items() if key not in (*HEADLINE, "name", "format", "trials")}
         if "unlearn" not in found.config.get("stages", ()):
             row["choices"] = {**found.choices, "loss": None, "optimizer": None}
             row["config"] = {k: v for k, v in found.config.items() if k not in ("loss", "optimizer", "train")}
@@ -185,6 +204,7 @@ def _frame(runs: Mapping[str, Results]) -> pd.DataFrame:
         target = aucs.get("retrained")
         deltas = {model: None if target is None or auc is None else target - auc for model, auc in aucs.items()}
         row["metrics"] = {model: {**measured, DELTA: deltas[model]} for model, measured in found.metrics.items()}
+        row["num_trials"] = len(found.trials)
         rows.append({"run": run, "source": Path(found.config["task"].get("source") or NULL).name, **row})
     return pd.json_normalize(rows).map(lambda value: str(value) if isinstance(value, list) else value)
 
@@ -192,18 +212,23 @@ def _frame(runs: Mapping[str, Results]) -> pd.DataFrame:
 def _differing(frame: pd.DataFrame) -> list[str]:
     """The configuration keys that differ between runs, less those that do not matter."""
     ignored = tuple(f"config.{key}" for key in IGNORED)
-    keys = [key for key in frame if key.startswith("config.") and not key.startswith(ignored)]
+    drawn = [key for key in frame if key.startswith("config.optimizer.") and key.endswith(".seed")]  # it is the run's
+    keys = [key for key in frame if key.startswith("config.") and not key.startswith((*ignored, *drawn))]
     return [key for key in keys if frame[key].nunique(dropna=False) > 1]
 
 
 def _shown(frame: pd.DataFrame) -> list[str]:
-    """The differing keys that are not implied by the choice of their own group, as `optimizer.lr` may be by adam."""
+    """The differing keys that are not implied by the choice of their own group, as `optimizer.lr` may be by adam.
+
+    What was chosen by trials is shown in any case.
+    """
+    tuned = CHOSEN if frame["num_trials"].any() else ()
 
     def implied(key: str) -> bool:
         group = f"choices.{key.split('.')[1]}"
         return group in frame and frame.groupby(group, dropna=False)[key].nunique(dropna=False).max() == 1
 
-    return [key for key in _differing(frame) if not implied(key)]
+    return [key for key in _differing(frame) if key in tuned or not implied(key)]
 
 
 def _table(frame: pd.DataFrame, runs: Sequence[Results], asked: Sequence[str] | None, varied: Sequence[str]) -> str:
@@ -235,6 +260,13 @@ def _table(frame: pd.DataFrame, runs: Sequence[Results], asked: Sequence[str] | 
             rows.append([*map(_text, key), *numbers, str(len(same)), mark])
     lost_runs = frame[frame["status"] == "diverged"]
     notes += [f"DIVERGED: `{run}`: {why}" for run, why in zip(lost_runs["run"], lost_runs["reason"], strict=True)]
+    said: dict[str, list[str]] = {}
+    for run, found in zip(frame["run"], runs, strict=True):
+        for note in found.notes:
+            said.setdefault(note, []).append(f"`{run}`")
+    notes += [f"{note} ({', '.join(where)})" for note, where in said.items()]
+    edges = [f"`{run}`" for run, found in zip(frame["run"], runs, strict=True) if _is_at_edge(found.trials)]
+    notes += [f"the smallest or the largest learning rate tried was the best: {', '.join(edges)}"] if edges else []
     reasons = [(name, why) for found in runs for name, why in found.reasons.items() if name in columns]
     notes += [f"{NULL} {_label(name)}: {why}" for name, why in reasons]
     commits = dict.fromkeys(found.commit[:10] + found.commit[40:] if found.commit else "unknown" for found in runs)
@@ -245,8 +277,15 @@ def _table(frame: pd.DataFrame, runs: Sequence[Results], asked: Sequence[str] | 
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rows.insert(1, ["-" * width for width in widths])
     lines = [f"| {' | '.join(f'{cell:<{width}}' for cell, width in zip(row, widths, strict=True))} |" for row in rows]
-    above = [f"### {runs[0].caption}", "", f"All rows: {told}. {ABOUT}"]
+    how = f" Learning rate and gamma tuned on the {runs[0].tuned}." if runs[0].trials else ""
+    above = [f"### {runs[0].caption}", "", f"All rows: {told}.{how} {ABOUT}"]
     return "\n".join([*above, "", *lines, "", *(f"- {note}" for note in dict.fromkeys(notes))])
+
+
+def _is_at_edge(trials: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a wider range of learning rates might have held a better one."""
+    rates = sorted({trial["lr"] for trial in trials})
+    return len(rates) > 1 and any(trial["chosen"] and trial["lr"] in (rates[0], rates[-1]) for trial in trials)
 
 
 def _cell(values: Iterable[float | None]) -> str:

@@ -5,32 +5,31 @@ B rows of each part in a micro-batch, T answer positions, V vocabulary.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from soul_exp import models
-from soul_exp.data import Collator, Encoded, Part, Stream, seed_of
+from soul_exp import models, passes
+from soul_exp.data import Collator, Encoded, Part, Stream, seed_of, some_rows
 from soul_exp.errors import UsageError
-from soul_exp.losses import IGNORED, Objective, Scored
+from soul_exp.losses import Objective, Scored
 from soul_exp.models import AnswerReader
+from soul_exp.passes import Step
 from soul_exp.progress import COMPLETE, Progress, last_complete
 from soul_exp.reference import Reference, freeze
+from soul_exp.watch import SUMS, Watch, described, remark
 
 log = logging.getLogger(__name__)
-
-CURVATURE_PART = "retain"  # influence unlearning's choice: the curvature of what is to be kept
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,7 @@ class Schedule:
     save_steps: int | None = None  # None: no checkpoints
     diverged_at: float | None = None  # retain loss, as a multiple of max(its start, diverged_floor)
     diverged_floor: float = 0.1  # nats a token: a memorised retain set starts near 0
+    log_gradients: bool = False  # norms and cosine of both terms' gradients, at the price of a step more each time
 
     def __post_init__(self) -> None:
         if self.save_steps and self.save_steps % self.logging_steps:  # else a resumed run logs another window
@@ -59,6 +59,20 @@ class Schedule:
 
     def num_steps(self, num_rows: int) -> int:
         return self.max_steps or max(1, round(self.epochs * num_rows / self.batch_size))
+
+    def in_one_step(self, num_rows: int) -> Schedule:
+        """All `num_rows` rows in a single step at the full rate, unclipped: what a static method takes."""
+        most = min(self.micro_batch_size or self.batch_size, num_rows)
+        return replace(
+            self,
+            batch_size=num_rows,
+            micro_batch_size=next(size for size in range(most, 0, -1) if num_rows % size == 0),
+            lr_scheduler="constant",
+            lr_scheduler_kwargs=None,
+            warmup_ratio=0.0,
+            max_grad_norm=0.0,
+            max_steps=1,
+        )
 
     def accumulation(self, processes: int) -> int:
         """Micro-batches a process and step; raises UsageError if the sizes do not divide."""
@@ -80,6 +94,11 @@ class Outcome:
     diverged: str | None
     last: Mapping[str, float]
     notes: Sequence[str] = ()
+
+
+def trait(make_optimizer: Callable[..., Any], name: str) -> Any:
+    """The attribute `name` of the class that `make_optimizer` (perhaps a partial of it) builds; None without one."""
+    return getattr(getattr(make_optimizer, "func", make_optimizer), name, None)
 
 
 class Unlearner(Trainer):
@@ -112,7 +131,11 @@ class Unlearner(Trainer):
         self.model_accepts_loss_kwargs = False  # our loss is a mean over sequences: let Trainer divide by accumulation
         self.stream, self.objective, self.make_optimizer = stream, objective, make_optimizer
         self.schedule, self.reader, self.reference = schedule, reader, reference
+        self.pad_id = pad_id
         self.diverged: str | None = None
+        self.watch: Watch | None = None
+        self._conflict: dict[str, float] = {}
+        self._probed: Tensor | None = None  # the mean loss that a zeroth-order step saw
         self._terms = torch.zeros(3, dtype=torch.float64)  # sums of forget and retain term, number of micro-batches
 
     # --- the loss -------------------------------------------------------------------------------------------------
@@ -147,27 +170,29 @@ class Unlearner(Trainer):
         if list(parts) == order:
             return inputs
         index = torch.cat([torch.arange(order.index(p) * size, (order.index(p) + 1) * size) for p in parts])
-        chosen = {key: value[index.to(value.device)] for key, value in inputs.items()}
-        length, width = int(chosen["attention_mask"].sum(1).max()), int((chosen["labels"] != IGNORED).sum(1).max())
-        limits = {"input_ids": length, "attention_mask": length, "positions": width, "labels": width}
-        return {key: value[:, : limits[key]] if key in limits else value for key, value in chosen.items()}
+        return some_rows(inputs, index)
 
-    # --- the optimizer and its curvature --------------------------------------------------------------------------
+    # --- the optimizer and its passes -----------------------------------------------------------------------------
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         # not Trainer(optimizers=...): DeepSpeed's initialisation replaces that by AdamW without a word
         if self.optimizer is None:
-            module = model if model is not None else self.model
-            assert module is not None
-            decayed = set(self.get_decay_parameter_names(module))
-            named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-            groups: list[dict[str, Any]] = [
-                {"params": [p for name, p in named if name in decayed]},
-                {"params": [p for name, p in named if name not in decayed], "weight_decay": 0.0},
-            ]
-            self.optimizer = self.make_optimizer([group for group in groups if group["params"]])
+            self.optimizer = self.make_optimizer(self._groups(model if model is not None else self.model))
         assert self.optimizer is not None
         return self.optimizer
+
+    def _groups(self, module: Any) -> list[dict[str, Any]]:
+        """Trained parameters by role: hidden matrices, embeddings, and the norms and biases, which do not decay."""
+        decayed = set(self.get_decay_parameter_names(module))
+        ends = [end for end in (module.get_input_embeddings(), module.get_output_embeddings()) if end is not None]
+        embeddings = {id(p) for end in ends for p in end.parameters()}
+        groups: dict[str, dict[str, Any]] = {role: {"params": [], "role": role} for role in ("hidden", "embedding")}
+        groups["other"] = {"params": [], "role": "other", "weight_decay": 0.0}
+        for name, p in module.named_parameters():
+            if p.requires_grad:
+                role = "other" if name not in decayed else "embedding" if id(p) in embeddings else "hidden"
+                groups[role]["params"].append(p)
+        return [group for group in groups.values() if group["params"]]
 
     @property
     def base_optimizer(self) -> Any:
@@ -178,64 +203,68 @@ class Unlearner(Trainer):
         return optimizer
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
-        """All micro-batches of the next step: where a due curvature pass sees them all, no gradient pending."""
+        """All micro-batches of the next step: what the optimizer asks of them beforehand sees them all."""
         samples, count = super().get_batch_samples(epoch_iterator, num_batches, device)
-        optimizer = self.base_optimizer
-        wanted = getattr(optimizer, "estimator", None) == "gnb" and self.state.global_step % optimizer.interval == 0
-        if samples and wanted:
-            self._refresh_curvature(samples)
+        if samples:
+            self._before_step(samples)
         return samples, count
 
-    def _refresh_curvature(self, samples: Sequence[dict[str, Tensor]]) -> None:
-        """One Gauss-Newton-Bartlett estimate: the squared gradient of `sum_t sqrt(w_t) CE(z_t, y_t)`, y_t sampled.
+    def _before_step(self, samples: Sequence[dict[str, Tensor]]) -> None:
+        optimizer, number = self.base_optimizer, self.state.global_step
+        inner = getattr(optimizer, "base", optimizer)  # under a sharpness-aware wrapper
+        if self.watch is None:
+            self.watch = Watch(inner)
+            if (said := passes.described(inner, self.schedule.batch_size)) and self.state.is_world_process_zero:
+                log.info("%s", said)
+        step = self._step(samples, inner)
+        logged = number == 0 or (number + 1) % self.args.logging_steps == 0
+        if logged and self.schedule.log_gradients:
+            self._conflict = passes.gradient_conflict(step)
+        if getattr(optimizer, "static", False):
+            passes.collect_samples(step, self._influence_rows(optimizer), self.pad_id)
+        if passes.curvature_is_due(inner, number):
+            passes.refresh_curvature(step)
+        self._probed = None
+        if hasattr(optimizer, "ascend"):
+            terms = self._terms.clone()
+            passes.climb(replace(step, optimizer=optimizer))
+            self._terms = terms  # the losses logged are those of the climbed weights, whose gradient is taken
+        elif getattr(optimizer, "zeroth", False):
+            self._probed = passes.estimate_without_gradient(step)
+        if logged:
+            self.watch.begin()
 
-        `w_t = 1 / (S n_i)` is label t's weight in the mean over the S sequences of all micro-batches and ranks, whose
-        gradients are summed before the square. Dropout off, no clipping. Parameters, momentum and schedule stay.
-        """
-        model: Any = self.model_wrapped
-        engine = getattr(self, "deepspeed", None)
-        world = self.args.world_size
-        num_sequences = len(samples) * self.args.per_device_train_batch_size * world
-        model.eval()
-        for i, sample in enumerate(samples):
-            last = i == len(samples) - 1
-            batch = self._prepare_inputs(self._rows_of(sample, [CURVATURE_PART]))
-            with contextlib.nullcontext() if last or engine or world == 1 else model.no_sync():
-                logits = self.reader(model, batch).float()
-                labels = self._sampled_labels(logits.detach(), batch)
-                ce = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
-                num_tokens = (batch["labels"] != IGNORED).sum(1, keepdim=True)
-                # ranks' gradients are averaged by the engine, and the estimate wants their sum
-                loss = world * (ce * (1 / (num_sequences * num_tokens)).sqrt()).sum()
-                if engine is not None:
-                    engine.set_gradient_accumulation_boundary(last)
-                    engine.backward(loss, scale_wrt_gas=False)
-                else:
-                    loss.backward()
-        with self.base_optimizer.refreshing():
-            if engine is None:
-                self.base_optimizer.step()
-                self.base_optimizer.zero_grad()
-            else:  # not engine.step(), which advances counters and schedule; and never clipped
-                clip, engine.optimizer.clip_grad = engine.optimizer.clip_grad, 0.0
-                try:
-                    engine.optimizer.step()
-                    engine.optimizer.zero_grad()
-                finally:
-                    engine.optimizer.clip_grad = clip
-        model.train()
+    def _step(self, samples: Sequence[dict[str, Tensor]], optimizer: Any) -> Step:
+        return Step(
+            number=self.state.global_step,
+            samples=samples,
+            num_rows=self.args.per_device_train_batch_size,
+            model=self.model_wrapped,
+            module=self.accelerator.unwrap_model(self.model_wrapped),
+            engine=getattr(self, "deepspeed", None),
+            reader=self.reader,
+            optimizer=optimizer,
+            rows_of=lambda sample, parts: self._prepare_inputs(self._rows_of(sample, parts)),
+            loss=lambda model, sample: self.compute_loss(model, self._prepare_inputs(sample)),
+            terms=lambda model, sample: self.objective.terms(self._available(model, self._prepare_inputs(sample))),
+            seed=self.args.seed,
+            rank=self.args.process_index,
+            world=self.args.world_size,
+        )
 
-    def _sampled_labels(self, logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
-        """[B, T] labels drawn from softmax(`logits`) by numbers keyed by seed, step and row; -100 where padded."""
-        uniform = torch.zeros(logits.shape[:2])
-        for i, row in enumerate(batch["rows"].tolist()):
-            generator = torch.Generator().manual_seed(seed_of("gnb", self.args.seed, self.state.global_step, row))
-            count = int((batch["labels"][i] != IGNORED).sum())
-            uniform[i, :count] = torch.rand(count, generator=generator)
-        cumulative = logits.softmax(-1).cumsum(-1)
-        wanted = uniform.to(logits.device)[..., None] * cumulative[..., -1:]
-        drawn = torch.searchsorted(cumulative, wanted, right=True).squeeze(-1).clamp_(max=logits.shape[-1] - 1)
-        return torch.where(batch["labels"] != IGNORED, drawn, IGNORED)
+    def _influence_rows(self, optimizer: Any) -> list[tuple[str, int, Encoded]]:
+        """The rows behind the Hessian of an influence step, drawn without replacement; sets its `ratio` N_f / N_r."""
+        encoded = self.stream.encoded
+        sides = ["retain"] if optimizer.hessian == "retain" else ["forget", "retain"]
+        rows = [(part, number, tokens) for part in sides for number, tokens in enumerate(encoded[part])]
+        optimizer.ratio = len(encoded["forget"]) / len(encoded["retain"])
+        drawn = np.random.default_rng(seed_of("influence", self.args.seed)).permutation(len(rows))
+        return [rows[i] for i in drawn[: optimizer.num_samples]]
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        if self._probed is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        return self._probed.to(self.args.device) / self.current_gradient_accumulation_steps  # no gradient is wanted
 
     # --- what is logged -------------------------------------------------------------------------------------------
 
@@ -247,11 +276,17 @@ class Unlearner(Trainer):
             logs["forget_loss"] = float(terms[0] / terms[2])
             if self.objective.retain_function is not None:
                 logs["retain_loss"] = float(terms[1] / terms[2])
-            if hasattr(self.base_optimizer, "counts"):
-                won, untouched, total = self._sum_over_ranks(self.base_optimizer.counts()).tolist()
-                logs |= {"win_rate": won / total, "untouched": untouched / total}
-            self._stop_if_diverged(logs)
+            assert self.watch is not None
+            sums = self._sum_over_ranks(self.watch.take())
+            logs |= {**described(sums, self.watch.clips), **self._conflict}
+            self._stop_if_diverged(logs, num_nonfinite=int(sums[SUMS.index("nonfinite")]))
         super().log(logs, start_time)
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a reader of the results has to know of this training."""
+        said = remark([entry["win_rate"] for entry in self.state.log_history if "win_rate" in entry])
+        return [said] if said else []
 
     def _sum_over_ranks(self, values: Tensor) -> Tensor:
         if self.args.world_size > 1:
@@ -259,12 +294,14 @@ class Unlearner(Trainer):
             dist.all_reduce(values)
         return values
 
-    def _stop_if_diverged(self, logs: Mapping[str, float]) -> None:
+    def _stop_if_diverged(self, logs: Mapping[str, float], num_nonfinite: int) -> None:
         limit, floor = self.schedule.diverged_at, self.schedule.diverged_floor
         finite = all(math.isfinite(logs[key]) for key in ("loss", "forget_loss"))
         history = [entry["retain_loss"] for entry in self.state.log_history if "retain_loss" in entry]
         if not finite:
             self.diverged = f"the loss is {logs['loss']} at step {self.state.global_step}"
+        elif num_nonfinite:
+            self.diverged = f"{num_nonfinite} gradient coordinates are not finite at step {self.state.global_step}"
         elif limit is not None and history and logs["retain_loss"] > limit * max(history[0], floor):
             self.diverged = (
                 f"the retain loss is {logs['retain_loss']:.3g} at step {self.state.global_step}, above "
@@ -297,6 +334,8 @@ def train(
     `parts` maps each part that the objective or the curvature names to its rows and their tokens, one entry a wording.
     """
     leader = next(iter(parts))
+    if trait(make_optimizer, "static"):
+        schedule = schedule.in_one_step(len(parts[leader][0].rows))
     num_steps = schedule.num_steps(len(parts[leader][0].rows))
     accumulation = schedule.accumulation(processes)
     stream = Stream(parts, num_steps=num_steps, batch_size=schedule.batch_size, seed=seed)
@@ -321,6 +360,7 @@ def train(
         save_total_limit=2,  # two, because the older one goes before the newer one is marked complete
         seed=seed,
         use_cpu=device == "cpu",
+        bf16=bool(deepspeed and deepspeed.get("bf16", {}).get("enabled")),  # ZeRO's own; elsewhere no autocast
         ddp_backend="gloo" if device == "cpu" and processes > 1 else None,
         dataloader_pin_memory=device != "cpu",
         remove_unused_columns=False,
@@ -348,11 +388,18 @@ def train(
         callbacks=[progress, *callbacks],
     )
     start = progress.start = time.perf_counter()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except FloatingPointError as error:  # an optimizer that cannot go on
+        trainer.diverged = str(error)
+    for said in trainer.remarks:
+        if trainer.state.is_world_process_zero:
+            log.warning("%s: %s", label, said)
     logged = [entry for entry in trainer.state.log_history if "forget_loss" in entry]
     return Outcome(
         trainer.state.global_step,
         seconds_before + time.perf_counter() - start,
         trainer.diverged,
         logged[-1] if logged else {},
+        trainer.remarks,
     )

@@ -9,14 +9,14 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra.utils
 import torch
 import torch.distributed as dist
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 
 from soul_exp import binding, models, prepare, results
 from soul_exp.answers import Answers, read_retrained
@@ -43,33 +43,33 @@ def worker(
     fingerprint: str,
     seconds: dict[str, float],
     folder: str,
+    trials: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """Unlearn and evaluate, as `config["stages"]` says, and write results.json to `folder`."""
+    """Unlearn and evaluate, as `config["stages"]` says, and write results.json to `folder`; `trials` go into it."""
     out, first = Path(folder), rank == 0
-    device = _start_process(config, rank)
+    device = start_process(config, rank)
     task = prepare.build_task(config)
     mirror = Mirror(config, out) if first else None
     subject, outcome = _unlearned(config, task, fingerprint, out, device, first, mirror)
     seconds["unlearn"] = outcome.seconds if outcome else 0.0
     if "evaluate" in config["stages"]:
         start = time.perf_counter()
-        finite = all(bool(torch.isfinite(p).all()) for p in subject.model.parameters())
-        answers = ask(subject, task.probes, **config["evaluate"], label="evaluate unlearned") if finite else {}
+        answers = (
+            ask(subject, task.probes, **config["evaluate"], label="evaluate unlearned") if is_finite(subject) else {}
+        )
         seconds["evaluate"] = time.perf_counter() - start
         if first:
             log.info("evaluate unlearned: %d probes in %.0f s", len(answers), seconds["evaluate"])
             prepare.write_answers(out / RECORDS, answers)
-            found = _results(config, task, reasons, answers, outcome, seconds, device)
+            found = _results(config, task, reasons, answers, outcome, seconds, device, trials)
             results.write(out, found)
             assert mirror is not None
             mirror.finish(found)
             remove_checkpoints(out / CHECKPOINTS)
-    if dist.is_initialized():
-        dist.barrier()
-        dist.destroy_process_group()
+    end_process()
 
 
-def _start_process(config: Mapping[str, Any], rank: int) -> str:
+def start_process(config: Mapping[str, Any], rank: int) -> str:
     """Threads, seeds, device and, where there are several ranks, their process group; returns the device."""
     compute = config["compute"]
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -88,6 +88,13 @@ def _start_process(config: Mapping[str, Any], rank: int) -> str:
     return device
 
 
+def end_process() -> None:
+    """Leave the process group, where there is one, together."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
 def _unlearned(
     config: Mapping[str, Any], task: Task, fingerprint: str, out: Path, device: str, first: bool, mirror: Mirror | None
 ) -> tuple[LanguageModel, Outcome | None]:
@@ -103,28 +110,14 @@ def _unlearned(
         models.move(subject.model, device)
         return subject, Outcome(**json.loads(done.read_text())["outcome"])
 
-    subject = prepare.load(model, prepare.checkpoints(config, task)["target"])
-    objective: Objective = hydra.utils.instantiate(config["loss"], _convert_="all")
-    make_optimizer = build_optimizer(config)
-    names = parts_of_run(objective, make_optimizer)
-    leader = sorted(names, key=lambda name: name == "retain")  # epochs count passes over what is to be forgotten
-    parts = {name: task.parts[name] for name in leader}
-    outcome = train(
-        subject.model,
-        subject.reader,
-        {name: (part, subject.encode([item for row in part.rows for item in row])) for name, part in parts.items()},
-        objective=objective,
-        make_optimizer=make_optimizer,
-        schedule=Schedule(**config["train"]),
-        seed=config["seed"],
-        pad_id=subject.pad_id,
+    subject, outcome = trained(
+        config,
+        task,
         # a checkpoint is for one engine and one number of ranks
         folder=out / CHECKPOINTS / f"{fingerprint}-{config['choices']['compute']}-{config['compute']['processes']}",
         label="unlearn",
         records=out / "train.jsonl",
         device=device,
-        deepspeed=config["compute"]["deepspeed"],
-        processes=config["compute"]["processes"],
         callbacks=[mirror.callback()] if mirror else [],
     )
     log.info(
@@ -139,6 +132,60 @@ def _unlearned(
     return subject, outcome
 
 
+def trained(
+    config: Mapping[str, Any],
+    task: Task,
+    *,
+    folder: Path,
+    label: str,
+    device: str,
+    records: Path | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> tuple[LanguageModel, Outcome]:
+    """The target, unlearned as `config` says from its loss to its seed, and how that ended; checkpoints in `folder`."""
+    subject = prepare.load(config["model"], prepare.checkpoints(config, task)["target"])
+    objective: Objective = hydra.utils.instantiate(config["loss"], _convert_="all")
+    make_optimizer = build_optimizer(config)
+    names = parts_of_run(objective, make_optimizer)
+    leader = sorted(names, key=lambda name: name == "retain")  # epochs count passes over what is to be forgotten
+    parts = {name: task.parts[name] for name in leader}
+    outcome = train(
+        subject.model,
+        subject.reader,
+        {name: (part, subject.encode([item for row in part.rows for item in row])) for name, part in parts.items()},
+        objective=objective,
+        make_optimizer=make_optimizer,
+        schedule=Schedule(**config["train"]),
+        seed=config["seed"],
+        pad_id=subject.pad_id,
+        folder=folder,
+        label=label,
+        records=records,
+        device=device,
+        deepspeed=config["compute"]["deepspeed"],
+        processes=config["compute"]["processes"],
+        callbacks=callbacks,
+    )
+    return subject, outcome
+
+
+def is_finite(subject: LanguageModel) -> bool:
+    """Whether every weight is a finite number: only then can a question be put to the model."""
+    return all(bool(torch.isfinite(p).all()) for p in subject.model.parameters())
+
+
+def known_answers(config: Mapping[str, Any], task: Task) -> dict[str, Mapping[str, Answers]]:
+    """The answers of the models that prepare left: `original` and `retrained`, each where it is to be had."""
+    known: dict[str, Mapping[str, Answers]] = {}
+    places = prepare.checkpoints(config, task)
+    for model, role in (("original", "target"), ("retrained", "retrained")):
+        if role in places and (answers := prepare.answers_of(config, task, places[role])) is not None:
+            known[model] = answers
+    if config["retrained"]["records"]:
+        known["retrained"] = read_retrained(Path(config["retrained"]["records"]))
+    return known
+
+
 def _results(
     config: Mapping[str, Any],
     task: Task,
@@ -147,15 +194,10 @@ def _results(
     outcome: Outcome | None,
     seconds: Mapping[str, float],
     device: str,
+    trials: Sequence[Mapping[str, Any]],
 ) -> Results:
     metrics = {name: hydra.utils.instantiate(entry) for name, entry in config["task"]["metrics"].items()}
-    by_model: dict[str, Mapping[str, Answers]] = {"unlearned": answers}
-    places = prepare.checkpoints(config, task)
-    for model, role in (("original", "target"), ("retrained", "retrained")):
-        if role in places and (known := prepare.answers_of(config, task, places[role])) is not None:
-            by_model[model] = known
-    if config["retrained"]["records"]:
-        by_model["retrained"] = read_retrained(Path(config["retrained"]["records"]))
+    by_model = {"unlearned": answers, **known_answers(config, task)}
     measured = {
         model: {
             name: None if name in reasons else measure(metric, given, by_model.get("retrained"))
@@ -178,6 +220,7 @@ def _results(
         reasons=reasons,
         training=dict(outcome.last) if outcome else {},
         notes=list(outcome.notes) if outcome else [],
+        trials=trials,
         num_steps=outcome.num_steps if outcome else 0,
         seconds=dict(seconds),
         peak_memory_gib=peak_memory_gib(device),

@@ -5,13 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hydra
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 
 from soul_exp import cli, experiment, models, prepare
-from soul_exp.check import Checked, check
+from soul_exp.check import Checked, build_optimizer, check, parts_of_run
 from soul_exp.errors import UsageError
 from soul_exp.models import LanguageModel
 
@@ -52,7 +53,6 @@ def checked(configured: Callable[..., dict[str, Any]], tmp_path: Path) -> Callab
         (["train.batch_size=8", "train.micro_batch_size=3"], "not a multiple of 1 process"),
         (["compute=gpu"], "found 0: choose compute=cpu"),
         (["loss.retain_term=l2"], "choose one of nll, kl or null"),
-        (["optimizer.estimator=fisher"], "choose one of gnb, gradient"),
         (["optimizer.rho=-1"], "rho=-1"),
         (["optimizer.lr=-1"], "optimizer.lr=-1: expected a number above 0"),
         (["optimizer.lr=nan"], "expected a number above 0"),
@@ -71,7 +71,29 @@ def checked(configured: Callable[..., dict[str, Any]], tmp_path: Path) -> Callab
         (["+train.epoch=3"], "unexpected keyword argument 'epoch'"),
         (["task.split=forget01"], "on embedded data give task.num_forget_authors"),
         (["train.save_steps=7"], "not a multiple of train.logging_steps=5"),
-        (["compute=zero2", "precision=bf16"], "choose precision=fp32"),
+        (["compute=zero2", "precision=bf16"], "choose precision=fp32 or bf16_master"),
+        (["compute=zero2", "precision=bf16_kahan"], "choose precision=fp32 or bf16_master"),
+        (["compute=zero2", "compute.deepspeed.bf16.enabled=true"], "disagree: set neither or both"),
+        (["optimizer=sgd", "precision=bf16_kahan"], "optimizer=sgd does not: choose precision=fp32 or bf16"),
+        (["optimizer=sam", "precision=bf16_master"], "optimizer=sam does not: choose precision=fp32 or bf16"),
+        (["optimizer=muon", "compute=zero2"], "does not work element by element"),
+        (["optimizer=soap", "compute=zero2"], "does not work element by element"),
+        (["optimizer=mezo", "compute=zero2"], "does not work element by element"),
+        (["train.log_gradients=true", "compute=zero2"], "train.log_gradients=true needs whole gradients"),
+        (["train.log_gradients=5"], "train.log_gradients=5: expected true or false"),
+        (["optimizer.estimator=fisher"], "choose one of gnb, hutchinson, gradient"),
+        (["optimizer.curvature_on=holdout"], "choose one of retain, forget, both"),
+        (["optimizer.curvature_rows=16"], "expected at most train.batch_size=8"),
+        (
+            ["optimizer.estimator=hutchinson", "compute=zero2", "compute.deepspeed.zero_optimization.stage=3"],
+            "which ZeRO-3 cannot: choose gnb",
+        ),
+        (["optimizer=influence", "optimizer.num_samples=500"], "more than the 360 rows that optimizer.hessian=retain"),
+        (
+            ["optimizer=influence", "optimizer.inverse=woodfisher", "optimizer.memory_gib=0.01"],
+            "lower num_samples, raise",
+        ),
+        (["optimizer=influence", "compute.processes=2"], "takes its one step in one process"),
         (["task.split=forget50"], "choose one of forget01, forget05, forget10"),
         (["task.source=hub"], "locuslab/TOFU cannot be reached .* task.source=embedded"),
         (["task.source=./nowhere"], "nowhere is not a folder: give embedded, hub"),
@@ -97,6 +119,35 @@ def test_a_loss_that_asks_for_a_part_the_task_lacks_is_refused(
     config["loss"]["forget_term"] = {"_target_": "test_check.needs_a_teacher", "_partial_": True}
     with pytest.raises(UsageError, match="asks for the part 'teacher', but task=tofu offers forget, retain, refusal"):
         check(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["loss=grad_ascent", "optimizer=adam"], ("forget",)),
+        (["loss=grad_ascent"], ("forget", "retain")),
+        (["loss=po", "optimizer.curvature_on=forget"], ("refusal", "retain", "forget")),
+        (["loss=po", "optimizer.estimator=hutchinson", "optimizer.curvature_on=both"], ("refusal", "retain", "forget")),
+        (["loss=grad_ascent", "optimizer=sophia_soul"], ("forget",)),
+        (["loss=grad_ascent", "optimizer=influence"], ("forget", "retain")),
+    ],
+)
+def test_a_run_trains_on_the_parts_of_its_loss_and_of_its_curvature(
+    overrides: list[str], parts: tuple[str, ...], configured: Callable[..., dict[str, Any]]
+) -> None:
+    config = configured(*overrides)
+    objective = hydra.utils.instantiate(config["loss"], _convert_="all")
+    assert parts_of_run(objective, build_optimizer(config)) == parts
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16_master"])
+def test_zero_gets_an_optimizer_that_leaves_rounding_to_it(
+    precision: str, configured: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    config = configured("compute=zero2", f"precision={precision}")
+    check(config, tmp_path / "run")
+    assert config["compute"]["deepspeed"]["bf16"]["enabled"] == (precision == "bf16_master")
+    assert "rounding" not in build_optimizer(config).keywords  # type: ignore[attr-defined]
 
 
 def needs_a_teacher(teacher: Any) -> Any:

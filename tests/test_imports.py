@@ -13,17 +13,18 @@ PACKAGE = Path(__file__).parents[1] / "soul_exp"
 # Lowest first. A module may import from strictly earlier lines, a package also from itself.
 LAYERS: list[set[str]] = [
     {"__init__", "binding", "errors"},
-    {"options", "progress"},
+    {"options", "progress", "watch"},
     {"results", "answers", "losses", "optim"},
     {"metrics"},
     {"data"},
     {"models"},
-    {"tasks", "reference"},
+    {"tasks", "reference", "passes"},
     {"trainer", "evaluate"},
     {"prepare"},
     {"check", "mirror"},
     {"unlearn"},
     {"launch"},
+    {"tune"},
     {"experiment"},
     {"tables", "status", "verify", "report", "plan"},  # read run folders; ASIDE says what they may import
     {"cli"},

@@ -6,20 +6,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import items
 from transformers import TrainerCallback
 
-from soul_exp import losses, trainer
-from soul_exp.data import Item, Part, pad
+from soul_exp import losses, passes, trainer
+from soul_exp.data import Item, Part, pad, seed_of
 from soul_exp.errors import UsageError
 from soul_exp.losses import Objective, Scored
 from soul_exp.models import LanguageModel
-from soul_exp.optim import Sophia
+from soul_exp.optim import SAM, Hybrid, Influence, MeZO, Sophia
 from soul_exp.reference import freeze
 from soul_exp.trainer import Outcome, Schedule, Unlearner, train
+from soul_exp.watch import remark
 
 SGD = functools.partial(torch.optim.SGD, lr=0.05)
 OBJECTIVES = {
@@ -124,35 +126,6 @@ def one_trainer(lm: LanguageModel, folder: Path, objective: Objective, names: tu
     return made[0]
 
 
-def test_the_curvature_estimate_converges_to_the_gauss_newton_diagonal(lm: LanguageModel, tmp_path: Path) -> None:
-    """The mean of 500 estimates lies within 10 % of the exact diagonal's sum, on sequences of unequal length.
-
-    The exact diagonal of `sum_t w_t J_t' (diag p_t - p_t p_t') J_t`, w_t = 1 / (S n_i), for the output head's weights W
-    (logits = W h): entry (v, k) is `sum_t w_t p_tv (1 - p_tv) h_tk^2`.
-    """
-    made = one_trainer(lm, tmp_path, OBJECTIVES["grad_ascent"], ("forget", "retain"))
-    model = lm.model.double().eval()
-    batch = made.data_collator([made.train_dataset[i] for i in range(4)])
-    retained = made._rows_of(batch, ["retain"])
-    num_tokens = (retained["labels"] != -100).sum(1)
-    assert num_tokens.min() < num_tokens.max()
-    with torch.no_grad():
-        logits = made.reader(model, retained)
-        hidden, mask = made.reader.hidden, retained["labels"] != -100
-    assert hidden is not None
-    weight = (mask / (len(num_tokens) * num_tokens[:, None])).double()
-    p = logits.softmax(-1)
-    exact = torch.einsum("bt,btv,btk->vk", weight, p * (1 - p), hidden**2)
-    total, samples = torch.zeros_like(exact), 500
-    for number in range(samples):
-        made.state.global_step = number  # the sampling key
-        labels = made._sampled_labels(logits, retained)
-        # gradient of sum_t sqrt(w_t) CE(z_t, y_t) with respect to W, in closed form
-        error = (p - F.one_hot(labels.clamp(min=0), p.shape[-1])) * (weight.sqrt() * mask)[..., None]
-        total += torch.einsum("btv,btk->vk", error, hidden) ** 2
-    assert float(total.sum() / samples / exact.sum()) == pytest.approx(1.0, abs=0.1)
-
-
 def test_the_curvature_pass_squares_the_gradient_of_the_sampled_loss(
     lm: LanguageModel, start: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
@@ -161,10 +134,10 @@ def test_the_curvature_pass_squares_the_gradient_of_the_sampled_loss(
     made.create_optimizer()
     made.model_wrapped, made.state.global_step = lm.model, 0
     batch = made.data_collator([made.train_dataset[i] for i in range(4)])
-    made._refresh_curvature([batch])
+    made._before_step([batch])
     retained = made._rows_of(batch, ["retain"])
     logits = made.reader(lm.model.eval(), retained)
-    labels = made._sampled_labels(logits.detach(), retained)
+    labels = passes.sampled_labels(logits.detach(), retained, ["retain"], (0, 0))
     w = 1 / (4 * (retained["labels"] != -100).sum(1, keepdim=True))
     (F.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=-100) * w.sqrt()).sum().backward()
     for name, p in lm.model.named_parameters():
@@ -172,6 +145,183 @@ def test_the_curvature_pass_squares_the_gradient_of_the_sampled_loss(
         assert p.grad is not None
         torch.testing.assert_close(state["hessian"], 0.05 * p.grad**2, rtol=1e-4, atol=1e-12)
         assert (state["exp_avg"] == 0).all() and torch.equal(p.detach(), start[name])
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [functools.partial(Sophia, lr=1e-3, interval=2), functools.partial(torch.optim.SGD, lr=0.05, momentum=0.9)],
+)
+def test_every_optimizer_logs_what_its_steps_did(
+    optimizer: Any, lm: LanguageModel, start: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    """Norms of m, h and the change of the weights, and the share that changed, of the logged step itself."""
+    run(lm, tmp_path, OBJECTIVES["grad_diff"], optimizer, max_steps=1)
+    logged = json.loads((tmp_path / "train.jsonl").read_text())
+    before, after = torch.cat([v.flatten() for v in start.values()]), weights(lm)
+    assert logged["update_norm"] == pytest.approx(float((after - before).norm()), rel=1e-4)
+    assert logged["effective_update"] == pytest.approx(float((after != before).double().mean()), rel=1e-6)
+    assert 0.5 < logged["effective_update"] < 1.0 and logged["m_norm"] > 0
+    assert ("win_rate" in logged) == (logged["h_norm"] > 0) == (optimizer.func is Sophia)
+
+
+def test_degenerating_to_sign_descent_is_said_once_and_kept(
+    lm: LanguageModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tight = functools.partial(Sophia, lr=1e-4, rho=1e-9)
+    with caplog.at_level("WARNING"):
+        outcome = run(lm, tmp_path / "tight", OBJECTIVES["grad_diff"], tight)
+    said = [record.message for record in caplog.records if "sign descent" in record.message]
+    assert len(said) == len(outcome.notes) == 1 and outcome.notes[0] in said[0]
+    assert "only 0.0% of the coordinates were not clipped" in said[0]
+    assert not run(lm, tmp_path / "wide", OBJECTIVES["grad_diff"], functools.partial(Sophia, lr=1e-4, rho=1e6)).notes
+
+
+def test_sign_descent_is_judged_by_the_later_half() -> None:
+    """A curvature that starts at 0 clips everything at first: that alone is no degeneration."""
+    assert remark([0.0, 0.01, 0.2, 0.3]) is None
+    assert remark([0.4, 0.3, 0.06, 0.02]) is not None  # mean 0.04
+    assert remark([]) is None
+
+
+def test_a_gradient_that_turns_nan_under_our_optimizer_ends_as_diverged(lm: LanguageModel, tmp_path: Path) -> None:
+    class Poison(TrainerCallback):
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 2:
+                next(lm.model.parameters()).grad[3, 3] = float("nan")
+
+    outcome = train(
+        lm.model, lm.reader, parts(lm), objective=OBJECTIVES["npo"], make_optimizer=functools.partial(Sophia, lr=1e-4),
+        schedule=Schedule(1, 4, max_steps=6, logging_steps=1), seed=0, pad_id=lm.pad_id,
+        folder=tmp_path / "checkpoints", label="unlearn", callbacks=[Poison()],
+    )  # fmt: skip
+    assert outcome.diverged == "1 gradient coordinates are not finite at step 3" and outcome.num_steps == 3
+    assert torch.isfinite(weights(lm)).all()  # the coordinate was left as it was
+
+
+def test_the_gradient_conflict_is_logged_when_asked_for_and_changes_no_number(
+    lm: LanguageModel, start: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    ends = []
+    for asked in (True, False):
+        run(fresh(lm, start), tmp_path / str(asked), OBJECTIVES["npo"], log_gradients=asked)
+        ends.append(weights(lm))
+    assert torch.equal(*ends)
+    lines = [[json.loads(line) for line in (tmp_path / str(asked) / "train.jsonl").open()] for asked in (True, False)]
+    assert all(-1 <= line["gradient_cosine"] <= 1 and line["retain_gradient_norm"] > 0 for line in lines[0])
+    assert all("gradient_cosine" not in line for line in lines[1])
+
+
+def full_gradient(lm: LanguageModel, objective: Objective, clip: float | None = None) -> list[torch.Tensor]:
+    """Of the loss on all twelve forget rows and twelve of the retain rows, in the order of the parameters."""
+    batch = {name: pad(encoded[:12], lm.pad_id) for name, (_, encoded) in parts(lm).items()}
+    scored = {name: Scored(lm.reader(lm.model, rows), rows["labels"]) for name, rows in batch.items()}
+    lm.model.zero_grad()
+    objective.total(*objective.terms(scored)).backward()
+    if clip:
+        torch.nn.utils.clip_grad_norm_(lm.model.parameters(), clip)
+    found = [p.grad.clone() for p in lm.model.parameters() if p.grad is not None]
+    lm.model.zero_grad()
+    return found
+
+
+def test_sharpness_aware_steps_climb_along_the_whole_batch_and_clip_what_they_find_there(
+    lm: LanguageModel, start: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    """Against the method written out: w - lr clip(g(w + radius g / ||g||)), whatever the accumulation."""
+    objective = Objective(losses.grad_ascent, None)
+    sam = functools.partial(SAM, lr=0.5, radius=0.3, base=torch.optim.SGD)
+    ends = []
+    for micro in (12, 3):
+        run(fresh(lm, start), tmp_path / str(micro), objective, sam, batch_size=12, micro_batch_size=micro, max_steps=1,
+            max_grad_norm=0.05)  # fmt: skip
+        ends.append(weights(lm))
+    fresh(lm, start)
+    first = full_gradient(lm, objective)
+    norm = torch.cat([g.flatten() for g in first]).norm()
+    before = [p.detach().clone() for p in lm.model.parameters()]
+    with torch.no_grad():
+        for p, g in zip(lm.model.parameters(), first, strict=True):
+            p.add_(0.3 * g / norm)
+    second = full_gradient(lm, objective, clip=0.05)
+    expected = torch.cat([(w - 0.5 * g).flatten() for w, g in zip(before, second, strict=True)])
+    moved = torch.cat([w.flatten() for w in before])
+    for end in ends:
+        assert float((end - moved).norm()) == pytest.approx(0.5 * 0.05, rel=1e-3)  # the clip was active
+        torch.testing.assert_close(end, expected, rtol=0, atol=2e-6)
+
+
+def test_a_zeroth_order_run_takes_no_gradient_and_does_not_depend_on_the_split(
+    lm: LanguageModel, start: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    class NoGradient(TrainerCallback):
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            assert all(p.grad is None for p in lm.model.parameters())
+
+    ends = []
+    for micro in (4, 2):
+        outcome = train(
+            fresh(lm, start).model, lm.reader, parts(lm), objective=OBJECTIVES["grad_diff"],
+            make_optimizer=functools.partial(MeZO, lr=1e-4), pad_id=lm.pad_id, seed=0, label="unlearn",
+            schedule=Schedule(1, 4, micro_batch_size=micro, max_steps=3, warmup_ratio=0, logging_steps=1),
+            folder=tmp_path / str(micro), records=tmp_path / f"{micro}.jsonl", callbacks=[NoGradient()],
+        )  # fmt: skip
+        ends.append(weights(lm))
+        lines = [json.loads(line) for line in (tmp_path / f"{micro}.jsonl").open()]
+        assert all(line["loss"] == pytest.approx(line["forget_loss"] + line["retain_loss"], abs=1e-5) for line in lines)
+        assert outcome.last["effective_update"] > 0.5
+    torch.testing.assert_close(ends[0], ends[1], rtol=0, atol=1e-5)
+    assert (ends[0] - torch.cat([v.flatten() for v in start.values()])).abs().max() > 1e-4
+
+
+def test_a_hybrid_run_alternates(lm: LanguageModel, tmp_path: Path) -> None:
+    make = functools.partial(
+        Hybrid, lr=1e-3, first_order=torch.optim.SGD, zeroth_order=functools.partial(MeZO, lr=1e-5), first_steps=2
+    )
+    run(lm, tmp_path, OBJECTIVES["grad_diff"], make, max_steps=6)
+    norms = [json.loads(line)["grad_norm"] for line in (tmp_path / "train.jsonl").open()]
+    assert [norm > 0 for norm in norms] == [True, True, False, True, True, False]
+
+
+@pytest.mark.parametrize("inverse", ["diagonal", "woodfisher"])
+def test_influence_unlearning_is_one_newton_step_of_the_forget_loss(
+    inverse: str, lm: LanguageModel, start: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    """theta + alpha (N_f / N_r) (H + lambda I)^-1 grad L_f, with H of six retain rows, whatever the batch size."""
+    objective = Objective(losses.grad_ascent, None)
+    make = functools.partial(Influence, lr=1e-2, damping=0.1, num_samples=6, inverse=inverse)
+    outcome = run(lm, tmp_path, objective, make, ("forget", "retain"), epochs=7, batch_size=5, max_grad_norm=0.001)
+    moved = weights(lm)
+    fresh(lm, start).model.eval()
+    gradient = torch.cat([g.flatten() for g in full_gradient(lm, objective)]).double()  # of minus L_f
+    samples = []
+    for i in np.random.default_rng(seed_of("influence", 0)).permutation(20)[:6]:
+        batch = pad([parts(lm)["retain"][1][i]], lm.pad_id)
+        Scored(lm.reader(lm.model, batch), batch["labels"]).mean_nll.sum().backward()
+        samples.append(torch.cat([p.grad.flatten() for p in lm.model.parameters() if p.grad is not None]).double())
+        lm.model.zero_grad()
+    rows = torch.stack(samples)
+    if inverse == "diagonal":
+        direction = gradient / (rows.square().mean(0) + 0.1)
+    else:
+        direction = conjugate_gradients(lambda v: 0.1 * v + rows.T @ (rows @ v) / 6, gradient)
+    assert outcome.num_steps == 1
+    expected = weights(lm).double() - 1e-2 * 12 / 20 * direction
+    assert (expected - weights(lm)).abs().max() > 1e-5
+    torch.testing.assert_close(moved.double(), expected, rtol=0, atol=1e-6)
+
+
+def conjugate_gradients(product: Callable[[torch.Tensor], torch.Tensor], b: torch.Tensor) -> torch.Tensor:
+    """x with `product(x) = b`, by a way that has no inverse in it."""
+    x, residual = torch.zeros_like(b), b.clone()
+    direction = residual
+    for _ in range(50):
+        image = product(direction)
+        step = (residual @ residual) / (direction @ image)
+        x, following = x + step * direction, residual - step * image
+        if following.norm() < 1e-10 * b.norm():
+            break
+        direction, residual = following + (following @ following) / (residual @ residual) * direction, following
+    return x
 
 
 def test_forget_and_retain_loss_are_logged_apart(lm: LanguageModel, tmp_path: Path) -> None:

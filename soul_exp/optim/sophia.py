@@ -12,25 +12,35 @@ Source: Liu et al. 2023 (arXiv 2305.14342); as an unlearner: Jia et al. 2024 (SO
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+
+from .elementwise import Elementwise
+from .kernels import Numbers
 
 
-class Sophia(Optimizer):
-    """Clipped second-order steps; where the curvature is small or not yet known it is sign descent.
+class Sophia(Elementwise):
+    """Clipped second-order steps; where the curvature is small, negative or not yet known it is sign descent.
 
-    `estimator` says where c comes from. "gnb" (Gauss-Newton-Bartlett): the caller computes, at the first step and then
-    every `interval` steps, the gradient whose square is c, and hands it over with `refreshing()` below; B is 1.
-    "gradient": c is the square of the training gradient itself, taken in `step` every `interval` steps, a bare square,
-    so that `num_labels` is B, the number of labels behind it (the SOUL release fixes 5120).
+    `estimator` says where c comes from. "gnb" (Gauss-Newton-Bartlett) and "hutchinson": the caller computes something
+    at the first step and then every `interval` steps, and hands it over as the gradient with `refreshing()` below: for
+    gnb the gradient whose square is c, for hutchinson c itself, of either sign. B is 1. "gradient": c is the square of
+    the training gradient itself, taken in `step` every `interval` steps, a bare square, so that `num_labels` is B, the
+    number of labels behind it (the SOUL release fixes 5120). `interval` is 10 for the first two, 1 for the last.
+
+    `curvature_on` ("retain", "forget" or "both"; None for "gradient") and `curvature_rows` (None: all) tell the caller
+    of which part's NLL and of how many of its rows a step c is computed.
     """
 
-    estimators = ("gnb", "gradient")
+    rule = "sophia"
+    states = ("exp_avg", "hessian")
+    clips = True
+    estimators = ("gnb", "hutchinson", "gradient")
+    parts = ("retain", "forget", "both")
 
     def __init__(
         self,
@@ -41,19 +51,41 @@ class Sophia(Optimizer):
         weight_decay: float = 0.0,
         eps: float = 1e-12,
         estimator: str = "gnb",
-        interval: int = 10,
+        interval: int | None = None,
         num_labels: int = 1,
+        curvature_on: str | None = None,
+        curvature_rows: int | None = None,
+        *,
+        rounding: str = "nearest",
+        state_dtype: str | None = None,
+        seed: int = 0,
     ) -> None:
         if estimator not in self.estimators:
             raise ValueError(f"estimator={estimator!r} is unknown: choose one of {', '.join(self.estimators)}")
-        if interval < 1:
+        if interval is not None and interval < 1:
             raise ValueError(f"interval={interval} is not a number of steps: choose 1 or more")
-        if estimator == "gnb" and num_labels != 1:
-            raise ValueError(f"num_labels={num_labels}: the gnb estimate carries its own scale, leave num_labels at 1")
+        if estimator != "gradient" and num_labels != 1:
+            raise ValueError(
+                f"num_labels={num_labels}: the {estimator} estimate carries its own scale, leave num_labels at 1"
+            )
+        if estimator == "gradient" and not (curvature_on is None and curvature_rows is None):
+            raise ValueError(
+                f"curvature_on={curvature_on!r}, curvature_rows={curvature_rows}: the gradient estimate has no pass of "
+                f"its own, leave them out"
+            )
+        if curvature_on not in (None, *self.parts):
+            raise ValueError(f"curvature_on={curvature_on!r} is unknown: choose one of {', '.join(self.parts)}")
+        if curvature_rows is not None and curvature_rows < 1:
+            raise ValueError(f"curvature_rows={curvature_rows} is not a number of rows: choose 1 or more")
         if not (lr > 0 and rho > 0 and eps > 0 and weight_decay >= 0):
             raise ValueError(f"lr={lr}, rho={rho}, eps={eps}, weight_decay={weight_decay}: expected positive numbers")
         if not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"betas={betas}: expected two numbers from 0 to below 1")
+        self.estimator = estimator
+        self.interval = interval or (1 if estimator == "gradient" else 10)
+        self.curvature_on = None if estimator == "gradient" else curvature_on or "retain"
+        self.curvature_rows = curvature_rows
+        self._refreshing = False
         defaults = {
             "lr": lr,
             "betas": tuple(betas),
@@ -61,10 +93,7 @@ class Sophia(Optimizer):
             "weight_decay": weight_decay,
             "eps": eps,
         }
-        super().__init__(params, defaults)
-        self.estimator = estimator
-        self.interval = interval
-        self._refreshing = False
+        super().__init__(params, defaults, rounding=rounding, state_dtype=state_dtype, seed=seed)
 
     @contextmanager
     def refreshing(self) -> Iterator[None]:
@@ -78,38 +107,15 @@ class Sophia(Optimizer):
         finally:
             self._refreshing = False
 
-    def _state(self, p: Tensor) -> dict[str, Any]:
-        state = self.state[p]
-        if not state:  # whichever pass comes first; counters live here because ZeRO steps once per group
-            state["step"] = torch.zeros((), dtype=torch.int64)
-            state["exp_avg"] = torch.zeros_like(p)
-            state["hessian"] = torch.zeros_like(p)
-        return state
+    def rule_at(self, step: int) -> str:
+        if self._refreshing:
+            return "refresh" if self.estimator == "hutchinson" else "refresh_squared"
+        return "sophia_refresh" if self.estimator == "gradient" and step % self.interval == 0 else "sophia"
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            beta1, beta2 = group["betas"]
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self._state(p)
-                m, h = state["exp_avg"], state["hessian"]
-                if self._refreshing:
-                    h.mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
-                    continue
-                if self.estimator == "gradient" and int(state["step"]) % self.interval == 0:
-                    h.mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
-                state["step"] += 1
-                m.mul_(beta1).add_(p.grad, alpha=1 - beta1)
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                ratio = m / (group["scale"] * h).clamp_(min=group["eps"])
-                p.add_(ratio.clamp_(-1, 1), alpha=-group["lr"])
-        return loss
+    def numbers(self, group: dict[str, Any], step: int) -> Numbers:
+        lr, (beta1, beta2) = float(group["lr"]), group["betas"]
+        decay = 1 - lr * group["weight_decay"]
+        return Numbers(lr, decay, beta1, 1 - beta1, beta2, 1 - beta2, group["scale"], group["eps"])
 
     @torch.no_grad()
     def counts(self) -> Tensor:

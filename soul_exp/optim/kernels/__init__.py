@@ -1,0 +1,132 @@
+"""One pass over memory for every elementwise rule: the same update in plain torch, in C and in Triton.
+
+A kernel is a module with two functions. `obstacle(operands)` says why it cannot take a tensor, None if it can;
+`update(...)` does one rule to a list of tensors and adds what it saw to [8] sums, in the order of STATISTICS.
+fp32 results of all kernels agree bit for bit: each operation is one IEEE rounding, and none is fused with another.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import logging
+import os
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+STATISTICS = (
+    "won",  # |m| < rho B h, strictly; 0 for rules that do not clip
+    "untouched",  # m and h (where there is one) both 0
+    "total",  # coordinates
+    "changed",  # the stored weight differs, bit for bit
+    "sum_m2",
+    "sum_h2",
+    "sum_dw2",  # (w_new - w_old)^2 of the stored weights
+    "nonfinite",  # coordinates left as they are; they count here and in total, nowhere else
+)
+RULES = ("refresh", "refresh_squared", "sophia", "sophia_refresh", "signum", "lion", "adamw")
+REFRESHES = ("refresh", "refresh_squared")  # these move h and nothing else
+SQUARING = ("refresh_squared", "sophia_refresh", "adamw")  # here g^2 has to be finite, not only g
+CLIPPING = ("sophia", "sophia_refresh")
+ROUNDINGS = ("nearest", "master", "kahan", "stochastic")
+
+
+class Numbers(NamedTuple):
+    """The constants of one update, rounded to the arithmetic's precision on arrival."""
+
+    lr: float
+    decay: float  # 1 - lr * weight_decay
+    beta1: float
+    rest1: float  # 1 - beta1
+    beta2: float
+    rest2: float  # 1 - beta2
+    scale: float  # sophia: rho B; adamw: 1 / sqrt(1 - beta2^step)
+    eps: float
+
+
+class Operands(NamedTuple):
+    """What one tensor's update reads and writes; None where the rule has no use for it."""
+
+    grad: Tensor
+    weight: Tensor | None = None
+    m: Tensor | None = None
+    h: Tensor | None = None
+    spare: Tensor | None = None  # the fp32 master weight, or kahan's compensation
+    key: int = 0  # 64 bits that select the noise of stochastic rounding
+
+    def tensors(self) -> list[Tensor]:
+        return [t for t in (self.grad, self.weight, self.m, self.h, self.spare) if t is not None]
+
+
+class Kernel(Protocol):
+    def obstacle(self, operands: Operands) -> str | None: ...
+
+    def update(
+        self,
+        rule: str,
+        numbers: Numbers,
+        operands: Sequence[Operands],
+        rounding: str,
+        statistics: Tensor,
+        counting: bool,
+    ) -> None: ...
+
+
+def key_of(*parts: int) -> int:
+    """64 bits that depend on every one of `parts`."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little")
+
+
+def forced() -> str:
+    """The kernel that the environment asks for, "" if it does not."""
+    return os.environ.get("SOUL_EXP_KERNELS", "")
+
+
+def choose(operands: Operands, forced: str = "") -> Kernel:
+    """The fastest kernel that can take `operands`, or the `forced` one.
+
+    Raises RuntimeError if that one cannot take them.
+    """
+    name = forced or ("triton" if operands.grad.is_cuda else "cpu")
+    reason = _missing(name)
+    if reason is None:
+        kernel = _kernel(name)
+        reason = kernel.obstacle(operands)
+        if reason is None:
+            return kernel
+    if forced:
+        raise RuntimeError(f"SOUL_EXP_KERNELS={forced}: {reason}; unset it, or set it to plain")
+    _say_once(name, reason)
+    return _kernel("plain")
+
+
+@functools.cache
+def _missing(name: str) -> str | None:
+    return "triton is not installed" if name == "triton" and importlib.util.find_spec("triton") is None else None
+
+
+@functools.cache
+def _kernel(name: str) -> Kernel:
+    if name == "plain":
+        from . import plain
+
+        return plain
+    if name == "cpu":
+        from . import cpu
+
+        return cpu
+    if name == "triton":
+        from . import cuda
+
+        return cuda
+    raise RuntimeError(f"SOUL_EXP_KERNELS={name} is unknown: choose plain, cpu or triton, or unset it")
+
+
+@functools.cache
+def _say_once(name: str, reason: str) -> None:
+    log.info("optimizer steps in plain torch instead of the %s kernel: %s", name, reason)

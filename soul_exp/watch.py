@@ -1,0 +1,98 @@
+"""What a step does to the weights, counted for every optimizer: ours count in their own pass, others are compared.
+
+The eight sums of a step, over this process's weights, in the order of SUMS.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SUMS = ("won", "untouched", "total", "changed", "m_squared", "h_squared", "update_squared", "nonfinite")
+MOMENTUM = ("exp_avg", "momentum_buffer")  # what optimizers call their first moment
+CURVATURE = ("hessian", "exp_avg_sq")  # and their second moment or curvature
+SIGN_DESCENT = 0.05  # a win_rate below it: nearly every coordinate moves by the learning rate and no less
+
+
+class Watch:
+    """Counts the steps of `optimizer` that come after `begin()`, until `take()`.
+
+    An optimizer with `take_statistics` counts in the same pass over memory; another one's weights are copied before
+    such a step and compared after it. Under ZeRO these are this rank's share: sum over ranks before `described`.
+    """
+
+    def __init__(self, optimizer: Any) -> None:
+        self.optimizer = optimizer
+        self.counts_itself = hasattr(optimizer, "take_statistics")
+        self.clips = getattr(optimizer, "clips", False)
+        if self.counts_itself:
+            optimizer.raise_nonfinite = False  # the trainer stops such a run as diverged
+        else:
+            self._on, self._before = False, {}  # type: bool, dict[Any, Tensor]
+            self._sums = torch.zeros(len(SUMS), dtype=torch.float64)
+            optimizer.register_step_pre_hook(self._copy)
+            optimizer.register_step_post_hook(self._compare)
+
+    def begin(self) -> None:
+        if self.counts_itself:
+            self.optimizer.counting = True
+        else:
+            self._on = True
+
+    def take(self) -> Tensor:
+        """[8] float64 sums since `begin()`, which ends."""
+        if self.counts_itself:
+            self.optimizer.counting = False
+            return self.optimizer.take_statistics()
+        self._on = False
+        sums, self._sums = self._sums, torch.zeros_like(self._sums)
+        return sums
+
+    @torch.no_grad()
+    def _copy(self, optimizer: Any, *_: Any) -> None:
+        if self._on:
+            self._before = {p: p.detach().clone() for group in optimizer.param_groups for p in group["params"]}
+
+    @torch.no_grad()
+    def _compare(self, optimizer: Any, *_: Any) -> None:
+        for p, before in self._before.items():
+            state = optimizer.state.get(p, {})
+            m, h = (next((state[name] for name in names if name in state), None) for names in (MOMENTUM, CURVATURE))
+            found: dict[str, Any] = {"total": p.numel(), "changed": (p != before).sum()}
+            found["update_squared"] = (p.double() - before.double()).square().sum()
+            found["m_squared"] = 0 if m is None else m.double().square().sum()
+            found["h_squared"] = 0 if h is None else h.double().square().sum()
+            self._sums += torch.tensor([float(found.get(name, 0)) for name in SUMS], dtype=torch.float64)
+        self._before = {}
+
+
+def described(sums: Tensor, clips: bool) -> dict[str, float]:
+    """What is logged of a step, from the sums over all ranks.
+
+    `effective_update`: the share of weights that really changed, after rounding to their dtype. `update_norm`: of that
+    change. `m_norm`, `h_norm`: of momentum and curvature or second moment, 0 where there is none. With `clips` also
+    `win_rate`, the share of coordinates that were not clipped, and `untouched`, the share with m = h = 0.
+    """
+    found = dict(zip(SUMS, sums.tolist(), strict=True))
+    total = max(found["total"], 1.0)
+    shares = {"win_rate": found["won"] / total, "untouched": found["untouched"] / total} if clips else {}
+    norms = {f"{name}_norm": math.sqrt(found[f"{name}_squared"]) for name in ("m", "h", "update")}
+    return {**shares, **norms, "effective_update": found["changed"] / total}
+
+
+def remark(win_rates: Sequence[float]) -> str | None:
+    """One sentence if an optimizer degenerated to sign descent; its win_rate at every logging step is given.
+
+    Judged by the mean over the later half of them: a curvature that starts at 0 clips everything at first.
+    """
+    later = win_rates[len(win_rates) // 2 :]
+    if not later or sum(later) / len(later) >= SIGN_DESCENT:
+        return None
+    return (
+        f"sign descent: in the later half of the steps only {sum(later) / len(later):.1%} of the coordinates were not "
+        f"clipped (win_rate below {SIGN_DESCENT:g}), so the curvature hardly mattered; raise optimizer.rho"
+    )

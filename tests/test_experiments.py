@@ -1,0 +1,82 @@
+"""The presets of ablations: every cell composes, can run, and has the same number of trials under a declared rule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from soul_exp import cli, tune
+from soul_exp.check import check
+
+PRESETS = sorted(path.stem for path in (cli.conf_dir() / "experiment").glob("ablation_*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def hydra_started() -> Iterator[None]:
+    cli.register_resolvers()
+    with hydra.initialize_config_dir(str(cli.conf_dir()), version_base="1.3"):
+        yield
+    HydraConfig.instance().cfg = None
+
+
+def composed(*overrides: str) -> tuple[dict[str, Any], Mapping[str, str]]:
+    """The plain configuration of one job, and the sweep that its preset states."""
+    cfg = hydra.compose("config", overrides=list(overrides), return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    return cli.plain(own, dict(cfg.hydra.runtime.choices)), dict(cfg.hydra.sweeper.params)
+
+
+def jobs(preset: str, budget: str) -> list[dict[str, Any]]:
+    """The configuration of every job of a preset."""
+    typed = [f"experiment={preset}", f"budget={budget}", "wandb.mode=disabled"]
+    _, sweep = composed(*typed)
+    lines = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in sweep.items()])
+    (cells,) = BasicSweeper.split_arguments(lines, max_batch_size=None)
+    return [composed(*typed, *cell)[0] for cell in cells]
+
+
+def test_the_six_ablations_are_there() -> None:
+    assert {name.removeprefix("ablation_") for name in PRESETS} == {
+        "optimizer", "estimator", "rho", "k", "curvature_on", "precision",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("budget", ["smoke", "full"])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_cell_can_run_and_has_as_many_trials_as_the_others(preset: str, budget: str, tmp_path: Path) -> None:
+    configs = jobs(preset, budget)
+    for config in configs:
+        config["cache"] = str(tmp_path / "cache")
+        tune.check_tune(config, check(config, tmp_path / "run"))
+    assert {len(tune.grid(config)) for config in configs} == {4 if budget == "smoke" else 15}
+    assert len({tune.words(config) for config in configs}) == 1  # one rule, one budget
+    seeds = {config["seed"] for config in configs}
+    assert seeds == ({0} if budget == "smoke" else {0, 1, 2}) and configs[0]["tune"]["seed"] not in seeds
+    cells = {str(tune._trial_config(config, 1.0, 1.0)) for config in configs}  # the seeds of a cell share its trials
+    assert len(cells) * len(seeds) == len(configs)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_no_cell_of_a_preset_starts_from_numbers_tuned_elsewhere(preset: str) -> None:
+    for config in jobs(preset, "smoke"):
+        assert config["tuned"] is None and config["train"]["epochs"] == 10
+
+
+def test_values_typed_on_the_command_line_win_over_the_presets_sweep() -> None:
+    config, sweep = composed("experiment=ablation_rho", "budget=smoke", "train.epochs=1", "tune.lr=[1]")
+    assert config["train"]["epochs"] == 1 and config["tune"]["lr"] == [1]
+    assert config["name"] == "ablation_rho" and set(sweep) == {"optimizer.rho", "seed"}
+
+
+def test_a_preset_without_a_budget_is_the_full_one() -> None:
+    config, sweep = composed("experiment=ablation_k")
+    assert len(tune.grid(config)) == 15 and sweep["seed"] == "0,1,2"

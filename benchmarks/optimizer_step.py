@@ -1,7 +1,8 @@
 """How long an optimizer step takes, against the bytes that it has to move and against torch's own AdamW.
 
-All contenders take turns, in random order, on the same weights, gradients and states, so that a busy machine slows all of them alike.
-The byte floor is the time in which the machine copies as much: one pass reads or writes each tensor once.
+All contenders take turns, in random order, on the same weights, gradients and states, so that a busy machine slows
+all of them alike. The byte floor is the time in which the machine copies as much: a pass reads or writes each tensor
+once.
 
     python benchmarks/optimizer_step.py --elements 650000 10000000 100000000 --dtype float32 bfloat16
 """

@@ -272,7 +272,8 @@ def _table(frame: pd.DataFrame, runs: Sequence[Results], asked: Sequence[str] | 
     commits = dict.fromkeys(found.commit[:10] + found.commit[40:] if found.commit else "unknown" for found in runs)
     versions = dict.fromkeys(f"{name} {version}" for found in runs for name, version in found.versions.items())
     notes.append(f"commit {', '.join(commits)}; {', '.join(versions)}")
-    alike = [key for key in (*choices, *varied) if key not in by and key in frame and key != "config.task.source"]
+    known = dict.fromkeys((*choices, *varied, *(CHOSEN if frame["num_trials"].any() else ())))
+    alike = [key for key in known if key not in by and key in frame and key != "config.task.source"]
     told = ", ".join(f"{key.partition('.')[2] or key} {_text(frame[key].iloc[0])}" for key in ("source", *alike))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rows.insert(1, ["-" * width for width in widths])

@@ -77,8 +77,8 @@ def compare(kernel: kernels.Kernel, device: str = "cpu", steps: int = 3) -> None
 
 
 def test_the_c_kernel_equals_plain_torch_bit_for_bit() -> None:
-    if cpu.obstacle(Operands(torch.zeros(1))):
-        pytest.skip(f"no C kernel here: {cpu.obstacle(Operands(torch.zeros(1)))}")
+    if cpu.obstacle([Operands(torch.zeros(1))]):
+        pytest.skip(f"no C kernel here: {cpu.obstacle([Operands(torch.zeros(1))])}")
     compare(cpu)
 
 
@@ -103,7 +103,7 @@ def test_the_triton_kernel_equals_plain_torch_bit_for_bit_on_cuda() -> None:
 @pytest.mark.parametrize("kernel", [plain, cpu], ids=["plain", "cpu"])
 def test_cutting_tensors_into_odd_shards_changes_no_bit(kernel: kernels.Kernel) -> None:
     """Stochastic rounding left aside: its noise is fixed by the position in the tensor at hand."""
-    if kernel.obstacle(Operands(torch.zeros(1))):
+    if kernel.obstacle([Operands(torch.zeros(1))]):
         pytest.skip("no C kernel here")
     for rule, (rounding, weights, states) in itertools.product(kernels.RULES, PRECISIONS[:6]):
         whole, cut = (made(rule, rounding, weights, states) for _ in range(2))
@@ -126,7 +126,7 @@ def test_cutting_tensors_into_odd_shards_changes_no_bit(kernel: kernels.Kernel) 
 
 
 def test_threads_change_no_bit() -> None:
-    if cpu.obstacle(Operands(torch.zeros(1))):
+    if cpu.obstacle([Operands(torch.zeros(1))]):
         pytest.skip("no C kernel here")
     size = 3 * cpu.SMALL + 5
     before, ends = torch.get_num_threads(), []
@@ -159,10 +159,10 @@ def test_stochastic_rounding_keeps_the_mean_and_repeats_itself() -> None:
 
 
 def test_the_environment_forces_a_kernel_and_an_impossible_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    double = Operands(torch.zeros(1, dtype=torch.float64))
-    assert kernels.choose(double) is plain
+    single, double = [Operands(torch.zeros(1))], [Operands(torch.zeros(1, dtype=torch.float64))]
+    assert kernels.choose(double) == [(plain, double)]
     monkeypatch.setenv("SOUL_EXP_KERNELS", "plain")
-    assert kernels.choose(Operands(torch.zeros(1)), kernels.forced()) is plain
+    assert kernels.choose(single, kernels.forced()) == [(plain, single)]
     with pytest.raises(RuntimeError, match=r"SOUL_EXP_KERNELS=cpu: .* not torch\.float64"):
         kernels.choose(double, "cpu")
     with pytest.raises(RuntimeError, match="choose plain, cpu or triton"):
@@ -191,7 +191,7 @@ def test_a_tensor_that_is_not_contiguous_gets_the_same_update_and_is_spoken_of_o
                 optimizer.step()
             ends.append(weight.detach())
     assert torch.equal(*ends)
-    if cpu.obstacle(Operands(torch.zeros(1))) is None:
+    if cpu.obstacle([Operands(torch.zeros(1))]) is None:
         assert [r.message for r in caplog.records].count(
             "optimizer steps in plain torch instead of the cpu kernel: a tensor is not contiguous"
         ) == 1  # fmt: skip

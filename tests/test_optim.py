@@ -46,6 +46,7 @@ def test_sophia_follows_its_definition_coordinate_by_coordinate() -> None:
             with optimizer.refreshing():
                 step(optimizer, weight, curvature)
             h = [b2 * x + (1 - b2) * float(c) ** 2 for x, c in zip(h, curvature, strict=True)]
+        optimizer.counting = number == 5
         step(optimizer, weight, gradient)
         m = [b1 * x + (1 - b1) * float(g) for x, g in zip(m, gradient, strict=True)]
         w = [
@@ -53,7 +54,7 @@ def test_sophia_follows_its_definition_coordinate_by_coordinate() -> None:
             for x, y, z in zip(w, m, h, strict=True)
         ]
     assert weight.tolist() == pytest.approx(w, rel=1e-12)
-    won, untouched, total = optimizer.counts().tolist()
+    won, untouched, total = optimizer.take_statistics()[:3].tolist()
     assert (won, untouched, total) == (sum(abs(y) < rho * z for y, z in zip(m, h, strict=True)), 0, 7)
     assert 0 < won < 7  # otherwise the clip was never or always at work, and this tests less than it says
 
@@ -407,3 +408,12 @@ def test_signum_moves_every_weight_by_exactly_lr() -> None:
     step(optimizer, weight, torch.tensor([-1.0, 1e-9, 0.0]))  # momentum 0.09 - 0.1 < 0
     assert weight.tolist() == [0.0, 0.0, 0.0]
     assert math.isclose(float(optimizer.state[weight]["exp_avg"][0]), -0.01, rel_tol=1e-5)
+
+
+def test_half_precision_weights_keep_fp32_states() -> None:
+    """A squared gradient of 1e-4 is 1e-8, below what fp16 resolves."""
+    weight = torch.ones(3, dtype=torch.float16, requires_grad=True)
+    optimizer = AdamW([weight], lr=0.125)
+    step(optimizer, weight, torch.full((3,), 1e-4, dtype=torch.float16))
+    assert optimizer.state[weight]["exp_avg_sq"].dtype == torch.float32
+    assert weight.tolist() == pytest.approx([0.875 - 0.125 * 0.01] * 3, abs=2**-11)

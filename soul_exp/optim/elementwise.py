@@ -55,7 +55,7 @@ class Elementwise(Optimizer):
         self.raise_nonfinite = True
         self._sums: dict[torch.device, Tensor] = {}
         self._reported = 0.0  # non-finite coordinates that an error has told of
-        self._pending: list[tuple[Tensor, torch.cuda.Event, str]] = []  # counts on their way from a CUDA device
+        self._pending: list[tuple[Tensor, torch.cuda.Event, int]] = []  # counts on their way from a CUDA device
         super().__init__(params, defaults)
 
     # --- what a subclass says -------------------------------------------------------------------------------------
@@ -86,33 +86,35 @@ class Elementwise(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._raise_pending()
-        touched = [(g, p, p.grad) for g in self.param_groups for p in g["params"] if p.grad is not None]
-        for _, p, grad in touched:
-            if grad.layout != torch.strided:
-                raise RuntimeError(
-                    f"a gradient of shape {tuple(p.shape)} is sparse and {type(self).__name__} takes dense ones only: "
-                    f"build the embedding with sparse=False"
-                )
-        groups = {id(group): group for group, _, _ in touched}
+        touched = [
+            (group, [(p, grad) for p in group["params"] if (grad := p.grad) is not None]) for group in self.param_groups
+        ]
+        for _, pairs in touched:
+            for p, grad in pairs:
+                if grad.layout != torch.strided:
+                    raise RuntimeError(
+                        f"a gradient of shape {tuple(p.shape)} is sparse and {type(self).__name__} takes dense ones "
+                        f"only: build the embedding with sparse=False"
+                    )
         forced = kernels.forced()
-        batches: dict[Any, list[Operands]] = defaultdict(list)  # what one call of a kernel can do
-        number = 0
-        for group, p, grad in touched:
-            state = self.state[p] or self._new_state(p)
-            number = state["step"]
-            rule = self.rule_at(number)
-            operands = self._operands(p, grad, state, rule)
-            kernel = kernels.choose(operands, forced)
-            batches[kernel, id(group), rule, number, grad.get_device(), p.dtype, grad.dtype].append(operands)
-            if rule not in REFRESHES:
-                state["step"] += 1
-        for (kernel, group_id, rule, steps, *_), batch in batches.items():
-            numbers = self.numbers(groups[group_id], steps + 1)
-            sums = self._sums_on(batch[0].grad.device)
-            kernel.update(rule, numbers, batch, self.rounding, sums, self.counting)
+        steps = 0
+        for group, pairs in touched:
+            batches: dict[Any, list[Operands]] = defaultdict(list)  # what one call of a kernel can do
+            for p, grad in pairs:
+                state = self.state[p] or self._new_state(p)
+                steps = int(state["step"])
+                rule = self.rule_at(steps)
+                batches[rule, steps, grad.get_device(), p.dtype, grad.dtype].append(
+                    self._operands(p, grad, state, rule)
+                )
+                if rule not in REFRESHES:
+                    state["step"] = steps + 1
+            for (rule, done, *_), batch in batches.items():
+                numbers, sums = self.numbers(group, done + 1), self._sums_on(batch[0].grad.device)
+                for kernel, part in kernels.choose(batch, forced):
+                    kernel.update(rule, numbers, part, self.rounding, sums, self.counting)
         if self.raise_nonfinite:
-            num_coordinates = sum(p.numel() for _, p, _ in touched)
-            self._raise_nonfinite(f"of {num_coordinates} coordinates at step {number + 1}")
+            self._raise_nonfinite(steps + 1)
         return loss
 
     def _new_state(self, p: Tensor) -> dict[str, Any]:
@@ -167,7 +169,7 @@ class Elementwise(Optimizer):
             self._sums[device] = torch.zeros(len(STATISTICS), dtype=torch.float64, device=device)
         return self._sums[device]
 
-    def _raise_nonfinite(self, where: str) -> None:
+    def _raise_nonfinite(self, step: int) -> None:
         """Raises FloatingPointError for what CPU tensors showed; what CUDA tensors did is looked at later."""
         count = 0.0
         for device, sums in self._sums.items():
@@ -176,23 +178,24 @@ class Elementwise(Optimizer):
                 arriving.copy_(sums[-1], non_blocking=True)
                 event = torch.cuda.Event()
                 event.record(torch.cuda.current_stream(device))
-                self._pending.append((arriving, event, where))
+                self._pending.append((arriving, event, step))
             else:
                 count += float(sums[-1])
-        self._raise_above(count, where)
+        self._raise_above(count, step)
 
     def _raise_pending(self) -> None:
         pending, self._pending = self._pending, []
-        for arriving, event, where in pending:
+        for arriving, event, step in pending:
             event.synchronize()  # it was recorded a whole step ago: the device is busy with this one
-            self._raise_above(float(arriving), where)
+            self._raise_above(float(arriving), step)
 
-    def _raise_above(self, count: float, where: str) -> None:
+    def _raise_above(self, count: float, step: int) -> None:
         if count > self._reported:
             new, self._reported = count - self._reported, count
+            total = sum(p.numel() for group in self.param_groups for p in group["params"])
             raise FloatingPointError(
-                f"the gradient is NaN or infinite in {new:.0f} {where}: these were left as they are; lower lr, or set "
-                f"raise_nonfinite to False to go on without them"
+                f"the gradient is NaN or infinite in {new:.0f} of {total} coordinates at step {step}: these were left "
+                f"as they are; lower lr, or set raise_nonfinite to False to go on without them"
             )
 
     # --- checkpoints ----------------------------------------------------------------------------------------------

@@ -16,9 +16,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from .elementwise import Elementwise
 from .kernels import Numbers
 
@@ -116,21 +113,3 @@ class Sophia(Elementwise):
         lr, (beta1, beta2) = float(group["lr"]), group["betas"]
         decay = 1 - lr * group["weight_decay"]
         return Numbers(lr, decay, beta1, 1 - beta1, beta2, 1 - beta2, group["scale"], group["eps"])
-
-    @torch.no_grad()
-    def counts(self) -> Tensor:
-        """[3] numbers of coordinates, from the state as it is: unclipped (|m| < rho B h), untouched (m = h = 0), all.
-
-        `win_rate` is the first over the last. Under ZeRO each rank holds its own share: sum over ranks before dividing.
-        """
-        total = torch.zeros(3, dtype=torch.float64)
-        for group in self.param_groups:
-            for p in group["params"]:
-                state = self.state.get(p)
-                if not state:
-                    continue
-                m, h = state["exp_avg"], state["hessian"]
-                won = (m.abs() < group["scale"] * h).sum()
-                untouched = ((m == 0) & (h == 0)).sum()
-                total += torch.tensor([won.item(), untouched.item(), m.numel()], dtype=torch.float64)
-        return total

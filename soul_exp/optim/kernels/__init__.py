@@ -1,7 +1,7 @@
 """One pass over memory for every elementwise rule: the same update in plain torch, in C and in Triton.
 
-A kernel is a module with two functions. `obstacle(operands)` says why it cannot take a tensor, None if it can;
-`update(...)` does one rule to a list of tensors and adds what it saw to [8] sums, in the order of STATISTICS.
+A kernel is a module with two functions. `obstacle(batch)` says why it cannot take these tensors, None if it
+can; `update(...)` does one rule to a list of tensors and adds what it saw to [8] sums, in the order of STATISTICS.
 fp32 results of all kernels agree bit for bit: each operation is one IEEE rounding, and none is fused with another.
 """
 
@@ -63,14 +63,19 @@ class Operands(NamedTuple):
         return [t for t in (self.grad, self.weight, self.m, self.h, self.spare) if t is not None]
 
 
+def columns(batch: Sequence[Operands]) -> list[tuple[Tensor, ...]]:
+    """The tensors of `batch` by kind: all gradients, all weights and so on, as far as the rule has them."""
+    return [column for column in list(zip(*batch, strict=True))[:5] if column[0] is not None]
+
+
 class Kernel(Protocol):
-    def obstacle(self, operands: Operands) -> str | None: ...
+    def obstacle(self, batch: Sequence[Operands]) -> str | None: ...
 
     def update(
         self,
         rule: str,
         numbers: Numbers,
-        operands: Sequence[Operands],
+        batch: Sequence[Operands],
         rounding: str,
         statistics: Tensor,
         counting: bool,
@@ -87,22 +92,21 @@ def forced() -> str:
     return os.environ.get("SOUL_EXP_KERNELS", "")
 
 
-def choose(operands: Operands, forced: str = "") -> Kernel:
-    """The fastest kernel that can take `operands`, or the `forced` one.
+def choose(batch: Sequence[Operands], forced: str = "") -> list[tuple[Kernel, Sequence[Operands]]]:
+    """Each of `batch`, all of one dtype and device, with the fastest kernel that can take it, or the `forced` one.
 
     Raises RuntimeError if that one cannot take them.
     """
-    name = forced or ("triton" if operands.grad.is_cuda else "cpu")
-    reason = _missing(name)
+    name = forced or ("triton" if batch[0].grad.is_cuda else "cpu")
+    reason = _missing(name) or _kernel(name).obstacle(batch)
     if reason is None:
-        kernel = _kernel(name)
-        reason = kernel.obstacle(operands)
-        if reason is None:
-            return kernel
+        return [(_kernel(name), batch)]
     if forced:
         raise RuntimeError(f"SOUL_EXP_KERNELS={forced}: {reason}; unset it, or set it to plain")
+    if len(batch) > 1:  # one tensor that is out of the ordinary does not slow the others
+        return [chosen for operands in batch for chosen in choose([operands])]
     _say_once(name, reason)
-    return _kernel("plain")
+    return [(_kernel("plain"), batch)]
 
 
 @functools.cache

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import ROUNDINGS, RULES, STATISTICS, Numbers, Operands
+from . import ROUNDINGS, RULES, STATISTICS, Numbers, Operands, columns
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +35,7 @@ FLAGS = [
 SMALL = 1 << 16  # coordinates below which a second thread costs more than it saves
 ALIGNED = 64  # coordinates: threads meet at cache lines
 DTYPES = (torch.float32, torch.bfloat16)
+COLUMNS = 7  # of the table that cpu.c calls Operands
 
 
 class Pass(ctypes.Structure):
@@ -43,23 +44,23 @@ class Pass(ctypes.Structure):
     ]
 
 
-def obstacle(operands: Operands) -> str | None:
+def obstacle(batch: Sequence[Operands]) -> str | None:
     """Why the C kernel cannot take these tensors, None if it can."""
-    for t in operands.tensors():
-        if t.is_cpu and t.dtype in DTYPES and t.is_contiguous():
-            continue
-        if not t.is_cpu:
-            return f"it takes tensors of the CPU, not of {t.device.type}"
-        if t.dtype not in DTYPES:
-            return f"it takes float32 and bfloat16, not {t.dtype}"
-        return "a tensor is not contiguous"
+    for column in columns(batch):
+        first = column[0]
+        if not first.is_cpu:
+            return f"it takes tensors of the CPU, not of {first.device.type}"
+        if first.dtype not in DTYPES:
+            return f"it takes float32 and bfloat16, not {first.dtype}"
+        if not all(map(Tensor.is_contiguous, column)):
+            return "a tensor is not contiguous"
     return _library()[1]
 
 
 def update(
     rule: str,
     numbers: Numbers,
-    operands: Sequence[Operands],
+    batch: Sequence[Operands],
     rounding: str,
     statistics: Tensor,
     counting: bool,
@@ -67,16 +68,18 @@ def update(
     """plain.update for tensors of equal dtypes, in torch.get_num_threads() threads and in one pass over memory."""
     library, reason = _library()
     assert library is not None, reason
-    first = operands[0]
+    first = batch[0]
     state = first.h if first.m is None else first.m
     bf16 = [t is not None and t.dtype == torch.bfloat16 for t in (first.grad, first.weight, state)]
     work = Pass(RULES.index(rule), ROUNDINGS.index(rounding), *bf16, counting, *numbers)
-    rows: list[int] = []
-    for o in operands:
-        rows += [0 if t is None else t.data_ptr() for t in (o.grad, o.weight, o.m, o.h, o.spare)]
-        rows += [o.grad.numel(), o.key]
+    sizes = [o.grad.numel() for o in batch]
+    rows = [0] * (COLUMNS * len(batch))
+    for number, column in enumerate(list(zip(*batch, strict=True))[:5]):
+        if column[0] is not None:
+            rows[number::COLUMNS] = map(Tensor.data_ptr, column)
+    rows[5::COLUMNS], rows[6::COLUMNS] = sizes, [o.key for o in batch]
     table = (ctypes.c_uint64 * len(rows))(*rows)
-    total = sum(rows[5::7])
+    total = sum(sizes)
 
     def share(begin: int, end: int) -> list[float]:
         sums = (ctypes.c_double * len(STATISTICS))()
@@ -110,7 +113,7 @@ def _library() -> tuple[ctypes.CDLL | None, str | None]:
         if not (folder / name).exists():
             if compiler is None:
                 return None, "no C compiler (cc, gcc or clang) was found"
-            start, part = time.perf_counter(), folder / f"{name}.{os.getpid()}"
+            start, part = time.perf_counter(), folder / f"{name}.{platform.node()}.{os.getpid()}"
             done = subprocess.run([*command, str(SOURCE), "-o", str(part), "-lm"], capture_output=True, text=True)
             if done.returncode:
                 return None, f"the C compiler failed: {' '.join(done.stderr.split())[:300]}"

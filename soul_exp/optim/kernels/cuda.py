@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import CLIPPING, REFRESHES, SQUARING, STATISTICS, Numbers, Operands
+from . import CLIPPING, REFRESHES, SQUARING, STATISTICS, Numbers, Operands, columns
 
 BLOCK = 1024
 COLUMNS = 7  # addresses of grad, weight, m, h and spare (0: none), number of coordinates, key
@@ -189,34 +189,34 @@ def _pass(
         tl.store(out + 6 * step, tl.sum(dw * dw))
 
 
-def obstacle(operands: Operands) -> str | None:
+def obstacle(batch: Sequence[Operands]) -> str | None:
     """Why the Triton kernel cannot take these tensors, None if it can."""
-    for t in operands.tensors():
-        if (t.is_cuda or os.environ.get("TRITON_INTERPRET")) and t.dtype in DTYPES and t.is_contiguous():
-            continue
-        if not (t.is_cuda or os.environ.get("TRITON_INTERPRET")):
-            return f"it takes tensors of CUDA, not of {t.device.type}"
-        if t.dtype not in DTYPES:
-            return f"it takes float32 and bfloat16, not {t.dtype}"
-        return "a tensor is not contiguous"
+    for column in columns(batch):
+        first = column[0]
+        if not (first.is_cuda or os.environ.get("TRITON_INTERPRET")):
+            return f"it takes tensors of CUDA, not of {first.device.type}"
+        if first.dtype not in DTYPES:
+            return f"it takes float32 and bfloat16, not {first.dtype}"
+        if not all(map(Tensor.is_contiguous, column)):
+            return "a tensor is not contiguous"
     return None
 
 
 def update(
     rule: str,
     numbers: Numbers,
-    operands: Sequence[Operands],
+    batch: Sequence[Operands],
     rounding: str,
     statistics: Tensor,
     counting: bool,
 ) -> None:
     """plain.update for tensors of equal dtypes on one device: no read-back, at most two launches."""
-    first = operands[0]
+    first = batch[0]
     state = first.h if first.m is None else first.m
     assert state is not None
     counting = counting and rule not in REFRESHES
     for aligned in (True, False):
-        chosen = [o for o in operands if _aligned(o) == aligned and o.grad.numel()]
+        chosen = [o for o in batch if _aligned(o) == aligned and o.grad.numel()]
         if not chosen:
             continue
         rows = tuple(v for o in chosen for v in _row(o))

@@ -14,7 +14,7 @@ from torch import Tensor
 from . import CLIPPING, REFRESHES, SQUARING, Numbers, Operands
 
 
-def obstacle(operands: Operands) -> str | None:
+def obstacle(batch: Sequence[Operands]) -> str | None:
     """None: plain torch takes everything."""
     return None
 
@@ -22,13 +22,13 @@ def obstacle(operands: Operands) -> str | None:
 def update(
     rule: str,
     numbers: Numbers,
-    operands: Sequence[Operands],
+    batch: Sequence[Operands],
     rounding: str,
     statistics: Tensor,
     counting: bool,
 ) -> None:
-    """Does `rule` to each of `operands` in place and adds what was seen to `statistics`, [8] float64."""
-    for o in operands:
+    """Does `rule` to each of `batch` in place and adds what was seen to `statistics`, [8] float64."""
+    for o in batch:
         real = torch.float64 if any(t.dtype == torch.float64 for t in o.tensors()) else torch.float32
         g, m, h = (None if t is None else t.to(real) for t in (o.grad, o.m, o.h))
         assert g is not None

@@ -57,7 +57,7 @@ def test_every_cell_can_run_and_has_as_many_trials_as_the_others(preset: str, bu
     for config in configs:
         config["cache"] = str(tmp_path / "cache")
         tune.check_tune(config, check(config, tmp_path / "run"))
-    assert {len(tune.grid(config)) for config in configs} == {4 if budget == "smoke" else 15}
+    assert {len(tune.grid(config)) for config in configs} == {4 if budget == "smoke" else 10}
     assert len({tune.words(config) for config in configs}) == 1  # one rule, one budget
     seeds = {config["seed"] for config in configs}
     assert seeds == ({0} if budget == "smoke" else {0, 1, 2}) and configs[0]["tune"]["seed"] not in seeds
@@ -79,4 +79,4 @@ def test_values_typed_on_the_command_line_win_over_the_presets_sweep() -> None:
 
 def test_a_preset_without_a_budget_is_the_full_one() -> None:
     config, sweep = composed("experiment=ablation_k")
-    assert len(tune.grid(config)) == 15 and sweep["seed"] == "0,1,2"
+    assert len(tune.grid(config)) == 10 and sweep["seed"] == "0,1,2"

@@ -278,6 +278,8 @@ class Unlearner(Trainer):
                 logs["retain_loss"] = float(terms[1] / terms[2])
             assert self.watch is not None
             sums = self._sum_over_ranks(self.watch.take())
+            if getattr(self, "deepspeed", None) is None:  # each rank has counted every weight; under ZeRO its share
+                sums /= self.args.world_size
             logs |= {**described(sums, self.watch.clips), **self._conflict}
             self._stop_if_diverged(logs, num_nonfinite=int(sums[SUMS.index("nonfinite")]))
         super().log(logs, start_time)

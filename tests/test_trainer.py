@@ -324,6 +324,24 @@ def conjugate_gradients(product: Callable[[torch.Tensor], torch.Tensor], b: torc
     return x
 
 
+@pytest.mark.parametrize("estimator", ["gnb", "hutchinson"])
+def test_curvature_passes_disturb_neither_order_schedule_nor_random_numbers(
+    estimator: str, lm: LanguageModel, start: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    """Where rho is so small that every step is a sign, a pass at each step or only at the first makes no difference."""
+    lm.model.config.attention_dropout = 0.1  # draws from the random state that a pass must leave alone
+    for layer in lm.model.model.layers:
+        layer.self_attn.attention_dropout = 0.1
+    ends, rates = [], []
+    for interval in (1, 1000):
+        make = functools.partial(Sophia, lr=1e-3, rho=1e-30, eps=1e-30, estimator=estimator, interval=interval)
+        run(fresh(lm, start), tmp_path / str(interval), OBJECTIVES["npo"], make, max_steps=6, lr_scheduler="linear")
+        ends.append(weights(lm))
+        rates.append([json.loads(line)["learning_rate"] for line in (tmp_path / str(interval) / "train.jsonl").open()])
+    assert torch.equal(*ends) and rates[0] == rates[1]
+    assert not torch.equal(ends[0], torch.cat([v.flatten() for v in start.values()]))
+
+
 def test_forget_and_retain_loss_are_logged_apart(lm: LanguageModel, tmp_path: Path) -> None:
     batch = {name: pad(encoded, lm.pad_id) for name, (_, encoded) in parts(lm).items()}
     run(

@@ -80,8 +80,9 @@ def comparison(results: Results) -> str:
             reason = results.reasons.get(name) or results.reasons.get(f"retrained.{name}") or "no reason is given"
             below.append(f"{NULL} {_label(name)} ({', '.join(empty)}): {reason}")
     seconds = ", ".join(f"{stage} {_number(value)} s" for stage, value in results.seconds.items())
-    below.append(f"{seconds}; {results.num_steps} steps; win_rate {_number(_finite(results.training.get('win_rate')))}")
-    return "\n".join([*_wrapped(above), "", *lines, "", *_wrapped(below)])
+    last = [f"{name} {_number(_finite(results.training.get(name)))}" for name in ("win_rate", "effective_update")]
+    below.append(f"{seconds}; {results.num_steps} steps; {', '.join(last)}")
+    return "\n".join([*_wrapped(above), "", *lines, "", *_wrapped([*below, *results.notes])])
 
 
 def load(folder: Path | str) -> pd.DataFrame:

@@ -68,7 +68,7 @@ def made(
         config=config,
         metrics={model: dict(measured) for model, measured in models.items() if measured is not None},
         reasons={},
-        training={"win_rate": 0.25},
+        training={"win_rate": 0.25, "effective_update": 0.5},
         num_steps=50,
         seconds={"prepare": 3.0, "unlearn": 2.0, "evaluate": 1.0},
         peak_memory_gib=0.5,
@@ -122,7 +122,9 @@ def test_comparison_sets_before_after_and_retrained_side_by_side() -> None:
     assert "retrained = target value" in next(line for line in text.splitlines() if line.startswith("MIA AUC"))
     kept = next(line for line in text.splitlines() if "share of before" in line)
     assert "75.0 %" in kept and "97.5 %" in kept  # 0.6 / 0.8 and 0.78 / 0.8
-    assert text.splitlines()[-1] == "prepare 3.000 s, unlearn 2.000 s, evaluate 1.000 s; 50 steps; win_rate 0.250"
+    assert text.splitlines()[-1] == (
+        "prepare 3.000 s, unlearn 2.000 s, evaluate 1.000 s; 50 steps; win_rate 0.250, effective_update 0.500"
+    )
 
 
 def test_comparison_has_the_headline_first_and_then_each_probe_together() -> None:

@@ -27,7 +27,7 @@ from soul_exp.trainer import Schedule
 
 STAGES = ("prepare", "unlearn", "evaluate")
 UNLEARNED = "unlearned.json"  # beside the weights of a model that a run of ours unlearned
-HESSIAN_PARTS = {"retain": ("retain",), "all": ("forget", "retain")}  # an influence step's
+HESSIAN_PARTS = {"retain": ("retain",), "all": ("forget", "retain")}  # whose rows an influence step's Hessian is of
 ELEMENTWISE = ("Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "RMSprop", "SGD")  # of torch.optim
 ROUNDINGS = ("nearest", "master", "kahan", "stochastic")
 FREE_BYTES = 200 * 2**20  # a tiny run's folder and its prepared models, with room to spare
@@ -84,7 +84,8 @@ def build_optimizer(config: Mapping[str, Any]) -> Callable[..., torch.optim.Opti
     rounding = config["precision"]["rounding"]
     if rounding == "nearest" or config["compute"]["deepspeed"]:  # ZeRO gives it fp32 shards and rounds by itself
         return made
-    return functools.partial(made, rounding=rounding)
+    noise = {"seed": config["seed"]} if rounding == "stochastic" else {}
+    return functools.partial(made, rounding=rounding, **noise)
 
 
 def parts_of_run(objective: Objective, optimizer: Any) -> tuple[str, ...]:
@@ -95,7 +96,7 @@ def parts_of_run(objective: Objective, optimizer: Any) -> tuple[str, ...]:
 def _parts_of_curvature(optimizer: Any) -> tuple[str, ...]:
     settings = _settings(optimizer)
     if settings.get("hessian") in HESSIAN_PARTS:
-        return HESSIAN_PARTS[settings["hessian"]]
+        return ("forget", "retain")  # the ratio of their sizes scales the step
     if isinstance(settings.get("base"), functools.partial):
         return _parts_of_curvature(settings["base"])
     return CURVATURE_PARTS[settings.get("curvature_on") or "retain"] if settings.get("estimator") in SAMPLED else ()
@@ -140,7 +141,7 @@ def _check_optimizer(config: Mapping[str, Any], task: Task, optimizer: Any) -> N
             raise UsageError("train.log_gradients=true needs whole gradients, which ZeRO does not keep: set it false")
         if getattr(made, "estimator", None) == "hutchinson" and compute["deepspeed"]["zero_optimization"]["stage"] == 3:
             raise UsageError("optimizer.estimator=hutchinson differentiates twice, which ZeRO-3 cannot: choose gnb")
-    rows = getattr(made, "curvature_rows", None)
+    rows = getattr(getattr(made, "base", made), "curvature_rows", None)
     if rows and rows > train["batch_size"]:
         raise UsageError(
             f"optimizer.curvature_rows={rows} is more than a step has: expected at most "

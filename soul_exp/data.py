@@ -163,6 +163,7 @@ class Stream(Dataset[dict[str, tuple[int, Encoded]]]):
         self, parts: Mapping[str, tuple[Part, Sequence[Encoded]]], *, num_steps: int, batch_size: int, seed: int
     ) -> None:
         self.num_steps, self.batch_size = num_steps, batch_size
+        self.num_rows = {name: len(part.rows) for name, (part, _) in parts.items()}
         self.encoded = {name: encoded for name, (_, encoded) in parts.items()}
         self.order: dict[str, np.ndarray] = {}  # part -> numbers of wordings
         rows: dict[str, np.ndarray] = {}

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -113,7 +114,7 @@ def refresh_curvature(step: Step) -> None:
     """One estimate of the diagonal curvature of the NLL of `optimizer.curvature_on`, handed to the optimizer.
 
     The NLL is `mean(l_i / n_i)` over the rows of a part, the parts' sum if there are two; it never is the loss of the
-    run. `optimizer.curvature_rows` rows of each part, the first of the step, or all. Dropout off, no clipping.
+    run. `optimizer.curvature_rows` rows of each part, drawn from the step's, or all. Dropout off, no clipping.
     """
     parts = CURVATURE_PARTS[step.optimizer.curvature_on]
     with step.evaluating():
@@ -134,19 +135,22 @@ def refresh_curvature(step: Step) -> None:
 def _curvature_batches(step: Step, parts: Sequence[str]) -> tuple[list[Batch], int]:
     """This rank's micro-batches cut down to `parts` and to the rows that the pass reads, and how many those are in all.
 
-    Micro-batch i of rank r is number `i world + r` of the step, so that the rows do not depend on the split.
+    Of a sub-batch the rows are drawn, not the first: rows stand by length in a step. Micro-batch i of rank r is number
+    `i world + r` of the step, so that they do not depend on the split.
     """
     available = len(step.samples) * step.world * step.num_rows
     wanted = min(step.optimizer.curvature_rows or available, available)
+    drawn = np.random.default_rng(seed_of("curvature rows", step.seed, step.number)).permutation(available)[:wanted]
     batches = []
     for i, sample in enumerate(step.samples):
-        count = min(step.num_rows, wanted - (i * step.world + step.rank) * step.num_rows)
-        if count <= 0 and step.world == 1:
+        start = (i * step.world + step.rank) * step.num_rows
+        rows = [row for row in range(step.num_rows) if start + row in drawn]
+        if not rows and step.world == 1:
             continue
         batch = step.rows_of(sample, parts)
-        if 0 < count < step.num_rows:
-            batch = some_rows(batch, (torch.arange(len(batch["rows"])) % step.num_rows < count).nonzero().flatten())
-        if count <= 0:  # ranks run the same number of backward passes: this one adds nothing
+        if 0 < len(rows) < step.num_rows:
+            batch = some_rows(batch, torch.tensor([k * step.num_rows + row for k in range(len(parts)) for row in rows]))
+        if not rows:  # ranks run the same number of backward passes: this one adds nothing
             batch = {**batch, "labels": torch.full_like(batch["labels"], IGNORED)}
         batches.append(batch)
     return batches, wanted
@@ -290,6 +294,8 @@ def gradient_conflict(step: Step) -> dict[str, float]:
     forget, retain = (torch.stack([(a * a).sum() for a in side]).sum().sqrt() for side in sums)
     inner = torch.stack([(a * b).sum() for a, b in zip(*sums, strict=True)]).sum()
     found = {"forget_gradient_norm": float(forget)}
-    if float(retain) > 0:
-        found |= {"retain_gradient_norm": float(retain), "gradient_cosine": float(inner / (forget * retain))}
+    if terms[1] is not None:
+        found["retain_gradient_norm"] = float(retain)
+    if float(forget) > 0 and float(retain) > 0:  # a saturated term has no direction
+        found["gradient_cosine"] = float(inner / (forget * retain))
     return found

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallb
 from soul_exp import models, passes
 from soul_exp.data import Collator, Encoded, Part, Stream, seed_of, some_rows
 from soul_exp.errors import UsageError
-from soul_exp.losses import Objective, Scored
+from soul_exp.losses import Objective, Scored, grad_ascent
 from soul_exp.models import AnswerReader
 from soul_exp.passes import Step
 from soul_exp.progress import COMPLETE, Progress, last_complete
@@ -143,6 +143,8 @@ class Unlearner(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
+        if getattr(self.base_optimizer, "static", False):
+            model.eval()  # one exact step: its gradient is of the same function as its Hessian, without dropout
         forget, retain = self.objective.terms(self._available(model, inputs))
         self._terms += torch.stack(
             [forget.detach(), (retain if retain is not None else forget).detach(), torch.ones_like(forget)]
@@ -253,11 +255,12 @@ class Unlearner(Trainer):
         )
 
     def _influence_rows(self, optimizer: Any) -> list[tuple[str, int, Encoded]]:
-        """The rows behind the Hessian of an influence step, drawn without replacement; sets its `ratio` N_f / N_r."""
+        """The rows behind the Hessian of an influence step, drawn without replacement; sets `ratio` to N_f / N_r."""
         encoded = self.stream.encoded
         sides = ["retain"] if optimizer.hessian == "retain" else ["forget", "retain"]
         rows = [(part, number, tokens) for part in sides for number, tokens in enumerate(encoded[part])]
-        optimizer.ratio = len(encoded["forget"]) / len(encoded["retain"])
+        if optimizer.ratio is None:
+            optimizer.ratio = self.stream.num_rows["forget"] / self.stream.num_rows["retain"]
         drawn = np.random.default_rng(seed_of("influence", self.args.seed)).permutation(len(rows))
         return [rows[i] for i in drawn[: optimizer.num_samples]]
 
@@ -287,8 +290,12 @@ class Unlearner(Trainer):
     @property
     def remarks(self) -> list[str]:
         """What a reader of the results has to know of this training."""
-        said = remark([entry["win_rate"] for entry in self.state.log_history if "win_rate" in entry])
-        return [said] if said else []
+        said = [remark([entry["win_rate"] for entry in self.state.log_history if "win_rate" in entry])]
+        if getattr(self.base_optimizer, "static", False):
+            term = getattr(self.objective.forget_term, "func", self.objective.forget_term)
+            if term is not grad_ascent or self.objective.retain_function is not None:
+                said.append("one Newton step of this loss: influence unlearning proper has loss=grad_ascent")
+        return [sentence for sentence in said if sentence]
 
     def _sum_over_ranks(self, values: Tensor) -> Tensor:
         if self.args.world_size > 1:

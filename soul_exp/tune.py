@@ -36,15 +36,10 @@ from soul_exp.tasks.task import Task, content_hash
 log = logging.getLogger(__name__)
 
 VERSION = 1  # raise it when a change to this module changes the numbers of a trial
-CODE = (
-    "data.py",
-    "losses.py",
-    "models.py",
-    "optim/**/*.[cp]*",
-    "passes.py",
-    "reference.py",
-    "trainer.py",
-)  # what trains
+CODE = (  # what trains and what measures a trial
+    *("answers.py", "binding.py", "check.py", "data.py", "evaluate.py", "losses.py", "metrics/*.py", "models.py"),
+    *("optim/**/*.py", "optim/**/*.c", "passes.py", "reference.py", "tasks/*.py", "trainer.py", "unlearn.py"),
+)
 VALIDATION = "validation_"  # how the names of the validation part's probes and metrics begin
 FORGET_QUALITY = "validation_log10_forget_quality"
 RETAIN = "validation_retain_probability"
@@ -170,9 +165,14 @@ def tuned(
         _make(config, missing, logs)
     trials = [_read(Path(path), lr, gamma) for lr, gamma, path in places]
     known = unlearn.known_answers(config, task)
-    before = unlearn.measure(checked.metrics[RETAIN], known["original"], known["retrained"])
-    assert before is not None
-    chosen = _rule(config)(trials, {RETAIN: before})
+    start_metrics = {
+        name: unlearn.measure(metric, known["original"], known["retrained"])
+        for name, metric in checked.metrics.items()
+        if name.startswith(VALIDATION) and name not in checked.reasons
+    }
+    chosen = _rule(config)(trials, start_metrics)
+    if chosen not in trials:
+        raise UsageError(f"tune.rule returned {chosen!r}: expected one of the trials that it was given")
     log.info(
         "tune: %d trials (%d in the cache) in %.0f s, lr %g and gamma %g: %s",
         len(trials), len(trials) - len(missing), time.perf_counter() - start, chosen.lr, chosen.gamma, _told(chosen),

@@ -80,3 +80,18 @@ def test_values_typed_on_the_command_line_win_over_the_presets_sweep() -> None:
 def test_a_preset_without_a_budget_is_the_full_one() -> None:
     config, sweep = composed("experiment=ablation_k")
     assert len(tune.grid(config)) == 10 and sweep["seed"] == "0,1,2"
+
+
+def test_the_gradient_estimator_looks_at_every_step() -> None:
+    config, _ = composed("optimizer=sophia_gradient")
+    assert config["optimizer"]["interval"] == 1 and config["optimizer"]["curvature_on"] is None
+
+
+def test_the_documented_budgets_are_the_budgets() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "ablations.md").read_text()
+    for budget in ("smoke", "full"):
+        config, sweep = composed("experiment=ablation_rho", f"budget={budget}")
+        row = next(line for line in text.splitlines() if line.startswith(f"| {budget} |"))
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        assert cells[1] == str(config["train"]["epochs"]) and cells[2].split(":")[0] == str(len(tune.grid(config)))
+        assert cells[3].replace(" ", "") == str(sweep["seed"])

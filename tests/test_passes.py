@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -161,16 +162,28 @@ def test_the_parts_of_both_are_sampled_independently(model: Any) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 2])
-def test_a_curvature_sub_batch_is_the_first_rows_of_the_step(rows: int, model: Any) -> None:
-    """`curvature_rows` rows a part, whatever the micro-batches; their mean is over those rows only."""
+def test_a_curvature_sub_batch_is_drawn_and_depends_on_neither_split_nor_rank(rows: int, model: Any) -> None:
+    """`curvature_rows` rows a part, each step others; their mean is over those rows only."""
     reader = AnswerReader(model)
-    for micro in (3, 1):
-        sophia = Sophia(model.parameters(), estimator="hutchinson", curvature_rows=rows)
-        batches, num_rows = passes._curvature_batches(step_of(model, reader, sophia, micro=micro), ["retain"])
-        read = [
-            int(row) for b in batches for row, labels in zip(b["rows"], b["labels"], strict=True) if (labels >= 0).any()
-        ]
-        assert read == list(range(rows)) and num_rows == rows
+
+    def read(number: int, micro: int, world: int) -> list[int]:
+        found: list[int] = []
+        for rank in range(world):
+            sophia = Sophia(model.parameters(), estimator="hutchinson", curvature_rows=rows)
+            step = step_of(model, reader, sophia, number, micro)
+            step = replace(step, samples=step.samples[rank::world], rank=rank, world=world)
+            batches, num_rows = passes._curvature_batches(step, ["forget", "retain"])
+            assert num_rows == rows
+            for batch in batches:
+                some = (batch["labels"] >= 0).any(1)
+                found += batch["rows"][some].tolist()
+        return sorted(found)
+
+    for number in range(6):
+        chosen = read(number, 3, 1)
+        assert len(chosen) == 2 * rows and len(set(chosen)) == rows  # the same positions of both parts
+        assert read(number, 1, 1) == read(number, 1, 3) == chosen
+    assert len({tuple(read(number, 3, 1)) for number in range(6)}) > 1
     model.get_output_embeddings()._forward_pre_hooks.popitem()
 
 
@@ -201,3 +214,12 @@ def test_the_gradients_of_both_terms_and_their_cosine_are_those_of_autograd(mode
     assert found["forget_gradient_norm"] == pytest.approx(float(forget.norm()), rel=1e-5)
     assert found["retain_gradient_norm"] == pytest.approx(float(retain.norm()), rel=1e-5)
     assert found["gradient_cosine"] == pytest.approx(float(forget @ retain / forget.norm() / retain.norm()), rel=1e-5)
+
+
+def test_a_term_without_a_gradient_has_no_cosine(model: Any) -> None:
+    reader = AnswerReader(model)
+    step = step_of(model, reader, None)
+    saturated = replace(step, terms=lambda forward, rows: (0 * step.loss(forward, rows), step.loss(forward, rows)))
+    found = passes.gradient_conflict(saturated)
+    model.get_output_embeddings()._forward_pre_hooks.popitem()
+    assert found["forget_gradient_norm"] == 0 and found["retain_gradient_norm"] > 0 and "gradient_cosine" not in found

@@ -137,6 +137,20 @@ def test_an_edited_method_begins_its_trials_anew(tmp_path: Path, monkeypatch: py
     assert tune._code([loss]) != before
 
 
+def test_what_trains_and_what_measures_decides_a_trials_file_and_compiled_files_do_not() -> None:
+    here = Path(tune.__file__).parent
+    files = {file.relative_to(here).as_posix() for pattern in tune.CODE for file in here.glob(pattern)}
+    assert files >= {
+        "metrics/tofu.py",
+        "evaluate.py",
+        "optim/sophia.py",
+        "optim/kernels/cpu.c",
+        "tasks/tofu.py",
+        "passes.py",
+    }
+    assert not [file for file in files if not file.endswith((".py", ".c"))]
+
+
 # --- the real door ------------------------------------------------------------------------------------------------
 
 SMALL = [

@@ -41,10 +41,11 @@ class Hybrid(Optimizer):
             raise ValueError(
                 f"zeroth_order is {type(self.zeroth_order).__name__}: expected one with estimate(), as MeZO"
             )
-        if hasattr(self.first_order, "ascend") or getattr(self.first_order, "estimator", "gradient") != "gradient":
+        wants = [name for name in ("ascend", "estimate", "static", "refreshing") if hasattr(self.first_order, name)]
+        if wants or not getattr(self.first_order, "elementwise", True):
             raise ValueError(
-                f"first_order is {type(self.first_order).__name__}, which wants passes of its own before a step: "
-                f"expected one that takes a gradient only, as AdamW or Sophia with estimator=gradient"
+                f"first_order is {type(self.first_order).__name__}: expected an elementwise optimizer that takes a "
+                f"gradient only, as AdamW, Lion, Signum or SGD"
             )
         if getattr(self.first_order, "rounding", "nearest") == "master":
             raise ValueError(

@@ -60,7 +60,7 @@ class Influence(Optimizer):
         estimator: str = "fisher",
         hessian: str = "retain",
         memory_gib: float = 8.0,
-        ratio: float = 1.0,
+        ratio: float | None = None,
     ) -> None:
         for name, value, known in (
             ("inverse", inverse, INVERSES),
@@ -69,7 +69,7 @@ class Influence(Optimizer):
         ):
             if value not in known:
                 raise ValueError(f"{name}={value!r} is unknown: choose one of {', '.join(known)}")
-        if not (lr > 0 and damping > 0 and memory_gib > 0 and ratio > 0):
+        if not (lr > 0 and damping > 0 and memory_gib > 0 and (ratio is None or ratio > 0)):
             raise ValueError(
                 f"lr={lr}, damping={damping}, memory_gib={memory_gib}, ratio={ratio}: expected positive numbers"
             )
@@ -124,7 +124,7 @@ class Influence(Optimizer):
         for group in self.param_groups:
             for p in group["params"]:
                 if p in directions:
-                    p.add_(directions[p], alpha=-group["lr"] * self.ratio)
+                    p.add_(directions[p], alpha=-group["lr"] * (1.0 if self.ratio is None else self.ratio))
             group["taken"] = True
         self._samples = {}
         return value

@@ -9,7 +9,7 @@ from .kernels import Numbers
 
 
 class Lion(Elementwise):
-    """Moves every weight by exactly `lr`, against the sign of a mix of the old momentum and the new gradient.
+    """Moves every weight by `lr` against the sign of a mix of old momentum and new gradient, by 0 where that is 0.
 
     `u = sign(beta1 m + (1 - beta1) g);  w <- w (1 - lr weight_decay) - lr u;  m <- beta2 m + (1 - beta2) g`.
     Source: Chen et al. 2023 (arXiv 2302.06675), algorithm 2.

@@ -30,7 +30,7 @@ class SAM(Optimizer):
             raise ValueError("base states an lr of its own: leave it out, the rate is that of SAM")
         super().__init__(params, {"lr": lr})
         self.base = base(self.param_groups, lr=lr)
-        if getattr(self.base, "zeroth", False) or getattr(self.base, "static", False):
+        if any(hasattr(self.base, name) for name in ("ascend", "estimate", "static")):
             raise ValueError(f"base is {type(self.base).__name__}: expected one that descends a gradient, as AdamW")
         self.radius = radius
         self._start: dict[Tensor, Tensor] = {}  # the weights before `ascend`

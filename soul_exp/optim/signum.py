@@ -9,7 +9,7 @@ from .kernels import Numbers
 
 
 class Signum(Elementwise):
-    """Moves every weight by exactly `lr` against the sign of its momentum.
+    """Moves every weight by exactly `lr` against the sign of its momentum, by 0 where that is 0 (decay aside).
 
     `m <- beta m + (1 - beta) g;  w <- w (1 - lr weight_decay) - lr sign(m)`. Source: Bernstein et al. 2018.
     """

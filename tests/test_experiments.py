@@ -83,7 +83,7 @@ def test_a_preset_without_a_budget_is_the_full_one() -> None:
 
 
 def test_the_gradient_estimator_looks_at_every_step() -> None:
-    config, _ = composed("optimizer=sophia_gradient")
+    config, _ = composed("experiment=ablation_estimator", "optimizer=sophia_gradient")
     assert config["optimizer"]["interval"] == 1 and config["optimizer"]["curvature_on"] is None
 
 

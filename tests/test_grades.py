@@ -297,8 +297,15 @@ def test_hybrid_refuses_what_it_would_not_serve() -> None:
         Hybrid([weight], lr=0.1, first_order=SGD, zeroth_order=mezo, zeroth_steps=0)
     with pytest.raises(ValueError, match=r"zeroth_order is SGD: expected one with estimate\(\)"):
         Hybrid([weight], lr=0.1, first_order=SGD, zeroth_order=functools.partial(SGD, lr=1.0))
-    with pytest.raises(ValueError, match="first_order is Sophia, which wants passes of its own"):
+    with pytest.raises(ValueError, match="first_order is Sophia: expected an elementwise optimizer"):
         Hybrid([weight], lr=0.1, first_order=Sophia, zeroth_order=mezo)
+    with pytest.raises(ValueError, match="first_order is Muon: expected an elementwise optimizer"):
+        Hybrid([weight], lr=0.1, first_order=Muon, zeroth_order=mezo)
+    inner = functools.partial(Hybrid, first_order=SGD, zeroth_order=mezo)
+    with pytest.raises(ValueError, match="base is Hybrid: expected one that descends a gradient"):
+        SAM([weight], lr=0.1, base=inner)
+    with pytest.raises(ValueError, match="base is SAM: expected one that descends a gradient"):
+        SAM([weight], lr=0.1, base=functools.partial(SAM, base=SGD))
     with pytest.raises(ValueError, match="first_order states an lr of its own"):
         Hybrid([weight], lr=0.1, first_order=functools.partial(SGD, lr=1.0), zeroth_order=mezo)
     half = torch.ones(2, dtype=torch.bfloat16, requires_grad=True)

@@ -7,7 +7,6 @@ leaves weights, momentum, schedule and order of data as they were. B rows, T ans
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,11 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from soul_exp.data import Encoded, pad, seed_of, some_rows
+from soul_exp.data import Stream, pad, seed_of, some_rows
 from soul_exp.losses import IGNORED, Scored
 from soul_exp.models import AnswerReader
-
-log = logging.getLogger(__name__)
 
 Batch = dict[str, Tensor]
 SAMPLED = ("gnb", "hutchinson")  # estimators whose estimate comes from a pass of ours, every optimizer.interval steps
@@ -96,18 +93,21 @@ class Step:
 
 def curvature_is_due(optimizer: Any, number: int) -> bool:
     """Whether step `number` (from 0) begins with a curvature pass: the first one, then every `interval` steps."""
-    takes = hasattr(optimizer, "refreshing") and optimizer.estimator in SAMPLED
-    return takes and number % optimizer.interval == 0
+    return _takes_passes(optimizer) and number % optimizer.interval == 0
 
 
-def described(optimizer: Any, batch_size: int) -> str | None:
+def announced(optimizer: Any, batch_size: int) -> str | None:
     """One line for the log: what curvature passes a run will make; None if it makes none."""
-    if not hasattr(optimizer, "refreshing") or optimizer.estimator not in SAMPLED:
+    if not _takes_passes(optimizer):
         return None
     rows = min(optimizer.curvature_rows or batch_size, batch_size)
     twice = ", through attention that can be differentiated twice" if optimizer.estimator == "hutchinson" else ""
     parts = " and ".join(CURVATURE_PARTS[optimizer.curvature_on])
     return f"{optimizer.estimator} curvature of {rows} {parts} rows every {optimizer.interval} steps{twice}"
+
+
+def _takes_passes(optimizer: Any) -> bool:
+    return hasattr(optimizer, "refreshing") and optimizer.estimator in SAMPLED
 
 
 def refresh_curvature(step: Step) -> None:
@@ -252,21 +252,27 @@ def estimate_without_gradient(step: Step) -> Tensor:
         return torch.as_tensor(step.optimizer.estimate(loss))
 
 
-def collect_samples(step: Step, rows: Sequence[tuple[str, int, Encoded]], pad_id: int) -> None:
-    """Give an influence optimizer the gradient of the NLL per token of single `rows`: (part, number, tokens) each.
+def collect_samples(step: Step, stream: Stream, pad_id: int) -> None:
+    """Give an influence optimizer the gradients of the NLL per token of single rows, and its `ratio` N_f / N_r.
 
-    With `optimizer.estimator` "gnb" of labels sampled from the model, else of their own (the empirical Fisher).
+    `optimizer.num_samples` rows, drawn without replacement from the retain part or, with `hessian` "all", from both;
+    with `estimator` "gnb" of labels sampled from the model, else of their own (the empirical Fisher).
     """
-    device = step.params[0].device
+    optimizer, device = step.optimizer, step.params[0].device
+    if optimizer.ratio is None:
+        optimizer.ratio = stream.num_rows["forget"] / stream.num_rows["retain"]
+    sides = ["retain"] if optimizer.hessian == "retain" else ["forget", "retain"]
+    rows = [(part, number, encoded) for part in sides for number, encoded in enumerate(stream.encoded[part])]
+    drawn = np.random.default_rng(seed_of("influence", step.seed)).permutation(len(rows))[: optimizer.num_samples]
     with step.evaluating():
-        for part, number, encoded in rows:
+        for part, number, encoded in (rows[i] for i in drawn):
             batch = {key: value.to(device) for key, value in pad([encoded], pad_id).items()}
             batch["rows"] = torch.tensor([number], device=device)
-            if step.optimizer.estimator == "gnb":
+            if optimizer.estimator == "gnb":
                 sampled_loss(step, batch, [part], 1).backward()
             else:
                 Scored(step.reader(step.module, batch), batch["labels"]).mean_nll.sum().backward()
-            step.optimizer.add_sample()
+            optimizer.add_sample()
 
 
 def gradient_conflict(step: Step) -> dict[str, float]:

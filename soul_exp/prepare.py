@@ -29,8 +29,9 @@ from soul_exp.evaluate import ask
 from soul_exp.losses import Objective, Scored
 from soul_exp.models import LanguageModel
 from soul_exp.results import write_json
+from soul_exp.schedule import Schedule
 from soul_exp.tasks.task import Task, content_hash
-from soul_exp.trainer import Schedule, train
+from soul_exp.trainer import train
 
 log = logging.getLogger(__name__)
 

@@ -13,76 +13,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from soul_exp import models, passes
-from soul_exp.data import Collator, Encoded, Part, Stream, seed_of, some_rows
-from soul_exp.errors import UsageError
+from soul_exp.data import Collator, Encoded, Part, Stream, some_rows
 from soul_exp.losses import Objective, Scored, grad_ascent
 from soul_exp.models import AnswerReader
+from soul_exp.optim.kernels import STATISTICS
 from soul_exp.passes import Step
 from soul_exp.progress import COMPLETE, Progress, last_complete
 from soul_exp.reference import Reference, freeze
-from soul_exp.watch import SUMS, Watch, described, remark
+from soul_exp.schedule import Schedule
+from soul_exp.watch import Watch, described, remark
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long and in what portions to train; every count is of optimizer steps, every size of rows of each part."""
-
-    epochs: float  # passes over the leading part
-    batch_size: int  # rows of each part a step, over all processes and accumulation
-    micro_batch_size: int | None = None  # rows of each part a forward pass of one process; None: no accumulation
-    lr_scheduler: str = "linear"
-    lr_scheduler_kwargs: Mapping[str, Any] | None = None
-    warmup_ratio: float = 0.1
-    max_grad_norm: float = 1.0
-    max_steps: int | None = None  # stop there, whatever `epochs` says
-    logging_steps: int = 5
-    save_steps: int | None = None  # None: no checkpoints
-    diverged_at: float | None = None  # retain loss, as a multiple of max(its start, diverged_floor)
-    diverged_floor: float = 0.1  # nats a token: a memorised retain set starts near 0
-    log_gradients: bool = False  # norms and cosine of both terms' gradients, at the price of a step more each time
-
-    def __post_init__(self) -> None:
-        if self.save_steps and self.save_steps % self.logging_steps:  # else a resumed run logs another window
-            raise UsageError(
-                f"train.save_steps={self.save_steps} is not a multiple of train.logging_steps={self.logging_steps}: "
-                f"change one of them"
-            )
-
-    def num_steps(self, num_rows: int) -> int:
-        return self.max_steps or max(1, round(self.epochs * num_rows / self.batch_size))
-
-    def in_one_step(self, num_rows: int) -> Schedule:
-        """All `num_rows` rows in a single step at the full rate, unclipped: what a static method takes."""
-        most = min(self.micro_batch_size or self.batch_size, num_rows)
-        return replace(
-            self,
-            batch_size=num_rows,
-            micro_batch_size=next(size for size in range(most, 0, -1) if num_rows % size == 0),
-            lr_scheduler="constant",
-            lr_scheduler_kwargs=None,
-            warmup_ratio=0.0,
-            max_grad_norm=0.0,
-            max_steps=1,
-        )
-
-    def accumulation(self, processes: int) -> int:
-        """Micro-batches a process and step; raises UsageError if the sizes do not divide."""
-        micro = self.micro_batch_size or self.batch_size // processes
-        if not micro or self.batch_size % (micro * processes):
-            raise UsageError(
-                f"train.batch_size={self.batch_size} is not a multiple of {processes} process(es) x "
-                f"train.micro_batch_size={micro}: change one of them"
-            )
-        return self.batch_size // (micro * processes)
 
 
 @dataclass(frozen=True)
@@ -94,11 +41,6 @@ class Outcome:
     diverged: str | None
     last: Mapping[str, float]
     notes: Sequence[str] = ()
-
-
-def trait(make_optimizer: Callable[..., Any], name: str) -> Any:
-    """The attribute `name` of the class that `make_optimizer` (perhaps a partial of it) builds; None without one."""
-    return getattr(getattr(make_optimizer, "func", make_optimizer), name, None)
 
 
 class Unlearner(Trainer):
@@ -216,14 +158,14 @@ class Unlearner(Trainer):
         inner = getattr(optimizer, "base", optimizer)  # under a sharpness-aware wrapper
         if self.watch is None:
             self.watch = Watch(inner)
-            if (said := passes.described(inner, self.schedule.batch_size)) and self.state.is_world_process_zero:
+            if (said := passes.announced(inner, self.schedule.batch_size)) and self.state.is_world_process_zero:
                 log.info("%s", said)
         step = self._step(samples, inner)
         logged = number == 0 or (number + 1) % self.args.logging_steps == 0
         if logged and self.schedule.log_gradients:
             self._conflict = passes.gradient_conflict(step)
         if getattr(optimizer, "static", False):
-            passes.collect_samples(step, self._influence_rows(optimizer), self.pad_id)
+            passes.collect_samples(step, self.stream, self.pad_id)
         if passes.curvature_is_due(inner, number):
             passes.refresh_curvature(step)
         self._probed = None
@@ -254,16 +196,6 @@ class Unlearner(Trainer):
             world=self.args.world_size,
         )
 
-    def _influence_rows(self, optimizer: Any) -> list[tuple[str, int, Encoded]]:
-        """The rows behind the Hessian of an influence step, drawn without replacement; sets `ratio` to N_f / N_r."""
-        encoded = self.stream.encoded
-        sides = ["retain"] if optimizer.hessian == "retain" else ["forget", "retain"]
-        rows = [(part, number, tokens) for part in sides for number, tokens in enumerate(encoded[part])]
-        if optimizer.ratio is None:
-            optimizer.ratio = self.stream.num_rows["forget"] / self.stream.num_rows["retain"]
-        drawn = np.random.default_rng(seed_of("influence", self.args.seed)).permutation(len(rows))
-        return [rows[i] for i in drawn[: optimizer.num_samples]]
-
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         if self._probed is None:
             return super().training_step(model, inputs, num_items_in_batch)
@@ -284,7 +216,7 @@ class Unlearner(Trainer):
             if getattr(self, "deepspeed", None) is None:  # each rank has counted every weight; under ZeRO its share
                 sums /= self.args.world_size
             logs |= {**described(sums, self.watch.clips), **self._conflict}
-            self._stop_if_diverged(logs, num_nonfinite=int(sums[SUMS.index("nonfinite")]))
+            self._stop_if_diverged(logs, num_nonfinite=int(sums[STATISTICS.index("nonfinite")]))
         super().log(logs, start_time)
 
     @property
@@ -343,7 +275,7 @@ def train(
     `parts` maps each part that the objective or the curvature names to its rows and their tokens, one entry a wording.
     """
     leader = next(iter(parts))
-    if trait(make_optimizer, "static"):
+    if getattr(getattr(make_optimizer, "func", make_optimizer), "static", False):  # the class, perhaps in a partial
         schedule = schedule.in_one_step(len(parts[leader][0].rows))
     num_steps = schedule.num_steps(len(parts[leader][0].rows))
     accumulation = schedule.accumulation(processes)

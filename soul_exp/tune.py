@@ -37,8 +37,9 @@ log = logging.getLogger(__name__)
 
 VERSION = 1  # raise it when a change to this module changes the numbers of a trial
 CODE = (  # what trains and what measures a trial
-    *("answers.py", "binding.py", "check.py", "data.py", "evaluate.py", "losses.py", "metrics/*.py", "models.py"),
-    *("optim/**/*.py", "optim/**/*.c", "passes.py", "reference.py", "tasks/*.py", "trainer.py", "unlearn.py"),
+    *("answers.py", "binding.py", "data.py", "evaluate.py", "losses.py", "metrics/*.py", "models.py", "optim/**/*.py"),
+    *("optim/**/*.c", "optimizers.py", "passes.py", "reference.py", "schedule.py", "tasks/*.py", "trainer.py"),
+    "unlearn.py",
 )
 VALIDATION = "validation_"  # how the names of the validation part's probes and metrics begin
 FORGET_QUALITY = "validation_log10_forget_quality"

@@ -20,16 +20,18 @@ from transformers import TrainerCallback, set_seed
 
 from soul_exp import binding, models, prepare, results
 from soul_exp.answers import Answers, read_retrained
-from soul_exp.check import UNLEARNED, build_optimizer, parts_of_run
+from soul_exp.check import UNLEARNED
 from soul_exp.evaluate import ask
 from soul_exp.losses import Objective
 from soul_exp.mirror import Mirror
 from soul_exp.models import LanguageModel
+from soul_exp.optimizers import build_optimizer, parts_of_run
 from soul_exp.prepare import Checkpoint
 from soul_exp.progress import remove_checkpoints
 from soul_exp.results import Results
+from soul_exp.schedule import Schedule
 from soul_exp.tasks.task import Task
-from soul_exp.trainer import Outcome, Schedule, train
+from soul_exp.trainer import Outcome, train
 
 log = logging.getLogger(__name__)
 

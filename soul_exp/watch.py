@@ -1,6 +1,6 @@
 """What a step does to the weights, counted for every optimizer: ours count in their own pass, others are compared.
 
-The eight sums of a step, over this process's weights, in the order of SUMS.
+The eight sums of a step, over this process's weights, stand in the order of STATISTICS.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SUMS = ("won", "untouched", "total", "changed", "m_squared", "h_squared", "update_squared", "nonfinite")
+from soul_exp.optim.kernels import STATISTICS
+
 MOMENTUM = ("exp_avg", "momentum_buffer")  # what optimizers call their first moment
 CURVATURE = ("hessian", "exp_avg_sq")  # and their second moment or curvature
+NORMS = {"m": "sum_m2", "h": "sum_h2", "update": "sum_dw2"}
 SIGN_DESCENT = 0.05  # a win_rate below it: nearly every coordinate moves by the learning rate and no less
 
 
@@ -33,7 +35,7 @@ class Watch:
             optimizer.raise_nonfinite = False  # the trainer stops such a run as diverged
         else:
             self._on, self._before = False, {}  # type: bool, dict[Any, Tensor]
-            self._sums = torch.zeros(len(SUMS), dtype=torch.float64)
+            self._sums = torch.zeros(len(STATISTICS), dtype=torch.float64)
             optimizer.register_step_pre_hook(self._copy)
             optimizer.register_step_post_hook(self._compare)
 
@@ -63,10 +65,10 @@ class Watch:
             state = optimizer.state.get(p, {})
             m, h = (next((state[name] for name in names if name in state), None) for names in (MOMENTUM, CURVATURE))
             found: dict[str, Any] = {"total": p.numel(), "changed": (p != before).sum()}
-            found["update_squared"] = (p.double() - before.double()).square().sum()
-            found["m_squared"] = 0 if m is None else m.double().square().sum()
-            found["h_squared"] = 0 if h is None else h.double().square().sum()
-            self._sums += torch.tensor([float(found.get(name, 0)) for name in SUMS], dtype=torch.float64)
+            found["sum_dw2"] = (p.double() - before.double()).square().sum()
+            found["sum_m2"] = 0 if m is None else m.double().square().sum()
+            found["sum_h2"] = 0 if h is None else h.double().square().sum()
+            self._sums += torch.tensor([float(found.get(name, 0)) for name in STATISTICS], dtype=torch.float64)
         self._before = {}
 
 
@@ -77,10 +79,10 @@ def described(sums: Tensor, clips: bool) -> dict[str, float]:
     change. `m_norm`, `h_norm`: of momentum and curvature or second moment, 0 where there is none. With `clips` also
     `win_rate`, the share of coordinates that were not clipped, and `untouched`, the share with m = h = 0.
     """
-    found = dict(zip(SUMS, sums.tolist(), strict=True))
+    found = dict(zip(STATISTICS, sums.tolist(), strict=True))
     total = max(found["total"], 1.0)
     shares = {"win_rate": found["won"] / total, "untouched": found["untouched"] / total} if clips else {}
-    norms = {f"{name}_norm": math.sqrt(found[f"{name}_squared"]) for name in ("m", "h", "update")}
+    norms = {f"{name}_norm": math.sqrt(found[key]) for name, key in NORMS.items()}
     return {**shares, **norms, "effective_update": found["changed"] / total}
 
 

@@ -1,8 +1,11 @@
-"""What the tests share: the folder of real data, which may be absent."""
+"""What the tests share: the real data, which may be absent; a small model; the command line."""
 
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,3 +63,32 @@ def lm() -> LanguageModel:
     }  # fmt: skip
     model = models.from_scratch(config, tokenizer, seed=0)
     return LanguageModel.of(model, tokenizer, {"prompt": "Question: {question}\nAnswer:", "answer": " {answer}"}, 128)
+
+
+# --- the command line, as a person types it -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder to type commands in, with a cache that the module's jobs share."""
+    return tmp_path_factory.mktemp("place")
+
+
+def start(place: Path, *arguments: str) -> subprocess.Popen[str]:
+    """`python -m soul_exp` with these arguments, typed in `place`, in a process group of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "SOUL_EXP_CACHE": str(place / "cache")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "soul_exp", *arguments],
+        cwd=place, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+
+
+def type_(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """What it printed and returned; a command that hangs is killed with its workers."""
+    process = start(place, *arguments)
+    try:
+        out, err = process.communicate(timeout=300)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)

@@ -12,9 +12,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 
 from soul_exp import cli, experiment, models, prepare
-from soul_exp.check import Checked, build_optimizer, check, parts_of_run
+from soul_exp.check import Checked, check
 from soul_exp.errors import UsageError
 from soul_exp.models import LanguageModel
+from soul_exp.optimizers import build_optimizer, parts_of_run
 
 
 @pytest.fixture

@@ -5,12 +5,12 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from conftest import start, type_
 
 from soul_exp import results
 
@@ -23,30 +23,6 @@ SMALL = [
     "wandb.mode=disabled",
     "name=small",
 ]
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder to type commands in, with a cache that the module's jobs share."""
-    return tmp_path_factory.mktemp("place")
-
-
-def start(place: Path, *arguments: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "SOUL_EXP_CACHE": str(place / "cache")}
-    return subprocess.Popen(
-        [sys.executable, "-m", "soul_exp", *arguments],
-        cwd=place, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-    )  # fmt: skip
-
-
-def type_(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    process = start(place, *arguments)
-    try:
-        out, err = process.communicate(timeout=240)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
-    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
 def metrics_of(folder: Path) -> dict[str, dict[str, float]]:

@@ -13,14 +13,14 @@ PACKAGE = Path(__file__).parents[1] / "soul_exp"
 # Lowest first. A module may import from strictly earlier lines, a package also from itself.
 LAYERS: list[set[str]] = [
     {"__init__", "binding", "errors"},
-    {"options", "progress", "watch"},
+    {"options", "progress", "schedule"},
     {"results", "answers", "losses", "optim"},
-    {"metrics"},
+    {"metrics", "watch"},
     {"data"},
     {"models"},
     {"tasks", "reference", "passes"},
     {"trainer", "evaluate"},
-    {"prepare"},
+    {"prepare", "optimizers"},
     {"check", "mirror"},
     {"unlearn"},
     {"launch"},

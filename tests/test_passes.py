@@ -36,6 +36,11 @@ def model() -> Any:
     return AutoModelForCausalLM.from_config(config).double().train()
 
 
+@pytest.fixture(scope="module")
+def reader(model: Any) -> AnswerReader:
+    return AnswerReader(model)
+
+
 def batch_of(names: tuple[str, ...], rows: slice = slice(None)) -> Batch:
     chosen = [encoded for name in names for encoded in PARTS[name][rows]]
     return {**pad(chosen, 0), "rows": torch.arange(3)[rows].repeat(len(names))}
@@ -104,17 +109,15 @@ def gauss_newton_diagonal(model: Any, reader: AnswerReader, names: tuple[str, ..
     return diagonal
 
 
-def estimates(model: Any, estimator: str, on: str, samples: int, **settings: Any) -> tuple[Tensor, Tensor]:
+def estimates(model: Any, reader: AnswerReader, estimator: str, on: str, samples: int) -> tuple[Tensor, Tensor]:
     """Mean of `samples` estimates, and the standard error of each coordinate, before any moving average."""
-    reader = AnswerReader(model)
     mean, square = torch.zeros(2, sum(p.numel() for p in model.parameters()), dtype=torch.float64)
     # beta2 = 0: h is the last estimate itself
-    sophia = Sophia(model.parameters(), betas=(0.9, 0.0), estimator=estimator, curvature_on=on, **settings)
+    sophia = Sophia(model.parameters(), betas=(0.9, 0.0), estimator=estimator, curvature_on=on)
     for number in range(samples):
         passes.refresh_curvature(step_of(model, reader, sophia, number))
         h = flat(sophia.state[p]["hessian"] for p in model.parameters())
         mean, square = mean + h / samples, square + h**2 / samples
-    model.get_output_embeddings()._forward_pre_hooks.popitem()
     return mean, ((square - mean**2).clamp(min=0) / samples).sqrt()
 
 
@@ -128,30 +131,35 @@ def estimates(model: Any, estimator: str, on: str, samples: int, **settings: Any
     ],
 )
 def test_the_mean_estimate_converges_to_the_exact_diagonal(
-    estimator: str, exact: Callable[..., Tensor], on: str, samples: int, tolerance: float, model: Any
+    estimator: str,
+    exact: Callable[..., Tensor],
+    on: str,
+    samples: int,
+    tolerance: float,
+    model: Any,
+    reader: AnswerReader,
 ) -> None:
     """Sequences of unequal length, float64: the whole within `tolerance` of its norm, each coordinate within 6 s.e."""
-    diagonal = exact(model.eval(), AnswerReader(model), passes.CURVATURE_PARTS[on])
-    model.get_output_embeddings()._forward_pre_hooks.popitem()
-    mean, error = estimates(model.train(), estimator, on, samples)
+    diagonal = exact(model.eval(), reader, passes.CURVATURE_PARTS[on])
+    mean, error = estimates(model.train(), reader, estimator, on, samples)
     assert float((mean - diagonal).norm() / diagonal.norm()) < tolerance
     assert ((mean - diagonal).abs() <= 6 * error + 1e-9).all()
 
 
 @pytest.mark.parametrize("estimator", ["gnb", "hutchinson"])
 @pytest.mark.parametrize("on", ["forget", "both"])
-def test_an_estimate_does_not_depend_on_the_split_into_micro_batches(estimator: str, on: str, model: Any) -> None:
+def test_an_estimate_does_not_depend_on_the_split_into_micro_batches(
+    estimator: str, on: str, model: Any, reader: AnswerReader
+) -> None:
     def one(micro: int) -> Tensor:
-        reader = AnswerReader(model)
         sophia = Sophia(model.parameters(), betas=(0.9, 0.0), estimator=estimator, curvature_on=on)
         passes.refresh_curvature(step_of(model, reader, sophia, micro=micro))
-        model.get_output_embeddings()._forward_pre_hooks.popitem()
         return flat(sophia.state[p]["hessian"] for p in model.parameters())
 
     torch.testing.assert_close(one(1), one(3), rtol=1e-9, atol=1e-12)
 
 
-def test_the_parts_of_both_are_sampled_independently(model: Any) -> None:
+def test_the_parts_of_both_are_sampled_independently(model: Any, reader: AnswerReader) -> None:
     """The same row number in two parts draws different labels: else their cross terms would not vanish in the mean."""
     logits = torch.zeros(6, 5, 1000)
     batch = {"rows": torch.tensor([0, 1, 2, 0, 1, 2]), "labels": torch.zeros(6, 5, dtype=torch.long)}
@@ -162,9 +170,10 @@ def test_the_parts_of_both_are_sampled_independently(model: Any) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 2])
-def test_a_curvature_sub_batch_is_drawn_and_depends_on_neither_split_nor_rank(rows: int, model: Any) -> None:
+def test_a_curvature_sub_batch_is_drawn_and_depends_on_neither_split_nor_rank(
+    rows: int, model: Any, reader: AnswerReader
+) -> None:
     """`curvature_rows` rows a part, each step others; their mean is over those rows only."""
-    reader = AnswerReader(model)
 
     def read(number: int, micro: int, world: int) -> list[int]:
         found: list[int] = []
@@ -184,17 +193,15 @@ def test_a_curvature_sub_batch_is_drawn_and_depends_on_neither_split_nor_rank(ro
         assert len(chosen) == 2 * rows and len(set(chosen)) == rows  # the same positions of both parts
         assert read(number, 1, 1) == read(number, 1, 3) == chosen
     assert len({tuple(read(number, 3, 1)) for number in range(6)}) > 1
-    model.get_output_embeddings()._forward_pre_hooks.popitem()
 
 
 @pytest.mark.parametrize("estimator", ["gnb", "hutchinson"])
-def test_a_curvature_pass_moves_nothing_but_the_curvature(estimator: str, model: Any) -> None:
+def test_a_curvature_pass_moves_nothing_but_the_curvature(estimator: str, model: Any, reader: AnswerReader) -> None:
     """Weights, momentum, step count, gradients, random state and training mode stay; attention is as it was."""
-    reader, before = AnswerReader(model), copy.deepcopy(model.state_dict())
+    before = copy.deepcopy(model.state_dict())
     sophia = Sophia(model.parameters(), lr=1e-3, estimator=estimator)
     random = torch.get_rng_state()
     passes.refresh_curvature(step_of(model, reader, sophia))
-    model.get_output_embeddings()._forward_pre_hooks.popitem()
     assert torch.equal(random, torch.get_rng_state()) and model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert model.config._attn_implementation == "sdpa"
@@ -204,22 +211,19 @@ def test_a_curvature_pass_moves_nothing_but_the_curvature(estimator: str, model:
         assert (state["hessian"] != 0).any()
 
 
-def test_the_gradients_of_both_terms_and_their_cosine_are_those_of_autograd(model: Any) -> None:
-    reader = AnswerReader(model.eval())
+def test_the_gradients_of_both_terms_and_their_cosine_are_those_of_autograd(model: Any, reader: AnswerReader) -> None:
+    model.eval()
     params = list(model.parameters())
     forget = -flat(torch.autograd.grad(nll(model, reader, ("forget",)), params))
     retain = flat(torch.autograd.grad(nll(model, reader, ("retain",)), params))
     found = passes.gradient_conflict(step_of(model.train(), reader, None, micro=1))
-    model.get_output_embeddings()._forward_pre_hooks.popitem()
     assert found["forget_gradient_norm"] == pytest.approx(float(forget.norm()), rel=1e-5)
     assert found["retain_gradient_norm"] == pytest.approx(float(retain.norm()), rel=1e-5)
     assert found["gradient_cosine"] == pytest.approx(float(forget @ retain / forget.norm() / retain.norm()), rel=1e-5)
 
 
-def test_a_term_without_a_gradient_has_no_cosine(model: Any) -> None:
-    reader = AnswerReader(model)
+def test_a_term_without_a_gradient_has_no_cosine(model: Any, reader: AnswerReader) -> None:
     step = step_of(model, reader, None)
     saturated = replace(step, terms=lambda forward, rows: (0 * step.loss(forward, rows), step.loss(forward, rows)))
     found = passes.gradient_conflict(saturated)
-    model.get_output_embeddings()._forward_pre_hooks.popitem()
     assert found["forget_gradient_norm"] == 0 and found["retain_gradient_norm"] > 0 and "gradient_cosine" not in found

@@ -20,7 +20,8 @@ from soul_exp.losses import Objective, Scored
 from soul_exp.models import LanguageModel
 from soul_exp.optim import SAM, AdamW, Hybrid, Influence, MeZO, Sophia
 from soul_exp.reference import freeze
-from soul_exp.trainer import Outcome, Schedule, Unlearner, train
+from soul_exp.schedule import Schedule
+from soul_exp.trainer import Outcome, Unlearner, train
 from soul_exp.watch import remark
 
 SGD = functools.partial(torch.optim.SGD, lr=0.05)

@@ -6,7 +6,6 @@ import functools
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import start, type_
 
 from soul_exp import results, tables, tune
 from soul_exp.check import Checked
@@ -160,36 +160,17 @@ SMALL = [
 SWEEP = [*SMALL, "tune.gamma=[1,10]", "optimizer.rho=0.1,10", "seed=0,1"]
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder to type commands in, with a cache that the module's jobs share."""
-    return tmp_path_factory.mktemp("place")
-
-
-def start(place: Path, *arguments: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "SOUL_EXP_CACHE": str(place / "cache")}
-    return subprocess.Popen(
-        [sys.executable, "-m", "soul_exp", *arguments],
-        cwd=place, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-    )  # fmt: skip
-
-
-def type_(place: Path, *arguments: str) -> str:
+def said(place: Path, *arguments: str) -> str:
     """What a command that succeeds prints."""
-    process = start(place, *arguments)
-    try:
-        out, err = process.communicate(timeout=300)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
-    assert process.returncode == 0, out + err
-    return out
+    done = type_(place, *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
 def printed(place: Path) -> str:
     """Two cells of two seeds, two trials a cell."""
-    return type_(place, *SWEEP)
+    return said(place, *SWEEP)
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +209,7 @@ def test_a_finished_tuned_run_is_recognised_and_skipped(
     runs: Mapping[str, results.Results], printed: str, place: Path
 ) -> None:
     files = {path: path.stat().st_mtime_ns for path in [*trial_files(place), *(place / "runs").rglob("results.json")]}
-    assert type_(place, *SWEEP).count("finished before, skipped") == 4
+    assert said(place, *SWEEP).count("finished before, skipped") == 4
     assert files == {path: path.stat().st_mtime_ns for path in files}
 
 
@@ -258,7 +239,7 @@ def test_a_run_killed_between_trials_goes_on_at_the_first_missing_and_order_chan
     time.sleep(1)  # its worker has noticed
     done = {path: path.stat().st_mtime_ns for path in trial_files(place)}
     assert 1 <= len(done) < 3
-    assert f"tune: 3 trials ({len(done)} in the cache)" in type_(place, *line)
+    assert f"tune: 3 trials ({len(done)} in the cache)" in said(place, *line)
     assert all(path.stat().st_mtime_ns == before for path, before in done.items())
     numbers = {
         (t["lr"], t["gamma"]): t["metrics"] for t in (json.loads(path.read_text()) for path in trial_files(place))
@@ -275,7 +256,7 @@ def test_under_deepspeed_a_trial_runs_on_all_ranks_and_comes_to_the_same(
     found = next(found for name, found in runs.items() if "rho-10+" in name)
     for path in trial_files(place):
         path.unlink()
-    printed = type_(
+    printed = said(
         place, *SMALL, "tune.gamma=[1,10]", "optimizer.rho=10", "seed=0", "name=zero", "compute=zero2",
         "compute.processes=2", "stages=[prepare,unlearn]",
     )  # fmt: skip

@@ -95,6 +95,23 @@ def _check_compute(compute: Mapping[str, Any]) -> None:
             f"compute asks for {compute['processes']} CUDA device(s), found {torch.cuda.device_count()}: "
             f"choose compute=cpu or fewer compute.processes"
         )
+    deepspeed = compute["deepspeed"]
+    if not deepspeed:
+        return
+    stage = (deepspeed.get("zero_optimization") or {}).get("stage")
+    if stage not in (1, 2, 3):
+        raise UsageError(
+            f"compute.deepspeed.zero_optimization.stage={stage}: expected 1, 2 or 3; without dividing anything choose "
+            f"compute=ddp"
+        )
+    for section in ("optimizer", "scheduler"):
+        if section in deepspeed:
+            raise UsageError(
+                f"compute.deepspeed.{section} would put DeepSpeed's in the place of the run's own: remove it, and "
+                f"choose {'optimizer=' if section == 'optimizer' else 'train.lr_scheduler='}"
+            )
+    if (deepspeed.get("fp16") or {}).get("enabled"):
+        raise UsageError("compute.deepspeed.fp16 scales the loss, which no curvature here expects: choose precision=")
 
 
 def _check_models(config: Mapping[str, Any], task: Task) -> None:

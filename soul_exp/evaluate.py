@@ -6,24 +6,23 @@ Numbers depend on neither batch size nor number of ranks (beyond rounding in the
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
-from tqdm.auto import tqdm
 
+from soul_exp import shards
 from soul_exp.answers import Answers
-from soul_exp.data import Encoded, Item, pad
+from soul_exp.data import Item, pad
 from soul_exp.losses import Scored
 from soul_exp.metrics.text import rouge_l_recall
 from soul_exp.models import LanguageModel
+from soul_exp.ranks import in_batches
 from soul_exp.tasks.task import Probe
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
 def ask(
@@ -47,13 +46,14 @@ def likelihoods(lm: LanguageModel, items: Sequence[Item], *, batch_size: int, la
     encoded = lm.encode(items)
     device = next(lm.model.parameters()).device
 
-    @torch.inference_mode()
-    def score(rows: Sequence[Encoded]) -> list[np.ndarray]:
-        batch = {key: value.to(device) for key, value in pad(rows, lm.pad_id).items()}
+    @torch.no_grad()
+    def score(rows: Sequence[int]) -> list[np.ndarray]:
+        batch = {key: value.to(device) for key, value in pad([encoded[i] for i in rows], lm.pad_id).items()}
         scored = Scored(lm.reader(lm.model, batch), batch["labels"])
         return [line[mask].cpu().numpy() for line, mask in zip(scored.logp, scored.mask, strict=True)]
 
-    return _in_batches(encoded, [len(row.ids) for row in encoded], score, batch_size, label)
+    lengths = [len(row.ids) for row in encoded]
+    return in_batches(lengths, score, batch_size, label=label, lockstep=shards.is_sharded(lm.model))
 
 
 def generations(
@@ -61,10 +61,11 @@ def generations(
 ) -> list[str]:
     """The greedy answer to each item's prompt, at most `max_new_tokens` long, without special tokens."""
     encoded = lm.encode(items)
-    device = next(lm.model.parameters()).device
+    device, divided = next(lm.model.parameters()).device, shards.is_sharded(lm.model)
 
-    @torch.inference_mode()
-    def answer(rows: Sequence[Encoded]) -> list[str]:
+    @torch.no_grad()
+    def answer(numbers: Sequence[int]) -> list[str]:
+        rows = [encoded[i] for i in numbers]
         length = max(row.num_prompt for row in rows)
         ids = torch.full((len(rows), length), lm.pad_id)
         mask = torch.zeros((len(rows), length), dtype=torch.long)
@@ -82,10 +83,11 @@ def generations(
             top_k=None,
             pad_token_id=lm.pad_id,
             eos_token_id=lm.tokenizer.eos_token_id,
+            synced_gpus=divided,  # all ranks run a layer together, to the longest answer of any
         )
         return [text.strip() for text in lm.tokenizer.batch_decode(out[:, length:], skip_special_tokens=True)]
 
-    return _in_batches(encoded, [row.num_prompt for row in encoded], answer, batch_size, label)
+    return in_batches([row.num_prompt for row in encoded], answer, batch_size, label=label, lockstep=divided)
 
 
 def _texts(probe: Probe) -> list[Item]:
@@ -116,23 +118,7 @@ def _evaluating(lm: LanguageModel) -> Iterator[None]:
     was_training = lm.model.training
     lm.model.eval()
     try:
-        yield
+        with shards.gathering(lm.model):
+            yield
     finally:
         lm.model.train(was_training)
-
-
-def _in_batches(
-    rows: Sequence[Encoded], lengths: Sequence[int], work: Callable[[Sequence[Encoded]], list[T]], size: int, label: str
-) -> list[T]:
-    """`work` on batches of rows of similar length, dealt out to the ranks; results in the rows' order on all ranks."""
-    order = np.argsort(np.asarray(lengths), kind="stable")[::-1]  # longest first: memory runs out early if at all
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    batches = [order[start : start + size] for start in range(0, len(order), size)]
-    done: dict[int, T] = {}
-    for batch in tqdm(batches[rank::world], desc=label, unit="batch", leave=False, disable=rank > 0 or not label):
-        done |= zip(batch.tolist(), work([rows[i] for i in batch]), strict=True)
-    if world > 1:
-        shares: list[Any] = [None] * world
-        dist.all_gather_object(shares, done)
-        done = {index: result for share in shares for index, result in share.items()}
-    return [done[i] for i in range(len(rows))]

@@ -27,6 +27,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from soul_exp import shards
 from soul_exp.data import Encoded, Item, Template, encode
 from soul_exp.errors import UsageError
 
@@ -159,14 +160,16 @@ def _from_pretrained(cls: Any, path: str, revision: str | None, **options: Any) 
 
 
 def move(model: nn.Module, device: str) -> None:
-    """Put the weights on `device`, in place."""
-    nn.Module.to(model, device)
+    """Put the weights on `device`, in place; divided ones are on their rank's already."""
+    if not shards.is_sharded(model):
+        nn.Module.to(model, device)
 
 
-def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write weights (safetensors), configuration and tokenizer as `from_pretrained` reads them."""
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, first: bool = True) -> None:
+    """Write weights (safetensors), configuration and tokenizer as `from_pretrained` reads them; all ranks call it."""
+    shards.save(model, folder, first=first)
+    if first:
+        tokenizer.save_pretrained(folder)
 
 
 class AnswerReader:

@@ -22,7 +22,7 @@ import transformers
 from filelock import FileLock
 from torch import Tensor
 
-from soul_exp import models
+from soul_exp import models, shards
 from soul_exp.answers import Answers, read_records, write_records
 from soul_exp.data import Item, Part
 from soul_exp.evaluate import ask
@@ -159,11 +159,15 @@ def write_answers(folder: Path, answers: Mapping[str, Answers]) -> None:
     partial.rename(folder)
 
 
-def load(model: Mapping[str, Any], checkpoint: Checkpoint) -> LanguageModel:
-    """The language model in `checkpoint`, with the template and the dtype of the configuration `model`."""
+def load(model: Mapping[str, Any], checkpoint: Checkpoint, deepspeed: Mapping[str, Any] | None = None) -> LanguageModel:
+    """The language model in `checkpoint`, with the template and the dtype of the configuration `model`.
+
+    Under ZeRO-3, as `deepspeed` may say, its weights are divided over the ranks as they are read.
+    """
     tokenizer = models.load_tokenizer(checkpoint.path, checkpoint.revision)
-    loaded = models.load_model(checkpoint.path, checkpoint.revision, model["dtype"], model["attention"])
-    return LanguageModel.of(loaded, tokenizer, model["template"], model["max_length"])
+    with shards.loading(deepspeed):
+        loaded = models.load_model(checkpoint.path, checkpoint.revision, model["dtype"], model["attention"])
+        return LanguageModel.of(loaded, tokenizer, model["template"], model["max_length"])
 
 
 def make(config: Mapping[str, Any], task: Task, role: str, cache: Path, device: str) -> float:

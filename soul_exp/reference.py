@@ -6,7 +6,7 @@ B sequences, T answer positions, H hidden size, V vocabulary.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,9 +14,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from soul_exp.data import Stream, pad
+from soul_exp import shards
+from soul_exp.data import Encoded, Stream, pad
 from soul_exp.losses import Scored
 from soul_exp.models import AnswerReader
+from soul_exp.ranks import in_batches
+
+BATCH = 32  # sequences a forward pass
 
 
 @dataclass
@@ -64,24 +68,45 @@ def freeze(
         return reference
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
-    for part in parts:
-        encoded, visited = stream.encoded[part], np.unique(stream.order[part])
-        visited = visited[np.argsort([len(encoded[row].ids) for row in visited], kind="stable")]
-        table = torch.full((len(encoded),), float("nan"))
-        states: dict[int, Tensor] = {}
-        for start in range(0, len(visited), 32):
-            rows = visited[start : start + 32]
-            batch = {key: value.to(device) for key, value in pad([encoded[row] for row in rows], pad_id).items()}
-            scored = Scored(reader(model, batch), batch["labels"])
-            table[torch.from_numpy(rows)] = scored.nll.float().cpu()
-            if "reference_logits" in wanted:
-                assert reader.hidden is not None
-                for row, hidden, count in zip(rows, reader.hidden, scored.num_tokens, strict=True):
-                    states[int(row)] = hidden[: int(count)].clone()
-        reference.nll[part] = table
-        if "reference_logits" in wanted:
-            reference.hidden[part] = states
-            reference.head = copy.deepcopy(reader.head).requires_grad_(False)
-            reference.head._forward_pre_hooks.clear()
+    with shards.gathering(model):
+        for part in parts:
+            encoded, visited = stream.encoded[part], np.unique(stream.order[part])
+
+            def read(
+                numbers: Sequence[int], encoded: Sequence[Encoded] = encoded, visited: np.ndarray = visited
+            ) -> list[tuple[Tensor, Tensor | None]]:
+                rows = [encoded[visited[i]] for i in numbers]
+                batch = {key: value.to(device) for key, value in pad(rows, pad_id).items()}
+                scored = Scored(reader(model, batch), batch["labels"])
+                nll, hidden = scored.nll.float().cpu(), reader.hidden
+                if "reference_logits" not in wanted:
+                    return [(value, None) for value in nll]
+                assert hidden is not None
+                counts = scored.num_tokens.tolist()
+                return [(nll[i], hidden[i, : int(count)].cpu()) for i, count in enumerate(counts)]
+
+            lengths = [len(encoded[row].ids) for row in visited]
+            found = in_batches(lengths, read, BATCH, lockstep=shards.is_sharded(model))
+            table = torch.full((len(encoded),), float("nan"))
+            table[torch.from_numpy(visited)] = torch.stack([nll for nll, _ in found])
+            reference.nll[part] = table
+            states = {
+                int(row): state.to(device) for row, (_, state) in zip(visited, found, strict=True) if state is not None
+            }
+            if states:
+                reference.hidden[part] = states
+    if "reference_logits" in wanted:
+        reference.head = _copy(reader.head)
     model.train(was_training)
     return reference
+
+
+def _copy(head: nn.Module) -> nn.Module:
+    """An output head with the same weights, whole, that nothing trains and no hook reads."""
+    with shards.whole(list(head.parameters())):
+        weights = {id(p): nn.Parameter(p.detach().clone(), requires_grad=False) for p in head.parameters()}
+        copied = copy.deepcopy(head, dict(weights))
+    for module in copied.modules():
+        module._forward_pre_hooks.clear()
+        module._forward_hooks.clear()
+    return copied

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from soul_exp import models, passes
+from soul_exp import models, passes, shards
 from soul_exp.data import Collator, Encoded, Part, Stream, some_rows
 from soul_exp.losses import Objective, Scored, grad_ascent
 from soul_exp.models import AnswerReader
@@ -121,9 +121,19 @@ class Unlearner(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         # not Trainer(optimizers=...): DeepSpeed's initialisation replaces that by AdamW without a word
         if self.optimizer is None:
-            self.optimizer = self.make_optimizer(self._groups(model if model is not None else self.model))
+            self.optimizer = self._asked = self.make_optimizer(self._groups(model if model is not None else self.model))
         assert self.optimizer is not None
         return self.optimizer
+
+    def _check_engine(self) -> None:
+        """Raises RuntimeError if another optimizer or engine than the one asked for is about to run."""
+        if self.base_optimizer is not self._asked:
+            raise RuntimeError(f"{type(self.base_optimizer).__name__} would run, not {type(self._asked).__name__}")
+        asked = self.args.deepspeed["zero_optimization"]["stage"] if isinstance(self.args.deepspeed, dict) else None
+        engine = getattr(self, "deepspeed", None)
+        runs = engine.zero_optimization_stage() if engine is not None else None
+        if runs != asked:
+            raise RuntimeError(f"ZeRO stage {runs} would run, not {asked}: give every job fresh processes")
 
     def _groups(self, module: Any) -> list[dict[str, Any]]:
         """Trained parameters by role: hidden matrices, embeddings, and the norms and biases, which do not decay."""
@@ -157,6 +167,7 @@ class Unlearner(Trainer):
         optimizer, number = self.base_optimizer, self.state.global_step
         inner = getattr(optimizer, "base", optimizer)  # under a sharpness-aware wrapper
         if self.watch is None:
+            self._check_engine()
             self.watch = Watch(inner)
             if (said := passes.announced(inner, self.schedule.batch_size)) and self.state.is_world_process_zero:
                 log.info("%s", said)
@@ -195,6 +206,10 @@ class Unlearner(Trainer):
             rank=self.args.process_index,
             world=self.args.world_size,
         )
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        assert isinstance(self.model, PreTrainedModel)
+        shards.save(self.model, Path(output_dir or str(self.args.output_dir)), first=self.args.should_save)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         if self._probed is None:
@@ -303,6 +318,7 @@ def train(
         use_cpu=device == "cpu",
         bf16=bool(deepspeed and deepspeed.get("bf16", {}).get("enabled")),  # ZeRO's own; elsewhere no autocast
         ddp_backend="gloo" if device == "cpu" and processes > 1 else None,
+        ddp_find_unused_parameters=any("expert" in name for name, _ in model.named_modules()),  # no row need reach one
         dataloader_pin_memory=device != "cpu",
         remove_unused_columns=False,
         disable_tqdm=True,
@@ -336,6 +352,9 @@ def train(
     for said in trainer.remarks:
         if trainer.state.is_world_process_zero:
             log.warning("%s: %s", label, said)
+    engine: Any = getattr(trainer, "deepspeed", None)
+    if engine is not None:
+        engine.destroy()  # its hooks and buffers; the weights stay, divided or whole
     logged = [entry for entry in trainer.state.log_history if "forget_loss" in entry]
     return Outcome(
         trainer.state.global_step,

@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from hydra.errors import InstantiationException
 from transformers import set_seed
 
-from soul_exp import prepare, unlearn
+from soul_exp import prepare, shards, unlearn
 from soul_exp.check import Checked
 from soul_exp.errors import UsageError
 from soul_exp.evaluate import ask
@@ -38,8 +38,8 @@ log = logging.getLogger(__name__)
 VERSION = 1  # raise it when a change to this module changes the numbers of a trial
 CODE = (  # what trains and what measures a trial
     *("answers.py", "binding.py", "data.py", "evaluate.py", "losses.py", "metrics/*.py", "models.py", "optim/**/*.py"),
-    *("optim/**/*.c", "optimizers.py", "passes.py", "reference.py", "schedule.py", "tasks/*.py", "trainer.py"),
-    "unlearn.py",
+    *("optim/**/*.c", "optimizers.py", "passes.py", "ranks.py", "reference.py", "schedule.py", "shards.py"),
+    *("tasks/*.py", "trainer.py", "unlearn.py"),
 )
 VALIDATION = "validation_"  # how the names of the validation part's probes and metrics begin
 FORGET_QUALITY = "validation_log10_forget_quality"
@@ -232,7 +232,7 @@ def _trial(config: Mapping[str, Any], task: Task, lr: float, gamma: float, devic
     probes = {
         name: replace(probe, generate=False) for name, probe in task.probes.items() if name.startswith(VALIDATION)
     }
-    finite = unlearn.is_finite(subject)
+    finite = shards.is_finite(subject.model)
     answers = ask(subject, probes, **config["evaluate"], label=f"{label}: validation") if finite else {}
     metrics = {
         name: hydra.utils.instantiate(entry)

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback, set_seed
 
-from soul_exp import binding, models, prepare, results
+from soul_exp import binding, models, prepare, results, shards
 from soul_exp.answers import Answers, read_retrained
 from soul_exp.check import UNLEARNED
 from soul_exp.evaluate import ask
@@ -56,9 +56,8 @@ def worker(
     seconds["unlearn"] = outcome.seconds if outcome else 0.0
     if "evaluate" in config["stages"]:
         start = time.perf_counter()
-        answers = (
-            ask(subject, task.probes, **config["evaluate"], label="evaluate unlearned") if is_finite(subject) else {}
-        )
+        sound = shards.is_finite(subject.model)  # else no question can be put to it
+        answers = ask(subject, task.probes, **config["evaluate"], label="evaluate unlearned") if sound else {}
         seconds["evaluate"] = time.perf_counter() - start
         if first:
             log.info("evaluate unlearned: %d probes in %.0f s", len(answers), seconds["evaluate"])
@@ -103,12 +102,12 @@ def _unlearned(
     """The model to measure, and how its training ended: unlearned now, or before this run was killed, or given."""
     model, done = config["model"], out / MODEL / UNLEARNED
     if "unlearn" not in config["stages"]:
-        subject = prepare.load(model, Checkpoint(model["path"], model["revision"]))
+        subject = prepare.load(model, Checkpoint(model["path"], model["revision"]), config["compute"]["deepspeed"])
         models.move(subject.model, device)
         return subject, None
     if not config["overwrite"] and done.is_file() and json.loads(done.read_text())["fingerprint"] == fingerprint:
         log.info("unlearn: done before, reading %s", out / MODEL)
-        subject = prepare.load(model, Checkpoint(str(out / MODEL)))
+        subject = prepare.load(model, Checkpoint(str(out / MODEL)), config["compute"]["deepspeed"])
         models.move(subject.model, device)
         return subject, Outcome(**json.loads(done.read_text())["outcome"])
 
@@ -127,10 +126,12 @@ def _unlearned(
         outcome.num_steps, outcome.seconds, outcome.seconds / max(1, outcome.num_steps), peak_memory_gib(device),
         f"; diverged: {outcome.diverged}" if outcome.diverged else "",
     )  # fmt: skip
-    if config["save"] == "final" and first:
-        shutil.rmtree(out / MODEL, ignore_errors=True)
-        models.save(subject.model, subject.tokenizer, out / MODEL)
-        results.write_json(done, {"fingerprint": fingerprint, "outcome": vars(outcome)})
+    if config["save"] == "final":
+        if first:
+            shutil.rmtree(out / MODEL, ignore_errors=True)
+        models.save(subject.model, subject.tokenizer, out / MODEL, first)
+        if first:
+            results.write_json(done, {"fingerprint": fingerprint, "outcome": vars(outcome)})
     return subject, outcome
 
 
@@ -145,7 +146,8 @@ def trained(
     callbacks: Sequence[TrainerCallback] = (),
 ) -> tuple[LanguageModel, Outcome]:
     """The target, unlearned as `config` says from its loss to its seed, and how that ended; checkpoints in `folder`."""
-    subject = prepare.load(config["model"], prepare.checkpoints(config, task)["target"])
+    target = prepare.checkpoints(config, task)["target"]
+    subject = prepare.load(config["model"], target, config["compute"]["deepspeed"])
     objective: Objective = hydra.utils.instantiate(config["loss"], _convert_="all")
     make_optimizer = build_optimizer(config)
     names = parts_of_run(objective, make_optimizer)
@@ -169,11 +171,6 @@ def trained(
         callbacks=callbacks,
     )
     return subject, outcome
-
-
-def is_finite(subject: LanguageModel) -> bool:
-    """Whether every weight is a finite number: only then can a question be put to the model."""
-    return all(bool(torch.isfinite(p).all()) for p in subject.model.parameters())
 
 
 def known_answers(config: Mapping[str, Any], task: Task) -> dict[str, Mapping[str, Answers]]:

@@ -52,9 +52,8 @@ def items(count: int, start: int = 0) -> list[Item]:
     ]
 
 
-@pytest.fixture
-def lm() -> LanguageModel:
-    """A language model of 20,000 weights with its own tokenizer, the same in every test."""
+def small_model() -> LanguageModel:
+    """A language model of 20,000 weights with its own tokenizer, the same every time."""
     texts = ["".join(Template().texts(item)) for item in items(40)]
     tokenizer = models.train_tokenizer(texts, 320, 128)
     config = {
@@ -63,6 +62,11 @@ def lm() -> LanguageModel:
     }  # fmt: skip
     model = models.from_scratch(config, tokenizer, seed=0)
     return LanguageModel.of(model, tokenizer, {"prompt": "Question: {question}\nAnswer:", "answer": " {answer}"}, 128)
+
+
+@pytest.fixture
+def lm() -> LanguageModel:
+    return small_model()
 
 
 # --- the command line, as a person types it -----------------------------------------------------------------------

@@ -83,12 +83,12 @@ def checked(configured: Callable[..., dict[str, Any]], tmp_path: Path) -> Callab
         (["train.log_gradients=true", "compute=zero2"], "train.log_gradients=true needs whole gradients"),
         (["train.log_gradients=5"], "train.log_gradients=5: expected true or false"),
         (["optimizer.estimator=fisher"], "choose one of gnb, hutchinson, gradient"),
+        (["optimizer=sophia_hutchinson", "compute=zero3"], "which ZeRO-3 cannot: choose gnb"),
+        (["compute=zero2", "compute.deepspeed.zero_optimization.stage=0"], "choose compute=ddp"),
+        (["compute=zero2", "+compute.deepspeed.optimizer.type=AdamW"], "remove it, and choose optimizer="),
+        (["compute=zero2", "+compute.deepspeed.fp16.enabled=true"], "scales the loss"),
         (["optimizer.curvature_on=holdout"], "choose one of retain, forget, both"),
         (["optimizer.curvature_rows=16"], "expected at most train.batch_size=8"),
-        (
-            ["optimizer.estimator=hutchinson", "compute=zero2", "compute.deepspeed.zero_optimization.stage=3"],
-            "which ZeRO-3 cannot: choose gnb",
-        ),
         (["optimizer=influence", "optimizer.num_samples=500"], "more than the 360 rows that optimizer.hessian=retain"),
         (
             ["optimizer=influence", "optimizer.inverse=woodfisher", "optimizer.memory_gib=0.01"],

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "soul_exp"
 
 # Lowest first. A module may import from strictly earlier lines, a package also from itself.
 LAYERS: list[set[str]] = [
-    {"__init__", "binding", "errors"},
+    {"__init__", "binding", "errors", "ranks", "shards"},
     {"options", "progress", "schedule"},
     {"results", "answers", "losses", "optim"},
     {"metrics", "watch"},

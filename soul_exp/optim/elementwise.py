@@ -152,11 +152,11 @@ class Elementwise(Optimizer):
     def take_statistics(self) -> Tensor:
         """[8] float64 sums over all counted steps and coordinates since the last call, in the order of STATISTICS.
 
-        They are on the device of the first weight; sum over ranks before dividing, each rank may hold its own share.
+        They are on the device of the weights; sum over ranks before dividing, each rank may hold its own share.
         "nonfinite" counts every step and curvature pass, the others those of steps with `counting` on.
         """
         self._raise_pending()
-        device = self.param_groups[0]["params"][0].device
+        device = next(iter(self._sums), torch.device("cpu"))  # not of a parameter: ZeRO-3 empties the groups
         taken = torch.zeros(len(STATISTICS), dtype=torch.float64, device=device)
         for sums in self._sums.values():
             taken += sums.to(device)

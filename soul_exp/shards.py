@@ -1,0 +1,170 @@
+"""Models whose weights DeepSpeed's ZeRO-3 has divided over the ranks: loaded, run and saved with no rank holding all.
+
+Every function serves whole models too, for which it does the plain thing. All ranks have to call it together.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+MAX_SHARD_BYTES = 2 * 2**30  # of a saved file: what one rank holds while it saves, but for the largest single weight
+
+
+def is_divided(deepspeed: Mapping[str, Any] | None) -> bool:
+    """Whether a compute entry's `deepspeed` divides the weights."""
+    return bool(deepspeed) and deepspeed["zero_optimization"]["stage"] == 3  # type: ignore[index]
+
+
+def is_sharded(model: nn.Module) -> bool:
+    return any(hasattr(p, "ds_id") for p in model.parameters())
+
+
+def shape(p: Tensor) -> torch.Size:
+    """The shape of the whole weight, of which this rank may hold a share."""
+    return getattr(p, "ds_shape", p.shape)
+
+
+@contextmanager
+def loading(deepspeed: Mapping[str, Any] | None) -> Iterator[None]:
+    """Within it `from_pretrained` hands each weight out to the ranks as it is read."""
+    if not is_divided(deepspeed):
+        yield
+        return
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
+
+    assert deepspeed is not None
+    known = {"zero_optimization": deepspeed["zero_optimization"], "train_micro_batch_size_per_gpu": 1}
+    alive = HfDeepSpeedConfig(known)  # transformers keeps a weak reference to it
+    try:
+        yield
+    finally:
+        unset_hf_deepspeed_config()
+        del alive
+
+
+def whole(params: Sequence[Tensor]) -> AbstractContextManager[Any]:
+    """Within it `params` are whole on every rank, to be read."""
+    divided = [p for p in params if hasattr(p, "ds_id")]
+    if not divided:
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(divided)
+
+
+@contextmanager
+def gathering(model: nn.Module) -> Iterator[None]:
+    """Within it the model can be run without an engine: a layer's weights are whole while it runs, no longer."""
+    removes: list[Callable[[], None]] = []
+    if is_sharded(model):
+        for module, params in _units(model):
+            opened: list[AbstractContextManager[Any]] = []
+
+            def enter(
+                module: nn.Module,
+                args: Any,
+                params: Sequence[Tensor] = params,
+                opened: list[AbstractContextManager[Any]] = opened,
+            ) -> None:
+                opened.append(whole(params))
+                opened[-1].__enter__()
+
+            def leave(
+                module: nn.Module, args: Any, out: Any, opened: list[AbstractContextManager[Any]] = opened
+            ) -> None:
+                opened.pop().__exit__(None, None, None)
+
+            removes.append(module.register_forward_pre_hook(enter, prepend=True).remove)
+            removes.append(module.register_forward_hook(leave).remove)
+    try:
+        yield
+    finally:
+        for remove in removes:
+            remove()
+
+
+def _units(module: nn.Module) -> Iterator[tuple[nn.Module, list[nn.Parameter]]]:
+    """Modules and the weights to gather at once when they run: a decoder layer's all, elsewhere a module's own."""
+    if isinstance(module, GradientCheckpointingLayer):
+        yield module, list(module.parameters())
+        return
+    if own := list(module.parameters(recurse=False)):
+        yield module, own
+    for child in module.children():
+        yield from _units(child)
+
+
+def is_finite(model: nn.Module) -> bool:
+    """Whether every weight is a finite number: only then can a question be put to the model."""
+    shares = [getattr(p, "ds_tensor", p) for p in model.parameters()]
+    finite = all(bool(torch.isfinite(share).all()) for share in shares)
+    if is_sharded(model):
+        votes: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(votes, finite)
+        finite = all(votes)
+    return finite
+
+
+def num_weights(model: nn.Module) -> int:
+    return sum(shape(p).numel() for p in model.parameters())
+
+
+def save(model: PreTrainedModel, folder: Path, *, first: bool, max_bytes: int = MAX_SHARD_BYTES) -> None:
+    """Write configuration and weights (safetensors) as `from_pretrained` reads them; the `first` rank writes.
+
+    Divided weights are gathered file by file, so the first rank holds `max_bytes` at a time.
+    """
+    if not is_sharded(model):
+        if first:
+            model.save_pretrained(folder)
+        return
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    names = [(name, p) for name, p in model.named_parameters() if name not in tied]
+    files = _dealt(names, max_bytes)
+    weight_map: dict[str, str] = {}
+    for number, entries in enumerate(files, start=1):
+        file = "model.safetensors" if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        tensors: dict[str, Tensor] = {}
+        for name, p in entries:
+            with whole([p]):
+                if first:
+                    tensors[name] = p.detach().to("cpu", copy=True).contiguous()
+            weight_map[name] = file
+        if first:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, folder / file, metadata={"format": "pt"})
+    if first:
+        if len(files) > 1:
+            size = sum(shape(p).numel() * p.element_size() for _, p in names)
+            index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+            (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+        model.config.architectures = [type(model).__name__]
+        model.config.dtype = next(p.dtype for p in model.parameters())
+        model.config.save_pretrained(folder)
+        if model.generation_config is not None:
+            model.generation_config.save_pretrained(folder)
+
+
+def _dealt(entries: Sequence[tuple[str, Tensor]], max_bytes: int) -> list[list[tuple[str, Tensor]]]:
+    """The entries in order, in portions of at most `max_bytes`, but never an empty one."""
+    portions: list[list[tuple[str, Tensor]]] = [[]]
+    size = 0
+    for name, p in entries:
+        added = shape(p).numel() * p.element_size()
+        if portions[-1] and size + added > max_bytes:
+            portions.append([])
+            size = 0
+        portions[-1].append((name, p))
+        size += added
+    return portions

@@ -23,6 +23,7 @@ from soul_exp.schedule import Schedule
 from soul_exp.tasks.task import Task
 
 STAGES = ("prepare", "unlearn", "evaluate")
+RESUME = ("exact", "weights", "restart")
 UNLEARNED = "unlearned.json"  # beside the weights of a model that a run of ours unlearned
 FREE_BYTES = 200 * 2**20  # a tiny run's folder and its prepared models, with room to spare
 
@@ -46,6 +47,8 @@ def check(config: Mapping[str, Any], out: Path) -> Checked:
         raise UsageError(f"stages={stages}: {unknown[0]!r} is unknown, choose from [{', '.join(STAGES)}]")
     if config["save"] not in ("final", "none"):
         raise UsageError(f"save={config['save']} is unknown: choose final or none")
+    if config["resume"] not in RESUME:
+        raise UsageError(f"resume={config['resume']} is unknown: choose exact, weights or restart")
     if config["wandb"]["mode"] not in ("offline", "online", "disabled"):
         raise UsageError(f"wandb.mode={config['wandb']['mode']} is unknown: choose offline, online or disabled")
     if config["wandb"]["mode"] == "online" and not _has_wandb_key():

@@ -163,6 +163,7 @@ class Stream(Dataset[dict[str, tuple[int, Encoded]]]):
         self, parts: Mapping[str, tuple[Part, Sequence[Encoded]]], *, num_steps: int, batch_size: int, seed: int
     ) -> None:
         self.num_steps, self.batch_size = num_steps, batch_size
+        self.start = 0  # steps that are left out: a training that continues another's weights begins there
         self.num_rows = {name: len(part.rows) for name, (part, _) in parts.items()}
         self.encoded = {name: encoded for name, (_, encoded) in parts.items()}
         self.order: dict[str, np.ndarray] = {}  # part -> numbers of wordings
@@ -184,9 +185,10 @@ class Stream(Dataset[dict[str, tuple[int, Encoded]]]):
             self.order[name] = starts[:-1][rows[name]] + (draws * counts).astype(int)
 
     def __len__(self) -> int:
-        return self.num_steps * self.batch_size
+        return (self.num_steps - self.start) * self.batch_size
 
     def __getitem__(self, index: int) -> dict[str, tuple[int, Encoded]]:
+        index += self.start * self.batch_size
         return {name: (int(order[index]), self.encoded[name][order[index]]) for name, order in self.order.items()}
 
 

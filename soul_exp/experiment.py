@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 
 from filelock import FileLock
 
-from soul_exp import prepare, results, tune, unlearn
+from soul_exp import checkpoints, prepare, results, tune, unlearn
 from soul_exp.check import Checked, check
+from soul_exp.disk import full_disk_told
 from soul_exp.errors import UsageError
 from soul_exp.launch import launch
 from soul_exp.results import Results
@@ -20,14 +22,15 @@ from soul_exp.tasks.task import content_hash
 log = logging.getLogger(__name__)
 
 # these do not change the numbers, or (the data) are compared by content
-NOT_COMPARED = ("name", "stages", "overwrite", "cache", "save", "compute", "wandb", "choices")
+NOT_COMPARED = ("name", "stages", "overwrite", "cache", "save", "compute", "wandb", "choices", "resume")
 
 
 def run(config: Mapping[str, Any], out: Path) -> Results | None:
     """Carry out the stages of `config` in `out`; returns the results, or None where the stages end before them."""
     checked = check(config, out)
     tune.check_tune(config, checked)
-    with FileLock(out / ".lock"):  # a second start of the same run waits, and then finds it finished
+    # a second start of the same run waits, and then finds it finished
+    with FileLock(out / ".lock"), full_disk_told(out, Path(config["cache"])):
         return _run(config, checked, out)
 
 
@@ -35,10 +38,13 @@ def _run(config: Mapping[str, Any], checked: Checked, out: Path) -> Results | No
     previous = _finished(config, checked, out)
     if previous is not None:
         log.info("finished before, skipped: %s", out)
+        checkpoints.remove_all(out / unlearn.CHECKPOINTS)  # it may have been killed before it could do that
         return previous
     if not config["stages"]:
         log.info("checked, nothing to run (stages=[]): %s", out)
         return None
+    _clear(config, out)
+    _refuse_another_engine(config, checked, out)
     compute, seconds = config["compute"], {}
     trials: list[dict[str, Any]] = []
     start = time.perf_counter()
@@ -53,6 +59,7 @@ def _run(config: Mapping[str, Any], checked: Checked, out: Path) -> Results | No
         start = time.perf_counter()
         config, trials = tune.tuned(config, checked, fingerprint, out / "ranks" / "tune")
         seconds["tune"] = time.perf_counter() - start
+        _refuse_another_engine(config, checked, out)
     if {"unlearn", "evaluate"} & set(config["stages"]):
         launch(
             unlearn.worker, config, dict(checked.reasons), fingerprint(config, checked), seconds, str(out), trials,
@@ -65,6 +72,31 @@ def _run(config: Mapping[str, Any], checked: Checked, out: Path) -> Results | No
 def fingerprint(config: Mapping[str, Any], checked: Checked) -> str:
     """A hash of everything that decides a run's numbers."""
     return content_hash([_compared(config), prepare.hashes(config, checked.task)])
+
+
+def _clear(config: Mapping[str, Any], out: Path) -> None:
+    """Remove what a run that does not go on would leave beside its own: old numbers never stand beside a new model."""
+    for rest in out.glob(f".{results.NAME}.*"):  # of a run that was killed while it wrote
+        rest.unlink()
+    replaced = config["overwrite"] and (out / results.NAME).exists()
+    if replaced:
+        (out / results.NAME).unlink()
+    if replaced or config["resume"] == "restart":
+        checkpoints.remove_all(out / unlearn.CHECKPOINTS)
+    if config["overwrite"] or config["resume"] == "restart":
+        shutil.rmtree(out / unlearn.RECORDS, ignore_errors=True)
+        if "unlearn" in config["stages"]:  # else model.path may well be this folder's
+            shutil.rmtree(out / unlearn.MODEL, ignore_errors=True)
+            (out / unlearn.LOSSES).unlink(missing_ok=True)
+
+
+def _refuse_another_engine(config: Mapping[str, Any], checked: Checked, out: Path) -> None:
+    """Raises UsageError if another engine has left a checkpoint of this configuration, unless told what to do."""
+    compute = config["compute"]
+    engine = checkpoints.engine_of(config["choices"]["compute"], compute["processes"], compute["deepspeed"])
+    found = checkpoints.newest(out / unlearn.CHECKPOINTS / fingerprint(config, checked))
+    if found and found.marker.engine != engine and config["resume"] == "exact":
+        raise UsageError(checkpoints.refusal(out, found, engine))
 
 
 def _unanswered(config: Mapping[str, Any], checked: Checked) -> list[str]:
@@ -105,6 +137,7 @@ def _compared(config: Mapping[str, Any], tried: Sequence[tuple[float, float]] = 
     kept["unlearned"] = "unlearn" in config["stages"] or not config["stages"]  # or a checkpoint measured as it is
     kept["tune"] = {key: value for key, value in (config.get("tune") or {}).items() if key != "workers"}
     kept["evaluate"] = {key: value for key, value in config["evaluate"].items() if key != "batch_size"}
+    kept["prepare"] = {key: value for key, value in config["prepare"].items() if key not in prepare.NO_NUMBER}
     return kept
 
 

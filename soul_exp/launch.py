@@ -54,7 +54,7 @@ def launch(
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
-        start_method="spawn",  # fork is not safe once a thread or CUDA has started
+        start_method=os.environ.get("SOUL_EXP_START_METHOD", "spawn"),  # fork: CPU only, and before any thread
         monitor_interval=0.1,
         signals_to_handle="SIGINT",  # under SLURM the others belong to submitit
         logs_specs=DefaultLogsSpecs(

@@ -45,13 +45,13 @@ TRAINING = {
     "micro_batch_size": SOME,
     "warmup_ratio": SHARE,
     "max_grad_norm": Number(0),
+    "logging_steps": COUNT,
+    "save_steps": SOME,
 }
 NUMBERS = {
     "seed": SEED,
     **{f"train.{key}": number for key, number in TRAINING.items()},
     "train.max_steps": SOME,
-    "train.logging_steps": COUNT,
-    "train.save_steps": SOME,
     "train.diverged_at": Number(0, above=True, null=True),
     "train.diverged_floor": Number(0),
     **{f"prepare.{key}": number for key, number in TRAINING.items()},
@@ -93,6 +93,11 @@ def check_options(config: Mapping[str, Any]) -> None:
     if not isinstance(config["train"]["log_gradients"], bool):
         raise UsageError(f"train.log_gradients={config['train']['log_gradients']}: expected true or false")
     for section in ("train", "prepare"):
+        save, logging = config[section]["save_steps"], config[section]["logging_steps"]
+        if save and save % logging:  # else a resumed run logs another window
+            raise UsageError(
+                f"{section}.save_steps={save} is not a multiple of {section}.logging_steps={logging}: change one of them"
+            )
         scheduler, known = config[section]["lr_scheduler"], [str(kind.value) for kind in SchedulerType]
         if scheduler not in known:
             near = difflib.get_close_matches(str(scheduler), known, n=1)

@@ -24,7 +24,9 @@ from torch import Tensor
 
 from soul_exp import models, shards
 from soul_exp.answers import Answers, read_records, write_records
+from soul_exp.checkpoints import remove_all, remove_unmarked
 from soul_exp.data import Item, Part
+from soul_exp.disk import full_disk_told
 from soul_exp.evaluate import ask
 from soul_exp.losses import Objective, Scored
 from soul_exp.models import LanguageModel
@@ -37,6 +39,7 @@ log = logging.getLogger(__name__)
 
 VERSION = 1  # raise it when a change to this module or the trainer changes prepared weights or answers
 DONE = "prepared.json"
+NO_NUMBER = ("logging_steps", "save_steps")  # settings of `prepare` that change no weight
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def recipe(
     return {
         "version": VERSION,
         "model": described,
-        "prepare": dict(settings),
+        "prepare": {key: value for key, value in settings.items() if key not in NO_NUMBER},
         "rows": content_hash([(item.prompt, item.answer, item.raw) for item in rows]),
         "vocabulary": content_hash([(item.prompt, item.answer, item.raw) for item in vocabulary]),
         "torch": torch.__version__.split("+")[0],
@@ -173,19 +176,22 @@ def load(model: Mapping[str, Any], checkpoint: Checkpoint, deepspeed: Mapping[st
 def make(config: Mapping[str, Any], task: Task, role: str, cache: Path, device: str) -> float:
     """Train the model of `role` into the cache unless it is there; returns the seconds that it took.
 
-    Two jobs that want the same model at once wait for each other; a killed one leaves nothing that looks finished.
+    Two jobs that want the same model at once wait for each other; a killed one leaves nothing that looks finished, and
+    the next resumes from its last complete checkpoint.
     """
     made_by = recipes(config, task)[role]
     folder = folder_of(cache, made_by)
     folder.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    with FileLock(f"{folder}.lock"):
+    partial = folder.with_name(f".{folder.name}.partial")
+    halfway = folder.with_name(f".{folder.name}.checkpoints")
+    with FileLock(f"{folder}.lock"), full_disk_told(cache, cleared=lambda: remove_unmarked(halfway)):
         if is_ready(folder):
+            remove_all(halfway)  # of a job that was killed between the last two lines of this block
             return 0.0
         lm = _start_model(config, task)
         rows = task.target_rows if role == "target" else task.retrained_rows
         settings = dict(config["prepare"])
-        partial = folder.with_name(f".{folder.name}.partial")
         outcome = train(
             lm.model,
             lm.reader,
@@ -193,16 +199,19 @@ def make(config: Mapping[str, Any], task: Task, role: str, cache: Path, device: 
             objective=Objective(fit, retain_term=None),
             make_optimizer=functools.partial(torch.optim.AdamW, **settings.pop("adamw")),
             seed=settings.pop("seed"),
-            schedule=Schedule(**settings, save_steps=None),
+            schedule=Schedule(**settings),
             pad_id=lm.pad_id,
-            folder=partial,
+            folder=halfway,
             label=f"prepare {role}",
             device=device,
+            compute="prepare",
         )
+        shutil.rmtree(partial, ignore_errors=True)
         models.save(lm.model.cpu(), lm.tokenizer, partial)
         write_json(partial / DONE, {"recipe": made_by, "seconds": outcome.seconds, "role": role})
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
+        remove_all(halfway)
     log.info(
         "prepare %s: %d steps on %d rows in %.0f s, last loss %.3f",
         role, outcome.num_steps, len(rows), outcome.seconds, outcome.last["forget_loss"],

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
+import torch
 from tqdm.auto import tqdm
-from transformers import TrainerCallback, TrainingArguments
-
-COMPLETE = "COMPLETE"  # marks a checkpoint that was written to its end; holds the seconds of training until then
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 
 class Progress(TrainerCallback):
-    """A bar on the console, a line of JSON a logging step in `records`, a COMPLETE marker in every checkpoint."""
+    """A bar on the console, a line of JSON a logging step in `records`, `mark(folder)` for every checkpoint written."""
 
-    def __init__(self, label: str, records: Path | None, seconds_before: float) -> None:
-        self.label, self.records, self.seconds_before = label, records, seconds_before
-        self.start = time.perf_counter()
+    def __init__(self, label: str, records: Path | None, mark: Callable[[Path], None]) -> None:
+        self.label, self.records, self.mark = label, records, mark
         self.bar: tqdm | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
@@ -51,25 +47,36 @@ class Progress(TrainerCallback):
                 file.write(json.dumps({"step": state.global_step, **finite}) + "\n")
 
     def on_save(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
-        if dist.is_initialized():
-            dist.barrier()  # every rank has written its share
-        if state.is_world_process_zero:
-            marker = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / COMPLETE
-            partial = marker.with_name(f".{COMPLETE}")
-            partial.write_text(f"{self.seconds_before + time.perf_counter() - self.start:.3f}")
-            partial.rename(marker)
+        self.mark(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
 
     def on_train_end(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
         if self.bar is not None:
             self.bar.close()
 
 
-def last_complete(folder: Path) -> Path | None:
-    """The newest checkpoint in `folder` that was written to its end, or None."""
-    complete = [path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE}")]
-    return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+class Continued(TrainerCallback):
+    """Begins at the step of a checkpoint with its count, logged history and learning rate; its weights are given.
+
+    For a checkpoint whose optimizer state cannot be read; comes before any callback that reads the step.
+    """
+
+    def __init__(self, checkpoint: Path, num_steps: int) -> None:
+        self.checkpoint, self.num_steps = checkpoint, num_steps
+        self.trainer: Any = None  # is told, once it exists
+
+    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **given: Any) -> None:
+        before = state_of(self.checkpoint)
+        state.global_step, state.epoch, state.log_history = before.global_step, before.epoch, before.log_history
+        self.trainer._globalstep_last_logged = before.global_step  # the loss logged is a mean over the steps since
+        scheduler = given["lr_scheduler"]
+        scheduler.load_state_dict(torch.load(self.checkpoint / "scheduler.pt", weights_only=True))
+        for group, rate in zip(scheduler.optimizer.param_groups, scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
+
+    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
+        state.epoch = state.global_step / self.num_steps  # Trainer counts from where its data begins
 
 
-def remove_checkpoints(folder: Path) -> None:
-    """Delete the checkpoints of a finished training."""
-    shutil.rmtree(folder, ignore_errors=True)
+def state_of(checkpoint: Path) -> TrainerState:
+    """The step count and the logged history in `checkpoint`."""
+    return TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))

@@ -18,13 +18,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from soul_exp import models, passes, shards
-from soul_exp.data import Collator, Encoded, Part, Stream, some_rows
+from soul_exp import checkpoints, models, passes, shards
+from soul_exp.data import Collator, Encoded, Part, Stream, seed_of, some_rows
+from soul_exp.errors import UsageError
 from soul_exp.losses import Objective, Scored, grad_ascent
 from soul_exp.models import AnswerReader
 from soul_exp.optim.kernels import STATISTICS
 from soul_exp.passes import Step
-from soul_exp.progress import COMPLETE, Progress, last_complete
+from soul_exp.progress import Continued, Progress, state_of
 from soul_exp.reference import Reference, freeze
 from soul_exp.schedule import Schedule
 from soul_exp.watch import Watch, described, remark
@@ -160,7 +161,12 @@ class Unlearner(Trainer):
         """All micro-batches of the next step: what the optimizer asks of them beforehand sees them all."""
         samples, count = super().get_batch_samples(epoch_iterator, num_batches, device)
         if samples:
-            self._before_step(samples)
+            # what is drawn here (dropout, in a climb) has a seed of its own: a resumed run loads its state of the
+            # generator only after this
+            cuda = [self.args.device] if self.args.device.type == "cuda" else []
+            with torch.random.fork_rng(cuda):
+                torch.manual_seed(seed_of("before", self.args.seed, self.state.global_step, self.args.process_index))
+                self._before_step(samples)
         return samples, count
 
     def _before_step(self, samples: Sequence[dict[str, Tensor]]) -> None:
@@ -284,15 +290,26 @@ def train(
     deepspeed: Mapping[str, Any] | None = None,
     processes: int = 1,
     callbacks: Sequence[TrainerCallback] = (),
+    compute: str = "cpu",
+    resume: str = "exact",
 ) -> Outcome:
     """Train `model` in place on `parts`, resuming from the last complete checkpoint in `folder`.
 
     `parts` maps each part that the objective or the curvature names to its rows and their tokens, one entry a wording.
+    A checkpoint of another engine than `compute` with `processes` is a UsageError or, where `resume` is "weights",
+    gives its weights, and the optimizer begins anew.
     """
+    engine = checkpoints.engine_of(compute, processes, deepspeed)
+    found = checkpoints.last_complete(folder)
+    anew = found is not None and found.marker.engine != engine
+    if found and anew and resume != "weights":
+        raise UsageError(checkpoints.refusal(folder, found, engine))
     leader = next(iter(parts))
     if getattr(getattr(make_optimizer, "func", make_optimizer), "static", False):  # the class, perhaps in a partial
         schedule = schedule.in_one_step(len(parts[leader][0].rows))
     num_steps = schedule.num_steps(len(parts[leader][0].rows))
+    if found and found.marker.diverged:  # it stopped there
+        num_steps = found.step
     accumulation = schedule.accumulation(processes)
     stream = Stream(parts, num_steps=num_steps, batch_size=schedule.batch_size, seed=seed)
     wanted = [name for name in objective.names if name.startswith("reference_")]
@@ -313,7 +330,7 @@ def train(
         logging_nan_inf_filter=False,
         save_strategy="steps" if schedule.save_steps else "no",
         save_steps=schedule.save_steps or 500,
-        save_total_limit=2,  # two, because the older one goes before the newer one is marked complete
+        save_total_limit=None,  # the older ones go when the newer one is marked complete, not before
         seed=seed,
         use_cpu=device == "cpu",
         bf16=bool(deepspeed and deepspeed.get("bf16", {}).get("enabled")),  # ZeRO's own; elsewhere no autocast
@@ -327,11 +344,20 @@ def train(
     )
     if args.n_gpu > 1:  # one process, one device: the parts of a batch must not be dealt out by DataParallel
         args._n_gpu = 1
-    checkpoint = last_complete(folder)
-    if checkpoint:
-        log.info("%s: resuming from %s", label, checkpoint.name)
-    seconds_before = float((checkpoint / COMPLETE).read_text()) if checkpoint else 0.0  # spent before the interruption
-    progress = Progress(label, records, seconds_before)
+    notes, seconds_before, start = list[str](), 0.0, time.perf_counter()
+    if found:
+        log.info("%s: resuming from %s%s", label, "the weights of " if anew else "", found.path.name)
+        seconds_before = found.marker.seconds  # spent before the interruption
+        notes += [*found.marker.notes, *([checkpoints.continued(found)] if anew else [])]
+
+    def mark(checkpoint: Path) -> None:
+        checkpoints.mark(
+            checkpoint, seconds_before + time.perf_counter() - start, engine, trainer.diverged, notes
+        )  # fmt: skip
+
+    continued = [Continued(found.path, num_steps)] if found and anew else []
+    if found and anew:
+        stream.start = found.step
     trainer = Unlearner(
         model=model,
         args=args,
@@ -342,11 +368,18 @@ def train(
         reader=reader,
         reference=reference,
         pad_id=pad_id,
-        callbacks=[progress, *callbacks],
+        callbacks=[*continued, Progress(label, records, mark), *callbacks],
     )
-    start = progress.start = time.perf_counter()
+    trainer.diverged = found.marker.diverged if found else None
+    for callback in continued:
+        callback.trainer = trainer
+        trainer._load_from_checkpoint(str(callback.checkpoint))  # one file, shards or an adapter
+    start = time.perf_counter()
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if found and anew and found.step >= num_steps:  # no data is left to begin with
+            trainer.state = state_of(found.path)
+        else:
+            trainer.train(resume_from_checkpoint=str(found.path) if found and not anew else None)
     except FloatingPointError as error:  # an optimizer that cannot go on
         trainer.diverged = str(error)
     for said in trainer.remarks:
@@ -361,5 +394,5 @@ def train(
         seconds_before + time.perf_counter() - start,
         trainer.diverged,
         logged[-1] if logged else {},
-        trainer.remarks,
+        [*notes, *trainer.remarks],
     )

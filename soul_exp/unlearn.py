@@ -18,16 +18,16 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback, set_seed
 
-from soul_exp import binding, models, prepare, results, shards
+from soul_exp import binding, checkpoints, models, prepare, results, shards
 from soul_exp.answers import Answers, read_retrained
 from soul_exp.check import UNLEARNED
+from soul_exp.disk import full_disk_told
 from soul_exp.evaluate import ask
 from soul_exp.losses import Objective
 from soul_exp.mirror import Mirror
 from soul_exp.models import LanguageModel
 from soul_exp.optimizers import build_optimizer, parts_of_run
 from soul_exp.prepare import Checkpoint
-from soul_exp.progress import remove_checkpoints
 from soul_exp.results import Results
 from soul_exp.schedule import Schedule
 from soul_exp.tasks.task import Task
@@ -35,7 +35,7 @@ from soul_exp.trainer import Outcome, train
 
 log = logging.getLogger(__name__)
 
-MODEL, RECORDS, CHECKPOINTS = "model", "records", "checkpoints"
+MODEL, RECORDS, CHECKPOINTS, LOSSES = "model", "records", "checkpoints", "train.jsonl"
 
 
 def worker(
@@ -48,7 +48,21 @@ def worker(
     trials: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Unlearn and evaluate, as `config["stages"]` says, and write results.json to `folder`; `trials` go into it."""
-    out, first = Path(folder), rank == 0
+    out = Path(folder)
+    with full_disk_told(out, cleared=lambda: checkpoints.remove_unmarked(out / CHECKPOINTS)):
+        _work(rank, config, reasons, fingerprint, seconds, out, trials)
+
+
+def _work(
+    rank: int,
+    config: Mapping[str, Any],
+    reasons: Mapping[str, str],
+    fingerprint: str,
+    seconds: dict[str, float],
+    out: Path,
+    trials: Sequence[Mapping[str, Any]],
+) -> None:
+    first = rank == 0
     device = start_process(config, rank)
     task = prepare.build_task(config)
     mirror = Mirror(config, out) if first else None
@@ -66,7 +80,7 @@ def worker(
             results.write(out, found)
             assert mirror is not None
             mirror.finish(found)
-            remove_checkpoints(out / CHECKPOINTS)
+            checkpoints.remove_all(out / CHECKPOINTS)
     end_process()
 
 
@@ -105,7 +119,7 @@ def _unlearned(
         subject = prepare.load(model, Checkpoint(model["path"], model["revision"]), config["compute"]["deepspeed"])
         models.move(subject.model, device)
         return subject, None
-    if not config["overwrite"] and done.is_file() and json.loads(done.read_text())["fingerprint"] == fingerprint:
+    if done.is_file() and json.loads(done.read_text())["fingerprint"] == fingerprint:
         log.info("unlearn: done before, reading %s", out / MODEL)
         subject = prepare.load(model, Checkpoint(str(out / MODEL)), config["compute"]["deepspeed"])
         models.move(subject.model, device)
@@ -114,10 +128,9 @@ def _unlearned(
     subject, outcome = trained(
         config,
         task,
-        # a checkpoint is for one engine and one number of ranks
-        folder=out / CHECKPOINTS / f"{fingerprint}-{config['choices']['compute']}-{config['compute']['processes']}",
+        folder=out / CHECKPOINTS / fingerprint,
         label="unlearn",
-        records=out / "train.jsonl",
+        records=out / LOSSES,
         device=device,
         callbacks=[mirror.callback()] if mirror else [],
     )
@@ -169,6 +182,8 @@ def trained(
         deepspeed=config["compute"]["deepspeed"],
         processes=config["compute"]["processes"],
         callbacks=callbacks,
+        compute=config["choices"]["compute"],
+        resume=config["resume"],
     )
     return subject, outcome
 

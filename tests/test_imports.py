@@ -13,7 +13,8 @@ PACKAGE = Path(__file__).parents[1] / "soul_exp"
 # Lowest first. A module may import from strictly earlier lines, a package also from itself.
 LAYERS: list[set[str]] = [
     {"__init__", "binding", "errors", "ranks", "shards"},
-    {"options", "progress", "schedule"},
+    {"checkpoints", "disk", "options", "schedule"},
+    {"progress"},
     {"results", "answers", "losses", "optim"},
     {"metrics", "watch"},
     {"data"},

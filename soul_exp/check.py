@@ -17,6 +17,7 @@ from soul_exp import binding, models, prepare
 from soul_exp.answers import Answers, read_retrained
 from soul_exp.errors import UsageError, built
 from soul_exp.losses import Objective
+from soul_exp.measure import FORGET_QUALITY, RETAIN
 from soul_exp.optimizers import build_optimizer, check_optimizer, check_precision, parts_of_run
 from soul_exp.options import check_options
 from soul_exp.schedule import Schedule
@@ -45,8 +46,8 @@ def check(config: Mapping[str, Any], out: Path) -> Checked:
     unknown = [stage for stage in stages if stage not in STAGES]
     if unknown:
         raise UsageError(f"stages={stages}: {unknown[0]!r} is unknown, choose from [{', '.join(STAGES)}]")
-    if config["save"] not in ("final", "none"):
-        raise UsageError(f"save={config['save']} is unknown: choose final or none")
+    if config["save"] not in ("final", "best", "none"):
+        raise UsageError(f"save={config['save']} is unknown: choose final, best or none")
     if config["resume"] not in RESUME:
         raise UsageError(f"resume={config['resume']} is unknown: choose exact, weights or restart")
     if config["wandb"]["mode"] not in ("offline", "online", "disabled"):
@@ -72,7 +73,27 @@ def check(config: Mapping[str, Any], out: Path) -> Checked:
         name: built(functools.partial(hydra.utils.instantiate, entry), f"task.metrics.{name}")
         for name, entry in config["task"]["metrics"].items()
     }
-    return Checked(task, metrics, _reasons(config, task, metrics, records), records)
+    reasons = _reasons(config, task, metrics, records)
+    if config["save"] == "best":
+        _check_best(config, metrics, reasons)
+    return Checked(task, metrics, reasons, records)
+
+
+def _check_best(
+    config: Mapping[str, Any], metrics: Mapping[str, Callable[..., float]], reasons: Mapping[str, str]
+) -> None:
+    """Whether the weights of a training can be judged on its way."""
+    if "unlearn" in config["stages"] and not config["train"]["save_steps"]:
+        raise UsageError("save=best judges the weights of every checkpoint: set train.save_steps, or save=final")
+    for name in (FORGET_QUALITY, RETAIN):
+        if name not in metrics:
+            raise UsageError(
+                f"save=best judges by {name}, which task={config['choices']['task']} does not report: choose save=final"
+            )
+        if name in reasons:
+            raise UsageError(f"save=best judges by {name}, which cannot be had: {reasons[name]}")
+    if config["retrained"]["records"]:
+        raise UsageError("save=best needs the retrained model's answers to the validation part: give retrained.path")
 
 
 def _check_parts(config: Mapping[str, Any], task: Task, objective: Objective, optimizer: Any) -> None:

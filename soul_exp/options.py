@@ -59,6 +59,7 @@ NUMBERS = {
     "prepare.adamw.lr": POSITIVE,
     "evaluate.batch_size": COUNT,
     "evaluate.max_new_tokens": COUNT,
+    "best_keep": Number(0, 1),
     "compute.processes": COUNT,
     "compute.threads": COUNT,
     "loss.gamma": Number(0),
@@ -96,7 +97,8 @@ def check_options(config: Mapping[str, Any]) -> None:
         save, logging = config[section]["save_steps"], config[section]["logging_steps"]
         if save and save % logging:  # else a resumed run logs another window
             raise UsageError(
-                f"{section}.save_steps={save} is not a multiple of {section}.logging_steps={logging}: change one of them"
+                f"{section}.save_steps={save} is not a multiple of {section}.logging_steps={logging}: "
+                f"change one of them"
             )
         scheduler, known = config[section]["lr_scheduler"], [str(kind.value) for kind in SchedulerType]
         if scheduler not in known:

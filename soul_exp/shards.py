@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -63,11 +65,24 @@ def whole(params: Sequence[Tensor]) -> AbstractContextManager[Any]:
     return deepspeed.zero.GatheredParameters(divided)
 
 
+_DRIVEN: WeakSet[nn.Module] = WeakSet()
+
+
+@contextmanager
+def driven(model: nn.Module) -> Iterator[None]:
+    """Within it an engine gathers the weights of `model` whenever it runs: `gathering` leaves it to that."""
+    _DRIVEN.add(model)
+    try:
+        yield
+    finally:
+        _DRIVEN.discard(model)
+
+
 @contextmanager
 def gathering(model: nn.Module) -> Iterator[None]:
     """Within it the model can be run without an engine: a layer's weights are whole while it runs, no longer."""
     removes: list[Callable[[], None]] = []
-    if is_sharded(model):
+    if is_sharded(model) and model not in _DRIVEN:
         for module, params in _units(model):
             opened: list[AbstractContextManager[Any]] = []
 
@@ -154,6 +169,36 @@ def save(model: PreTrainedModel, folder: Path, *, first: bool, max_bytes: int = 
         model.config.save_pretrained(folder)
         if model.generation_config is not None:
             model.generation_config.save_pretrained(folder)
+
+
+def read(model: nn.Module, folder: Path) -> None:
+    """Put the weights that `save` wrote to `folder` into `model`, one at a time."""
+    params = {name.replace(".default", ""): p for name, p in model.named_parameters()}  # as adapters are written
+    missing = set()
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file, torch.no_grad():
+            for name in file.keys():  # noqa: SIM118 (it is no dict)
+                if name not in params:
+                    missing.add(name)
+                    continue
+                p = params[name]
+                with _to_change(p) as writes:
+                    if writes:
+                        p.copy_(file.get_tensor(name))
+    if missing:
+        raise RuntimeError(f"{folder} holds weights that the model lacks: {', '.join(sorted(missing)[:3])}")
+
+
+@contextmanager
+def _to_change(p: Tensor) -> Iterator[bool]:
+    """Within it `p` is whole; what the rank that gets True writes to it, all have."""
+    if not hasattr(p, "ds_id"):
+        yield True
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([p], modifier_rank=0):
+        yield dist.get_rank() == 0
 
 
 def _dealt(entries: Sequence[tuple[str, Tensor]], max_bytes: int) -> list[list[tuple[str, Tensor]]]:

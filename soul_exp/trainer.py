@@ -373,21 +373,22 @@ def train(
     trainer.diverged = found.marker.diverged if found else None
     for callback in continued:
         callback.trainer = trainer
-        trainer._load_from_checkpoint(str(callback.checkpoint))  # one file, shards or an adapter
+        shards.read(model, callback.checkpoint)
     start = time.perf_counter()
     try:
         if found and anew and found.step >= num_steps:  # no data is left to begin with
             trainer.state = state_of(found.path)
         else:
-            trainer.train(resume_from_checkpoint=str(found.path) if found and not anew else None)
+            with shards.driven(model):
+                trainer.train(resume_from_checkpoint=str(found.path) if found and not anew else None)
     except FloatingPointError as error:  # an optimizer that cannot go on
         trainer.diverged = str(error)
     for said in trainer.remarks:
         if trainer.state.is_world_process_zero:
             log.warning("%s: %s", label, said)
-    engine: Any = getattr(trainer, "deepspeed", None)
-    if engine is not None:
-        engine.destroy()  # its hooks and buffers; the weights stay, divided or whole
+    zero: Any = getattr(trainer, "deepspeed", None)
+    if zero is not None:
+        zero.destroy()  # its hooks and buffers; the weights stay, divided or whole
     logged = [entry for entry in trainer.state.log_history if "forget_loss" in entry]
     return Outcome(
         trainer.state.global_step,

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,11 @@ from filelock import FileLock, Timeout
 from hydra.errors import InstantiationException
 from transformers import set_seed
 
-from soul_exp import prepare, shards, unlearn
+from soul_exp import prepare, unlearn
 from soul_exp.check import Checked
 from soul_exp.errors import UsageError
-from soul_exp.evaluate import ask
 from soul_exp.launch import launch
+from soul_exp.measure import FORGET_QUALITY, RETAIN, VALIDATION, known_answers, measure, validate
 from soul_exp.options import COUNT, POSITIVE, SEED, Number
 from soul_exp.results import write_json
 from soul_exp.tasks.task import Task, content_hash
@@ -37,13 +37,10 @@ log = logging.getLogger(__name__)
 
 VERSION = 1  # raise it when a change to this module changes the numbers of a trial
 CODE = (  # what trains and what measures a trial
-    *("answers.py", "binding.py", "data.py", "evaluate.py", "losses.py", "metrics/*.py", "models.py", "optim/**/*.py"),
-    *("optim/**/*.c", "optimizers.py", "passes.py", "ranks.py", "reference.py", "schedule.py", "shards.py"),
-    *("tasks/*.py", "trainer.py", "unlearn.py"),
+    *("answers.py", "binding.py", "data.py", "evaluate.py", "losses.py", "measure.py", "metrics/*.py", "models.py"),
+    *("optim/**/*.py", "optim/**/*.c", "optimizers.py", "passes.py", "ranks.py", "reference.py", "schedule.py"),
+    *("shards.py", "tasks/*.py", "trainer.py", "unlearn.py"),
 )
-VALIDATION = "validation_"  # how the names of the validation part's probes and metrics begin
-FORGET_QUALITY = "validation_log10_forget_quality"
-RETAIN = "validation_retain_probability"
 PARALLEL = 2  # trials side by side on a CPU: each has one thread, and the smallest machine has two cores
 
 
@@ -165,9 +162,9 @@ def tuned(
     if missing:
         _make(config, missing, logs)
     trials = [_read(Path(path), lr, gamma) for lr, gamma, path in places]
-    known = unlearn.known_answers(config, task)
+    known = known_answers(config, task)
     start_metrics = {
-        name: unlearn.measure(metric, known["original"], known["retrained"])
+        name: measure(metric, known["original"], known["retrained"])
         for name, metric in checked.metrics.items()
         if name.startswith(VALIDATION) and name not in checked.reasons
     }
@@ -229,19 +226,9 @@ def _trial(config: Mapping[str, Any], task: Task, lr: float, gamma: float, devic
     set_seed(config["seed"])
     with tempfile.TemporaryDirectory() as folder:  # no checkpoints: a killed trial starts again
         subject, outcome = unlearn.trained(config, task, folder=Path(folder), label=label, device=device)
-    probes = {
-        name: replace(probe, generate=False) for name, probe in task.probes.items() if name.startswith(VALIDATION)
-    }
-    finite = shards.is_finite(subject.model)
-    answers = ask(subject, probes, **config["evaluate"], label=f"{label}: validation") if finite else {}
-    metrics = {
-        name: hydra.utils.instantiate(entry)
-        for name, entry in config["task"]["metrics"].items()
-        if name.startswith(VALIDATION)
-    }
-    retrained = unlearn.known_answers(config, task)["retrained"]
-    measured = {name: unlearn.measure(metric, answers, retrained) for name, metric in metrics.items()}
-    diverged = outcome.diverged or (None if finite else "the weights are not finite")
+    measured = validate(config, task, subject, label)
+    lost = outcome.diverged is None and all(value is None for value in measured.values())
+    diverged = "the weights are not finite" if lost else outcome.diverged
     trial = Trial(lr, gamma, measured, diverged, outcome.num_steps, outcome.seconds)
     log.info("%s: lr %g, gamma %g: %s (%.0f s)", label, lr, gamma, _told(trial), outcome.seconds)
     return trial

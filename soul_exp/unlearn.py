@@ -10,6 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,14 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback, set_seed
 
-from soul_exp import binding, checkpoints, models, prepare, results, shards
-from soul_exp.answers import Answers, read_retrained
+from soul_exp import checkpoints, models, prepare, results, shards
+from soul_exp.answers import Answers
+from soul_exp.best import Best, note
 from soul_exp.check import UNLEARNED
 from soul_exp.disk import full_disk_told
 from soul_exp.evaluate import ask
 from soul_exp.losses import Objective
+from soul_exp.measure import RETAIN, known_answers, measure, validate, validation_metrics
 from soul_exp.mirror import Mirror
 from soul_exp.models import LanguageModel
 from soul_exp.optimizers import build_optimizer, parts_of_run
@@ -125,6 +128,13 @@ def _unlearned(
         models.move(subject.model, device)
         return subject, Outcome(**json.loads(done.read_text())["outcome"])
 
+    best: list[Best] = []
+
+    def callbacks(subject: LanguageModel) -> list[TrainerCallback]:
+        if config["save"] == "best":
+            best.append(_best(config, task, subject, out / CHECKPOINTS / fingerprint, first))
+        return [*([mirror.callback()] if mirror else []), *best]
+
     subject, outcome = trained(
         config,
         task,
@@ -132,20 +142,42 @@ def _unlearned(
         label="unlearn",
         records=out / LOSSES,
         device=device,
-        callbacks=[mirror.callback()] if mirror else [],
+        callbacks=callbacks,
     )
     log.info(
         "unlearn: %d steps in %.0f s (%.2f s/step), peak %.2f GiB%s",
         outcome.num_steps, outcome.seconds, outcome.seconds / max(1, outcome.num_steps), peak_memory_gib(device),
         f"; diverged: {outcome.diverged}" if outcome.diverged else "",
     )  # fmt: skip
-    if config["save"] == "final":
+    for judge in best:
+        moment = judge.leader()
+        assert moment is not None  # the last step was judged
+        subject = prepare.load(model, Checkpoint(str(judge.place(moment))), config["compute"]["deepspeed"])
+        models.move(subject.model, device)
+        said = note(moment, outcome.num_steps)
+        log.info("%s", said)
+        outcome = replace(outcome, notes=[*outcome.notes, said])
+    if config["save"] != "none":
         if first:
             shutil.rmtree(out / MODEL, ignore_errors=True)
         models.save(subject.model, subject.tokenizer, out / MODEL, first)
         if first:
             results.write_json(done, {"fingerprint": fingerprint, "outcome": vars(outcome)})
     return subject, outcome
+
+
+def _best(config: Mapping[str, Any], task: Task, subject: LanguageModel, folder: Path, first: bool) -> Best:
+    """What keeps the best weights of `subject` while it is trained."""
+    known = known_answers(config, task)
+    start = measure(validation_metrics(config)[RETAIN], known["original"], known["retrained"])
+    assert start is not None  # check saw to it
+    return Best(
+        folder,
+        config["best_keep"] * start,
+        validate=lambda: validate(config, task, subject, "best"),
+        save=lambda place: models.save(subject.model, subject.tokenizer, place, first),
+        first=first,
+    )
 
 
 def trained(
@@ -156,7 +188,7 @@ def trained(
     label: str,
     device: str,
     records: Path | None = None,
-    callbacks: Sequence[TrainerCallback] = (),
+    callbacks: Callable[[LanguageModel], Sequence[TrainerCallback]] = lambda subject: (),
 ) -> tuple[LanguageModel, Outcome]:
     """The target, unlearned as `config` says from its loss to its seed, and how that ended; checkpoints in `folder`."""
     target = prepare.checkpoints(config, task)["target"]
@@ -181,23 +213,11 @@ def trained(
         device=device,
         deepspeed=config["compute"]["deepspeed"],
         processes=config["compute"]["processes"],
-        callbacks=callbacks,
+        callbacks=callbacks(subject),
         compute=config["choices"]["compute"],
         resume=config["resume"],
     )
     return subject, outcome
-
-
-def known_answers(config: Mapping[str, Any], task: Task) -> dict[str, Mapping[str, Answers]]:
-    """The answers of the models that prepare left: `original` and `retrained`, each where it is to be had."""
-    known: dict[str, Mapping[str, Answers]] = {}
-    places = prepare.checkpoints(config, task)
-    for model, role in (("original", "target"), ("retrained", "retrained")):
-        if role in places and (answers := prepare.answers_of(config, task, places[role])) is not None:
-            known[model] = answers
-    if config["retrained"]["records"]:
-        known["retrained"] = read_retrained(Path(config["retrained"]["records"]))
-    return known
 
 
 def _results(
@@ -246,19 +266,6 @@ def _results(
         utility=measured["unlearned"].get("utility"),
         mia_auc=measured["unlearned"].get("mia_auc"),
     )
-
-
-def measure(
-    metric: Callable[..., float], answers: Mapping[str, Answers], retrained: Mapping[str, Answers] | None
-) -> float | None:
-    """The metric of one model's answers; None if a probe that it names was not put to that model."""
-    available: dict[str, Any] = dict(answers)
-    if retrained is not None:
-        available["retrained"] = retrained
-    wanted = binding.names(metric)
-    if any(name not in available for name in wanted):
-        return None
-    return float(binding.call(metric, available))
 
 
 def peak_memory_gib(device: str) -> float:

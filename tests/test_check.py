@@ -48,7 +48,11 @@ def checked(configured: Callable[..., dict[str, Any]], tmp_path: Path) -> Callab
     ("overrides", "sentence"),
     [
         (["stages=[prepare,learn]"], "'learn' is unknown, choose from \\[prepare, unlearn, evaluate\\]"),
-        (["save=all"], "choose final or none"),
+        (["save=all"], "choose final, best or none"),
+        (["save=best", "train.save_steps=null"], "set train.save_steps, or save=final"),
+        (["save=best", "task=copyright", "loss=npo"], "which task=copyright does not report: choose save=final"),
+        (["save=best", "task.validation_fraction=0"], "which cannot be had: task.validation_fraction=0 leaves no rows"),
+        (["best_keep=2"], "best_keep=2: expected"),
         (["wandb.mode=online"], "export WANDB_API_KEY="),
         (["wandb.mode=loud"], "choose offline, online or disabled"),
         (["train.batch_size=8", "train.micro_batch_size=3"], "not a multiple of 1 process"),

@@ -1,0 +1,65 @@
+"""Metrics of a model's answers: of every model that a run compares, and on the validation part while it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import hydra.utils
+
+from soul_exp import binding, prepare, shards
+from soul_exp.answers import Answers, read_retrained
+from soul_exp.evaluate import ask
+from soul_exp.models import LanguageModel
+from soul_exp.tasks.task import Task
+
+VALIDATION = "validation_"  # how the names of the validation part's probes and metrics begin
+FORGET_QUALITY = "validation_log10_forget_quality"
+RETAIN = "validation_retain_probability"
+
+
+def measure(
+    metric: Callable[..., float], answers: Mapping[str, Answers], retrained: Mapping[str, Answers] | None
+) -> float | None:
+    """The metric of one model's answers; None if a probe that it names was not put to that model."""
+    available: dict[str, Any] = dict(answers)
+    if retrained is not None:
+        available["retrained"] = retrained
+    wanted = binding.names(metric)
+    if any(name not in available for name in wanted):
+        return None
+    return float(binding.call(metric, available))
+
+
+def known_answers(config: Mapping[str, Any], task: Task) -> dict[str, Mapping[str, Answers]]:
+    """The answers of the models that prepare left: `original` and `retrained`, each where it is to be had."""
+    known: dict[str, Mapping[str, Answers]] = {}
+    places = prepare.checkpoints(config, task)
+    for model, role in (("original", "target"), ("retrained", "retrained")):
+        if role in places and (answers := prepare.answers_of(config, task, places[role])) is not None:
+            known[model] = answers
+    if config["retrained"]["records"]:
+        known["retrained"] = read_retrained(Path(config["retrained"]["records"]))
+    return known
+
+
+def validation_metrics(config: Mapping[str, Any]) -> dict[str, Callable[..., float]]:
+    """The metrics of the task that look at the validation part only."""
+    return {
+        name: hydra.utils.instantiate(entry)
+        for name, entry in config["task"]["metrics"].items()
+        if name.startswith(VALIDATION)
+    }
+
+
+def validate(config: Mapping[str, Any], task: Task, subject: LanguageModel, label: str) -> dict[str, float | None]:
+    """The validation metrics of `subject`, by likelihoods alone; None where its weights are not finite."""
+    probes = {
+        name: replace(probe, generate=False) for name, probe in task.probes.items() if name.startswith(VALIDATION)
+    }
+    finite = shards.is_finite(subject.model)
+    answers = ask(subject, probes, **config["evaluate"], label=f"{label}: validation") if finite else {}
+    retrained = known_answers(config, task).get("retrained")
+    return {name: measure(metric, answers, retrained) for name, metric in validation_metrics(config).items()}

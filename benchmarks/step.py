@@ -216,7 +216,8 @@ def language_model(name: str, task: Task) -> LanguageModel:
     texts = ["".join(Template().texts(item)) for item in task.target_rows]
     tokenizer = models.train_tokenizer(texts, size, 1024)
     model = models.from_scratch(config, tokenizer, seed=0)
-    return LanguageModel.of(model.to(torch.bfloat16 if name == "1b" else torch.float32), tokenizer, vars(Template()), 1024)
+    dtype = torch.bfloat16 if name == "1b" else torch.float32
+    return LanguageModel.of(model.to(dtype), tokenizer, vars(Template()), 1024)
 
 
 @dataclass(frozen=True)
@@ -402,7 +403,8 @@ def report(bench: Bench, turns: Turns, clock: int, memory: Mapping[str, float], 
         rate = medians[name][clock]
         print(f"| {ours if name == PRODUCT else name} | {spread(wall)} | {spread(cpu)} | {real / rate:.0f} | "
               f"{answers / rate:.0f} | {memory[name]:.0f} |")  # fmt: skip
-    wall, cpu = ([a[i] / b[i] for a, b in zip(turns.seconds[release], turns.seconds[PRODUCT], strict=True)] for i in (0, 1))
+    pairs = list(zip(turns.seconds[release], turns.seconds[PRODUCT], strict=True))
+    wall, cpu = ([a[i] / b[i] for a, b in pairs] for i in (0, 1))
     print(f"| **ratio, turn by turn** | **{spread(wall, 1)}** | **{spread(cpu, 1)}** | | | "
           f"**{memory[release] / memory[PRODUCT]:.2f}** |\n")  # fmt: skip
 
@@ -414,7 +416,8 @@ def ladder(turns: Turns, clock: int, kind: str) -> None:
     for name, pairs in turns.seconds.items():
         median = statistics.median(pair[clock] for pair in pairs)
         first, before = first or median, before or median
-        print(f"| {name} | {1e3 * median:.2f} | {before / median:.2f} | {first / median:.2f} | {turns.agreement[name]:.0e} |")
+        apart = turns.agreement[name]
+        print(f"| {name} | {1e3 * median:.2f} | {before / median:.2f} | {first / median:.2f} | {apart:.0e} |")
         before = median
 
 
@@ -436,7 +439,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--model", default="tiny", choices=["tiny", "1b"], help="1b: bf16, on CUDA only")
-    parser.add_argument("--rows", default="real", choices=["real", "embedded"], help="embedded where real are not found")
+    parser.add_argument("--rows", default="real", choices=["real", "embedded"], help="embedded where there are no real")
     parser.add_argument("--optimizer", default="sophia", choices=list(OPTIMIZERS), help="sophia: the release's rule")
     parser.add_argument("--compile", action="store_true", help="ours once more, its forward pass by torch.compile")
     parser.add_argument("--repeats", type=int, default=30, help="turns that are counted")
@@ -461,7 +464,7 @@ def main() -> None:
     where = "CPU, 1 thread" if args.device == "cpu" else torch.cuda.get_device_name()
     print(f"`python {shlex.join(sys.argv)}`\n")
     print(f"{sum(p.numel() for p in lm.model.parameters()):,} weights, {str(lm.model.dtype).removeprefix('torch.')}, "
-          f"{args.optimizer}, {source}, {where}, torch {torch.__version__}, {args.repeats} turns. ", end="")  # fmt: skip
+          f"{args.optimizer}, {source}, {where}, torch {torch.__version__}, {args.repeats} turns.")  # fmt: skip
     start = copy.deepcopy(lm.model.state_dict())
     turns = Turns(bench, WAYS)
     bench.train(turns)
@@ -476,7 +479,7 @@ def main() -> None:
         lm.model.compile(dynamic=True)
         compiled = Turns(bench, WAYS[:1])
         bench.train(compiled)
-        print(f"\nWith torch.compile; the first {WARM} steps, in which it compiles, took {compiled.warm:.1f} s. ", end="")
+        print(f"\nWith torch.compile; the first {WARM} steps, in which it compiles, took {compiled.warm:.1f} s.")
         report(bench, compiled, clock, memory, "ours, compiled (memory: not compiled)")
 
 

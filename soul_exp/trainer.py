@@ -178,6 +178,7 @@ class Unlearner(Trainer):
             self.watch.begin()
 
     def _step(self, samples: Sequence[dict[str, Tensor]], optimizer: Any) -> Step:
+        assert self.model is not None
         return Step(
             number=self.state.global_step,
             samples=samples,

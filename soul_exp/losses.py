@@ -41,7 +41,9 @@ class Scored:
     def logp(self) -> Tensor:
         """[B, T] log-probability of each label in nats, 0 where padded; computed in fp32 at least."""
         logits = self.logits if self.logits.dtype == torch.float64 else self.logits.float()
-        return -F.cross_entropy(logits.transpose(1, 2), self.labels, ignore_index=IGNORED, reduction="none")
+        # flat, because along any but the last dimension torch's softmax takes several times as long
+        flat = F.cross_entropy(logits.flatten(0, 1), self.labels.flatten(), ignore_index=IGNORED, reduction="none")
+        return -flat.view_as(self.labels)
 
     @cached_property
     def num_tokens(self) -> Tensor:

@@ -37,7 +37,7 @@ from soul_exp.trainer import train
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # raise it when a change to this module or the trainer changes prepared weights or answers
+VERSION = 2  # raise it when a change to this module or the trainer changes prepared weights or answers
 DONE = "prepared.json"
 NO_NUMBER = ("logging_steps", "save_steps")  # settings of `prepare` that change no weight
 

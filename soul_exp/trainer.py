@@ -89,9 +89,8 @@ class Unlearner(Trainer):
         if getattr(self.base_optimizer, "static", False):
             model.eval()  # one exact step: its gradient is of the same function as its Hessian, without dropout
         forget, retain = self.objective.terms(self._available(model, inputs))
-        self._terms += torch.stack(
-            [forget.detach(), (retain if retain is not None else forget).detach(), torch.ones_like(forget)]
-        ).to("cpu", torch.float64)
+        seen = torch.stack([forget, retain if retain is not None else forget, torch.ones_like(forget)]).detach()
+        self._terms = self._terms.to(seen.device) + seen.double()  # not to the CPU, which would wait for the device
         return self.objective.total(forget, retain)
 
     def _available(self, model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Any]:
@@ -196,12 +195,13 @@ class Unlearner(Trainer):
             self.watch.begin()
 
     def _step(self, samples: Sequence[dict[str, Tensor]], optimizer: Any) -> Step:
+        assert self.model is not None
         return Step(
             number=self.state.global_step,
             samples=samples,
             num_rows=self.args.per_device_train_batch_size,
             model=self.model_wrapped,
-            module=self.accelerator.unwrap_model(self.model_wrapped),
+            module=self.model,  # never wrapped; accelerate's unwrap_model looks for packages on the disk each time
             engine=getattr(self, "deepspeed", None),
             reader=self.reader,
             optimizer=optimizer,

@@ -28,7 +28,7 @@ test: $(STAMP) ## the tests; some of them: make test PYTEST="-q tests/test_metri
 slow: $(STAMP) ## the tests that take minutes: SLURM jobs that are requeued, preempted and killed
 	@$(BIN)/python -m pytest -q -m slow
 
-soak: $(STAMP) ## 200 kills at drawn times, a quarter while they save: each has to end with the same numbers
+soak: $(STAMP) ## 200 kills at drawn times, a quarter of them during a save: minutes
 	@$(BIN)/python -m pytest -q -s -m soak
 
 check: $(STAMP) ## lint, format, types and tests

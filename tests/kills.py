@@ -242,6 +242,7 @@ def chains(
             report.starts += 1
             if number < planned and kill_once(start, rng, seconds, report, moments):
                 assert_absent_or_whole(out)
+                (folder / "report").write_text(f"{report}\n")  # of a soak that is still going on
                 continue
             code = start.end()
             assert code == 0, start.text()[-3000:]

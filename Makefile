@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 ARGS ?=
-PYTEST ?= -q -m "not slow"
+PYTEST ?= -q -m "not slow and not soak"
 TORCH ?= 2.13.0
 
 BIN := .venv/bin
@@ -12,7 +12,7 @@ STAMP := .venv/.installed
 export DS_BUILD_OPS := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help run test slow check bench tables wheel lock clean
+.PHONY: help run test slow soak check bench tables wheel lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -27,6 +27,9 @@ test: $(STAMP) ## the tests; some of them: make test PYTEST="-q tests/test_metri
 
 slow: $(STAMP) ## the tests that take minutes: SLURM jobs that are requeued, preempted and killed
 	@$(BIN)/python -m pytest -q -m slow
+
+soak: $(STAMP) ## 200 kills at drawn times, a quarter of them during a save: minutes
+	@$(BIN)/python -m pytest -q -s -m soak
 
 check: $(STAMP) ## lint, format, types and tests
 	$(BIN)/ruff check .

@@ -23,6 +23,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from soul_exp.errors import UsageError
 
 log = logging.getLogger(__name__)
+logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it tells of a failure, we tell too
 
 USAGE = "UsageError: "
 

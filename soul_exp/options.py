@@ -94,11 +94,10 @@ def check_options(config: Mapping[str, Any]) -> None:
     if not isinstance(config["train"]["log_gradients"], bool):
         raise UsageError(f"train.log_gradients={config['train']['log_gradients']}: expected true or false")
     for section in ("train", "prepare"):
-        save, logging = config[section]["save_steps"], config[section]["logging_steps"]
-        if save and save % logging:  # else a resumed run logs another window
+        save, every = config[section]["save_steps"], config[section]["logging_steps"]
+        if save and save % every:  # else a resumed run logs another window
             raise UsageError(
-                f"{section}.save_steps={save} is not a multiple of {section}.logging_steps={logging}: "
-                f"change one of them"
+                f"{section}.save_steps={save} is not a multiple of {section}.logging_steps={every}: change one of them"
             )
         scheduler, known = config[section]["lr_scheduler"], [str(kind.value) for kind in SchedulerType]
         if scheduler not in known:

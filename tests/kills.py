@@ -1,0 +1,270 @@
+"""Starts of a run that are cheap enough to be killed by the hundred, and what is left behind by each.
+
+Importing everything takes seconds, so one process does it once (multiprocessing's forkserver) and every start of the
+program is forked from it; inside, the real `experiment.run` and the real `launch` with its worker processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from soul_exp import checkpoints, experiment, results
+
+CONTEXT = multiprocessing.get_context("forkserver")
+SECONDS = 120  # after which a start is taken to hang
+
+# 12 steps, a checkpoint every other one; curvature, momentum, dropout and a schedule, so that all of them must survive
+TINY = [
+    "task.num_authors=6", "task.num_forget_authors=2", "task.num_holdout_authors=1", "task.validation_fraction=0",
+    "model.scratch.vocab_size=300", "model.scratch.config.hidden_size=32", "model.scratch.config.intermediate_size=32",
+    "+model.scratch.config.attention_dropout=0.1", "model.max_length=512",
+    "prepare.epochs=0.6", "prepare.logging_steps=1", "prepare.save_steps=2", "evaluate.max_new_tokens=1",
+    "train.max_steps=12", "train.batch_size=4", "train.logging_steps=1", "train.save_steps=2",
+    "optimizer.interval=3", "optimizer.lr=1e-3", "wandb.mode=disabled",
+]  # fmt: skip
+CHEAP = ("forget_quality", "mia_auc", "forget_probability", "retain_probability")  # the metrics that are computed
+
+
+def composed(*overrides: str) -> dict[str, Any]:
+    """The configuration that the command line would hand to a run."""
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import open_dict
+
+    from soul_exp import cli
+
+    with hydra.initialize_config_dir(str(cli.conf_dir()), version_base="1.3"):
+        cfg = hydra.compose("config", [*TINY, *overrides], return_hydra_config=True)
+        HydraConfig.instance().set_config(cfg)
+        choices = dict(cfg.hydra.runtime.choices)
+        with open_dict(cfg):
+            del cfg["hydra"]
+        config = cli.plain(cfg, choices)
+    HydraConfig.instance().cfg = None
+    config["task"]["metrics"] = {name: config["task"]["metrics"][name] for name in CHEAP}
+    return config
+
+
+# --- one start ----------------------------------------------------------------------------------------------------
+
+
+def _start(config: dict[str, Any], out: Path, said: Path) -> None:
+    """What a forked start does: the command line's part from the configuration on, its output in the file `said`."""
+    assert os.getppid() == sys.modules["preloaded"].PID  # else every start imports everything
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    sys.stdout, sys.stderr = (
+        os.fdopen(1, "w", buffering=1, closefd=False),
+        os.fdopen(2, "w", buffering=1, closefd=False),
+    )
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
+    try:
+        experiment.run(config, out)
+    except Exception as error:
+        print("".join(traceback.format_exception(error)) if not isinstance(error, ValueError) else f"failed: {error}")
+        os._exit(1)
+    os._exit(0)
+
+
+class Start:
+    """One start of the program in `out`; its output is in the file `said`."""
+
+    def __init__(self, config: dict[str, Any], out: Path) -> None:
+        self.out, self.said = out, out.with_name(f"{out.name}.said")
+        self.began = time.monotonic()
+        self.process = CONTEXT.Process(target=_start, args=(config, out, self.said))
+        self.process.start()
+        assert self.process.pid
+        self.pid: int = self.process.pid
+
+    def is_over(self) -> bool:
+        return not self.process.is_alive()
+
+    def end(self) -> int:
+        """The exit code, once it has ended and all that it had started is gone."""
+        self.process.join(SECONDS)
+        code = self.process.exitcode
+        if code is None:
+            for pid in members(self.pid):
+                os.kill(pid, signal.SIGKILL)
+            raise AssertionError(f"a start hung: {self.text()[-3000:]}")
+        deadline = time.monotonic() + 5
+        while members(self.pid) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        assert not members(self.pid), f"orphans {members(self.pid)} in {self.out}"
+        return code
+
+    def text(self) -> str:
+        return self.said.read_text() if self.said.exists() else ""
+
+
+def members(session: int) -> list[int]:
+    """The processes of a session that are not dead yet: a start is its leader, its workers the others."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it may end while we look
+            state, _, _, owner = path.read_text().rpartition(")")[2].split()[:4]
+            if int(owner) == session and state not in "ZX":
+                found.append(int(path.parent.name))
+    return found
+
+
+# --- what a run leaves ----------------------------------------------------------------------------------------------
+
+
+def numbers(out: Path) -> tuple[Any, ...]:
+    """All that must be bit-equal: the metrics, the last training numbers, every logged step, the weights."""
+    found = results.read(out)
+    assert found is not None
+    model = hashlib.sha256((out / "model" / "model.safetensors").read_bytes()).hexdigest()
+    said = [found.metrics, found.training, found.num_steps, found.status, found.reason, list(found.notes)]
+    shown = json.dumps(said, sort_keys=True)  # a history read back from a checkpoint is sorted
+    return shown, (out / "train.jsonl").read_text(), model
+
+
+def assert_absent_or_whole(out: Path) -> None:
+    """results.json is not there, or has every key."""
+    path = out / results.NAME
+    if path.exists():
+        assert set(json.loads(path.read_text())) == {f.name for f in fields(results.Results)}
+
+
+# --- kills ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Report:
+    """How many kills of which kind met a running start, and where they hit it."""
+
+    kills: dict[str, int] = field(default_factory=dict)
+    places: dict[str, int] = field(default_factory=dict)
+    starts: int = 0
+    runs: int = 0
+
+    @property
+    def total(self) -> int:
+        return sum(self.kills.values())
+
+    def count(self, kind: str, place: str) -> None:
+        self.kills[kind] = self.kills.get(kind, 0) + 1
+        self.places[place] = self.places.get(place, 0) + 1
+
+
+KINDS = ("launcher -9", "worker -9", "launcher TERM")
+SAVE = "during a save"
+MOMENTS = ("any time", "any time", "checkpoint", "checkpoint", "results")
+
+
+def kill_once(start: Start, rng: random.Random, seconds: float, report: Report, moments: Sequence[str]) -> bool:
+    """Kill `start` at one of `moments`, drawn from `rng`, within about `seconds`; False if it had ended before that."""
+    kind, moment = rng.choice(KINDS), rng.choice(moments)
+    wanted: Callable[[], bool] = {
+        "any time": lambda: True,
+        "checkpoint": _once(lambda: _is_saving(start.out), after=rng.randrange(4)),
+        "results": lambda: (start.out / "model").exists(),
+    }[moment]
+    delay = rng.uniform(0, {"any time": seconds, "checkpoint": rng.choice([0.005, 0.02]), "results": 0.4}[moment])
+    while not wanted():
+        if start.is_over():
+            return False
+        time.sleep(0.0005)
+    time.sleep(delay)
+    workers = [pid for pid in members(start.pid) if pid != start.pid]
+    if start.is_over() or (kind == "worker -9" and not workers):
+        return False
+    victim = rng.choice(workers) if kind == "worker -9" else start.pid
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(victim, signal.SIGTERM if kind == "launcher TERM" else signal.SIGKILL)
+    if start.end() == 0:
+        return False
+    report.count(kind, _place(start.out))
+    return True
+
+
+def _is_saving(out: Path) -> bool:
+    return any(not (path / checkpoints.COMPLETE).exists() for path in out.glob("checkpoints/*/checkpoint-*"))
+
+
+def _once(condition: Callable[[], bool], after: int) -> Callable[[], bool]:
+    """`condition`, once it has become true `after` times before: not always the first save is to be hit."""
+    seen, was = 0, False
+
+    def check() -> bool:
+        nonlocal seen, was
+        now = condition()
+        seen, was = seen + (now and not was), now
+        return now and seen > after
+
+    return check
+
+
+def _place(out: Path) -> str:
+    """Where the run was when it was killed, by what it left."""
+    if _is_saving(out):
+        return SAVE
+    if (out / "model").exists():
+        return "after training"
+    return "between saves" if list(out.glob("checkpoints/*/checkpoint-*")) else "before the first save"
+
+
+def chains(
+    config: dict[str, Any], folder: Path, *, seed: int, kills: int, expected: tuple[Any, ...], seconds: float
+) -> Report:
+    """Runs that are killed again and again and started again until they end, `kills` kills in all.
+
+    At least a quarter of them during a save. Asserts after each kill that nothing is left half or running, and after
+    each run that its numbers are `expected`.
+    """
+    report, rng = Report(), random.Random(seed)
+    while (short := report.total < kills) or report.places.get(SAVE, 0) < kills / 4:
+        moments = MOMENTS if short else ("checkpoint",)
+        out = folder / f"run-{report.runs}"
+        planned = rng.randint(2, 7)  # kills of this run at most; the last start is left alone
+        for number in range(planned + 1):
+            start = Start(config, out)
+            report.starts += 1
+            if number < planned and kill_once(start, rng, seconds, report, moments):
+                assert_absent_or_whole(out)
+                (folder / "report").write_text(f"{report}\n")  # of a soak that is still going on
+                continue
+            code = start.end()
+            assert code == 0, start.text()[-3000:]
+            break
+        assert numbers(out) == expected, f"{out}: {start.text()[-3000:]}"
+        report.runs += 1
+    return report
+
+
+@contextlib.contextmanager
+def forked_workers() -> Iterator[None]:
+    """Starts fork their workers too; the server that imports everything is started before, with one thread."""
+    here = Path(__file__).parent
+    wanted = {
+        "SOUL_EXP_START_METHOD": "fork", "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "TQDM_DISABLE": "1",
+        "PYTHONPATH": os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")]),
+    }  # fmt: skip
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ |= wanted
+    CONTEXT.set_forkserver_preload(["preloaded", "kills"])
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})

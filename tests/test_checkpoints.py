@@ -1,0 +1,211 @@
+"""Checkpoints: what counts as whole, what is removed, and what a resumed training takes from one."""
+
+import functools
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import items
+from transformers import TrainerCallback
+
+from soul_exp import checkpoints, losses, prepare
+from soul_exp.checkpoints import Engine, last_complete
+from soul_exp.data import Part
+from soul_exp.errors import UsageError
+from soul_exp.losses import Objective
+from soul_exp.models import LanguageModel
+from soul_exp.optim import SAM, AdamW
+from soul_exp.schedule import Schedule
+from soul_exp.trainer import Outcome, train
+
+ENGINE = Engine("cpu", 1)
+NPO = Objective(functools.partial(losses.npo, beta=0.1), "kl")
+SGD = functools.partial(torch.optim.SGD, lr=0.05)  # without momentum it has no state that could be lost
+
+
+def written(folder: Path, *steps: int) -> list[Path]:
+    """Checkpoints with one file in a folder each, marked one after the other."""
+    made = []
+    for step in steps:
+        checkpoint = folder / f"checkpoint-{step}"
+        (checkpoint / "global_step").mkdir(parents=True)
+        (checkpoint / "global_step" / "optimizer.pt").write_bytes(b"state" * step)
+        checkpoints.mark(checkpoint, seconds=step, engine=ENGINE, diverged=None, notes=["a note"])
+        made.append(checkpoint)
+    return made
+
+
+def test_a_marked_checkpoint_is_found_with_all_that_its_marker_says(tmp_path: Path) -> None:
+    written(tmp_path, 5, 10)
+    found = last_complete(tmp_path)
+    assert found is not None and found.step == 10
+    assert found.marker.seconds == 10 and found.marker.engine == ENGINE and found.marker.notes == ["a note"]
+    assert list(found.marker.files) == ["global_step/optimizer.pt"]
+    assert found.marker.files["global_step/optimizer.pt"][0] == 50
+
+
+def test_the_two_newest_by_step_stay_whatever_their_times(tmp_path: Path) -> None:
+    written(tmp_path, 100, 95, 90)  # the oldest by step was written last
+    written(tmp_path, 105)
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-100", "checkpoint-105"}
+
+
+DAMAGES: dict[str, Callable[[Path], Any]] = {
+    "no COMPLETE marker": lambda path: (path / "COMPLETE").unlink(),
+    "COMPLETE: not a marker": lambda path: (path / "COMPLETE").write_text("12.5"),
+    "COMPLETE: checksum differs": lambda path: (path / "COMPLETE").write_text(
+        (path / "COMPLETE").read_text().replace('"cpu"', '"cpv"')
+    ),
+    "global_step/optimizer.pt: missing": lambda path: shutil.rmtree(path / "global_step"),
+    "global_step/optimizer.pt: 49 bytes, expected 50": lambda path: (path / "global_step/optimizer.pt").write_bytes(
+        b"state" * 9 + b"stat"
+    ),
+    "global_step/optimizer.pt: checksum differs": lambda path: (path / "global_step/optimizer.pt").write_bytes(
+        b"state" * 9 + b"stave"
+    ),
+}
+
+
+@pytest.mark.parametrize("reason", DAMAGES)
+def test_what_is_wrong_with_a_checkpoint_is_said_and_it_is_removed(
+    reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    DAMAGES[reason](written(tmp_path, 5, 10)[1])
+    found = last_complete(tmp_path)
+    assert found is not None and found.step == 5
+    (said,) = [record.message for record in caplog.records]
+    assert said.startswith(f"checkpoint-10 is damaged ({reason}") and said.endswith("passed over for checkpoint-5")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]  # else it would be counted, and 5 deleted
+
+
+def test_without_a_whole_checkpoint_the_start_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    DAMAGES["no COMPLETE marker"](written(tmp_path, 5)[0])
+    assert last_complete(tmp_path) is None and last_complete(tmp_path / "nowhere") is None
+    assert "passed over for the start" in caplog.text and not list(tmp_path.iterdir())
+
+
+def test_an_older_checkpoint_whose_deletion_was_cut_short_is_not_kept_in_place_of_a_whole_one(tmp_path: Path) -> None:
+    first, _ = written(tmp_path, 5, 10)
+    (first / "global_step" / "optimizer.pt").unlink()
+    (tmp_path / ".removed-checkpoint-1").mkdir()
+    found = last_complete(tmp_path)
+    assert found is not None and found.step == 10
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-10"]
+
+
+# --- trainings ------------------------------------------------------------------------------------------------------
+
+
+class Killed(Exception):
+    pass
+
+
+class KillAfterSave(TrainerCallback):
+    """Ends a training as a kill would, after the marker of checkpoint `step`."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == self.step:
+            raise Killed
+
+
+@pytest.fixture
+def start(lm: LanguageModel) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in lm.model.state_dict().items()}
+
+
+def trained(
+    lm: LanguageModel,
+    state: dict[str, torch.Tensor],
+    folder: Path,
+    make_optimizer: Callable[..., Any] = SGD,
+    kill: int | None = None,
+    compute: str = "cpu",
+    resume: str = "exact",
+    **schedule: Any,
+) -> tuple[Outcome, torch.Tensor]:
+    """Nine steps from `state`, or fewer if it is killed after a save; how it ended, and the weights."""
+    lm.model.load_state_dict(state)
+    parts = {name: Part.of(items(n, start=i)) for name, n, i in (("forget", 12, 0), ("retain", 20, 30))}
+    settings = {"max_steps": 9, "logging_steps": 1, "save_steps": 2, **schedule}
+    outcome = train(
+        lm.model, lm.reader, {name: (part, lm.encode([row[0] for row in part.rows])) for name, part in parts.items()},
+        objective=NPO, make_optimizer=make_optimizer, schedule=Schedule(1, 4, **settings), seed=0, pad_id=lm.pad_id,
+        folder=folder / "checkpoints", label="unlearn", records=folder / "train.jsonl", compute=compute, resume=resume,
+        callbacks=[KillAfterSave(kill)] if kill else [],
+    )  # fmt: skip
+    return outcome, torch.cat([p.detach().flatten() for p in lm.model.parameters()]).clone()
+
+
+def test_continued_weights_go_the_way_of_the_whole_training(
+    lm: LanguageModel, start: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    """Data, schedule, reference, history: with an optimizer that has no state even the weights are bit-equal."""
+    whole, weights = trained(lm, start, tmp_path / "whole", warmup_ratio=0.5)
+    with pytest.raises(Killed):
+        trained(lm, start, tmp_path / "cut", warmup_ratio=0.5, kill=4)
+    with pytest.raises(UsageError, match="holds checkpoint-4 of compute=cpu with 1 process, this is compute=other"):
+        trained(lm, start, tmp_path / "cut", warmup_ratio=0.5, compute="other")
+    with pytest.raises(Killed):
+        trained(lm, start, tmp_path / "cut", warmup_ratio=0.5, compute="other", resume="weights", kill=6)
+    outcome, ended = trained(lm, start, tmp_path / "cut", warmup_ratio=0.5, compute="other")
+    assert torch.equal(ended, weights)
+    logs = [[json.loads(line) for line in (tmp_path / name / "train.jsonl").open()] for name in ("whole", "cut")]
+    assert logs[0] == logs[1] and len(logs[0]) == 9
+    assert outcome.last == whole.last and outcome.num_steps == 9
+    assert outcome.notes == [
+        "continued from the weights of checkpoint-4 of compute=cpu with 1 process: momentum and curvature started anew "
+        "there"
+    ]
+
+
+def test_a_finished_training_of_another_engine_gives_its_weights(
+    lm: LanguageModel, start: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    whole, weights = trained(lm, start, tmp_path, max_steps=8)
+    outcome, ended = trained(lm, start, tmp_path, max_steps=8, compute="other", resume="weights")
+    assert torch.equal(ended, weights) and outcome.num_steps == 8 and outcome.last == whole.last
+
+
+def test_a_training_that_diverged_and_was_killed_then_ends_as_diverged(
+    lm: LanguageModel, start: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    settings = {"save_steps": 1, "diverged_at": 1.05, "diverged_floor": 0.01}
+    rising = functools.partial(torch.optim.SGD, lr=0.5, maximize=True)
+    whole, weights = trained(lm, start, tmp_path / "whole", rising, **settings)
+    assert whole.diverged is not None and 1 < whole.num_steps < 9
+    with pytest.raises(Killed):
+        trained(lm, start, tmp_path / "cut", rising, kill=whole.num_steps, **settings)
+    outcome, ended = trained(lm, start, tmp_path / "cut", rising, **settings)
+    assert (outcome.diverged, outcome.num_steps, outcome.last) == (whole.diverged, whole.num_steps, whole.last)
+    assert torch.equal(ended, weights)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_dropout_in_a_climb_is_drawn_again_as_it_was(
+    accumulation: int, lm: LanguageModel, start: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    """A climb runs before the state of the generator is loaded."""
+    for module in lm.model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.2
+    sam = functools.partial(SAM, lr=1e-3, base=AdamW)
+    _, weights = trained(lm, start, tmp_path / "whole", sam, micro_batch_size=4 // accumulation)
+    with pytest.raises(Killed):
+        trained(lm, start, tmp_path / "cut", sam, kill=4, micro_batch_size=4 // accumulation)
+    _, ended = trained(lm, start, tmp_path / "cut", sam, micro_batch_size=4 // accumulation)
+    assert torch.equal(ended, weights)
+
+
+def test_how_often_a_preparation_saves_does_not_name_its_model() -> None:
+    model = {"scratch": {}, "template": {}, "max_length": 8, "path": None}
+    settings = {"epochs": 1, "save_steps": 5, "logging_steps": 5}
+    other = {**settings, "save_steps": None, "logging_steps": 7}
+    made = [prepare.recipe(model, given, items(2), items(2)) for given in (settings, other, {**settings, "epochs": 2})]
+    assert made[0] == made[1] != made[2]

@@ -21,6 +21,7 @@ from soul_exp.optimizers import build_optimizer, check_optimizer, check_precisio
 from soul_exp.options import check_options
 from soul_exp.schedule import Schedule
 from soul_exp.tasks.task import Task
+from soul_exp.world import found
 
 STAGES = ("prepare", "unlearn", "evaluate")
 UNLEARNED = "unlearned.json"  # beside the weights of a model that a run of ours unlearned
@@ -90,9 +91,11 @@ def _has_wandb_key() -> bool:
 
 
 def _check_compute(compute: Mapping[str, Any]) -> None:
-    if compute["device"] == "cuda" and torch.cuda.device_count() < compute["processes"]:
+    world = found()
+    wanted = world.devices if world else compute["processes"]
+    if compute["device"] == "cuda" and torch.cuda.device_count() < wanted:
         raise UsageError(
-            f"compute asks for {compute['processes']} CUDA device(s), found {torch.cuda.device_count()}: "
+            f"compute asks for {wanted} CUDA device(s), found {torch.cuda.device_count()}: "
             f"choose compute=cpu or fewer compute.processes"
         )
 

@@ -13,6 +13,7 @@ from filelock import FileLock
 from soul_exp import prepare, results, tune, unlearn
 from soul_exp.check import Checked, check
 from soul_exp.errors import UsageError
+from soul_exp.join import Crew
 from soul_exp.launch import launch
 from soul_exp.results import Results
 from soul_exp.tasks.task import content_hash
@@ -23,15 +24,18 @@ log = logging.getLogger(__name__)
 NOT_COMPARED = ("name", "stages", "overwrite", "cache", "save", "compute", "wandb", "choices")
 
 
-def run(config: Mapping[str, Any], out: Path) -> Results | None:
-    """Carry out the stages of `config` in `out`; returns the results, or None where the stages end before them."""
+def run(config: Mapping[str, Any], out: Path, crew: Crew | None = None) -> Results | None:
+    """Carry out the stages of `config` in `out`; returns the results, or None where the stages end before them.
+
+    Every stage starts workers of its own; where a `crew` exists, it is the one that unlearns.
+    """
     checked = check(config, out)
     tune.check_tune(config, checked)
     with FileLock(out / ".lock"):  # a second start of the same run waits, and then finds it finished
-        return _run(config, checked, out)
+        return _run(config, checked, out, crew)
 
 
-def _run(config: Mapping[str, Any], checked: Checked, out: Path) -> Results | None:
+def _run(config: Mapping[str, Any], checked: Checked, out: Path, crew: Crew | None) -> Results | None:
     previous = _finished(config, checked, out)
     if previous is not None:
         log.info("finished before, skipped: %s", out)
@@ -54,11 +58,15 @@ def _run(config: Mapping[str, Any], checked: Checked, out: Path) -> Results | No
         config, trials = tune.tuned(config, checked, fingerprint, out / "ranks" / "tune")
         seconds["tune"] = time.perf_counter() - start
     if {"unlearn", "evaluate"} & set(config["stages"]):
-        launch(
-            unlearn.worker, config, dict(checked.reasons), fingerprint(config, checked), seconds, str(out), trials,
-            processes=compute["processes"], threads=compute["threads"], logs=out / "ranks" / "unlearn",
-            alone=compute["processes"] == 1 and not compute["deepspeed"],
-        )  # fmt: skip
+        plan = (config, dict(checked.reasons), fingerprint(config, checked), seconds, str(out), trials)
+        logs = out / "ranks" / "unlearn"
+        if crew is not None:
+            crew.lead(unlearn.worker, *plan, compute=compute, logs=logs)
+        else:
+            launch(
+                unlearn.worker, *plan, processes=compute["processes"], threads=compute["threads"], logs=logs,
+                alone=compute["processes"] == 1 and not compute["deepspeed"],
+            )  # fmt: skip
     return results.read(out)
 
 

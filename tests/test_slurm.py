@@ -188,11 +188,11 @@ from soul_exp import launch
 launch.SIGNAL_SECONDS = 0
 signal.signal(signal.SIGTERM, lambda *_: print("bypassed", flush=True))
 try:
-    with launch._uninterrupted():
+    with launch.uninterrupted():
         raise ValueError("no signal, so an error is one")
 except ValueError as error:
     print(error, flush=True)
-with launch._uninterrupted():
+with launch.uninterrupted():
     os.kill(os.getpid(), signal.SIGTERM)
     raise ValueError("SLURM killed the workers")
 """

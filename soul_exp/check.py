@@ -13,8 +13,9 @@ from typing import Any
 import hydra.utils
 import torch
 
-from soul_exp import binding, models, prepare
+from soul_exp import binding, disk, models, prepare
 from soul_exp.answers import Answers, read_retrained
+from soul_exp.disk import Need
 from soul_exp.errors import UsageError, built
 from soul_exp.losses import Objective
 from soul_exp.optimizers import build_optimizer, check_optimizer, check_precision, parts_of_run
@@ -36,6 +37,7 @@ class Checked:
     metrics: Mapping[str, Callable[..., float]]
     reasons: Mapping[str, str]  # metric -> why it cannot be had
     retrained_records: Mapping[str, Answers] | None  # answers given as a file
+    need: Need | None = None  # what the run will write to disk; None: unknown
 
 
 def check(config: Mapping[str, Any], out: Path) -> Checked:
@@ -65,12 +67,14 @@ def check(config: Mapping[str, Any], out: Path) -> Checked:
     schedule: Schedule = built(lambda: Schedule(**config["train"]), "train")
     schedule.accumulation(config["compute"]["processes"])
     _check_models(config, task)
+    needed = disk.need(config, task)
+    disk.check_run(needed, out, Path(config["cache"]))
     records = _read_records(config, task)
     metrics = {
         name: built(functools.partial(hydra.utils.instantiate, entry), f"task.metrics.{name}")
         for name, entry in config["task"]["metrics"].items()
     }
-    return Checked(task, metrics, _reasons(config, task, metrics, records), records)
+    return Checked(task, metrics, _reasons(config, task, metrics, records), records, needed)
 
 
 def _check_parts(config: Mapping[str, Any], task: Task, objective: Objective, optimizer: Any) -> None:

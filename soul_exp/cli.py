@@ -23,7 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from soul_exp.errors import UsageError
+from soul_exp.errors import UsageError, WorkerError
 from soul_exp.world import found
 
 if TYPE_CHECKING:
@@ -87,8 +87,7 @@ def job(cfg: DictConfig, crew: Crew | None = None) -> float | None:
         config["tuned"] = None
     if crew is not None:
         _take_size(config, crew, hydra_config)
-        crew = replace(crew, tell=lambda text: _tell(_left(out, text)))
-    results = experiment.run(config, out, crew)
+    results = experiment.run(config, out, crew, part_of_sweep=hydra_config.mode == RunMode.MULTIRUN)
     if results is None:
         return None
     print(tables.comparison(results))
@@ -137,6 +136,8 @@ def start(cfg: DictConfig) -> float | None:
     if crew is not None and crew.rank > 0:  # a SLURM job of several tasks; under torchrun `main` has seen to it
         crew.follow()
         return None
+    if crew is not None:
+        crew = replace(crew, tell=lambda text: _tell(_left(out, text)))
     (out / ERROR).unlink(missing_ok=True)
     failed = True
     try:
@@ -144,7 +145,7 @@ def start(cfg: DictConfig) -> float | None:
         failed = False
         return utility
     except Exception as error:
-        text = str(error) if isinstance(error, UsageError) else "".join(traceback.format_exception(error))
+        text = str(error) if isinstance(error, UsageError | WorkerError) else "".join(traceback.format_exception(error))
         failure = _failed(_left(out, text))
         if _COMMAND:  # Hydra would print a line of its own before ours
             return None

@@ -10,7 +10,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from soul_exp import prepare, results, tune, unlearn
+from soul_exp import disk, prepare, results, tune, unlearn
 from soul_exp.check import Checked, check
 from soul_exp.errors import UsageError
 from soul_exp.join import Crew
@@ -24,7 +24,12 @@ log = logging.getLogger(__name__)
 NOT_COMPARED = ("name", "stages", "overwrite", "cache", "save", "compute", "wandb", "choices")
 
 
-def run(config: Mapping[str, Any], out: Path, crew: Crew | None = None) -> Results | None:
+def need(config: Mapping[str, Any]) -> disk.Need | None:
+    """What the run of `config` will write to disk, or None if that is not known before its model is read."""
+    return disk.need(config, prepare.build_task(config))
+
+
+def run(config: Mapping[str, Any], out: Path, crew: Crew | None = None, part_of_sweep: bool = False) -> Results | None:
     """Carry out the stages of `config` in `out`; returns the results, or None where the stages end before them.
 
     Every stage starts workers of its own; where a `crew` exists, it is the one that unlearns.
@@ -32,10 +37,12 @@ def run(config: Mapping[str, Any], out: Path, crew: Crew | None = None) -> Resul
     checked = check(config, out)
     tune.check_tune(config, checked)
     with FileLock(out / ".lock"):  # a second start of the same run waits, and then finds it finished
-        return _run(config, checked, out, crew)
+        return _run(config, checked, out, crew, part_of_sweep)
 
 
-def _run(config: Mapping[str, Any], checked: Checked, out: Path, crew: Crew | None) -> Results | None:
+def _run(
+    config: Mapping[str, Any], checked: Checked, out: Path, crew: Crew | None, part_of_sweep: bool
+) -> Results | None:
     previous = _finished(config, checked, out)
     if previous is not None:
         log.info("finished before, skipped: %s", out)
@@ -43,6 +50,8 @@ def _run(config: Mapping[str, Any], checked: Checked, out: Path, crew: Crew | No
     if not config["stages"]:
         log.info("checked, nothing to run (stages=[]): %s", out)
         return None
+    if not part_of_sweep:  # else it was said for all jobs
+        log.info(disk.run_sentence(checked.need, out, Path(config["cache"])))
     compute, seconds = config["compute"], {}
     trials: list[dict[str, Any]] = []
     start = time.perf_counter()

@@ -14,6 +14,7 @@ import threading
 import time
 import traceback
 import uuid
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
@@ -24,7 +25,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from soul_exp.errors import UsageError
+from soul_exp.errors import UsageError, WorkerError
 from soul_exp.world import outer_variables
 
 log = logging.getLogger(__name__)
@@ -32,15 +33,11 @@ log = logging.getLogger(__name__)
 USAGE = "UsageError: "
 
 
-class WorkerError(RuntimeError):
-    """A worker failed; the message holds its rank and its own traceback."""
-
-
 SIGNAL_SECONDS = 3  # between a worker's death by a signal and the same signal here
 CULPRIT_SECONDS = 1.5  # a failing rank stays so long: if another's death is the cause, that one is seen first
 
 QUIET = {"PYTHONWARNINGS": "ignore", "TOKENIZERS_PARALLELISM": "false"}
-QUIET["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # our stages have their own
+QUIET |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}  # our stages have their own
 
 
 def launch(
@@ -209,14 +206,20 @@ def uninterrupted() -> Iterator[None]:
 
 def quieten() -> None:
     """Only our own lines and real warnings: one line a stage is the promise."""
-    import datasets
-    import transformers
+    warnings.simplefilter("ignore")
+    logging.getLogger().addFilter(_is_named)
+    if "transformers" in sys.modules:  # what works on models has imported it by now
+        from transformers.utils import logging as chatter
 
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
+        chatter.set_verbosity_error()
+        chatter.disable_progress_bar()
     for name in ("absl", "torch.distributed", "accelerate", "deepspeed", "DeepSpeed", "httpx"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _is_named(record: logging.LogRecord) -> bool:
+    """Not of the root logger itself, where distutils tells DeepSpeed's trial compilations."""
+    return record.levelno >= logging.WARNING
 
 
 def _log_level() -> int:
@@ -228,7 +231,9 @@ def _silent_elastic() -> Iterator[None]:
     """torch elastic does not log: all that it would say of a worker's end comes back as our error."""
     elastic = "torch.distributed.elastic"
     names = [name for name in logging.root.manager.loggerDict if name == elastic or name.startswith(f"{elastic}.")]
-    loggers = [logging.getLogger(name) for name in (*names, "torch.distributed.launcher.api")]
+    loggers = [
+        logging.getLogger(name) for name in (*names, "torch.distributed.launcher.api", "torch.multiprocessing.spawn")
+    ]
     before = [(logger, logger.level) for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL + 1)

@@ -18,8 +18,7 @@ import pytest
 from submitit.slurm.slurm import SlurmInfoWatcher
 
 from soul_exp import cli
-from soul_exp.errors import UsageError
-from soul_exp.launch import WorkerError
+from soul_exp.errors import UsageError, WorkerError
 
 ROOT = Path(__file__).parents[1]
 LAUNCHERS = ROOT / "launchers"

@@ -55,7 +55,7 @@ def check(config: Mapping[str, Any], out: Path) -> Checked:
         raise UsageError("wandb.mode=online needs a key: export WANDB_API_KEY=<your key>, or type wandb login once")
     for folder, option in ((out, "the run's folder"), (Path(config["cache"]), "cache")):
         _check_writable(folder, option)
-    _check_compute(config["compute"])
+    _check_compute(config["compute"], bool(config["tune"]))
     task = built(lambda: prepare.build_task(config), "task")
     objective = built(lambda: hydra.utils.instantiate(config["loss"], _convert_="all"), "loss")
     check_precision(config)
@@ -94,9 +94,9 @@ def _has_wandb_key() -> bool:
     return bool(os.environ.get("WANDB_API_KEY")) or (netrc.is_file() and "wandb" in netrc.read_text())
 
 
-def _check_compute(compute: Mapping[str, Any]) -> None:
+def _check_compute(compute: Mapping[str, Any], tunes: bool) -> None:
     world = found()
-    wanted = world.devices if world else compute["processes"]
+    wanted = world.devices if world and not tunes else compute["processes"]  # trials start all processes here
     if compute["device"] == "cuda" and torch.cuda.device_count() < wanted:
         raise UsageError(
             f"compute asks for {wanted} CUDA device(s), found {torch.cuda.device_count()}: "

@@ -55,8 +55,8 @@ def need(config: Mapping[str, Any], task: Task) -> Need | None:
 def check_run(needed: Need | None, out: Path, cache: Path) -> None:
     """Raises UsageError if the run in `out` does not fit; what it has written there before counts as its own."""
     if needed is not None:
-        wanted = {out: max(0, needed.model + needed.checkpoints - _size(out)), cache: sum(needed.prepared.values())}
-        _check(wanted, "this run", "save=none keeps no model")
+        here = max(0, needed.model + needed.checkpoints - _size(out))
+        _check([(out, here), (cache, sum(needed.prepared.values()))], "this run", "save=none keeps no model")
 
 
 def run_sentence(needed: Need | None, out: Path, cache: Path) -> str:
@@ -84,29 +84,29 @@ def check_sweep(needs: Sequence[tuple[int, Need | None]], folder: Path, cache: P
     largest = sorted((one.checkpoints for count, one in known for _ in range(min(count, at_once))), reverse=True)
     running = sum(largest[:at_once])
     prepared = {place: size for _, one in known for place, size in one.prepared.items()}
-    wanted = {folder: kept + running, cache: sum(prepared.values())}
+    in_cache = sum(prepared.values())
     models = sum(count for count, one in known if one.model)
     parts = [f"{models} models, {amount(kept)}"] if models else []
     parts += [f"checkpoints while a job runs, {amount(running)}"] if running else []
-    elsewhere = f" and {amount(wanted[cache])} in {cache} ({len(prepared)} prepared models)" if prepared else ""
-    what = f"{jobs} jobs will need about {amount(wanted[folder])} in {folder} ({'; '.join(parts) or 'records only'})"
+    elsewhere = f" and {amount(in_cache)} in {cache} ({len(prepared)} prepared models)" if prepared else ""
+    what = f"{jobs} jobs will need about {amount(kept + running)} in {folder} ({'; '.join(parts) or 'records only'})"
     more = f"; of {unknown} more it is unknown" if unknown else ""
-    _check(wanted, f"{jobs} jobs", "save=none keeps no models")
+    _check([(folder, kept + running), (cache, in_cache)], f"{jobs} jobs", "save=none keeps no models")
     return f"{what}{elsewhere}{more}; {_free(folder)} are free"
 
 
-def _check(wanted: Mapping[Path, int], who: str, advice: str) -> None:
+def _check(wanted: Sequence[tuple[Path, int]], who: str, advice: str) -> None:
     """Raises UsageError if what is wanted of one file system, by all folders on it, is more than it has."""
-    by_device: dict[int, dict[Path, int]] = {}
-    for folder, size in wanted.items():
-        by_device.setdefault(os.stat(_existing(folder)).st_dev, {})[folder] = size
-    for sizes in by_device.values():
-        total, folders = sum(sizes.values()), [folder for folder, size in sizes.items() if size]
-        free = shutil.disk_usage(_existing(next(iter(sizes)))).free
+    devices = [os.stat(_existing(folder)).st_dev for folder, _ in wanted]
+    for device in dict.fromkeys(devices):
+        here = [pair for pair, its in zip(wanted, devices, strict=True) if its == device]
+        total = sum(size for _, size in here)
+        free = shutil.disk_usage(_existing(here[0][0])).free
         if total > free:
+            folders = " and ".join(str(folder) for folder, size in here if size)
             raise UsageError(
-                f"{who} will need about {amount(total)} in {' and '.join(map(str, folders))}, {amount(free)} are "
-                f"free: free some, or type {advice}"
+                f"{who} will need about {amount(total)} in {folders}, {amount(free)} are free: free some, "
+                f"or type {advice}"
             )
 
 

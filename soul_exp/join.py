@@ -104,15 +104,15 @@ def _work(
     crew: Crew, function: Callable[..., Any], args: tuple[Any, ...], compute: Mapping[str, Any], logs: str
 ) -> Any:
     os.environ["OMP_NUM_THREADS"] = str(compute["threads"])
-    with rank_log(Path(logs), crew.rank, logging.getLogger().level if crew.rank == 0 else logging.INFO):
+    level = logging.getLogger().level if crew.rank == 0 else logging.INFO
+    with _watching(crew, Path(logs)), rank_log(Path(logs), crew.rank, level), uninterrupted():
         quieten()
-        with _watching(crew, Path(logs)), uninterrupted():
-            if crew.size > 1 or compute["deepspeed"]:
-                _form_group(crew, compute["device"])
-            else:
-                for name in outer_variables():
-                    del os.environ[name]
-            return function(crew.rank, *args)
+        if crew.size > 1 or compute["deepspeed"]:
+            _form_group(crew, compute["device"])
+        else:
+            for name in outer_variables():
+                del os.environ[name]
+        return function(crew.rank, *args)
 
 
 def _form_group(crew: Crew, device: str) -> None:

@@ -108,7 +108,24 @@ def test_two_ranks_train_as_one_process_does(compute: str, folder: Path, place: 
     for model, expected in metrics_of(folder).items():
         for name in ("forget_probability", "retain_probability", "mia_auc"):
             assert metrics_of(twin)[model][name] == pytest.approx(expected[name], rel=0.02)
-    assert any((twin / "ranks" / "unlearn").rglob("1/*")), "rank 1 has no log file"
+    for rank in (0, 1):
+        assert "unlearn: 4 steps" in (twin / "ranks" / "unlearn" / f"rank{rank}.log").read_text()
+
+
+def test_torchrun_s_workers_get_the_numbers_of_our_own(place: Path) -> None:
+    """The run that they join prepares nothing anew, and leaves a log of each rank."""
+    line = (*SMALL, "train.batch_size=8", "compute=zero2")
+    own = type_(place, *line, "name=two-zero2", "compute.processes=2")  # finished before, after the test above
+    assert own.returncode == 0, own.stderr
+    torchrun = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone")
+    joined = type_(place, *line, "name=joined", under=torchrun)
+    assert joined.returncode == 0, joined.stderr
+    folders = [next((place / "runs" / name).glob("*/results.json")).parent for name in ("two-zero2", "joined")]
+    assert metrics_of(folders[0]) == metrics_of(folders[1]) and losses_of(folders[0]) == losses_of(folders[1])
+    assert json.loads((folders[1] / "results.json").read_text())["config"]["compute"]["processes"] == 2
+    assert joined.stdout.count("unlearn: 4 steps") == 1  # rank 0 alone speaks
+    for rank in (0, 1):
+        assert "unlearn: 4 steps" in (folders[1] / "ranks" / "unlearn" / f"rank{rank}.log").read_text()
 
 
 def test_a_checkpoint_is_measured_alone_and_gets_the_numbers_of_its_run(folder: Path, place: Path) -> None:

@@ -192,7 +192,7 @@ def main() -> None:
         if world is not None:  # the last word is said; whoever started us may now end us
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if crew is not None and crew.rank == 0:
-            crew.dismiss(bool(code))
+            crew.dismiss(bool(code), interrupted=code in (130, 143))
     sys.exit(code)
 
 

@@ -60,10 +60,13 @@ class Crew:
         self.store.set(PLAN, pickle.dumps(plan))  # type: ignore[arg-type] # bytes are taken as they are
         return _work(self, *plan)
 
-    def dismiss(self, failed: bool) -> None:
-        """Rank 0's last word: there is nothing (more) to do. It waits until the others have heard."""
+    def dismiss(self, failed: bool, interrupted: bool = False) -> None:
+        """Rank 0's last word: nothing (more) is to be done. Unless interrupted it waits until the others have heard."""
         with contextlib.suppress(RuntimeError):  # the store may be gone, and with it whoever would listen
             self.store.compare_set(PLAN, "", (STOP + str(int(failed)).encode()).decode())
+            if interrupted:  # what they do with a plan, they cannot end without rank 0
+                self.store.compare_set(FAILED, "", json.dumps({"rank": self.rank, "text": "interrupted"}))
+                return
             deadline = time.monotonic() + FAREWELL_SECONDS
             while self.store.add(DONE, 0) < self.size - 1 and time.monotonic() < deadline:
                 time.sleep(POLL_SECONDS)

@@ -154,7 +154,7 @@ def test_a_killed_run_leaves_no_orphan_and_resumes_to_the_same_numbers(folder: P
     os.kill(process.pid, signal.SIGKILL)  # the launcher alone: its workers must notice
     process.communicate(timeout=20)
     time.sleep(1)
-    assert not _processes_naming(str(place / "runs" / "killed"))
+    assert not processes_in(place)
     assert not list((place / "runs" / "killed").rglob("results.json"))
     again = type_(place, *line)
     assert again.returncode == 0 and "resuming from checkpoint-" in again.stdout, again.stdout + again.stderr
@@ -162,12 +162,41 @@ def test_a_killed_run_leaves_no_orphan_and_resumes_to_the_same_numbers(folder: P
     assert metrics_of(twin) == metrics_of(folder) and losses_of(twin) == losses_of(folder)
 
 
-def _processes_naming(text: str) -> list[bytes]:
-    lines = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+def processes_in(place: Path) -> list[str]:
+    """The processes that work in `place`, workers included, whose command lines say nothing."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it may end while we look
-            lines.append(path.read_bytes())
-    return [line for line in lines if text.encode() in line]
+            if (path / "cwd").readlink() == place:
+                found.append((path / "cmdline").read_text().replace("\0", " "))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    ("stage", "compute"), [("prepare", "compute=cpu"), ("unlearn", "compute=cpu"), ("unlearn", "compute=zero2")]
+)
+def test_a_signal_at_any_stage_leaves_no_process(
+    stage: str, compute: str, number: signal.Signals, folder: Path, place: Path
+) -> None:
+    name = f"signal-{stage}-{compute[8:]}-{number}"
+    endless = ["prepare.epochs=999", f"prepare.seed={int(number)}"] if stage == "prepare" else []
+    process = start(place, *SMALL, "train.batch_size=8", "train.max_steps=9999", f"name={name}", compute, *endless)
+    assert processes_in(place)
+    deadline = time.time() + 120
+    while not (seen := list((place / "runs" / name).glob(f"*/ranks/{stage}/rank0.log"))) and time.time() < deadline:
+        time.sleep(0.05)
+    assert seen
+    time.sleep(5)  # at whatever it does then
+    os.kill(process.pid, number)
+    _, err = process.communicate(timeout=20)
+    time.sleep(1)
+    assert not processes_in(place)
+    assert process.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -9}[number]
+    if number != signal.SIGKILL:
+        assert err.endswith("soul_exp: interrupted; the same command resumes where this one stopped\n")
+        assert "Traceback" not in err and "W1" not in err
 
 
 def test_stages_empty_checks_and_runs_nothing(place: Path) -> None:

@@ -13,8 +13,9 @@ from typing import Any
 import hydra.utils
 import torch
 
-from soul_exp import binding, models, prepare
+from soul_exp import binding, disk, models, prepare
 from soul_exp.answers import Answers, read_retrained
+from soul_exp.disk import Need
 from soul_exp.errors import UsageError, built
 from soul_exp.losses import Objective
 from soul_exp.measure import FORGET_QUALITY, RETAIN
@@ -22,6 +23,7 @@ from soul_exp.optimizers import build_optimizer, check_optimizer, check_precisio
 from soul_exp.options import check_options
 from soul_exp.schedule import Schedule
 from soul_exp.tasks.task import Task
+from soul_exp.world import found
 
 STAGES = ("prepare", "unlearn", "evaluate")
 RESUME = ("exact", "weights", "restart")
@@ -37,6 +39,7 @@ class Checked:
     metrics: Mapping[str, Callable[..., float]]
     reasons: Mapping[str, str]  # metric -> why it cannot be had
     retrained_records: Mapping[str, Answers] | None  # answers given as a file
+    need: Need | None = None  # what the run will write to disk; None: unknown
 
 
 def check(config: Mapping[str, Any], out: Path) -> Checked:
@@ -56,7 +59,7 @@ def check(config: Mapping[str, Any], out: Path) -> Checked:
         raise UsageError("wandb.mode=online needs a key: export WANDB_API_KEY=<your key>, or type wandb login once")
     for folder, option in ((out, "the run's folder"), (Path(config["cache"]), "cache")):
         _check_writable(folder, option)
-    _check_compute(config["compute"])
+    _check_compute(config["compute"], bool(config["tune"]))
     task = built(lambda: prepare.build_task(config), "task")
     objective = built(lambda: hydra.utils.instantiate(config["loss"], _convert_="all"), "loss")
     check_precision(config)
@@ -68,6 +71,8 @@ def check(config: Mapping[str, Any], out: Path) -> Checked:
     schedule: Schedule = built(lambda: Schedule(**config["train"]), "train")
     schedule.accumulation(config["compute"]["processes"])
     _check_models(config, task)
+    needed = disk.need(config, task)
+    disk.check_run(needed, out, Path(config["cache"]))
     records = _read_records(config, task)
     metrics = {
         name: built(functools.partial(hydra.utils.instantiate, entry), f"task.metrics.{name}")
@@ -76,7 +81,7 @@ def check(config: Mapping[str, Any], out: Path) -> Checked:
     reasons = _reasons(config, task, metrics, records)
     if config["save"] == "best":
         _check_best(config, metrics, reasons)
-    return Checked(task, metrics, reasons, records)
+    return Checked(task, metrics, reasons, records, needed)
 
 
 def _check_best(
@@ -113,10 +118,12 @@ def _has_wandb_key() -> bool:
     return bool(os.environ.get("WANDB_API_KEY")) or (netrc.is_file() and "wandb" in netrc.read_text())
 
 
-def _check_compute(compute: Mapping[str, Any]) -> None:
-    if compute["device"] == "cuda" and torch.cuda.device_count() < compute["processes"]:
+def _check_compute(compute: Mapping[str, Any], tunes: bool) -> None:
+    world = found()
+    wanted = world.devices if world and not tunes else compute["processes"]  # trials start all processes here
+    if compute["device"] == "cuda" and torch.cuda.device_count() < wanted:
         raise UsageError(
-            f"compute asks for {compute['processes']} CUDA device(s), found {torch.cuda.device_count()}: "
+            f"compute asks for {wanted} CUDA device(s), found {torch.cuda.device_count()}: "
             f"choose compute=cpu or fewer compute.processes"
         )
     deepspeed = compute["deepspeed"]

@@ -7,11 +7,14 @@ import hashlib
 import logging
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -20,13 +23,18 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from soul_exp.errors import UsageError
+from soul_exp.errors import UsageError, WorkerError
+from soul_exp.world import found
+
+if TYPE_CHECKING:
+    from soul_exp.join import Crew
 
 log = logging.getLogger("soul_exp")
 
 ERROR = "error.txt"  # in a failed run's folder: why
 TUNED = ("optimizer.", "loss.", "train.")  # the sections that an entry of tuned/ sets; of which these change no number:
 NO_NUMBER = ("train.micro_batch_size", "train.logging_steps", "train.save_steps")
+MULTIRUN = ("-m", "--multirun")
 CHOICES = ("model", "task", "loss", "optimizer", "compute", "precision")
 
 
@@ -64,8 +72,8 @@ def plain(cfg: DictConfig, choices: dict[str, str]) -> dict[str, Any]:
     return config
 
 
-def job(cfg: DictConfig) -> float | None:
-    """One run; returns what a sweeper maximises (utility), or None."""
+def job(cfg: DictConfig, crew: Crew | None = None) -> float | None:
+    """One run, in the processes of `crew` if there is one; returns what a sweeper maximises (utility), or None."""
     _say_device_to_deepspeed()
     from soul_exp import experiment, tables
 
@@ -77,7 +85,9 @@ def job(cfg: DictConfig) -> float | None:
     changed = [key for key in map(_key, hydra_config.overrides.task) if key.startswith(TUNED) and key not in NO_NUMBER]
     if changed:  # typed by hand, the numbers are no longer those that were tuned
         config["tuned"] = None
-    results = experiment.run(config, out)
+    if crew is not None:
+        _take_size(config, crew, hydra_config)
+    results = experiment.run(config, out, crew, part_of_sweep=hydra_config.mode == RunMode.MULTIRUN)
     if results is None:
         return None
     print(tables.comparison(results))
@@ -85,7 +95,21 @@ def job(cfg: DictConfig) -> float | None:
     return results.utility
 
 
+def _take_size(config: dict[str, Any], crew: Crew, hydra_config: Any) -> None:
+    """compute.processes is the crew's size. Raises UsageError if another was typed, or if this is a sweep's job."""
+    if _COMMAND and hydra_config.mode == RunMode.MULTIRUN:
+        raise UsageError(_no_sweep(crew))
+    typed = "compute.processes" in map(_key, hydra_config.overrides.task)
+    if typed and config["compute"]["processes"] != crew.size:
+        raise UsageError(
+            f"compute.processes={config['compute']['processes']}, but {crew.world.by} has started {crew.size}: "
+            f"leave compute.processes out, or start as many"
+        )
+    config["compute"]["processes"] = crew.size
+
+
 FAILED: list[str] = []  # of this command: the names of its failed jobs and why, wherever they ran
+RESUMES = "interrupted; the same command resumes where this one stopped"
 
 
 class JobError(RuntimeError):
@@ -95,6 +119,10 @@ class JobError(RuntimeError):
         return _failed, self.args
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: whatever stops for Ctrl-C stops for it."""
+
+
 def _failed(message: str) -> JobError:
     if message not in FAILED:
         FAILED.append(message)
@@ -102,16 +130,39 @@ def _failed(message: str) -> JobError:
 
 
 def start(cfg: DictConfig) -> float | None:
-    """`job`, here or, importable by name, in another process; raises only JobError, and leaves it in error.txt."""
+    """`job`; a failure is left in error.txt and FAILED, and raised (as JobError) where `main` is another process's."""
     out = Path(HydraConfig.get().runtime.output_dir)
+    crew = _crew()
+    if crew is not None and crew.rank > 0:  # a SLURM job of several tasks; under torchrun `main` has seen to it
+        crew.follow()
+        return None
+    if crew is not None:
+        crew = replace(crew, tell=lambda text: _tell(_left(out, text)))
     (out / ERROR).unlink(missing_ok=True)
+    failed = True
     try:
-        return job(cfg)
+        utility = job(cfg, crew)
+        failed = False
+        return utility
     except Exception as error:
-        text = str(error) if isinstance(error, UsageError) else "".join(traceback.format_exception(error))
-        with contextlib.suppress(OSError):  # a full disk may be what failed
-            (out / ERROR).write_text(text)
-        raise _failed(f"{out.name}: {text.strip()}") from None
+        text = str(error) if isinstance(error, UsageError | WorkerError) else "".join(traceback.format_exception(error))
+        failure = _failed(_left(out, text))
+        if _COMMAND:  # Hydra would print a line of its own before ours
+            return None
+        raise failure from None
+    finally:
+        if crew is not None and not _COMMAND:
+            crew.dismiss(failed)
+
+
+def _left(out: Path, text: str) -> str:
+    """What is said of the failed run in `out`; `text`, why, stays in its folder."""
+    with contextlib.suppress(OSError):  # a full disk may be what failed
+        (out / ERROR).write_text(text)
+    return f"{out.name}: {text.strip()}"
+
+
+_COMMAND: list[str] = []  # the arguments, in the process whose `main` it is
 
 
 def main() -> None:
@@ -119,13 +170,41 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us, not to Hydra's own printer
     FAILED.clear()
     sys.argv[1:] = _flags_last(sys.argv[1:])
+    _COMMAND[:] = sys.argv
+    signal.signal(signal.SIGTERM, _terminate)
+    world, crew = found(), None
+    code: Any = 1
     try:
+        crew = _crew()
+        code = crew.follow() if crew is not None and crew.rank > 0 else _command(crew)
+    except KeyboardInterrupt as interrupt:
+        code = 143 if isinstance(interrupt, Terminated) else 130
+        if world is None or world.rank == 0:
+            print(f"soul_exp: {RESUMES}", file=sys.stderr)
+    except UsageError as error:  # the processes do not find each other
+        print(f"soul_exp: {error}", file=sys.stderr)
+    except SystemExit as stop:  # of Hydra's own flags, or a callback's refusal
+        code = stop.code
+        if isinstance(code, str):
+            print(code, file=sys.stderr)
+            code = 1
+    finally:
+        if world is not None:  # the last word is said; whoever started us may now end us
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if crew is not None and crew.rank == 0:
+            crew.dismiss(bool(code), interrupted=code in (130, 143))
+    sys.exit(code)
+
+
+def _command(crew: Crew | None) -> int:
+    """Let Hydra carry out the command; tells every failure and returns the exit code."""
+    try:
+        if crew is not None and sys.argv[-1] in MULTIRUN:
+            raise UsageError(_no_sweep(crew))
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(start)()
-    except KeyboardInterrupt:
-        print("soul_exp: interrupted; the same command resumes where this one stopped", file=sys.stderr)
-        sys.exit(130)
-    except (HydraException, OmegaConfBaseException) as error:
-        sys.exit(f"soul_exp: {_told(error)}")
+    except (UsageError, HydraException, OmegaConfBaseException) as error:
+        print(f"soul_exp: {_told(error)}", file=sys.stderr)
+        return 1
     except Exception as error:
         from submitit.core.utils import UncompletedJobError
 
@@ -135,18 +214,44 @@ def main() -> None:
         if not FAILED:
             if isinstance(error, BrokenPipeError):  # `--help | head`: the reader has seen enough
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-                sys.exit(1)
+                return 1
             if isinstance(error, OSError):
-                sys.exit(f"soul_exp: the run's folder cannot be written: {error}")
+                print(f"soul_exp: the run's folder cannot be written: {error}", file=sys.stderr)
+                return 1
             raise
-        for message in FAILED:
-            print(f"soul_exp: failed: {message}", file=sys.stderr)
-        sys.exit(1)
+    for message in FAILED:
+        _tell(message)
+    return 1 if FAILED else 0
+
+
+def _tell(message: str) -> None:
+    print(f"soul_exp: failed: {message}", file=sys.stderr, flush=True)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def _crew() -> Crew | None:
+    """All processes of this run, where somebody else has started several."""
+    if found() is None:
+        return None
+    _say_device_to_deepspeed()
+    from soul_exp import join
+
+    return join.crew()
+
+
+def _no_sweep(crew: Crew) -> str:
+    return (
+        f"-m is a sweep, and each of its jobs needs fresh processes, but {crew.world.by} has started these "
+        f"{crew.size}: type it without {crew.world.by}, compute.processes={crew.size} starts them for every job"
+    )
 
 
 def _flags_last(arguments: list[str]) -> list[str]:
     """The flags of Hydra behind the overrides: between them its parser takes no more overrides."""
-    flags = [argument for argument in arguments if argument in ("-m", "--multirun")]
+    flags = [argument for argument in arguments if argument in MULTIRUN]
     return [argument for argument in arguments if argument not in flags] + flags
 
 

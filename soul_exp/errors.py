@@ -1,4 +1,4 @@
-"""The one error that a user of the command line is meant to read."""
+"""The errors that a user of the command line is meant to read as they are."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from hydra.errors import InstantiationException
 
 class UsageError(ValueError):
     """Bad input, in one sentence: what was found, what was expected, what to type."""
+
+
+class WorkerError(RuntimeError):
+    """A worker process failed; the message holds its rank and its own traceback."""
 
 
 def built(make: Callable[[], Any], group: str) -> Any:

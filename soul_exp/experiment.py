@@ -11,10 +11,11 @@ from typing import Any
 
 from filelock import FileLock
 
-from soul_exp import checkpoints, prepare, results, tune, unlearn
+from soul_exp import checkpoints, disk, prepare, results, tune, unlearn
 from soul_exp.check import Checked, check
-from soul_exp.disk import full_disk_told
 from soul_exp.errors import UsageError
+from soul_exp.fulldisk import full_disk_told
+from soul_exp.join import Crew
 from soul_exp.launch import launch
 from soul_exp.results import Results
 from soul_exp.tasks.task import content_hash
@@ -25,16 +26,26 @@ log = logging.getLogger(__name__)
 NOT_COMPARED = ("name", "stages", "overwrite", "cache", "save", "compute", "wandb", "choices", "resume")
 
 
-def run(config: Mapping[str, Any], out: Path) -> Results | None:
-    """Carry out the stages of `config` in `out`; returns the results, or None where the stages end before them."""
+def need(config: Mapping[str, Any]) -> disk.Need | None:
+    """What the run of `config` will write to disk, or None if that is not known before its model is read."""
+    return disk.need(config, prepare.build_task(config))
+
+
+def run(config: Mapping[str, Any], out: Path, crew: Crew | None = None, part_of_sweep: bool = False) -> Results | None:
+    """Carry out the stages of `config` in `out`; returns the results, or None where the stages end before them.
+
+    Every stage starts workers of its own; where a `crew` exists, it is the one that unlearns.
+    """
     checked = check(config, out)
     tune.check_tune(config, checked)
     # a second start of the same run waits, and then finds it finished
     with FileLock(out / ".lock"), full_disk_told(out, Path(config["cache"])):
-        return _run(config, checked, out)
+        return _run(config, checked, out, crew, part_of_sweep)
 
 
-def _run(config: Mapping[str, Any], checked: Checked, out: Path) -> Results | None:
+def _run(
+    config: Mapping[str, Any], checked: Checked, out: Path, crew: Crew | None, part_of_sweep: bool
+) -> Results | None:
     previous = _finished(config, checked, out)
     if previous is not None:
         log.info("finished before, skipped: %s", out)
@@ -43,6 +54,8 @@ def _run(config: Mapping[str, Any], checked: Checked, out: Path) -> Results | No
     if not config["stages"]:
         log.info("checked, nothing to run (stages=[]): %s", out)
         return None
+    if not part_of_sweep:  # else it was said for all jobs
+        log.info(disk.run_sentence(checked.need, out, Path(config["cache"])))
     _clear(config, out)
     _refuse_another_engine(config, checked, out)
     compute, seconds = config["compute"], {}
@@ -61,11 +74,15 @@ def _run(config: Mapping[str, Any], checked: Checked, out: Path) -> Results | No
         seconds["tune"] = time.perf_counter() - start
         _refuse_another_engine(config, checked, out)
     if {"unlearn", "evaluate"} & set(config["stages"]):
-        launch(
-            unlearn.worker, config, dict(checked.reasons), fingerprint(config, checked), seconds, str(out), trials,
-            processes=compute["processes"], threads=compute["threads"], logs=out / "ranks" / "unlearn",
-            alone=compute["processes"] == 1 and not compute["deepspeed"],
-        )  # fmt: skip
+        plan = (config, dict(checked.reasons), fingerprint(config, checked), seconds, str(out), trials)
+        logs = out / "ranks" / "unlearn"
+        if crew is not None:
+            crew.lead(unlearn.worker, *plan, compute=compute, logs=logs)
+        else:
+            launch(
+                unlearn.worker, *plan, processes=compute["processes"], threads=compute["threads"], logs=logs,
+                alone=compute["processes"] == 1 and not compute["deepspeed"],
+            )  # fmt: skip
     return results.read(out)
 
 

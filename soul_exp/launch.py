@@ -5,11 +5,16 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import logging
+import multiprocessing
 import os
 import signal
 import sys
+import tempfile
+import threading
 import time
+import traceback
 import uuid
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
@@ -20,21 +25,19 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from soul_exp.errors import UsageError
+from soul_exp.errors import UsageError, WorkerError
+from soul_exp.world import outer_variables
 
 log = logging.getLogger(__name__)
-logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it tells of a failure, we tell too
 
 USAGE = "UsageError: "
 
 
-class WorkerError(RuntimeError):
-    """A worker failed; the message holds its rank and its own traceback."""
-
-
 SIGNAL_SECONDS = 3  # between a worker's death by a signal and the same signal here
+CULPRIT_SECONDS = 1.5  # a failing rank stays so long: if another's death is the cause, that one is seen first
 
-GROUP = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+QUIET = {"PYTHONWARNINGS": "ignore", "TOKENIZERS_PARALLELISM": "false"}
+QUIET |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}  # our stages have their own
 
 
 def launch(
@@ -43,31 +46,32 @@ def launch(
     """`function(rank, *args)` in `processes` fresh processes; their return values by rank.
 
     `function` is importable by name and `args` are plain data. Processes that work `alone` do not see each other: no
-    library in them takes them for a process group. Rank 0 speaks on the console; every other rank writes to
+    library in them takes them for a process group. Rank 0 speaks on the console; every rank has its file in
     `logs`. Raises UsageError if a worker raised one, else WorkerError with the first failing worker's traceback.
     """
     logs.mkdir(parents=True, exist_ok=True)
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-        start_method=os.environ.get("SOUL_EXP_START_METHOD", "spawn"),  # fork: CPU only, and before any thread
-        monitor_interval=0.1,
-        signals_to_handle="SIGINT",  # under SLURM the others belong to submitit
-        logs_specs=DefaultLogsSpecs(
-            log_dir=str(logs), redirects={rank: Std.ALL for rank in range(1, processes)}, tee=Std.NONE
-        ),
-    )
-    variables = {"OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": "ignore", "TOKENIZERS_PARALLELISM": "false"}
-    variables["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # our stages have their own
-    with _environment(**variables):
+    with (
+        tempfile.TemporaryDirectory() as folder,  # elastic's files, through which errors come back
+        _environment(OMP_NUM_THREADS=str(threads), **QUIET, **dict.fromkeys(outer_variables())),
+        _silent_elastic(),
+        _interrupts_restored(),
+    ):
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=processes,
+            run_id=uuid.uuid4().hex,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            max_restarts=0,
+            start_method=os.environ.get("SOUL_EXP_START_METHOD", "spawn"),  # fork: CPU only, and before any thread
+            monitor_interval=0.1,
+            signals_to_handle="SIGINT",  # the others are the command line's, or under SLURM submitit's
+            logs_specs=DefaultLogsSpecs(log_dir=folder, redirects=Std.NONE, tee=Std.NONE),
+        )
         try:
-            with _uninterrupted():
-                returned = elastic_launch(config, _worker)(function, os.getpid(), _log_level(), alone, args)
+            with uninterrupted():
+                returned = elastic_launch(config, _worker)(function, os.getpid(), _log_level(), alone, str(logs), args)
         except SignalException:  # an Exception by torch's choice, which would let a sweep go on to its next job
             raise KeyboardInterrupt from None
         except ChildFailedError as error:  # cannot be unpickled, so it must not leave this process
@@ -75,27 +79,90 @@ def launch(
             message: Any = failure.message
             if isinstance(message, Mapping):
                 message = message.get("extraInfo", {}).get("py_callstack") or message.get("message")
-            text = str(message).strip()
-            if text.splitlines() and USAGE in text.splitlines()[-1]:
-                raise UsageError(text.splitlines()[-1].split(USAGE, 1)[1]) from None
             how = f"signal {-failure.exitcode}" if failure.exitcode < 0 else f"exit code {failure.exitcode}"
-            raise WorkerError(f"worker {rank} of {processes} failed ({how}); its logs: {logs}\n{text}") from None
+            raise told(str(message).strip(), rank, processes, logs, how) from None
+        finally:
+            for child in multiprocessing.active_children():  # of an interrupt while they were being started
+                child.kill()
     return [returned[rank] for rank in range(processes)]
 
 
+def told(text: str, rank: int, processes: int, logs: Path, how: str = "exit code 1") -> UsageError | WorkerError:
+    """The error of a worker that left this traceback: its sentence alone, where it raised UsageError."""
+    if text and USAGE in text.splitlines()[-1]:
+        return UsageError(text.splitlines()[-1].split(USAGE, 1)[1])
+    return WorkerError(f"worker {rank} of {processes} failed ({how}); its log: {log_file(logs, rank)}\n{text}")
+
+
 @record
-def _worker(function: Callable[..., Any], parent: int, level: int, alone: bool, args: tuple[Any, ...]) -> Any:
-    _die_with(parent)
-    rank = int(os.environ["RANK"])
+def _worker(
+    function: Callable[..., Any], parent: int, level: int, alone: bool, logs: str, args: tuple[Any, ...]
+) -> Any:
+    die_with(parent)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches every process of a terminal: the launcher speaks
+    rank, together = int(os.environ["RANK"]), not alone and int(os.environ["WORLD_SIZE"]) > 1
     if alone:
-        for name in GROUP:
-            os.environ.pop(name, None)
-    logging.basicConfig(level=level if rank == 0 else logging.WARNING, format="%(message)s", stream=sys.stdout)
-    _quieten()
-    return function(rank, *args)
+        for name in outer_variables():
+            if not name.startswith("TORCHELASTIC_"):  # the way back for errors
+                del os.environ[name]
+    if rank == 0:
+        logging.basicConfig(format="%(message)s", stream=sys.stdout)
+    with rank_log(Path(logs), rank, level):
+        quieten()
+        try:
+            return function(rank, *args)
+        except Exception:
+            if together:
+                time.sleep(CULPRIT_SECONDS)
+            raise
 
 
-def _die_with(parent: int) -> None:
+def log_file(logs: Path, rank: int) -> Path:
+    return logs / f"rank{rank}.log"
+
+
+@contextlib.contextmanager
+def rank_log(logs: Path, rank: int, level: int) -> Iterator[None]:
+    """What this rank logs goes to its file in `logs` too; of ranks above 0 all that they print goes there only.
+
+    An error's traceback is there before anything else is done about it.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    root = logging.getLogger()
+    with log_file(logs, rank).open("a", buffering=1) as file, contextlib.ExitStack() as stack:
+        handler = logging.StreamHandler(file)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        root.addHandler(handler)
+        stack.callback(root.removeHandler, handler)
+        stack.callback(root.setLevel, root.level)
+        root.setLevel(level)
+        if rank > 0:
+            stack.enter_context(_printing_to(file.fileno()))
+        try:
+            yield
+        except BaseException:
+            file.write(traceback.format_exc())
+            raise
+
+
+@contextlib.contextmanager
+def _printing_to(target: int) -> Iterator[None]:
+    """Standard output and error, those of C++ included, go to the file descriptor `target`."""
+    streams = ((sys.stdout, 1), (sys.stderr, 2))
+    kept = [os.dup(number) for _, number in streams]
+    for stream, number in streams:
+        stream.flush()
+        os.dup2(target, number)
+    try:
+        yield
+    finally:
+        for (stream, number), before in zip(streams, kept, strict=True):
+            stream.flush()
+            os.dup2(before, number)
+            os.close(before)
+
+
+def die_with(parent: int) -> None:
     """Ask Linux to kill this worker when its parent dies, so that killing the launcher leaves no orphan."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
@@ -104,7 +171,7 @@ def _die_with(parent: int) -> None:
 
 
 @contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
+def uninterrupted() -> Iterator[None]:
     """In a SLURM job, an error that SLURM's own signal caused never gets out: it would become the job's result.
 
     SLURM signals the workers too, and their death may be seen before the signal. submitit's handlers run first: of
@@ -137,16 +204,22 @@ def _uninterrupted() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Only our own lines and real warnings: one line a stage is the promise."""
-    import datasets
-    import transformers
+    warnings.simplefilter("ignore")
+    logging.getLogger().addFilter(_is_named)
+    if "transformers" in sys.modules:  # what works on models has imported it by now
+        from transformers.utils import logging as chatter
 
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
+        chatter.set_verbosity_error()
+        chatter.disable_progress_bar()
     for name in ("absl", "torch.distributed", "accelerate", "deepspeed", "DeepSpeed", "httpx"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _is_named(record: logging.LogRecord) -> bool:
+    """Not of the root logger itself, where distutils tells DeepSpeed's trial compilations."""
+    return record.levelno >= logging.WARNING
 
 
 def _log_level() -> int:
@@ -154,14 +227,50 @@ def _log_level() -> int:
 
 
 @contextlib.contextmanager
-def _environment(**variables: str) -> Any:
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
+def _silent_elastic() -> Iterator[None]:
+    """torch elastic does not log: all that it would say of a worker's end comes back as our error."""
+    elastic = "torch.distributed.elastic"
+    names = [name for name in logging.root.manager.loggerDict if name == elastic or name.startswith(f"{elastic}.")]
+    loggers = [
+        logging.getLogger(name) for name in (*names, "torch.distributed.launcher.api", "torch.multiprocessing.spawn")
+    ]
+    before = [(logger, logger.level) for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        for logger, level in before:
+            logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _interrupts_restored() -> Iterator[None]:
+    """Ctrl-C means what it did before: elastic leaves a handler behind that raises an ordinary Exception."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def _environment(**variables: str | None) -> Iterator[None]:
+    """The environment with these variables; without those that are None."""
+    before = {name: os.environ.get(name) for name in variables}
+    _set(variables)
+    try:
+        yield
+    finally:
+        _set(before)
+
+
+def _set(variables: Mapping[str, str | None]) -> None:
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value

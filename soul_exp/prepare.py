@@ -26,8 +26,8 @@ from soul_exp import models, shards
 from soul_exp.answers import Answers, read_records, write_records
 from soul_exp.checkpoints import remove_all, remove_unmarked
 from soul_exp.data import Item, Part
-from soul_exp.disk import full_disk_told
 from soul_exp.evaluate import ask
+from soul_exp.fulldisk import full_disk_told
 from soul_exp.losses import Objective, Scored
 from soul_exp.models import LanguageModel
 from soul_exp.results import write_json

@@ -23,8 +23,8 @@ from soul_exp import checkpoints, models, prepare, results, shards
 from soul_exp.answers import Answers
 from soul_exp.best import Best, note
 from soul_exp.check import UNLEARNED
-from soul_exp.disk import full_disk_told
 from soul_exp.evaluate import ask
+from soul_exp.fulldisk import full_disk_told
 from soul_exp.losses import Objective
 from soul_exp.measure import RETAIN, known_answers, measure, validate, validation_metrics
 from soul_exp.mirror import Mirror
@@ -94,14 +94,14 @@ def start_process(config: Mapping[str, Any], rank: int) -> str:
     set_seed(config["seed"])
     device = "cpu"
     if compute["device"] == "cuda":
-        device = f"cuda:{rank % torch.cuda.device_count()}"
+        device = f"cuda:{int(os.environ.get('LOCAL_RANK', rank)) % torch.cuda.device_count()}"
         torch.cuda.set_device(device)
     if compute["deepspeed"]:
         import deepspeed.ops
 
         # used by inference all-reduce only, and compiled by a C++ compiler that a machine may not have
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    if compute["processes"] > 1:
+    if compute["processes"] > 1 and not dist.is_initialized():  # workers that were joined have their group
         dist.init_process_group("nccl" if device != "cpu" else "gloo")
     return device
 

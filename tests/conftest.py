@@ -78,18 +78,21 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("place")
 
 
-def start(place: Path, *arguments: str) -> subprocess.Popen[str]:
-    """`python -m soul_exp` with these arguments, typed in `place`, in a process group of its own."""
+def start(place: Path, *arguments: str, under: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    """`python -m soul_exp` with these arguments, typed in `place`, in a process group of its own.
+
+    `under` stands between the two: `-m torch.distributed.run`, for one.
+    """
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "SOUL_EXP_CACHE": str(place / "cache")}
     return subprocess.Popen(
-        [sys.executable, "-m", "soul_exp", *arguments],
+        [sys.executable, *under, "-m", "soul_exp", *arguments],
         cwd=place, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
 
 
-def type_(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def type_(place: Path, *arguments: str, under: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     """What it printed and returned; a command that hangs is killed with its workers."""
-    process = start(place, *arguments)
+    process = start(place, *arguments, under=under)
     try:
         out, err = process.communicate(timeout=300)
     except subprocess.TimeoutExpired:

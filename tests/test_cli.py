@@ -110,7 +110,24 @@ def test_two_ranks_train_as_one_process_does(compute: str, folder: Path, place: 
     for model, expected in metrics_of(folder).items():
         for name in ("forget_probability", "retain_probability", "mia_auc"):
             assert metrics_of(twin)[model][name] == pytest.approx(expected[name], rel=0.02)
-    assert any((twin / "ranks" / "unlearn").rglob("1/*")), "rank 1 has no log file"
+    for rank in (0, 1):
+        assert "unlearn: 4 steps" in (twin / "ranks" / "unlearn" / f"rank{rank}.log").read_text()
+
+
+def test_torchrun_s_workers_get_the_numbers_of_our_own(place: Path) -> None:
+    """The run that they join prepares nothing anew, and leaves a log of each rank."""
+    line = (*SMALL, "train.batch_size=8", "compute=zero2")
+    own = type_(place, *line, "name=two-zero2", "compute.processes=2")  # finished before, after the test above
+    assert own.returncode == 0, own.stderr
+    torchrun = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone")
+    joined = type_(place, *line, "name=joined", under=torchrun)
+    assert joined.returncode == 0, joined.stderr
+    folders = [next((place / "runs" / name).glob("*/results.json")).parent for name in ("two-zero2", "joined")]
+    assert metrics_of(folders[0]) == metrics_of(folders[1]) and losses_of(folders[0]) == losses_of(folders[1])
+    assert json.loads((folders[1] / "results.json").read_text())["config"]["compute"]["processes"] == 2
+    assert joined.stdout.count("unlearn: 4 steps") == 1  # rank 0 alone speaks
+    for rank in (0, 1):
+        assert "unlearn: 4 steps" in (folders[1] / "ranks" / "unlearn" / f"rank{rank}.log").read_text()
 
 
 @pytest.mark.parametrize("compute", ["cpu", "ddp", "zero3"])
@@ -144,7 +161,7 @@ def test_a_killed_run_leaves_no_orphan_and_resumes_to_the_same_numbers(folder: P
     os.kill(process.pid, signal.SIGKILL)  # the launcher alone: its workers must notice
     process.communicate(timeout=20)
     time.sleep(1)
-    assert not _processes_naming(str(place / "runs" / "killed"))
+    assert not processes_in(place)
     assert not list((place / "runs" / "killed").rglob("results.json"))
     again = type_(place, *line)
     assert again.returncode == 0 and "resuming from checkpoint-" in again.stdout, again.stdout + again.stderr
@@ -152,12 +169,41 @@ def test_a_killed_run_leaves_no_orphan_and_resumes_to_the_same_numbers(folder: P
     assert metrics_of(twin) == metrics_of(folder) and losses_of(twin) == losses_of(folder)
 
 
-def _processes_naming(text: str) -> list[bytes]:
-    lines = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+def processes_in(place: Path) -> list[str]:
+    """The processes that work in `place`, workers included, whose command lines say nothing."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it may end while we look
-            lines.append(path.read_bytes())
-    return [line for line in lines if text.encode() in line]
+            if (path / "cwd").readlink() == place:
+                found.append((path / "cmdline").read_text().replace("\0", " "))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    ("stage", "compute"), [("prepare", "compute=cpu"), ("unlearn", "compute=cpu"), ("unlearn", "compute=zero2")]
+)
+def test_a_signal_at_any_stage_leaves_no_process(
+    stage: str, compute: str, number: signal.Signals, folder: Path, place: Path
+) -> None:
+    name = f"signal-{stage}-{compute[8:]}-{number}"
+    endless = ["prepare.epochs=999", f"prepare.seed={int(number)}"] if stage == "prepare" else []
+    process = start(place, *SMALL, "train.batch_size=8", "train.max_steps=9999", f"name={name}", compute, *endless)
+    assert processes_in(place)
+    deadline = time.time() + 120
+    while not (seen := list((place / "runs" / name).glob(f"*/ranks/{stage}/rank0.log"))) and time.time() < deadline:
+        time.sleep(0.05)
+    assert seen
+    time.sleep(5)  # at whatever it does then
+    os.kill(process.pid, number)
+    _, err = process.communicate(timeout=20)
+    time.sleep(1)
+    assert not processes_in(place)
+    assert process.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -9}[number]
+    if number != signal.SIGKILL:
+        assert err.endswith("soul_exp: interrupted; the same command resumes where this one stopped\n")
+        assert "Traceback" not in err and "W1" not in err
 
 
 def test_stages_empty_checks_and_runs_nothing(place: Path) -> None:

@@ -18,8 +18,7 @@ import pytest
 from submitit.slurm.slurm import SlurmInfoWatcher
 
 from soul_exp import cli
-from soul_exp.errors import UsageError
-from soul_exp.launch import WorkerError
+from soul_exp.errors import UsageError, WorkerError
 
 ROOT = Path(__file__).parents[1]
 LAUNCHERS = ROOT / "launchers"
@@ -173,6 +172,25 @@ def test_a_killed_job_ends_the_waiting(cluster: dict[str, str], tmp_path: Path) 
     assert sweep.returncode == 1 and "soul_exp: failed: SLURM: Job" in said and "CANCELLED" in said, said
 
 
+@pytest.mark.slow
+def test_the_tasks_of_a_step_are_joined(cluster: dict[str, str], tmp_path: Path) -> None:
+    """`srun --ntasks=2`: rank 0 leads, and both are heard."""
+    line = ["compute=zero2", "train.max_steps=2", "name=step", *(each for each in TINY if "hydra" not in each)]
+    command = ["srun", "--ntasks=2", "--cpus-per-task=1", "--mem=1500", sys.executable, "-m", "soul_exp", *line]
+    env = cluster | {"PYTHONPATH": str(ROOT)}
+    step = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    assert step.returncode == 0, step.stdout + step.stderr
+    folder = next((tmp_path / "runs/step").glob("*/results.json")).parent
+    assert json.loads((folder / "results.json").read_text())["config"]["compute"]["processes"] == 2
+    assert step.stdout.count("results: ") == 1
+    for rank in (0, 1):
+        assert "unlearn: 2 steps" in (folder / f"ranks/unlearn/rank{rank}.log").read_text()
+    refused = subprocess.run(
+        [*command, "compute.processes=3"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=100
+    )
+    assert refused.returncode != 0 and refused.stderr.count("compute.processes=3, but srun has started 2") == 1
+
+
 @pytest.mark.parametrize("error", [UsageError("a"), WorkerError("b\nc"), cli.JobError("d")])
 def test_errors_reach_the_submitting_process(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "FAILED", [])
@@ -188,11 +206,11 @@ from soul_exp import launch
 launch.SIGNAL_SECONDS = 0
 signal.signal(signal.SIGTERM, lambda *_: print("bypassed", flush=True))
 try:
-    with launch._uninterrupted():
+    with launch.uninterrupted():
         raise ValueError("no signal, so an error is one")
 except ValueError as error:
     print(error, flush=True)
-with launch._uninterrupted():
+with launch.uninterrupted():
     os.kill(os.getpid(), signal.SIGTERM)
     raise ValueError("SLURM killed the workers")
 """

@@ -1,0 +1,117 @@
+"""What a run and a sweep will write is known before they start, and compared with what is free."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections import namedtuple
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import type_
+
+from soul_exp import disk
+from soul_exp.disk import Need
+from soul_exp.errors import UsageError
+
+MIB = 2**20
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture
+def free(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """`free(n)`: every file system has n bytes left."""
+    return lambda size: monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10 * size, 9 * size, size))
+
+
+def need(prepared: dict[Path, int] | None = None) -> Need:
+    return Need(model=10 * MIB, checkpoints=60 * MIB, prepared=prepared or {})
+
+
+def test_a_run_needs_its_model_its_checkpoints_and_the_prepared_models(
+    free: Callable[[int], None], tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    needed = need({cache / "target": 10 * MIB, cache / "retrained": 10 * MIB})
+    free(90 * MIB)  # the cache is on the same file system
+    disk.check_run(needed, tmp_path / "run", cache)
+    said = disk.run_sentence(needed, tmp_path / "run", cache)
+    assert "about 70 MiB in" in said and "20 MiB of prepared models" in said and said.endswith("90 MiB are free")
+    free(90 * MIB - 1)
+    with pytest.raises(UsageError, match=r"this run will need about 90 MiB in .*/run and .*/cache, 90 MiB are free"):
+        disk.check_run(needed, tmp_path / "run", cache)
+
+
+def test_what_a_run_has_written_before_is_not_needed_again(free: Callable[[int], None], tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "old").write_bytes(bytes(MIB))
+    free(69 * MIB)
+    disk.check_run(need(), tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(("at_once", "total"), [(1, "330 MiB"), (27, "1.8 GiB")])
+def test_a_sweep_keeps_every_model_but_the_checkpoints_of_running_jobs_only(
+    at_once: int, total: str, free: Callable[[int], None], tmp_path: Path
+) -> None:
+    free(52 * 2**30)
+    said = disk.check_sweep([(27, need())], tmp_path / "x", tmp_path, at_once)
+    assert said.startswith(f"27 jobs will need about {total} in {tmp_path}/x (27 models, 270 MiB;")
+    assert said.endswith("52 GiB are free")
+    free(329 * MIB)
+    with pytest.raises(UsageError, match=f"27 jobs will need about {total} in .*, 329 MiB are free: .*save=none"):
+        disk.check_sweep([(27, need())], tmp_path / "x", tmp_path, at_once)
+
+
+def test_jobs_share_prepared_models_and_the_unknown_is_called_so(free: Callable[[int], None], tmp_path: Path) -> None:
+    free(2**30)
+    shared = need({tmp_path / "target": 5 * MIB})
+    said = disk.check_sweep([(1, shared), (2, shared), (3, None)], tmp_path, tmp_path, 1)
+    assert (
+        "90 MiB in" in said and "5.0 MiB in" in said and "(1 prepared models)" in said and "of 3 more it is un" in said
+    )
+    assert "unknown before a model is read" in disk.check_sweep([(3, None)], tmp_path, tmp_path, 1)
+    assert "is unknown before the model is read" in disk.run_sentence(None, tmp_path, tmp_path)
+
+
+def test_the_need_follows_weights_precision_engine_and_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk, "_num_weights", lambda _: 1000)
+    monkeypatch.setattr(disk.prepare, "recipes", lambda *_: {"target": 1, "retrained": 2})
+    task: Any = None
+    config: dict[str, Any] = {
+        "model": {"dtype": "float32", "path": None}, "stages": ["prepare", "unlearn"], "save": "final",
+        "compute": {"deepspeed": None}, "cache": str(tmp_path), "train": {"save_steps": 50},
+    }  # fmt: skip
+    found = disk.need(config, task)
+    assert found is not None
+    assert (found.model, found.checkpoints, sorted(found.prepared.values())) == (4000, 2 * 12000, [4000, 4000])
+    lean = disk.need({**config, "model": {"dtype": "bfloat16", "path": None}, "compute": {"deepspeed": {}}}, task)
+    assert lean is not None and (lean.model, lean.checkpoints) == (2000, 2 * 10000)
+    zero = disk.need({**config, "compute": {"deepspeed": {"bf16": {}}}}, task)
+    assert zero is not None and zero.checkpoints == 2 * 16000  # fp32 weights of its own
+    none = disk.need({**config, "save": "none", "train": {"save_steps": None}, "stages": ["unlearn"]}, task)
+    assert none is not None and (none.model, none.checkpoints, none.prepared) == (0, 0, {})
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder whose runs/ is a file system of 30 MiB."""
+    (tmp_path / "runs").mkdir()
+    if (
+        os.geteuid() != 0
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=30m", "tmpfs", str(tmp_path / "runs")], capture_output=True
+        ).returncode
+    ):
+        pytest.skip("mounting a small file system needs root")
+    yield tmp_path
+    subprocess.run(["umount", "--lazy", str(tmp_path / "runs")], check=True)
+
+
+def test_a_sweep_that_will_not_fit_is_refused_before_its_first_job(small_disk: Path) -> None:
+    line = ["task.num_authors=8", "wandb.mode=disabled", "seed=0,1,2,3,4,5,6", "name=big", "-m"]
+    refused = type_(small_disk, *line)
+    assert refused.returncode == 1 and "--- job" not in refused.stdout and "Traceback" not in refused.stderr
+    assert refused.stderr.startswith("soul_exp: 7 jobs will need about 34 MiB in runs/big, 30 MiB are free: free some")

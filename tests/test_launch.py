@@ -1,0 +1,178 @@
+"""How workers are started, joined, heard and ended: the command line with toys for work (toy.py)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from soul_exp.world import World, first_host, found
+
+TESTS = Path(__file__).parent
+TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone")
+
+
+def begin(place: Path, *arguments: str, under: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, *under, str(TESTS / "toy.py"), *arguments],
+        cwd=place, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+
+
+def done(process: subprocess.Popen[str], seconds: float = 120) -> tuple[int, str, str]:
+    """Exit code, output and errors; what hangs is killed."""
+    try:
+        out, err = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    return process.returncode, out, err
+
+
+def log_of(place: Path, rank: int) -> str:
+    return (place / f"ranks/toy/rank{rank}.log").read_text()
+
+
+def wait_for_sleep(place: Path, ranks: int, seconds: float = 120) -> list[int]:
+    """The process ids of workers that have gone to sleep."""
+    files = [place / f"asleep{rank}" for rank in range(ranks)]
+    deadline = time.monotonic() + seconds
+    while not all(file.is_file() and file.read_text() for file in files):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return [int(file.read_text()) for file in files]
+
+
+def is_alive(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    return False
+
+
+def test_the_last_rank_s_error_is_told_though_rank_0_was_inside_a_collective(tmp_path: Path) -> None:
+    code, _, err = done(begin(tmp_path, "last_raises", "2"))
+    assert code == 1 and err.startswith("soul_exp: failed: default: worker 1 of 2 failed (exit code 1); its log: ")
+    assert err.strip().endswith("ArithmeticError: of the last rank") and "in last_raises" in err
+    assert log_of(tmp_path, 1).endswith("ArithmeticError: of the last rank\n")
+    assert "Connection closed by peer" not in err
+
+
+def test_a_killed_worker_is_named_with_its_signal(tmp_path: Path) -> None:
+    code, _, err = done(begin(tmp_path, "last_is_killed", "2"))
+    assert code == 1 and err.startswith("soul_exp: failed: default: worker 1 of 2 failed (signal 9)")
+    assert "SIGKILL" in err and "Connection closed by peer" not in err
+
+
+@pytest.mark.parametrize(
+    ("number", "work", "processes", "code"),
+    [
+        (signal.SIGTERM, "sleep", 2, 143),
+        (signal.SIGINT, "sleep_alone", 2, 130),
+        (signal.SIGKILL, "sleep", 2, -signal.SIGKILL),
+        pytest.param(signal.SIGTERM, "sleep_alone", 1, 143, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, "sleep", 2, 130, marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, "sleep_alone", 1, -signal.SIGKILL, marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_to_the_launcher_ends_its_workers(
+    number: signal.Signals, work: str, processes: int, code: int, tmp_path: Path
+) -> None:
+    command = begin(tmp_path, work, str(processes))
+    workers = wait_for_sleep(tmp_path, processes)
+    os.kill(command.pid, number)  # the launcher alone
+    returned, _, err = done(command, 20)
+    deadline = time.monotonic() + 5
+    while any(map(is_alive, workers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert returned == code and not any(map(is_alive, workers))
+    if number != signal.SIGKILL:
+        assert err.strip() == "soul_exp: interrupted; the same command resumes where this one stopped"
+
+
+def test_ctrl_c_in_a_terminal_gets_one_sentence(tmp_path: Path) -> None:
+    """It reaches the workers too, which have nothing to say."""
+    command = begin(tmp_path, "sleep_alone", "2")
+    wait_for_sleep(tmp_path, 2)
+    os.killpg(command.pid, signal.SIGINT)
+    code, _, err = done(command, 20)
+    assert code == 130 and err.strip() == "soul_exp: interrupted; the same command resumes where this one stopped"
+
+
+def test_torchrun_s_workers_are_joined_and_rank_0_alone_speaks(tmp_path: Path) -> None:
+    code, out, err = done(begin(tmp_path, "add", "2", under=TORCHRUN))
+    assert code == 0, err
+    assert out.count("has 3") == 1 and "rank 0 has 3" in out
+    assert "rank 1 has 3" in log_of(tmp_path, 1) and not list(tmp_path.glob("asleep*"))
+
+
+def test_a_joined_rank_s_error_ends_all_and_is_told_once_by_rank_0(tmp_path: Path) -> None:
+    code, _, err = done(begin(tmp_path, "last_raises", "2", under=TORCHRUN))
+    assert code == 1 and err.count("ArithmeticError: of the last rank") == 1
+    assert "soul_exp: failed: default: worker 1 of 2 failed" in err and "in last_raises" in err
+    assert log_of(tmp_path, 1).endswith("ArithmeticError: of the last rank\n")
+    assert "of the last rank" in next((tmp_path / "runs").rglob("error.txt")).read_text()
+
+
+def test_rank_0_s_sentence_reaches_the_user_once_and_a_sweep_is_refused(tmp_path: Path) -> None:
+    both = {
+        "refuse": begin(tmp_path, "refuse", "2", "name=refuse", under=TORCHRUN),
+        "sweep": begin(tmp_path, "add", "2", "seed=0,1", "-m", under=TORCHRUN),
+    }
+    for name, sentence in (("refuse", "a sentence for the user"), ("sweep", "-m is a sweep")):
+        code, _, err = done(both[name])
+        ours = err.split("W1")[0].split("E1")[0]  # then torchrun speaks
+        assert code == 1 and err.count(sentence) == 1, err
+        assert "Traceback" not in ours.split("torch/distributed")[0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.slow
+def test_ending_torchrun_ends_the_ranks_that_joined(number: signal.Signals, tmp_path: Path) -> None:
+    command = begin(tmp_path, "sleep", "2", under=TORCHRUN)
+    workers = wait_for_sleep(tmp_path, 2)
+    os.kill(command.pid, number)
+    done(command, 60)
+    time.sleep(1)
+    assert not any(map(is_alive, workers))
+
+
+ELASTIC = {
+    "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "9",
+    "TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "1",
+}  # fmt: skip
+STEP = {
+    "SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0", "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "gpu[07-08]",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("environment", "world"),
+    [
+        ({}, None),
+        (ELASTIC, World(3, 4, 1, "a", 9, "attempt_1", serves=False, devices=2, by="torchrun")),
+        (STEP, World(0, 4, 0, "gpu07", 15217, "attempt_0", serves=True, devices=1, by="srun")),
+        ({**STEP, "SLURM_STEP_NUM_NODES": "1"}, World(0, 4, 0, "127.0.0.1", 15217, "attempt_0", True, 1, "srun")),
+        ({**STEP, **ELASTIC}, World(3, 4, 1, "a", 9, "attempt_1", serves=False, devices=2, by="torchrun")),
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, None),  # a batch script runs once
+        ({**STEP, "SLURM_STEP_NUM_TASKS": "1"}, None),  # a job of hydra/launcher=slurm
+        ({"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "a", "MASTER_PORT": "9"}, None),
+    ],
+)
+def test_a_world_is_found_where_somebody_started_one(environment: Mapping[str, str], world: World | None) -> None:
+    assert found(environment) == world
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"), [("a", "a"), ("a,b", "a"), ("a[07-09,12],b3", "a07"), ("r[1-2]n[3,5]x,c", "r1n3x")]
+)
+def test_the_first_host_of_a_list_of_nodes(nodes: str, first: str) -> None:
+    assert first_host(nodes) == first

@@ -26,8 +26,8 @@ log = logging.getLogger("soul_exp")
 
 ERROR = "error.txt"  # in a failed run's folder: why
 TUNED = ("optimizer.", "loss.", "train.")  # the sections that an entry of tuned/ sets; of which these change no number:
-NO_NUMBER = ("train.micro_batch_size", "train.logging_steps", "train.save_steps")
-CHOICES = ("model", "task", "loss", "optimizer", "compute", "precision")
+NO_NUMBER = ("train.micro_batch_size", "train.logging_steps", "train.save_steps", "train.gradient_checkpointing")
+CHOICES = ("model", "task", "loss", "optimizer", "compute", "precision", "adapter")
 
 
 def conf_dir() -> Path:
@@ -76,6 +76,11 @@ def job(cfg: DictConfig) -> float | None:
     config = plain(cfg, dict(hydra_config.runtime.choices))
     changed = [key for key in map(_key, hydra_config.overrides.task) if key.startswith(TUNED) and key not in NO_NUMBER]
     if changed:  # typed by hand, the numbers are no longer those that were tuned
+        config["tuned"] = None
+    if config["adapter"] and config["tuned"]:
+        log.info(
+            "untuned: the rates of conf/tuned/ are of full fine-tuning, not of adapter=%s", config["choices"]["adapter"]
+        )
         config["tuned"] = None
     results = experiment.run(config, out)
     if results is None:

@@ -104,6 +104,7 @@ def _compared(config: Mapping[str, Any], tried: Sequence[tuple[float, float]] = 
     kept = {key: value for key, value in config.items() if key not in NOT_COMPARED}
     kept["unlearned"] = "unlearn" in config["stages"] or not config["stages"]  # or a checkpoint measured as it is
     kept["tune"] = {key: value for key, value in (config.get("tune") or {}).items() if key != "workers"}
+    kept["train"] = {key: value for key, value in config["train"].items() if key != "gradient_checkpointing"}
     kept["evaluate"] = {key: value for key, value in config["evaluate"].items() if key != "batch_size"}
     return kept
 

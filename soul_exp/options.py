@@ -90,8 +90,9 @@ def check_options(config: Mapping[str, Any]) -> None:
         present, value = _at(config, key)
         if present and not number.fits(value):
             raise UsageError(f"{key}={value}: expected {number.expected()}")
-    if not isinstance(config["train"]["log_gradients"], bool):
-        raise UsageError(f"train.log_gradients={config['train']['log_gradients']}: expected true or false")
+    for key in ("log_gradients", "gradient_checkpointing"):
+        if not isinstance(config["train"][key], bool):
+            raise UsageError(f"train.{key}={config['train'][key]}: expected true or false")
     for section in ("train", "prepare"):
         scheduler, known = config[section]["lr_scheduler"], [str(kind.value) for kind in SchedulerType]
         if scheduler not in known:

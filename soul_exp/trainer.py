@@ -5,6 +5,7 @@ B rows of each part in a micro-batch, T answer positions, V vocabulary.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
@@ -15,10 +16,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from soul_exp import models, passes
+from soul_exp import adapters, models, passes
 from soul_exp.data import Collator, Encoded, Part, Stream, some_rows
 from soul_exp.losses import Objective, Scored, grad_ascent
 from soul_exp.models import AnswerReader
@@ -115,6 +117,12 @@ class Unlearner(Trainer):
             return inputs
         index = torch.cat([torch.arange(order.index(p) * size, (order.index(p) + 1) * size) for p in parts])
         return some_rows(inputs, index)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if isinstance(self.model, PeftModel):
+            adapters.restore(self.model, Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     # --- the optimizer and its passes -----------------------------------------------------------------------------
 
@@ -330,7 +338,8 @@ def train(
     )
     start = progress.start = time.perf_counter()
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with models.recomputing(model) if schedule.gradient_checkpointing else contextlib.nullcontext():
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except FloatingPointError as error:  # an optimizer that cannot go on
         trainer.diverged = str(error)
     for said in trainer.remarks:

@@ -18,7 +18,8 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback, set_seed
 
-from soul_exp import binding, models, prepare, results
+from soul_exp import adapters, binding, models, prepare, results
+from soul_exp.adapters import Lora
 from soul_exp.answers import Answers, read_retrained
 from soul_exp.check import UNLEARNED
 from soul_exp.evaluate import ask
@@ -76,6 +77,7 @@ def start_process(config: Mapping[str, Any], rank: int) -> str:
     compute = config["compute"]
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     set_seed(config["seed"])
+    models.choose_kernel(config["model"]["attention"])
     device = "cpu"
     if compute["device"] == "cuda":
         device = f"cuda:{rank % torch.cuda.device_count()}"
@@ -145,7 +147,11 @@ def trained(
     callbacks: Sequence[TrainerCallback] = (),
 ) -> tuple[LanguageModel, Outcome]:
     """The target, unlearned as `config` says from its loss to its seed, and how that ended; checkpoints in `folder`."""
-    subject = prepare.load(config["model"], prepare.checkpoints(config, task)["target"])
+    target = prepare.checkpoints(config, task)["target"]
+    subject = prepare.load(config["model"], target)
+    adapter: Lora | None = hydra.utils.instantiate(config["adapter"], _convert_="all")
+    if adapter is not None:
+        subject = subject.with_model(adapter.wrapped(subject.model, config["seed"], target.revision))
     objective: Objective = hydra.utils.instantiate(config["loss"], _convert_="all")
     make_optimizer = build_optimizer(config)
     names = parts_of_run(objective, make_optimizer)
@@ -168,6 +174,8 @@ def trained(
         processes=config["compute"]["processes"],
         callbacks=callbacks,
     )
+    if adapter is not None and adapter.merge:
+        subject = subject.with_model(adapters.merged(subject.model))
     return subject, outcome
 
 

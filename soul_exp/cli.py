@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,16 @@ def plain(cfg: DictConfig, choices: dict[str, str]) -> dict[str, Any]:
     return config
 
 
+def tuned_on(config: Mapping[str, Any], overrides: Sequence[str]) -> str | None:
+    """On what this run's numbers were tuned; None where they are not those that were, or are not used as they were."""
+    if any(key.startswith(TUNED) and key not in NO_NUMBER for key in map(_key, overrides)):  # typed by hand
+        return None
+    if config["tuned"] and config["adapter"]:
+        log.info("untuned: the numbers of conf/tuned/ are for unlearning every weight, not for an adapter")
+        return None
+    return config["tuned"]
+
+
 def job(cfg: DictConfig) -> float | None:
     """One run; returns what a sweeper maximises (utility), or None."""
     _say_device_to_deepspeed()
@@ -74,14 +84,7 @@ def job(cfg: DictConfig) -> float | None:
     if hydra_config.mode == RunMode.MULTIRUN:
         log.info("--- job %s: %s", hydra_config.job.num, out.name)
     config = plain(cfg, dict(hydra_config.runtime.choices))
-    changed = [key for key in map(_key, hydra_config.overrides.task) if key.startswith(TUNED) and key not in NO_NUMBER]
-    if changed:  # typed by hand, the numbers are no longer those that were tuned
-        config["tuned"] = None
-    if config["adapter"] and config["tuned"]:
-        log.info(
-            "untuned: the rates of conf/tuned/ are of full fine-tuning, not of adapter=%s", config["choices"]["adapter"]
-        )
-        config["tuned"] = None
+    config["tuned"] = tuned_on(config, hydra_config.overrides.task)
     results = experiment.run(config, out)
     if results is None:
         return None

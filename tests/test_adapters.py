@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import items, type_
+from conftest import items
 from safetensors.torch import load_file
-from test_cli import SMALL, metrics_of
 from test_trainer import OBJECTIVES, SGD, one_trainer, parts, run, weights
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel, TrainerCallback
 
-from soul_exp import adapters, models, prepare, results
+from soul_exp import adapters, cli, models, prepare
 from soul_exp.adapters import Lora
 from soul_exp.data import pad
 from soul_exp.errors import UsageError
@@ -243,6 +242,17 @@ def test_a_killed_run_of_an_adapter_resumes_to_the_same_bits(
     assert (tmp_path / "killed" / "train.jsonl").read_text() == (tmp_path / "whole" / "train.jsonl").read_text()
 
 
+def test_rates_tuned_for_all_weights_do_not_count_for_an_adapter(caplog: pytest.LogCaptureFixture) -> None:
+    config: dict[str, Any] = {"tuned": "embedded TOFU", "adapter": None}
+    assert cli.tuned_on(config, ["seed=1", "train.gradient_checkpointing=true"]) == "embedded TOFU"
+    assert cli.tuned_on(config, ["optimizer.lr=1"]) is None and not caplog.records
+    with caplog.at_level("INFO"):
+        assert cli.tuned_on({**config, "adapter": vars(LORA)}, ["adapter=lora"]) is None
+    assert [record.message for record in caplog.records] == [
+        "untuned: the numbers of conf/tuned/ are for unlearning every weight, not for an adapter"
+    ]
+
+
 # --- layers that are computed again ---------------------------------------------------------------------------------
 
 CURVATURES: dict[str, Callable[..., Any]] = {
@@ -254,8 +264,13 @@ CURVATURES: dict[str, Callable[..., Any]] = {
 }
 
 
-@pytest.mark.parametrize("adapter", [None, Lora(4, 8, 0.1, "all-linear", False)], ids=["full", "lora"])
-@pytest.mark.parametrize("name", CURVATURES)
+@pytest.mark.parametrize(
+    ("name", "adapter"),
+    [
+        ("none", None), ("gnb", None), ("hutchinson", None),
+        ("gnb", Lora(4, 8, 0.1, "all-linear", False)), ("sam", LORA), ("influence", LORA),
+    ],
+)  # fmt: skip
 def test_computing_layers_again_changes_no_bit(name: str, adapter: Lora | None, given: Given, tmp_path: Path) -> None:
     ends, records = [], []
     for again in (False, True):
@@ -265,7 +280,7 @@ def test_computing_layers_again_changes_no_bit(name: str, adapter: Lora | None, 
         folder = tmp_path / str(again)
         run(
             subject, folder, OBJECTIVES["npo_kl"], CURVATURES[name], gradient_checkpointing=again,
-            micro_batch_size=2, log_gradients=True,
+            micro_batch_size=2, log_gradients=True, max_steps=3,
         )  # fmt: skip
         ends.append(weights(subject))
         records.append((folder / "train.jsonl").read_text())
@@ -387,26 +402,3 @@ def test_an_attention_that_cannot_be_had_is_refused(
         models.check_attention(attention, device, dtype)
     for name in ("sdpa", "sdpa_math", "sdpa_flash", "eager"):
         models.check_attention(name, "cpu", "float32")
-
-
-# --- the command line -----------------------------------------------------------------------------------------------
-
-
-def test_an_adapter_is_unlearned_saved_and_measured_again(place: Path) -> None:
-    line = [*SMALL, "adapter=lora", "adapter.r=4", "adapter.alpha=64", "train.gradient_checkpointing=true", "name=lora"]
-    unlearned = type_(place, *[word for word in line if not word.startswith("train.max_steps")], "stages=[]")
-    assert unlearned.returncode == 0, unlearned.stderr
-    assert "untuned: the rates of conf/tuned/ are of full fine-tuning, not of adapter=lora" in unlearned.stdout
-    unlearned = type_(place, *line)
-    assert unlearned.returncode == 0, unlearned.stderr
-    folder = next((place / "runs" / "lora").rglob("results.json")).parent
-    found = results.read(folder)
-    assert found is not None and found.choices["adapter"] == "lora" and found.tuned is None
-    assert found.config["adapter"]["r"] == 4 and found.metrics["unlearned"] != found.metrics["original"]
-    assert (folder / "model" / adapters.WEIGHTS).is_file() and not (folder / "model" / "model.safetensors").exists()
-    again = type_(place, *SMALL, "stages=[evaluate]", f"model.path={folder / 'model'}", "name=measured")
-    assert again.returncode == 0, again.stderr
-    measured = next((place / "runs" / "measured").rglob("results.json")).parent
-    assert metrics_of(measured)["unlearned"] == pytest.approx(metrics_of(folder)["unlearned"], rel=0, nan_ok=True)
-    start = type_(place, *SMALL, f"model.path={folder / 'model'}", "name=refused")
-    assert start.returncode == 1 and "is an adapter, which can only be measured" in start.stderr

@@ -13,7 +13,7 @@ from typing import Any
 import hydra.utils
 import torch
 
-from soul_exp import adapters, binding, models, prepare
+from soul_exp import adapters, attention, binding, models, prepare
 from soul_exp.adapters import Lora
 from soul_exp.answers import Answers, read_retrained
 from soul_exp.errors import UsageError, built
@@ -57,7 +57,7 @@ def check(config: Mapping[str, Any], out: Path) -> Checked:
     task = built(lambda: prepare.build_task(config), "task")
     objective = built(lambda: hydra.utils.instantiate(config["loss"], _convert_="all"), "loss")
     check_precision(config)
-    models.check_attention(config["model"]["attention"], config["compute"]["device"], config["model"]["dtype"])
+    attention.check(config["model"]["attention"], config["compute"]["device"], config["model"]["dtype"])
     _check_layers(config)
     optimizer = built(lambda: build_optimizer(config), "optimizer")
     if not isinstance(objective, Objective):

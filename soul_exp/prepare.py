@@ -22,7 +22,7 @@ import transformers
 from filelock import FileLock
 from torch import Tensor
 
-from soul_exp import adapters, models
+from soul_exp import adapters, attention, models
 from soul_exp.answers import Answers, read_records, write_records
 from soul_exp.data import Item, Part
 from soul_exp.evaluate import ask
@@ -227,7 +227,7 @@ def answer(config: Mapping[str, Any], task: Task, checkpoint: Checkpoint, cache:
 def worker(rank: int, config: Mapping[str, Any], roles: Sequence[str], device: str) -> float:
     """One process's share of prepare: the role of its rank, made and questioned."""
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    models.choose_kernel(config["model"]["attention"])
+    attention.choose_kernel(config["model"]["attention"])
     role, cache = roles[rank], Path(config["cache"])
     task = build_task(config)
     wanted = recipes(config, task)

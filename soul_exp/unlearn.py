@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback, set_seed
 
-from soul_exp import adapters, binding, models, prepare, results
+from soul_exp import adapters, attention, binding, models, prepare, results
 from soul_exp.adapters import Lora
 from soul_exp.answers import Answers, read_retrained
 from soul_exp.check import UNLEARNED
@@ -77,7 +77,7 @@ def start_process(config: Mapping[str, Any], rank: int) -> str:
     compute = config["compute"]
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     set_seed(config["seed"])
-    models.choose_kernel(config["model"]["attention"])
+    attention.choose_kernel(config["model"]["attention"])
     device = "cpu"
     if compute["device"] == "cuda":
         device = f"cuda:{rank % torch.cuda.device_count()}"

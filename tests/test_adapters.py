@@ -14,7 +14,7 @@ from test_trainer import OBJECTIVES, SGD, one_trainer, parts, run, weights
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel, TrainerCallback
 
-from soul_exp import adapters, cli, models, prepare
+from soul_exp import adapters, attention, cli, models, prepare
 from soul_exp.adapters import Lora
 from soul_exp.data import pad
 from soul_exp.errors import UsageError
@@ -336,7 +336,7 @@ def test_a_model_without_such_layers_is_refused() -> None:
 def kernels() -> Iterator[None]:
     """Whatever a test chooses for the process, as it was."""
     cuda = torch.backends.cuda
-    names = list(models.KERNELS.values())
+    names = list(attention.KERNELS.values())
     before = [getattr(cuda, f"{name}_sdp_enabled")() for name in names]
     yield
     for name, enabled in zip(names, before, strict=True):
@@ -358,12 +358,12 @@ FLASH = "aten::_scaled_dot_product_flash_attention_for_cpu"
 
 def test_attention_uses_the_kernel_that_was_chosen(given: Given, kernels: None) -> None:
     found, seen = {}, {}
-    for attention in ("sdpa", "sdpa_flash", "sdpa_math", "eager"):
-        models.choose_kernel(attention)
-        subject = given(attention=attention)
+    for name in ("sdpa", "sdpa_flash", "sdpa_math", "eager"):
+        attention.choose_kernel(name)
+        subject = given(attention=name)
         with Operators() as operators:
-            found[attention] = logits(subject)
-        seen[attention] = FLASH in operators.names
+            found[name] = logits(subject)
+        seen[name] = FLASH in operators.names
     assert seen == {"sdpa": True, "sdpa_flash": True, "sdpa_math": False, "eager": False}
     for other in found.values():
         torch.testing.assert_close(other, found["sdpa"], rtol=1e-4, atol=1e-5)
@@ -373,17 +373,17 @@ def test_curvature_is_differentiated_twice_whatever_kernel_was_chosen(
     given: Given, kernels: None, tmp_path: Path
 ) -> None:
     ends = []
-    for attention in ("sdpa_math", "sdpa_flash"):
-        models.choose_kernel(attention)
-        subject = given(attention=attention)
-        run(subject, tmp_path / attention, OBJECTIVES["grad_diff"], CURVATURES["hutchinson"])
+    for name in ("sdpa_math", "sdpa_flash"):
+        attention.choose_kernel(name)
+        subject = given(attention=name)
+        run(subject, tmp_path / name, OBJECTIVES["grad_diff"], CURVATURES["hutchinson"])
         ends.append(weights(subject))
-        assert torch.backends.cuda.flash_sdp_enabled() == (attention == "sdpa_flash")  # as chosen, after the passes
+        assert torch.backends.cuda.flash_sdp_enabled() == (name == "sdpa_flash")  # as chosen, after the passes
     torch.testing.assert_close(*ends, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("attention", "device", "dtype", "sentence"),
+    ("asked", "device", "dtype", "sentence"),
     [
         ("kernels-community/flash-attn", "cuda", "bfloat16", "is unknown: choose one of sdpa, sdpa_math"),
         ("flex", "cpu", "float32", "is unknown"),
@@ -395,10 +395,10 @@ def test_curvature_is_differentiated_twice_whatever_kernel_was_chosen(
     ],
 )
 def test_an_attention_that_cannot_be_had_is_refused(
-    attention: Any, device: str, dtype: str, sentence: str, monkeypatch: pytest.MonkeyPatch
+    asked: Any, device: str, dtype: str, sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(models.PACKAGES, "flash_attention_3", ("flash-attn-3", lambda: False))
+    monkeypatch.setitem(attention.PACKAGES, "flash_attention_3", ("flash-attn-3", lambda: False))
     with pytest.raises(UsageError, match=sentence):
-        models.check_attention(attention, device, dtype)
+        attention.check(asked, device, dtype)
     for name in ("sdpa", "sdpa_math", "sdpa_flash", "eager"):
-        models.check_attention(name, "cpu", "float32")
+        attention.check(name, "cpu", "float32")

@@ -16,7 +16,7 @@ LAYERS: list[set[str]] = [
     {"options", "progress", "schedule"},
     {"results", "answers", "losses", "optim"},
     {"metrics", "watch"},
-    {"data", "adapters"},
+    {"data", "adapters", "attention"},
     {"models"},
     {"tasks", "reference", "passes"},
     {"trainer", "evaluate"},

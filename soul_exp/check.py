@@ -13,7 +13,8 @@ from typing import Any
 import hydra.utils
 import torch
 
-from soul_exp import binding, disk, models, prepare
+from soul_exp import adapters, attention, binding, disk, models, prepare
+from soul_exp.adapters import Lora
 from soul_exp.answers import Answers, read_retrained
 from soul_exp.disk import Need
 from soul_exp.errors import UsageError, built
@@ -63,6 +64,8 @@ def check(config: Mapping[str, Any], out: Path) -> Checked:
     task = built(lambda: prepare.build_task(config), "task")
     objective = built(lambda: hydra.utils.instantiate(config["loss"], _convert_="all"), "loss")
     check_precision(config)
+    attention.check(config["model"]["attention"], config["compute"]["device"], config["model"]["dtype"])
+    _check_layers(config)
     optimizer = built(lambda: build_optimizer(config), "optimizer")
     if not isinstance(objective, Objective):
         raise UsageError(f"loss: found {type(objective).__name__}, expected _target_: soul_exp.losses.Objective")
@@ -145,10 +148,33 @@ def _check_compute(compute: Mapping[str, Any], tunes: bool) -> None:
         raise UsageError("compute.deepspeed.fp16 scales the loss, which no curvature here expects: choose precision=")
 
 
+def _check_layers(config: Mapping[str, Any]) -> None:
+    """Whether the adapter fits the model, and whether its layers can be computed again; unknown before a download."""
+    adapter: Lora | None = built(lambda: hydra.utils.instantiate(config["adapter"], _convert_="all"), "adapter")
+    deepspeed, path = config["compute"]["deepspeed"], config["model"]["path"]
+    if adapter is not None and deepspeed and deepspeed["zero_optimization"]["stage"] == 3:
+        raise UsageError("an adapter is not trained under ZeRO-3: choose compute=zero2, where the base is kept whole")
+    if path and _is_local(path):
+        models.check_folder(Path(path), "model.path")
+        if adapters.is_adapter(path) and config["stages"] != ["evaluate"]:
+            raise UsageError(
+                f"model.path={path} is an adapter, which can only be measured: type stages=[evaluate], or start from a "
+                f"checkpoint that a run with adapter.merge=true saved"
+            )
+    again = config["train"]["gradient_checkpointing"]
+    if (adapter is None and not again) or not (path or config["model"]["scratch"]):
+        return
+    model = models.described(config["model"])
+    if model is not None and again:
+        with models.recomputing(model):
+            pass
+    if model is not None and adapter is not None:
+        with torch.device("meta"):
+            adapter.wrapped(model, seed=0)
+
+
 def _check_models(config: Mapping[str, Any], task: Task) -> None:
     model, retrained, stages = config["model"], config["retrained"], config["stages"]
-    if model["path"] and _is_local(model["path"]):
-        models.check_folder(Path(model["path"]), "model.path")
     if not model["path"] and not model["scratch"]:
         raise UsageError("the model has neither model.path nor model.scratch: give a checkpoint folder or hub name")
     if retrained["path"] and retrained["records"]:

@@ -10,7 +10,7 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -33,9 +33,9 @@ log = logging.getLogger("soul_exp")
 
 ERROR = "error.txt"  # in a failed run's folder: why
 TUNED = ("optimizer.", "loss.", "train.")  # the sections that an entry of tuned/ sets; of which these change no number:
-NO_NUMBER = ("train.micro_batch_size", "train.logging_steps", "train.save_steps")
+NO_NUMBER = ("train.micro_batch_size", "train.logging_steps", "train.save_steps", "train.gradient_checkpointing")
 MULTIRUN = ("-m", "--multirun")
-CHOICES = ("model", "task", "loss", "optimizer", "compute", "precision")
+CHOICES = ("model", "task", "loss", "optimizer", "compute", "precision", "adapter")
 
 
 def conf_dir() -> Path:
@@ -72,6 +72,16 @@ def plain(cfg: DictConfig, choices: dict[str, str]) -> dict[str, Any]:
     return config
 
 
+def tuned_on(config: Mapping[str, Any], overrides: Sequence[str]) -> str | None:
+    """On what this run's numbers were tuned; None where they are not those that were, or are not used as they were."""
+    if any(key.startswith(TUNED) and key not in NO_NUMBER for key in map(_key, overrides)):  # typed by hand
+        return None
+    if config["tuned"] and config["adapter"]:
+        log.info("untuned: the numbers of conf/tuned/ are for unlearning every weight, not for an adapter")
+        return None
+    return config["tuned"]
+
+
 def job(cfg: DictConfig, crew: Crew | None = None) -> float | None:
     """One run, in the processes of `crew` if there is one; returns what a sweeper maximises (utility), or None."""
     _say_device_to_deepspeed()
@@ -82,9 +92,7 @@ def job(cfg: DictConfig, crew: Crew | None = None) -> float | None:
     if hydra_config.mode == RunMode.MULTIRUN:
         log.info("--- job %s: %s", hydra_config.job.num, out.name)
     config = plain(cfg, dict(hydra_config.runtime.choices))
-    changed = [key for key in map(_key, hydra_config.overrides.task) if key.startswith(TUNED) and key not in NO_NUMBER]
-    if changed:  # typed by hand, the numbers are no longer those that were tuned
-        config["tuned"] = None
+    config["tuned"] = tuned_on(config, hydra_config.overrides.task)
     if crew is not None:
         _take_size(config, crew, hydra_config)
     results = experiment.run(config, out, crew, part_of_sweep=hydra_config.mode == RunMode.MULTIRUN)

@@ -15,7 +15,7 @@ from typing import Any
 
 from soul_exp import prepare
 from soul_exp.errors import UsageError
-from soul_exp.optimizers import _num_weights
+from soul_exp.optimizers import num_weights
 from soul_exp.tasks.task import Task
 
 BYTES = {"float32": 4, "bfloat16": 2}  # of a weight
@@ -36,19 +36,21 @@ class Need:
 
 def need(config: Mapping[str, Any], task: Task) -> Need | None:
     """What the run of `config` will write, or None if its model's size is unknown."""
-    num_weights = _num_weights(config["model"])
-    if num_weights is None:
+    counted = num_weights(config)
+    if counted is None:
         return None
-    weights = num_weights * BYTES[config["model"]["dtype"]]
+    size = BYTES[config["model"]["dtype"]]
+    whole, written = counted.all * size, counted.trained * size  # of an adapter only its own weights are written
+    states = counted.trained * (STATES + (MASTER if config["compute"]["deepspeed"] else 0))
+    kept = whole if config["adapter"] and config["adapter"]["merge"] else written
+    best = 2 * written if config["save"] == "best" else 0  # the former leader goes when the new one is whole
     unlearns = "unlearn" in config["stages"]
-    states = num_weights * (STATES + (MASTER if config["compute"]["deepspeed"] else 0))
     made = prepare.recipes(config, task).values() if "prepare" in config["stages"] else ()
-    best = 2 * weights if config["save"] == "best" else 0  # the former leader goes when the new one is whole
     folders = [prepare.folder_of(Path(config["cache"]), made_by) for made_by in made]
-    fresh = weights if config["model"]["path"] else num_weights * BYTES["float32"]  # from scratch it is made in fp32
+    fresh = whole if config["model"]["path"] else counted.all * BYTES["float32"]  # from scratch it is made in fp32
     return Need(
-        model=weights if unlearns and config["save"] != "none" else 0,
-        checkpoints=CHECKPOINTS * (weights + states) + best if unlearns and config["train"]["save_steps"] else 0,
+        model=kept if unlearns and config["save"] != "none" else 0,
+        checkpoints=CHECKPOINTS * (written + states) + best if unlearns and config["train"]["save_steps"] else 0,
         prepared={folder: fresh for folder in folders if not prepare.is_ready(folder)},
     )
 

@@ -154,6 +154,7 @@ def _compared(config: Mapping[str, Any], tried: Sequence[tuple[float, float]] = 
     kept["unlearned"] = "unlearn" in config["stages"] or not config["stages"]  # or a checkpoint measured as it is
     kept["tune"] = {key: value for key, value in (config.get("tune") or {}).items() if key != "workers"}
     kept["best_keep"] = config["best_keep"] if config["save"] == "best" else None  # other weights are measured
+    kept["train"] = {key: value for key, value in config["train"].items() if key != "gradient_checkpointing"}
     kept["evaluate"] = {key: value for key, value in config["evaluate"].items() if key != "batch_size"}
     kept["prepare"] = {key: value for key, value in config["prepare"].items() if key not in prepare.NO_NUMBER}
     return kept

@@ -5,18 +5,21 @@ B sequences, T answer positions, H hidden size, V vocabulary.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -26,8 +29,10 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from soul_exp import shards
+from soul_exp import adapters, shards
+from soul_exp.attention import KERNELS
 from soul_exp.data import Encoded, Item, Template, encode
 from soul_exp.errors import UsageError
 
@@ -71,7 +76,23 @@ def from_scratch(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, 
 
 
 def check_folder(folder: Path, option: str) -> None:
-    """Raises UsageError unless `folder` holds a checkpoint that can be read without unpickling anything."""
+    """Raises UsageError unless `folder` holds a checkpoint that can be read without unpickling anything.
+
+    Of an adapter's folder, unless its base is there, sound and fits; a base on the hub is first seen when it is loaded.
+    """
+    if adapters.is_adapter(str(folder)):
+        adapters.check_files(folder, option)
+        _check_tokenizer(folder, option)
+        base = Path(adapters.base_of(folder)[0])
+        if base.is_absolute() and not base.is_dir():
+            raise UsageError(
+                f"{option}={folder} is an adapter of {base}, which is not there: put that checkpoint back or name its "
+                f"new place in {adapters.SETTINGS}"
+            )
+        if base.is_dir():
+            check_folder(base, f"the base of {option}")
+            load_model(str(folder), weights=False)
+        return
     if not (folder / "config.json").is_file():
         raise UsageError(f"{option}={folder} has no config.json: give a checkpoint folder as save_pretrained writes it")
     if not any(folder.glob("*.safetensors")):
@@ -90,6 +111,10 @@ def check_folder(folder: Path, option: str) -> None:
                 pass
         except (SafetensorError, OSError) as error:
             raise UsageError(f"{option}: {path} is damaged ({_first_line(error)}): copy or save it again") from error
+    _check_tokenizer(folder, option)
+
+
+def _check_tokenizer(folder: Path, option: str) -> None:
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise UsageError(f"{option}={folder} has no tokenizer: save it there with tokenizer.save_pretrained")
 
@@ -112,17 +137,45 @@ def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenize
 
 
 def load_model(
-    path: str, revision: str | None = None, dtype: str = "float32", attention: str = "sdpa"
+    path: str, revision: str | None = None, dtype: str = "float32", attention: str = "sdpa", weights: bool = True
 ) -> PreTrainedModel:
-    """The causal model in `path` (folder or hub name), from safetensors and without remote code."""
+    """The causal model in `path` (folder or hub name), from safetensors and without remote code.
+
+    An adapter's folder gives its base with the adapter on. `weights` false gives a folder's architecture only, which
+    takes no memory and computes nothing.
+    """
+    if adapters.is_adapter(path):
+        base = load_model(*adapters.base_of(Path(path)), dtype, attention, weights)
+        fit_vocabulary(base, load_tokenizer(path))
+        with torch.device("cpu" if weights else "meta"):
+            return adapters.attached(base, Path(path), weights)
+    if not weights:
+        return skeleton(AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False))
     return _from_pretrained(
         AutoModelForCausalLM,
         path,
         revision,
         dtype=getattr(torch, dtype),
-        attn_implementation=attention,
+        attn_implementation="sdpa" if attention in KERNELS else attention,
         use_safetensors=True,
     )
+
+
+def skeleton(config: Any) -> PreTrainedModel:
+    """A model with the architecture `config` whose weights have shapes but no storage."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def described(model: Mapping[str, Any]) -> PreTrainedModel | None:
+    """The `skeleton` of what the configuration `model` starts from; None if that would need a download."""
+    path = model["path"]
+    if path and Path(path).is_dir():
+        return load_model(path, weights=False)
+    if path:
+        return None
+    fields = dict(model["scratch"]["config"])
+    return skeleton(AutoConfig.for_model(fields.pop("model_type"), vocab_size=model["scratch"]["vocab_size"], **fields))
 
 
 def fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -130,7 +183,7 @@ def fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     embedding = model.get_input_embeddings()
     assert isinstance(embedding, nn.Embedding)
     if len(tokenizer) > embedding.num_embeddings:
-        model.resize_token_embeddings(len(tokenizer))
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=not embedding.weight.is_meta)
     for config in (model.config, model.generation_config):
         if config is not None:
             config.pad_token_id = tokenizer.pad_token_id
@@ -166,10 +219,60 @@ def move(model: nn.Module, device: str) -> None:
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, first: bool = True) -> None:
-    """Write weights (safetensors), configuration and tokenizer as `from_pretrained` reads them; all ranks call it."""
-    shards.save(model, folder, first=first)
+    """Write weights (safetensors; of an adapter its own), configuration and tokenizer, as libraries read them.
+
+    All ranks call it, the `first` one writes.
+    """
+    save_weights(model, folder, first)
     if first:
         tokenizer.save_pretrained(folder)
+
+
+def save_weights(model: PreTrainedModel, folder: Path, first: bool) -> None:
+    """`save` without the tokenizer."""
+    if not isinstance(model, PeftModel):
+        shards.save(model, folder, first=first)
+    elif first:
+        adapters.save(model, folder)
+
+
+def read_weights(model: PreTrainedModel, folder: Path) -> None:
+    """Give `model`, whose parameters stay the objects that they are, the weights that `save` wrote to `folder`."""
+    if isinstance(model, PeftModel):
+        adapters.restore(model, folder)
+    else:
+        shards.read(model, folder)
+
+
+@contextmanager
+def recomputing(model: nn.Module) -> Iterator[None]:
+    """Layers keep their inputs only and compute the rest again in the backward pass, in training and evaluation mode.
+
+    The numbers stay the same to the last bit. Not transformers' own switch, which is off in evaluation mode, where
+    curvature is taken. Raises UsageError if the architecture has no such layers.
+    """
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise UsageError(
+            f"train.gradient_checkpointing=true: {type(model).__name__} has no layers that can be computed again, "
+            f"set it false"
+        )
+    before = [layer.__dict__.get("forward") for layer in layers]
+    for layer in layers:
+        layer.forward = functools.partial(_again, layer.forward)
+    try:
+        yield
+    finally:
+        for layer, forward in zip(layers, before, strict=True):
+            del layer.forward
+            if forward is not None:
+                layer.forward = forward
+
+
+def _again(forward: Any, *args: Any, **kwargs: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    return checkpoint(functools.partial(forward, **kwargs), *args, use_reentrant=False)
 
 
 class AnswerReader:
@@ -186,7 +289,11 @@ class AnswerReader:
         self.head: nn.Module = head
         self.hidden: Tensor | None = None
         self._positions: Tensor | None = None
-        head.register_forward_pre_hook(self._pick)
+        self._hook = head.register_forward_pre_hook(self._pick)
+
+    def close(self) -> None:
+        """Let go of the model."""
+        self._hook.remove()
 
     def __call__(self, forward: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """[B, T, V] logits of `forward` (the model or its wrapper) at `batch["positions"]`."""
@@ -228,6 +335,11 @@ class LanguageModel:
     ) -> LanguageModel:
         fit_vocabulary(model, tokenizer)
         return cls(model, tokenizer, Template(**template), max_length, AnswerReader(model))
+
+    def with_model(self, model: PreTrainedModel) -> LanguageModel:
+        """The same with another model, or with this one after its modules were exchanged."""
+        self.reader.close()
+        return replace(self, model=model, reader=AnswerReader(model))
 
     @property
     def pad_id(self) -> int:

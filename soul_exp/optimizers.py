@@ -8,13 +8,14 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import hydra.utils
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
+from soul_exp import models
+from soul_exp.adapters import Lora
 from soul_exp.errors import UsageError, built
 from soul_exp.losses import Objective
 from soul_exp.optim.kernels import ROUNDINGS
@@ -95,23 +96,30 @@ def _check_static(config: Mapping[str, Any], task: Task, optimizer: Any) -> None
             f"optimizer.num_samples={settings['num_samples']} is more than the {available} rows that "
             f"optimizer.hessian={settings['hessian']} has: expected at most that many"
         )
-    num_weights = _num_weights(config["model"])
-    if num_weights:  # whether what it stores fits its own limit
-        built(lambda: optimizer([torch.nn.Parameter(torch.empty(num_weights, device="meta"))]), "optimizer")
+    counted = num_weights(config)
+    if counted:  # whether what it stores fits its own limit
+        built(lambda: optimizer([torch.nn.Parameter(torch.empty(counted.trained, device="meta"))]), "optimizer")
 
 
-def _num_weights(model: Mapping[str, Any]) -> int | None:
-    """The number of weights of a model that can be described without a download, counted without storage."""
-    path = model["path"]
-    if path and Path(path).is_dir():
-        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    elif path:
+@dataclass(frozen=True)
+class Counted:
+    """How many weights a model has, an adapter's included, and how many of them are trained."""
+
+    all: int
+    trained: int
+
+
+def num_weights(config: Mapping[str, Any]) -> Counted | None:
+    """Of a model that can be described without a download, counted without storage; else None."""
+    model = models.described(config["model"])
+    if model is None:
         return None
-    else:
-        fields = dict(model["scratch"]["config"])
-        config = AutoConfig.for_model(fields.pop("model_type"), vocab_size=model["scratch"]["vocab_size"], **fields)
-    with torch.device("meta"):
-        return sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+    adapter: Lora | None = hydra.utils.instantiate(config["adapter"], _convert_="all")
+    if adapter is not None:
+        with torch.device("meta"):
+            model = adapter.wrapped(model, seed=0)
+    params = list(model.parameters())
+    return Counted(sum(p.numel() for p in params), sum(p.numel() for p in params if p.requires_grad))
 
 
 def check_precision(config: Mapping[str, Any]) -> None:

@@ -91,8 +91,9 @@ def check_options(config: Mapping[str, Any]) -> None:
         present, value = _at(config, key)
         if present and not number.fits(value):
             raise UsageError(f"{key}={value}: expected {number.expected()}")
-    if not isinstance(config["train"]["log_gradients"], bool):
-        raise UsageError(f"train.log_gradients={config['train']['log_gradients']}: expected true or false")
+    for key in ("log_gradients", "gradient_checkpointing"):
+        if not isinstance(config["train"][key], bool):
+            raise UsageError(f"train.{key}={config['train'][key]}: expected true or false")
     for section in ("train", "prepare"):
         save, every = config[section]["save_steps"], config[section]["logging_steps"]
         if save and save % every:  # else a resumed run logs another window

@@ -22,7 +22,7 @@ import transformers
 from filelock import FileLock
 from torch import Tensor
 
-from soul_exp import models, shards
+from soul_exp import adapters, attention, models, shards
 from soul_exp.answers import Answers, read_records, write_records
 from soul_exp.checkpoints import remove_all, remove_unmarked
 from soul_exp.data import Item, Part
@@ -56,7 +56,8 @@ class Checkpoint:
             return [self.path, self.revision]
         if (folder / DONE).is_file():
             return json.loads((folder / DONE).read_text())["recipe"]
-        return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in sorted(folder.glob("*")) if f.is_file()]
+        files = [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in sorted(folder.glob("*")) if f.is_file()]
+        return [*files, Checkpoint(*adapters.base_of(folder)).identity()] if adapters.is_adapter(self.path) else files
 
 
 def fit(train: Scored) -> Tensor:
@@ -199,7 +200,7 @@ def make(config: Mapping[str, Any], task: Task, role: str, cache: Path, device: 
             objective=Objective(fit, retain_term=None),
             make_optimizer=functools.partial(torch.optim.AdamW, **settings.pop("adamw")),
             seed=settings.pop("seed"),
-            schedule=Schedule(**settings),
+            schedule=Schedule(**settings, gradient_checkpointing=config["train"]["gradient_checkpointing"]),
             pad_id=lm.pad_id,
             folder=halfway,
             label=f"prepare {role}",
@@ -237,6 +238,7 @@ def answer(config: Mapping[str, Any], task: Task, checkpoint: Checkpoint, cache:
 def worker(rank: int, config: Mapping[str, Any], roles: Sequence[str], device: str) -> float:
     """One process's share of prepare: the role of its rank, made and questioned."""
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    attention.choose_kernel(config["model"]["attention"])
     role, cache = roles[rank], Path(config["cache"])
     task = build_task(config)
     wanted = recipes(config, task)

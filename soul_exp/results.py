@@ -44,7 +44,7 @@ class Results:
     status: str  # "finished" | "diverged"
     reason: str | None  # why it diverged
     caption: str  # what was forgotten, for tables
-    choices: Mapping[str, str]  # group -> choice: model, task, loss, optimizer, compute, precision
+    choices: Mapping[str, str]  # group -> choice: model, task, loss, optimizer, compute, precision, adapter
     tuned: str | None  # on what this combination was tuned; None: untuned
     config: Mapping[str, Any]  # the resolved configuration
     metrics: Mapping[str, Mapping[str, float | None]]

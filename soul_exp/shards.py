@@ -173,20 +173,22 @@ def save(model: PreTrainedModel, folder: Path, *, first: bool, max_bytes: int = 
 
 def read(model: nn.Module, folder: Path) -> None:
     """Put the weights that `save` wrote to `folder` into `model`, one at a time."""
-    params = {name.replace(".default", ""): p for name, p in model.named_parameters()}  # as adapters are written
-    missing = set()
+    params, unknown = dict(model.named_parameters()), []
+    unread = set(params) - set(getattr(model, "all_tied_weights_keys", None) or ())
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file, torch.no_grad():
             for name in file.keys():  # noqa: SIM118 (it is no dict)
                 if name not in params:
-                    missing.add(name)
+                    unknown.append(name)
                     continue
+                unread.discard(name)
                 p = params[name]
                 with _to_change(p) as writes:
                     if writes:
                         p.copy_(file.get_tensor(name))
-    if missing:
-        raise RuntimeError(f"{folder} holds weights that the model lacks: {', '.join(sorted(missing)[:3])}")
+    if unknown or unread:
+        differing = ", ".join([*unknown, *sorted(unread)][:3])
+        raise RuntimeError(f"the weights in {folder} are not those of {type(model).__name__}: {differing}")
 
 
 @contextmanager

@@ -56,7 +56,7 @@ def comparison(results: Results) -> str:
     probes = [name.partition("_")[0] for name in names if name not in HEADLINE]
     diverged = f"*** DIVERGED: {results.reason} *** The numbers are those of the model where it stopped."
     tuned = f"tuned on: {results.tuned}" if results.tuned else "untuned: no entry of conf/tuned/ chose these numbers"
-    choices = ", ".join(f"{group} {choice}" for group, choice in results.choices.items())
+    choices = ", ".join(f"{group} {choice}" for group, choice in results.choices.items() if choice != "none")
     above = [results.caption, choices, diverged if results.status == "diverged" else "", tuned if unlearned else ""]
     width = max(28, min(36, max(map(len, names), default=0)))
 

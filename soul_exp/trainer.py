@@ -5,13 +5,14 @@ B rows of each part in a micro-batch, T answer positions, V vocabulary.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -116,6 +117,9 @@ class Unlearner(Trainer):
         index = torch.cat([torch.arange(order.index(p) * size, (order.index(p) + 1) * size) for p in parts])
         return some_rows(inputs, index)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        models.read_weights(cast(PreTrainedModel, self.model), Path(resume_from_checkpoint))
+
     # --- the optimizer and its passes -----------------------------------------------------------------------------
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -214,8 +218,8 @@ class Unlearner(Trainer):
         )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        assert isinstance(self.model, PreTrainedModel)
-        shards.save(self.model, Path(output_dir or str(self.args.output_dir)), first=self.args.should_save)
+        folder = Path(output_dir or str(self.args.output_dir))
+        models.save_weights(cast(PreTrainedModel, self.model), folder, first=self.args.should_save)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         if self._probed is None:
@@ -373,13 +377,14 @@ def train(
     trainer.diverged = found.marker.diverged if found else None
     for callback in continued:
         callback.trainer = trainer
-        shards.read(model, callback.checkpoint)
+        models.read_weights(model, callback.checkpoint)
     start = time.perf_counter()
     try:
         if found and anew and found.step >= num_steps:  # no data is left to begin with
             trainer.state = state_of(found.path)
         else:
-            with shards.driven(model):
+            recomputing = models.recomputing(model) if schedule.gradient_checkpointing else contextlib.nullcontext()
+            with shards.driven(model), recomputing:
                 trainer.train(resume_from_checkpoint=str(found.path) if found and not anew else None)
     except FloatingPointError as error:  # an optimizer that cannot go on
         trainer.diverged = str(error)

@@ -19,7 +19,8 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback, set_seed
 
-from soul_exp import checkpoints, models, prepare, results, shards
+from soul_exp import adapters, attention, checkpoints, models, prepare, results, shards
+from soul_exp.adapters import Lora
 from soul_exp.answers import Answers
 from soul_exp.best import Best, note
 from soul_exp.check import UNLEARNED
@@ -92,6 +93,7 @@ def start_process(config: Mapping[str, Any], rank: int) -> str:
     compute = config["compute"]
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     set_seed(config["seed"])
+    attention.choose_kernel(config["model"]["attention"])
     device = "cpu"
     if compute["device"] == "cuda":
         device = f"cuda:{int(os.environ.get('LOCAL_RANK', rank)) % torch.cuda.device_count()}"
@@ -153,6 +155,8 @@ def _unlearned(
         moment = judge.leader()
         assert moment is not None  # the last step was judged
         subject = prepare.load(model, Checkpoint(str(judge.place(moment))), config["compute"]["deepspeed"])
+        if config["adapter"] and config["adapter"]["merge"]:
+            subject = subject.with_model(adapters.merged(subject.model))
         models.move(subject.model, device)
         said = note(moment, outcome.num_steps)
         log.info("%s", said)
@@ -193,6 +197,9 @@ def trained(
     """The target, unlearned as `config` says from its loss to its seed, and how that ended; checkpoints in `folder`."""
     target = prepare.checkpoints(config, task)["target"]
     subject = prepare.load(config["model"], target, config["compute"]["deepspeed"])
+    adapter: Lora | None = hydra.utils.instantiate(config["adapter"], _convert_="all")
+    if adapter is not None:
+        subject = subject.with_model(adapter.wrapped(subject.model, config["seed"], target.revision))
     objective: Objective = hydra.utils.instantiate(config["loss"], _convert_="all")
     make_optimizer = build_optimizer(config)
     names = parts_of_run(objective, make_optimizer)
@@ -217,6 +224,8 @@ def trained(
         compute=config["choices"]["compute"],
         resume=config["resume"],
     )
+    if adapter is not None and adapter.merge:
+        subject = subject.with_model(adapters.merged(subject.model))
     return subject, outcome
 
 

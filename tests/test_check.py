@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 
 from soul_exp import cli, experiment, models, prepare
+from soul_exp.adapters import Lora
 from soul_exp.check import Checked, check
 from soul_exp.errors import UsageError
 from soul_exp.models import LanguageModel
@@ -109,6 +110,32 @@ def checked(configured: Callable[..., dict[str, Any]], tmp_path: Path) -> Callab
         (["retrained.records=a", "retrained.path=b"], "both given: keep one"),
         (["stages=[unlearn,evaluate]"], "the target model is not in the cache yet, add prepare"),
         (["stages=[evaluate]"], "name it with model.path="),
+        (["adapter=lora", "adapter.r=0"], "adapter.r=0: expected a whole number of 1 or more"),
+        (["adapter=lora", "adapter.alpha=-1"], "adapter.alpha=-1: expected a number above 0"),
+        (["adapter=lora", "adapter.dropout=1"], "adapter.dropout=1: expected a number of 0 or more, below 1"),
+        (["adapter=lora", "adapter.merge=2"], "adapter.merge=2: expected true or false"),
+        (["adapter=lora", "adapter.target_modules=[]"], "expected all-linear or a list such as"),
+        (
+            ["adapter=lora", "adapter.target_modules=[q_proj,Wqkv]"],
+            "the model has no Wqkv, it has embed_tokens, q_proj",
+        ),
+        (["adapter=lora", "adapter.target_modules=Wqkv"], "Wqkv fits no layer of the model, it has embed_tokens, q_pr"),
+        (
+            [
+                "adapter=lora",
+                "adapter.merge=true",
+                "adapter.target_modules=[lm_head]",
+                "model.scratch.config.tie_word_embeddings=true",
+            ],
+            "leave both out of adapter.target_modules",
+        ),
+        (
+            ["adapter=lora", "compute=zero2", "compute.deepspeed.zero_optimization.stage=3"],
+            "an adapter is not trained under ZeRO-3: choose compute=zero2",
+        ),
+        (["train.gradient_checkpointing=5"], "train.gradient_checkpointing=5: expected true or false"),
+        (["model.attention=flesh"], "model.attention=flesh is unknown: choose one of sdpa, sdpa_math"),
+        (["model.attention=flash_attention_2"], "in bfloat16 on a GPU only"),
     ],
 )
 def test_bad_input_gets_one_sentence(overrides: list[str], sentence: str, checked: Callable[..., Checked]) -> None:
@@ -232,6 +259,7 @@ def test_compute_and_wandb_do_not_decide_the_numbers_but_everything_else_does(
 
     plain = print_of()
     assert plain == print_of("compute=zero2", "wandb.mode=disabled", "evaluate.batch_size=3", "name=x", "save=none")
+    assert plain == print_of("train.gradient_checkpointing=true")
     for override in (
         "seed=1",
         "optimizer.lr=1",
@@ -239,8 +267,28 @@ def test_compute_and_wandb_do_not_decide_the_numbers_but_everything_else_does(
         "task.num_authors=20",
         "train.epochs=3",
         "prepare.seed=1",
+        "adapter=lora",
+        "model.attention=eager",
     ):
         assert print_of(override) != plain, override
+
+
+def test_an_adapter_is_measured_and_never_the_start_of_a_training(
+    checked: Callable[..., Checked], lm: LanguageModel, tmp_path: Path
+) -> None:
+    models.save(lm.model, lm.tokenizer, tmp_path / "base")
+    model = Lora(4, 8, 0.0, "all-linear", False).wrapped(models.load_model(str(tmp_path / "base")), seed=0)
+    models.save(model, lm.tokenizer, tmp_path / "adapter")
+    assert "utility" not in checked("stages=[evaluate]", "model.path=./adapter").reasons
+    with pytest.raises(UsageError, match=r"is an adapter, which can only be measured: type stages=\[evaluate\]"):
+        checked("model.path=./adapter")
+
+
+def test_what_an_influence_step_stores_is_counted_of_the_trained_weights(checked: Callable[..., Checked]) -> None:
+    line = ["optimizer=influence", "optimizer.inverse=woodfisher", "optimizer.memory_gib=0.05"]
+    with pytest.raises(UsageError, match="raise"):
+        checked(*line)
+    checked(*line, "adapter=lora", "adapter.r=2")
 
 
 def test_the_tofu_authors_log_serves_as_the_retrained_model_and_what_it_lacks_is_null(

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import start, type_
 
-from soul_exp import results
+from soul_exp import models, results
 
 SMALL = [
     "task.num_authors=8",
@@ -242,3 +243,25 @@ def test_a_run_whose_weights_are_lost_keeps_its_row_and_the_others_numbers(folde
     assert found is not None and found.status == "diverged" and found.utility is None
     assert "diverged" in found.reasons["utility"]
     assert found.metrics["retrained"] == pytest.approx(metrics_of(folder)["retrained"])
+
+
+def test_an_adapter_is_unlearned_saved_merged_and_measured_again(folder: Path, place: Path) -> None:
+    line = [*SMALL, "adapter=lora", "adapter.r=4", "optimizer.lr=3e-3"]
+    run = type_(place, *line, "name=lora")
+    assert run.returncode == 0, run.stderr
+    adapted = next((place / "runs" / "lora").rglob("results.json")).parent
+    found = results.read(adapted)
+    assert found is not None and found.choices["adapter"] == "lora" and found.config["adapter"]["r"] == 4
+    assert {path.name for path in (adapted / "model").glob("*.safetensors")} == {"adapter_model.safetensors"}
+    assert found.metrics["original"] == metrics_of(folder)["original"] != found.metrics["unlearned"]
+    again = type_(place, *SMALL, "stages=[evaluate]", f"model.path={adapted / 'model'}", "name=lora_measured")
+    assert again.returncode == 0, again.stderr
+    measured = next((place / "runs" / "lora_measured").rglob("results.json")).parent
+    assert metrics_of(measured)["unlearned"] == metrics_of(adapted)["unlearned"]
+    run = type_(place, *line, "adapter.merge=true", "stages=[unlearn]", "name=lora_merged")
+    assert run.returncode == 0, run.stderr
+    merged = next((place / "runs" / "lora_merged").rglob("model.safetensors")).parent
+    assert not (merged / "adapter_config.json").exists()
+    ids = torch.arange(40).reshape(2, 20)
+    logits = [models.load_model(str(path)).eval()(input_ids=ids).logits for path in (merged, adapted / "model")]
+    torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-4)

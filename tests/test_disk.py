@@ -16,6 +16,7 @@ from conftest import type_
 from soul_exp import disk
 from soul_exp.disk import Need
 from soul_exp.errors import UsageError
+from soul_exp.optimizers import Counted
 
 MIB = 2**20
 Usage = namedtuple("Usage", "total used free")
@@ -77,12 +78,12 @@ def test_jobs_share_prepared_models_and_the_unknown_is_called_so(free: Callable[
 
 
 def test_the_need_follows_weights_precision_engine_and_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk, "_num_weights", lambda _: 1000)
+    monkeypatch.setattr(disk, "num_weights", lambda _: Counted(1000, 1000))
     monkeypatch.setattr(disk.prepare, "recipes", lambda *_: {"target": 1, "retrained": 2})
     task: Any = None
     config: dict[str, Any] = {
         "model": {"dtype": "float32", "path": None}, "stages": ["prepare", "unlearn"], "save": "final",
-        "compute": {"deepspeed": None}, "cache": str(tmp_path), "train": {"save_steps": 50},
+        "compute": {"deepspeed": None}, "cache": str(tmp_path), "train": {"save_steps": 50}, "adapter": None,
     }  # fmt: skip
     found = disk.need(config, task)
     assert found is not None
@@ -93,6 +94,13 @@ def test_the_need_follows_weights_precision_engine_and_save(tmp_path: Path, monk
     assert zero is not None and zero.checkpoints == 2 * 16000  # fp32 weights of its own
     none = disk.need({**config, "save": "none", "train": {"save_steps": None}, "stages": ["unlearn"]}, task)
     assert none is not None and (none.model, none.checkpoints, none.prepared) == (0, 0, {})
+    best = disk.need({**config, "save": "best"}, task)
+    assert best is not None and best.checkpoints == 2 * 12000 + 2 * 4000
+    monkeypatch.setattr(disk, "num_weights", lambda _: Counted(1010, 10))
+    adapter = disk.need({**config, "adapter": {"merge": False}}, task)
+    assert adapter is not None and (adapter.model, adapter.checkpoints) == (40, 2 * 120)
+    merged = disk.need({**config, "adapter": {"merge": True}}, task)
+    assert merged is not None and merged.model == 4040
 
 
 @pytest.fixture

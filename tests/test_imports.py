@@ -17,7 +17,7 @@ LAYERS: list[set[str]] = [
     {"progress"},
     {"results", "answers", "losses", "optim"},
     {"metrics", "watch"},
-    {"data"},
+    {"data", "adapters", "attention"},
     {"models"},
     {"tasks", "reference", "passes"},
     {"trainer", "evaluate"},

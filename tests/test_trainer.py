@@ -25,6 +25,7 @@ from soul_exp.trainer import Outcome, Unlearner, train
 from soul_exp.watch import remark
 
 SGD = functools.partial(torch.optim.SGD, lr=0.05)
+SOPHIA = functools.partial(Sophia, lr=1e-3)
 OBJECTIVES = {
     "grad_diff": Objective(losses.grad_ascent, "nll"),
     "npo": Objective(functools.partial(losses.npo, beta=0.1), "nll"),
@@ -124,7 +125,13 @@ def test_two_runs_with_the_same_seed_agree_bit_for_bit(
     assert torch.equal(*ends)
 
 
-def one_trainer(lm: LanguageModel, folder: Path, objective: Objective, names: tuple[str, ...]) -> Unlearner:
+def one_trainer(
+    lm: LanguageModel,
+    folder: Path,
+    objective: Objective,
+    names: tuple[str, ...],
+    make: Callable[..., Any] = SOPHIA,
+) -> Unlearner:
     """An Unlearner before its first step, as `train` builds it, with a batch of one step."""
     made: list[Unlearner] = []
 
@@ -134,7 +141,7 @@ def one_trainer(lm: LanguageModel, folder: Path, objective: Objective, names: tu
 
     original, trainer.Unlearner = trainer.Unlearner, Stop  # type: ignore[misc]
     try:
-        run(lm, folder, objective, functools.partial(Sophia, lr=1e-3), names)
+        run(lm, folder, objective, make, names)
     finally:
         trainer.Unlearner = original  # type: ignore[misc]
     return made[0]

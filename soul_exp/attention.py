@@ -1,0 +1,45 @@
+"""How attention is computed: which choices there are, whether this machine has them, and torch's kernels one by one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
+
+from soul_exp.errors import UsageError
+
+# torch's attention with one of its kernels only, by torch's name for it
+KERNELS = {"sdpa_math": "math", "sdpa_flash": "flash", "sdpa_efficient": "mem_efficient", "sdpa_cudnn": "cudnn"}
+PACKAGES = {
+    "flash_attention_2": ("flash-attn", is_flash_attn_2_available),
+    "flash_attention_3": ("flash-attn-3", is_flash_attn_3_available),
+}
+ATTENTIONS = ("sdpa", *KERNELS, "eager", *PACKAGES)
+
+
+def check(attention: Any, device: str, dtype: str) -> None:
+    """Raises UsageError unless `attention` is one that this machine can compute, with weights of `dtype`."""
+    if attention not in ATTENTIONS:
+        raise UsageError(f"model.attention={attention} is unknown: choose one of {', '.join(ATTENTIONS)}")
+    if attention in PACKAGES:
+        package, is_available = PACKAGES[attention]
+        if device != "cuda" or dtype == "float32":
+            raise UsageError(
+                f"model.attention={attention} computes in bfloat16 on a GPU only: choose compute=gpu and "
+                f"precision=bf16_master, or one of {', '.join(a for a in ATTENTIONS if a not in PACKAGES)}"
+            )
+        if not is_available():
+            raise UsageError(
+                f"model.attention={attention} needs the package {package}, which is not installed here: install it, "
+                f"or choose one of {', '.join(a for a in ATTENTIONS if a not in PACKAGES)}"
+            )
+    if attention in ("sdpa_efficient", "sdpa_cudnn") and device != "cuda":
+        raise UsageError(f"model.attention={attention} is a kernel for GPUs: choose sdpa, sdpa_math or sdpa_flash")
+
+
+def choose_kernel(attention: str) -> None:
+    """Let torch's attention use one kernel only, in all of this process, where `attention` names one."""
+    if attention in KERNELS:
+        for name, kernel in KERNELS.items():
+            getattr(torch.backends.cuda, f"enable_{kernel}_sdp")(name == attention)  # they count on the CPU as well

@@ -1,0 +1,404 @@
+"""Adapters, layers that are computed again, and the choice of attention: what moves, what stays, what is refused."""
+
+import functools
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import items
+from safetensors.torch import load_file
+from test_trainer import OBJECTIVES, SGD, one_trainer, parts, run, weights
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import PreTrainedModel, TrainerCallback
+
+from soul_exp import adapters, attention, cli, models, prepare
+from soul_exp.adapters import Lora
+from soul_exp.data import pad
+from soul_exp.errors import UsageError
+from soul_exp.models import LanguageModel
+from soul_exp.optim import SAM, AdamW, Influence, MeZO, Muon, Sophia
+from soul_exp.prepare import Checkpoint
+from soul_exp.schedule import Schedule
+from soul_exp.trainer import train
+
+LORA = Lora(r=4, alpha=8, dropout=0.0, target_modules="all-linear", merge=False)
+OPTIMIZERS: dict[str, Callable[..., Any]] = {
+    "sophia, gnb": functools.partial(Sophia, lr=1e-2),
+    "sophia, hutchinson": functools.partial(Sophia, lr=1e-2, estimator="hutchinson"),
+    "sam": functools.partial(SAM, lr=1e-2, base=AdamW),
+    "mezo": functools.partial(MeZO, lr=1e-3),
+    "muon": functools.partial(Muon, lr=1e-2),
+    "influence": functools.partial(Influence, lr=1e-2, damping=0.1, num_samples=4),
+}
+Given = Callable[..., LanguageModel]
+
+
+@pytest.fixture
+def given(lm: LanguageModel, tmp_path: Path) -> Given:
+    """`given()` is the model of `lm` read from a folder; with an adapter on, it is wrapped."""
+    models.save(lm.model, lm.tokenizer, tmp_path / "base")
+
+    def made(adapter: Lora | None = None, dtype: str = "float32", attention: str = "sdpa") -> LanguageModel:
+        loaded = models.load_model(str(tmp_path / "base"), dtype=dtype, attention=attention)
+        subject = LanguageModel.of(loaded, lm.tokenizer, {"prompt": "{question}:", "answer": " {answer}"}, 128)
+        return subject.with_model(adapter.wrapped(loaded, seed=0)) if adapter else subject
+
+    return made
+
+
+def state(lm: LanguageModel) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in lm.model.named_parameters()}
+
+
+def logits(lm: LanguageModel) -> torch.Tensor:
+    with torch.no_grad():
+        return lm.reader(lm.model.eval(), pad(lm.encode(items(6)), lm.pad_id))
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_loss_starts_from_the_target_and_moves_the_adapter_only(name: str, given: Given, tmp_path: Path) -> None:
+    whole = run(given(), tmp_path / "whole", OBJECTIVES[name], max_steps=1)
+    subject = given(LORA)
+    before = state(subject)
+    outcome = run(subject, tmp_path / "adapter", OBJECTIVES[name], max_steps=1)
+    moved = {key for key, value in state(subject).items() if not torch.equal(value, before[key])}
+    assert moved == {key for key in before if "lora_B" in key}  # at B = 0 the gradient of A is 0
+    assert all(outcome.last[key] == whole.last[key] for key in ("loss", "forget_loss"))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_moves_the_adapter_only(name: str, given: Given, tmp_path: Path) -> None:
+    subject = given(LORA)
+    before = state(subject)
+    outcome = run(subject, tmp_path, OBJECTIVES["grad_diff"], OPTIMIZERS[name], ("forget", "retain"), max_steps=2)
+    moved = {key for key, value in state(subject).items() if not torch.equal(value, before[key])}
+    assert moved and all("lora_" in key for key in moved) and {key for key in before if "lora_B" in key} <= moved
+    assert outcome.diverged is None
+
+
+def test_the_adapter_is_drawn_by_the_seed_alone_in_the_dtype_of_the_weights(given: Given) -> None:
+    torch.manual_seed(1)
+    first = given(LORA, "bfloat16")
+    drawn = torch.rand(3)
+    torch.manual_seed(1)
+    given(None, "bfloat16")
+    assert torch.equal(drawn, torch.rand(3))  # and leaves the run's random numbers alone
+    torch.manual_seed(2)
+    assert torch.equal(weights(first), weights(given(LORA, "bfloat16")))
+    assert {p.dtype for p in first.model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_a_head_and_an_embedding_with_adapters_are_read_and_grouped_as_such(
+    merge: bool, given: Given, tmp_path: Path
+) -> None:
+    lora = Lora(4, 8, 0.0, ["q_proj", "lm_head", "embed_tokens"], merge)
+    subject = given(lora)
+    seen: list[tuple[int, ...]] = []
+    subject.reader.head.register_forward_hook(lambda module, args, output: seen.append(tuple(output.shape)))
+    before = logits(subject)
+    assert seen == [tuple(before.shape)] and torch.equal(before, logits(given()))
+    groups = one_trainer(subject, tmp_path, OBJECTIVES["grad_diff"], ("forget", "retain"))._groups(subject.model)
+    assert {group["role"]: len(group["params"]) for group in groups} == {"hidden": 4, "embedding": 4}
+    run(subject, tmp_path / "kl", OBJECTIVES["npo_kl"])
+    after = logits(subject)
+    models.save(subject.model, subject.tokenizer, tmp_path / "saved")
+    read = models.load_model(str(tmp_path / "saved"))
+    assert torch.equal(after, logits(subject.with_model(read))) and not torch.equal(after, before)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "opt"])
+def test_a_merged_model_is_an_ordinary_checkpoint_with_the_same_answers(
+    architecture: str, lm: LanguageModel, tmp_path: Path
+) -> None:
+    small = {
+        "llama": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2},
+        "gpt2": {"n_embd": 32, "n_layer": 1, "n_head": 2},
+        "opt": {
+            "hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "word_embed_proj_dim": 32,
+        },
+    }[architecture]  # fmt: skip
+    made = models.from_scratch({"model_type": architecture, **small}, lm.tokenizer, seed=0)
+    subject = lm.with_model(LORA.wrapped(made, seed=0))
+    start = logits(subject)
+    with torch.no_grad():
+        for name, p in subject.model.named_parameters():
+            if "lora_B" in name:
+                p.normal_(0, 0.1)
+    before = logits(subject)
+    merged = subject.with_model(adapters.merged(subject.model))
+    models.save(merged.model, merged.tokenizer, tmp_path / "merged")
+    models.check_folder(tmp_path / "merged", "model.path")
+    assert isinstance(merged.model, PreTrainedModel) and not (tmp_path / "merged" / adapters.SETTINGS).exists()
+    after = logits(merged.with_model(models.load_model(str(tmp_path / "merged"))))
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
+    assert (before - start).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize(("grown", "dtype"), [(False, "float32"), (False, "bfloat16"), (True, "float32")])
+def test_a_saved_adapter_is_read_onto_its_base_to_the_same_bits(
+    grown: bool, dtype: str, given: Given, lm: LanguageModel, tmp_path: Path
+) -> None:
+    """Also where the tokenizer has a token that the base has no row for, which is then saved with the adapter."""
+    if grown:
+        lm.tokenizer.add_tokens(["<|more|>"])
+    subject = given(LORA, dtype)
+    run(subject, tmp_path, OBJECTIVES["grad_diff"])
+    models.save(subject.model, subject.tokenizer, tmp_path / "saved")
+    names = {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert {path.name for path in (tmp_path / "saved").iterdir()} == names
+    assert any("embed_tokens" in key for key in load_file(tmp_path / "saved" / adapters.WEIGHTS)) == grown
+    models.check_folder(tmp_path / "saved", "model.path")
+    model = {"template": vars(subject.template), "max_length": 128, "dtype": dtype, "attention": "sdpa"}
+    read = prepare.load(model, Checkpoint(str(tmp_path / "saved")))  # as an evaluation does
+    assert torch.equal(logits(read), logits(subject)) and not torch.equal(logits(read), logits(given(None, dtype)))
+    assert {p.dtype for p in read.model.parameters()} == {getattr(torch, dtype)}
+    before = Checkpoint(str(tmp_path / "saved")).identity()
+    (tmp_path / "base" / "config.json").touch()
+    assert Checkpoint(str(tmp_path / "saved")).identity() != before  # its answers are not those of another base
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (
+            lambda settings: {**settings, "base_model_name_or_path": "/nowhere"},
+            "adapter of /nowhere, which is not there",
+        ),
+        (lambda settings: {**settings, "base_model_name_or_path": "wide"}, "lora_A.weight is .* in the adapter, .* in"),
+        (lambda settings: {**settings, "target_modules": ["Wqkv"]}, "does not fit its base .*Wqkv"),
+        (lambda settings: {**settings, "r": 3}, r"is \[4, 32\] in the adapter, \[3, 32\] in the base"),
+        (lambda settings: {**settings, "peft_type": "IA3"}, "peft_type IA3: expected LORA"),
+    ],
+)
+def test_an_adapter_that_cannot_be_used_gets_one_sentence(
+    spoil: Callable[[dict[str, Any]], dict[str, Any]],
+    sentence: str,
+    given: Given,
+    lm: LanguageModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    wide = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    models.save(models.from_scratch(wide, lm.tokenizer, seed=0), lm.tokenizer, tmp_path / "wide")
+    subject = given(LORA)
+    models.save(subject.model, subject.tokenizer, tmp_path / "saved")
+    file = tmp_path / "saved" / adapters.SETTINGS
+    file.write_text(json.dumps(spoil(json.loads(file.read_text()))))
+    with pytest.raises(UsageError, match=sentence) as error:
+        models.check_folder(tmp_path / "saved", "model.path")
+    assert "\n" not in str(error.value)
+
+
+def test_an_adapter_of_pickled_weights_is_refused(given: Given, tmp_path: Path) -> None:
+    subject = given(LORA)
+    models.save(subject.model, subject.tokenizer, tmp_path / "saved")
+    (tmp_path / "saved" / adapters.WEIGHTS).rename(tmp_path / "saved" / "adapter_model.bin")
+    with pytest.raises(UsageError, match=r"has no adapter_model\.safetensors"):
+        models.check_folder(tmp_path / "saved", "model.path")
+
+
+@pytest.mark.parametrize(
+    ("make", "dtype"),
+    [
+        (functools.partial(Sophia, lr=1e-2, interval=3), "float32"),
+        (functools.partial(AdamW, lr=1e-3, rounding="master"), "bfloat16"),
+    ],
+)
+def test_a_killed_run_of_an_adapter_resumes_to_the_same_bits(
+    make: Callable[..., Any], dtype: str, given: Given, tmp_path: Path
+) -> None:
+    lora = Lora(4, 8, 0.1, "all-linear", False)  # with dropout, whose random numbers have to go on as well
+    whole = given(lora, dtype)
+    run(whole, tmp_path / "whole", OBJECTIVES["npo_kl"], make, max_steps=9, save_steps=4)
+
+    class Killed(Exception):
+        pass
+
+    class Kill(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == 7:
+                raise Killed
+
+    subject = given(lora, dtype)
+    with pytest.raises(Killed):
+        train(
+            subject.model, subject.reader, parts(subject), objective=OBJECTIVES["npo_kl"], make_optimizer=make,
+            schedule=Schedule(1, 4, max_steps=9, warmup_ratio=0.0, logging_steps=1, save_steps=4), seed=0,
+            pad_id=subject.pad_id, folder=tmp_path / "killed" / "checkpoints", label="unlearn",
+            records=tmp_path / "killed" / "train.jsonl", callbacks=[Kill()],
+        )  # fmt: skip
+    checkpoint = tmp_path / "killed" / "checkpoints" / "checkpoint-4"
+    assert (checkpoint / adapters.WEIGHTS).is_file() and not (checkpoint / "model.safetensors").exists()
+    again = given(lora, dtype)
+    run(again, tmp_path / "killed", OBJECTIVES["npo_kl"], make, max_steps=9, save_steps=4)
+    assert torch.equal(weights(again), weights(whole)) and not torch.equal(weights(again), weights(given(lora, dtype)))
+    assert {p.dtype for p in again.model.parameters()} == {getattr(torch, dtype)}
+    assert (tmp_path / "killed" / "train.jsonl").read_text() == (tmp_path / "whole" / "train.jsonl").read_text()
+
+
+def test_rates_tuned_for_all_weights_do_not_count_for_an_adapter(caplog: pytest.LogCaptureFixture) -> None:
+    config: dict[str, Any] = {"tuned": "embedded TOFU", "adapter": None}
+    assert cli.tuned_on(config, ["seed=1", "train.gradient_checkpointing=true"]) == "embedded TOFU"
+    assert cli.tuned_on(config, ["optimizer.lr=1"]) is None and not caplog.records
+    with caplog.at_level("INFO"):
+        assert cli.tuned_on({**config, "adapter": vars(LORA)}, ["adapter=lora"]) is None
+    assert [record.message for record in caplog.records] == [
+        "untuned: the numbers of conf/tuned/ are for unlearning every weight, not for an adapter"
+    ]
+
+
+# --- layers that are computed again ---------------------------------------------------------------------------------
+
+CURVATURES: dict[str, Callable[..., Any]] = {
+    "none": SGD,
+    "gnb": functools.partial(Sophia, lr=1e-2, rho=300.0, eps=1e-8, interval=2),
+    "hutchinson": functools.partial(Sophia, lr=1e-2, rho=300.0, eps=1e-8, interval=2, estimator="hutchinson"),
+    "influence": OPTIMIZERS["influence"],
+    "sam": OPTIMIZERS["sam"],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "adapter"),
+    [
+        ("none", None), ("gnb", None), ("hutchinson", None),
+        ("gnb", Lora(4, 8, 0.1, "all-linear", False)), ("sam", LORA), ("influence", LORA),
+    ],
+)  # fmt: skip
+def test_computing_layers_again_changes_no_bit(name: str, adapter: Lora | None, given: Given, tmp_path: Path) -> None:
+    ends, records = [], []
+    for again in (False, True):
+        subject = given(adapter)
+        for layer in subject.model.get_decoder().layers:  # random numbers that the second time have to be the first's
+            layer.self_attn.attention_dropout = 0.1
+        folder = tmp_path / str(again)
+        run(
+            subject, folder, OBJECTIVES["npo_kl"], CURVATURES[name], gradient_checkpointing=again,
+            micro_batch_size=2, log_gradients=True, max_steps=3,
+        )  # fmt: skip
+        ends.append(weights(subject))
+        records.append((folder / "train.jsonl").read_text())
+        assert not any("forward" in vars(module) for module in subject.model.modules())  # and it is over afterwards
+    assert torch.equal(*ends) and records[0] == records[1]
+    assert not torch.equal(ends[0], weights(given(adapter)))
+
+
+@pytest.mark.parametrize("estimator", ["gnb", "hutchinson"])
+def test_a_curvature_pass_computes_its_layers_again(estimator: str, given: Given, tmp_path: Path) -> None:
+    """In evaluation mode, where transformers' own checkpointing is off: a layer runs forward once more a backward."""
+    counts = []
+    for again in (False, True):
+        subject = given()
+        make = functools.partial(Sophia, lr=1e-3, estimator=estimator)
+        made = one_trainer(subject, tmp_path / str(again), OBJECTIVES["grad_diff"], ("forget", "retain"), make)
+        made.create_optimizer()
+        made.model_wrapped = subject.model
+        seen: list[bool] = []
+        subject.model.get_decoder().layers[0].mlp.register_forward_pre_hook(
+            lambda m, *_, seen=seen: seen.append(m.training)
+        )
+        batch = made.data_collator([made.train_dataset[i] for i in range(4)])
+        if again:
+            with models.recomputing(subject.model):
+                made._before_step([batch])
+        else:
+            made._before_step([batch])
+        assert not any(seen)
+        counts.append(len(seen))
+    assert counts == [1, 2 if estimator == "gnb" else 3]  # hutchinson goes backward twice
+
+
+def test_without_a_graph_nothing_is_computed_again(given: Given) -> None:
+    subject = given()
+    with models.recomputing(subject.model):
+        again = logits(subject)
+    assert torch.equal(again, logits(subject))
+
+
+def test_a_model_without_such_layers_is_refused() -> None:
+    with (
+        pytest.raises(UsageError, match="Linear has no layers that can be computed again"),
+        models.recomputing(torch.nn.Linear(1, 1)),
+    ):
+        pass
+
+
+# --- attention --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def kernels() -> Iterator[None]:
+    """Whatever a test chooses for the process, as it was."""
+    cuda = torch.backends.cuda
+    names = list(attention.KERNELS.values())
+    before = [getattr(cuda, f"{name}_sdp_enabled")() for name in names]
+    yield
+    for name, enabled in zip(names, before, strict=True):
+        getattr(cuda, f"enable_{name}_sdp")(enabled)
+
+
+class Operators(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+FLASH = "aten::_scaled_dot_product_flash_attention_for_cpu"
+
+
+def test_attention_uses_the_kernel_that_was_chosen(given: Given, kernels: None) -> None:
+    found, seen = {}, {}
+    for name in ("sdpa", "sdpa_flash", "sdpa_math", "eager"):
+        attention.choose_kernel(name)
+        subject = given(attention=name)
+        with Operators() as operators:
+            found[name] = logits(subject)
+        seen[name] = FLASH in operators.names
+    assert seen == {"sdpa": True, "sdpa_flash": True, "sdpa_math": False, "eager": False}
+    for other in found.values():
+        torch.testing.assert_close(other, found["sdpa"], rtol=1e-4, atol=1e-5)
+
+
+def test_curvature_is_differentiated_twice_whatever_kernel_was_chosen(
+    given: Given, kernels: None, tmp_path: Path
+) -> None:
+    ends = []
+    for name in ("sdpa_math", "sdpa_flash"):
+        attention.choose_kernel(name)
+        subject = given(attention=name)
+        run(subject, tmp_path / name, OBJECTIVES["grad_diff"], CURVATURES["hutchinson"])
+        ends.append(weights(subject))
+        assert torch.backends.cuda.flash_sdp_enabled() == (name == "sdpa_flash")  # as chosen, after the passes
+    torch.testing.assert_close(*ends, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "dtype", "sentence"),
+    [
+        ("kernels-community/flash-attn", "cuda", "bfloat16", "is unknown: choose one of sdpa, sdpa_math"),
+        ("flex", "cpu", "float32", "is unknown"),
+        (None, "cpu", "float32", "is unknown"),
+        ("sdpa_cudnn", "cpu", "float32", "is a kernel for GPUs: choose sdpa, sdpa_math or sdpa_flash"),
+        ("flash_attention_2", "cpu", "bfloat16", "on a GPU only"),
+        ("flash_attention_2", "cuda", "float32", "precision=bf16_master"),
+        ("flash_attention_3", "cuda", "bfloat16", "needs the package flash-attn-3, which is not installed"),
+    ],
+)
+def test_an_attention_that_cannot_be_had_is_refused(
+    asked: Any, device: str, dtype: str, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(attention.PACKAGES, "flash_attention_3", ("flash-attn-3", lambda: False))
+    with pytest.raises(UsageError, match=sentence):
+        attention.check(asked, device, dtype)
+    for name in ("sdpa", "sdpa_math", "sdpa_flash", "eager"):
+        attention.check(name, "cpu", "float32")

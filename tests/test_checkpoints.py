@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from conftest import items
@@ -209,3 +210,20 @@ def test_how_often_a_preparation_saves_does_not_name_its_model() -> None:
     other = {**settings, "save_steps": None, "logging_steps": 7}
     made = [prepare.recipe(model, given, items(2), items(2)) for given in (settings, other, {**settings, "epochs": 2})]
     assert made[0] == made[1] != made[2]
+
+
+@pytest.mark.parametrize("compute", ["cpu", "other"])
+def test_an_adapter_is_resumed_and_continued_too(
+    compute: str, lm: LanguageModel, start: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    """Its checkpoints hold the adapter's weights only."""
+    adapted = peft.get_peft_model(lm.model, peft.LoraConfig(target_modules=["q_proj", "v_proj"], r=2))
+    with_adapter = LanguageModel(adapted, lm.tokenizer, lm.template, lm.max_length, lm.reader)
+    state = {name: value.clone() for name, value in adapted.state_dict().items()}
+    _, weights = trained(with_adapter, state, tmp_path / "whole", max_steps=5)
+    with pytest.raises(Killed):
+        trained(with_adapter, state, tmp_path / "cut", max_steps=5, kill=2)
+    saved = tmp_path / "cut" / "checkpoints" / "checkpoint-2"
+    assert (saved / "adapter_model.safetensors").is_file() and not (saved / "model.safetensors").exists()
+    _, ended = trained(with_adapter, state, tmp_path / "cut", max_steps=5, compute=compute, resume="weights")
+    assert torch.equal(ended, weights)

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -210,8 +211,7 @@ def mount(*arguments: str) -> None:
 @pytest.fixture
 def small_disk(door: Door) -> Iterator[Path]:
     """A file system of 220 MiB."""
-    folder = door.folder / "disk"
-    folder.mkdir()
+    folder = Path(tempfile.mkdtemp(dir=door.folder))
     if os.geteuid() or not shutil.which("mount"):
         pytest.skip("a small file system can be mounted by root only")
     try:

@@ -17,6 +17,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -72,6 +73,14 @@ def plain(cfg: DictConfig, choices: dict[str, str]) -> dict[str, Any]:
     return config
 
 
+def check_optional(choices: Mapping[str, str | None]) -> None:
+    """Raises UsageError if a preset or a budget was asked for that is not there: Hydra passes over an optional one."""
+    for group in ("experiment", "budget"):
+        options = GlobalHydra.instance().config_loader().get_group_options(group)
+        if choices.get(group) and choices[group] not in options:
+            raise UsageError(f"{group}={choices[group]} is unknown: choose one of {', '.join(options)}")
+
+
 def tuned_on(config: Mapping[str, Any], overrides: Sequence[str]) -> str | None:
     """On what this run's numbers were tuned; None where they are not those that were, or are not used as they were."""
     if any(key.startswith(TUNED) and key not in NO_NUMBER for key in map(_key, overrides)):  # typed by hand
@@ -91,6 +100,8 @@ def job(cfg: DictConfig, crew: Crew | None = None) -> float | None:
     out = Path(hydra_config.runtime.output_dir)
     if hydra_config.mode == RunMode.MULTIRUN:
         log.info("--- job %s: %s", hydra_config.job.num, out.name)
+    if hydra_config.mode == RunMode.RUN:  # else it was done before the first job
+        check_optional(hydra_config.runtime.choices)
     config = plain(cfg, dict(hydra_config.runtime.choices))
     config["tuned"] = tuned_on(config, hydra_config.overrides.task)
     if crew is not None:

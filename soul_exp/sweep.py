@@ -32,10 +32,10 @@ class BeforeSweep(Callback):
     """Says what a sweep will need on the disk; exits with a sentence where that is more than there is."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        if config.hydra.sweeper._target_ != BASIC_SWEEPER:
-            return  # how many jobs another one starts is its own secret; each job is checked before it works
         try:
-            print(forecast(config), flush=True)
+            cli.check_optional(config.hydra.runtime.choices)
+            if config.hydra.sweeper._target_ == BASIC_SWEEPER:
+                print(forecast(config), flush=True)  # how many jobs another one starts is its own secret
         except UsageError as error:
             sys.exit(f"soul_exp: {error}")  # Hydra turns an Exception into a warning
 

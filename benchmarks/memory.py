@@ -34,6 +34,7 @@ from soul_exp.unlearn import end_process, start_process
 
 ENGINES = ("ddp", "zero1", "zero2", "zero3", "zero3_offload")
 TEMPLATE = {"prompt": "Question: {question}\nAnswer:", "answer": " {answer}"}
+MODEL = {"template": TEMPLATE, "max_length": 128, "dtype": "float32", "attention": "sdpa"}
 
 
 def questions(count: int) -> list[Item]:
@@ -70,12 +71,12 @@ def held(device: str) -> float:
 
 
 def work(rank: int, compute: dict[str, Any], source: str, out: str) -> dict[str, float]:
-    device = start_process({"compute": compute, "seed": 0}, rank)
+    device = start_process({"compute": compute, "model": MODEL, "seed": 0}, rank)
     found: dict[str, float] = {}
     base, deepspeed = held(device), compute["deepspeed"]
-    model = {"template": TEMPLATE, "max_length": 128, "dtype": "float32", "attention": "sdpa"}
+
     with peak(found, "load", device, base):
-        lm = prepare.load(model, Checkpoint(source), deepspeed)
+        lm = prepare.load(MODEL, Checkpoint(source), deepspeed)
         models.move(lm.model, device)
     rows = {"forget": questions(8), "retain": questions(8)}
     with peak(found, "unlearn", device, base):

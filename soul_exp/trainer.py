@@ -314,40 +314,11 @@ def train(
     num_steps = schedule.num_steps(len(parts[leader][0].rows))
     if found and found.marker.diverged:  # it stopped there
         num_steps = found.step
-    accumulation = schedule.accumulation(processes)
     stream = Stream(parts, num_steps=num_steps, batch_size=schedule.batch_size, seed=seed)
     wanted = [name for name in objective.names if name.startswith("reference_")]
     models.move(model, device)
     reference = freeze(model, reader, stream, wanted, objective.parts, pad_id)
-    args = TrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=schedule.batch_size // (processes * accumulation),
-        gradient_accumulation_steps=accumulation,
-        max_steps=num_steps,
-        train_sampling_strategy="sequential",
-        lr_scheduler_type=schedule.lr_scheduler,
-        lr_scheduler_kwargs=dict(schedule.lr_scheduler_kwargs or {}),
-        warmup_steps=math.ceil(schedule.warmup_ratio * num_steps),
-        max_grad_norm=schedule.max_grad_norm,
-        logging_first_step=True,
-        logging_steps=schedule.logging_steps,
-        logging_nan_inf_filter=False,
-        save_strategy="steps" if schedule.save_steps else "no",
-        save_steps=schedule.save_steps or 500,
-        save_total_limit=None,  # the older ones go when the newer one is marked complete, not before
-        seed=seed,
-        use_cpu=device == "cpu",
-        bf16=bool(deepspeed and deepspeed.get("bf16", {}).get("enabled")),  # ZeRO's own; elsewhere no autocast
-        ddp_backend="gloo" if device == "cpu" and processes > 1 else None,
-        ddp_find_unused_parameters=any("expert" in name for name, _ in model.named_modules()),  # no row need reach one
-        dataloader_pin_memory=device != "cpu",
-        remove_unused_columns=False,
-        disable_tqdm=True,
-        report_to=[],
-        deepspeed=dict(deepspeed) if deepspeed else None,
-    )
-    if args.n_gpu > 1:  # one process, one device: the parts of a batch must not be dealt out by DataParallel
-        args._n_gpu = 1
+    args = _arguments(schedule, num_steps, folder, seed, device, deepspeed, processes, model)
     notes, seconds_before, start = list[str](), 0.0, time.perf_counter()
     if found:
         log.info("%s: resuming from %s%s", label, "the weights of " if anew else "", found.path.name)
@@ -355,9 +326,8 @@ def train(
         notes += [*found.marker.notes, *([checkpoints.continued(found)] if anew else [])]
 
     def mark(checkpoint: Path) -> None:
-        checkpoints.mark(
-            checkpoint, seconds_before + time.perf_counter() - start, engine, trainer.diverged, notes
-        )  # fmt: skip
+        spent = seconds_before + time.perf_counter() - start
+        checkpoints.mark(checkpoint, spent, engine, trainer.diverged, notes)
 
     continued = [Continued(found.path, num_steps)] if found and anew else []
     if found and anew:
@@ -402,3 +372,47 @@ def train(
         logged[-1] if logged else {},
         [*notes, *trainer.remarks],
     )
+
+
+def _arguments(
+    schedule: Schedule,
+    num_steps: int,
+    folder: Path,
+    seed: int,
+    device: str,
+    deepspeed: Mapping[str, Any] | None,
+    processes: int,
+    model: nn.Module,
+) -> TrainingArguments:
+    """What transformers has to know of a training: how to take its steps, and nothing that would talk or evaluate."""
+    accumulation = schedule.accumulation(processes)
+    args = TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=schedule.batch_size // (processes * accumulation),
+        gradient_accumulation_steps=accumulation,
+        max_steps=num_steps,
+        train_sampling_strategy="sequential",
+        lr_scheduler_type=schedule.lr_scheduler,
+        lr_scheduler_kwargs=dict(schedule.lr_scheduler_kwargs or {}),
+        warmup_steps=math.ceil(schedule.warmup_ratio * num_steps),
+        max_grad_norm=schedule.max_grad_norm,
+        logging_first_step=True,
+        logging_steps=schedule.logging_steps,
+        logging_nan_inf_filter=False,
+        save_strategy="steps" if schedule.save_steps else "no",
+        save_steps=schedule.save_steps or 500,
+        save_total_limit=None,  # the older ones go when the newer one is marked complete, not before
+        seed=seed,
+        use_cpu=device == "cpu",
+        bf16=bool(deepspeed and deepspeed.get("bf16", {}).get("enabled")),  # ZeRO's own; elsewhere no autocast
+        ddp_backend="gloo" if device == "cpu" and processes > 1 else None,
+        ddp_find_unused_parameters=any("expert" in name for name, _ in model.named_modules()),  # no row need reach one
+        dataloader_pin_memory=device != "cpu",
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        report_to=[],
+        deepspeed=dict(deepspeed) if deepspeed else None,
+    )
+    if args.n_gpu > 1:  # one process, one device: the parts of a batch must not be dealt out by DataParallel
+        args._n_gpu = 1
+    return args

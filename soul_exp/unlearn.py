@@ -152,15 +152,17 @@ def _unlearned(
         f"; diverged: {outcome.diverged}" if outcome.diverged else "",
     )  # fmt: skip
     for judge in best:
+        if judge.seen != outcome.num_steps:  # it ended before its time
+            judge.judge(outcome.num_steps)
         moment = judge.leader()
-        assert moment is not None  # the last step was judged
+        assert moment is not None
         subject = prepare.load(model, Checkpoint(str(judge.place(moment))), config["compute"]["deepspeed"])
-        if config["adapter"] and config["adapter"]["merge"]:
-            subject = subject.with_model(adapters.merged(subject.model))
         models.move(subject.model, device)
         said = note(moment, outcome.num_steps)
         log.info("%s", said)
         outcome = replace(outcome, notes=[*outcome.notes, said])
+    if config["adapter"] and config["adapter"]["merge"]:
+        subject = subject.with_model(adapters.merged(subject.model))
     if config["save"] != "none":
         if first:
             shutil.rmtree(out / MODEL, ignore_errors=True)
@@ -224,8 +226,6 @@ def trained(
         compute=config["choices"]["compute"],
         resume=config["resume"],
     )
-    if adapter is not None and adapter.merge:
-        subject = subject.with_model(adapters.merged(subject.model))
     return subject, outcome
 
 

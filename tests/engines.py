@@ -131,7 +131,7 @@ def work(rank: int, cases: Mapping[str, Case], model: str, folder: str) -> None:
     world = int(os.environ["WORLD_SIZE"])
     os.environ["PATH"] = "/nowhere"  # no compiler: DeepSpeed would build an operator that nothing here needs
     settings = {"device": "cpu", "processes": world, "deepspeed": {"zero_optimization": {"stage": 2}}}
-    start_process({"compute": settings, "seed": 0}, rank)
+    start_process({"compute": settings, "model": MODEL, "seed": 0}, rank)
     for name, case in cases.items():
         ended = run(case, Path(model), Path(folder) / name, world)
         torch.save(vars(ended), Path(folder) / f"{name}-{rank}.pt")

@@ -335,9 +335,8 @@ def train(
         notes += [*found.marker.notes, *([checkpoints.continued(found)] if anew else [])]
 
     def mark(checkpoint: Path) -> None:
-        checkpoints.mark(
-            checkpoint, seconds_before + time.perf_counter() - start, engine, trainer.diverged, notes
-        )  # fmt: skip
+        seconds = seconds_before + time.perf_counter() - start
+        checkpoints.mark(checkpoint, seconds, engine, trainer.diverged, notes)
 
     continued = [Continued(found.path, num_steps)] if found and anew else []
     if found and anew:

@@ -6,13 +6,14 @@ every other file. `checkpoint-N` is written by transformers; nothing here depend
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
 import re
 import shutil
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,7 @@ def last_complete(folder: Path) -> Whole | None:
     numbered = _agreed(lambda: _numbered(folder))
     damaged, found = [], None
     for checkpoint in numbered:
-        marker = _agreed(lambda checkpoint=checkpoint: read_marker(checkpoint))
+        marker = _agreed(functools.partial(read_marker, checkpoint))
         reason = marker if isinstance(marker, str) else _fault(checkpoint, marker)
         if reason is None:
             found = Whole(checkpoint, marker)
@@ -222,7 +223,7 @@ def _wait() -> None:
         dist.barrier()
 
 
-def _agreed(decide: Any) -> Any:
+def _agreed(decide: Callable[[], Any]) -> Any:
     """What rank 0 decides."""
     said = [decide() if _is_first() else None]
     if dist.is_initialized():
@@ -230,14 +231,10 @@ def _agreed(decide: Any) -> Any:
     return said[0]
 
 
-def _shared(names: Sequence[str], work: Any) -> dict[str, Any]:
+def _shared(names: Sequence[str], work: Callable[[str], Any]) -> dict[str, Any]:
     """name -> `work(name)`, each done by one rank and known to all: no rank reads every file."""
     if not dist.is_initialized():
         return {name: work(name) for name in names}
     parts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, {name: work(name) for name in names[dist.get_rank() :: dist.get_world_size()]})
-    return _union(parts)
-
-
-def _union(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return {name: value for part in parts for name, value in part.items()}

@@ -14,11 +14,12 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from soul_exp.errors import UsageError
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # as peft calls them
+GROWN = "vocabulary_has_grown"  # an attribute of a model that got an embedding row for a new token
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,7 @@ def is_adapter(path: str) -> bool:
 
 def save(model: PeftModel, folder: Path) -> None:
     """Write adapter_config.json, which names the base, and adapter_model.safetensors."""
-    config = model.peft_config["default"]
-    base = AutoConfig.from_pretrained(str(config.base_model_name_or_path), revision=config.revision)
-    grown = base.vocab_size != model.config.vocab_size  # rows for new tokens, which the base does not have
+    grown = getattr(model, GROWN, False)  # then the base does not have all rows of the embedding
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that it does what it is told
         model.save_pretrained(str(folder), save_embedding_layers=grown)

@@ -17,6 +17,7 @@ from test_trainer import OBJECTIVES, parts
 from transformers import TrainerCallback
 
 from soul_exp import prepare, shards
+from soul_exp.adapters import Lora
 from soul_exp.data import Item
 from soul_exp.evaluate import ask
 from soul_exp.models import LanguageModel
@@ -58,6 +59,7 @@ class Case:
     optimizer: str
     deepspeed: Mapping[str, Any] | None = None
     schedule: Mapping[str, Any] | None = None
+    adapter: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,10 @@ def run(case: Case, model: Path, folder: Path, processes: int) -> Ended:
     lm = prepare.load(MODEL, Checkpoint(str(model)), case.deepspeed)
     logged: list[dict[str, float]] = []
     divided = all(p.numel() == 0 for p in lm.model.parameters())
+    if case.adapter:
+        lm = lm.with_model(
+            Lora(r=4, alpha=8, dropout=0.0, target_modules="all-linear", merge=False).wrapped(lm.model, 0)
+        )
     parts_of_curvature = ("forget", "retain") if case.optimizer == "sophia_both" else ("retain",)
     names = tuple(dict.fromkeys((*OBJECTIVES[case.loss].parts, *parts_of_curvature)))
     train(
@@ -107,7 +113,9 @@ def run(case: Case, model: Path, folder: Path, processes: int) -> Ended:
         processes=processes,
         callbacks=[Logged(logged)],
     )
-    shards.save(lm.model, folder / "saved", first=not dist.is_initialized() or dist.get_rank() == 0, max_bytes=60_000)
+    if not case.adapter:
+        first = not dist.is_initialized() or dist.get_rank() == 0
+        shards.save(lm.model, folder / "saved", first=first, max_bytes=60_000)
     return Ended(_whole(lm), logged, *_answers(lm), divided, str(folder / "saved"))
 
 

@@ -220,7 +220,7 @@ def test_stages_empty_checks_and_runs_nothing(place: Path) -> None:
         (["optimizer.lrr=1"], ["Key 'lrr' is not in struct"]),
         (
             ["experiment=ablation_rhoo"],
-            ["experiment=ablation_rhoo is unknown: choose one of ablation,", "ablation_rho,"],
+            ["experiment=ablation_rhoo is unknown: choose one of ablation,", "ablation_rho"],
         ),
         (["experiment=ablation_rhoo", "-m"], ["experiment=ablation_rhoo is unknown: choose one of ablation,"]),
         (["experiment=ablation_rho", "budget=tiny"], ["budget=tiny is unknown: choose one of full, smoke"]),

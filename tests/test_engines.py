@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,30 +57,58 @@ def alone(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What a case ends with in one process; each is run once."""
     known: dict[Any, Ended] = {}
 
-    def ended(loss: str, optimizer: str, **schedule: Any) -> Ended:
-        key = (loss, optimizer, *schedule.items())
+    def ended(loss: str, optimizer: str, adapter: bool = False, **schedule: Any) -> Ended:
+        key = (loss, optimizer, adapter, *schedule.items())
         if key not in known:
-            known[key] = run(Case(loss, optimizer, schedule=schedule), model, tmp_path_factory.mktemp("alone"), 1)
+            case = Case(loss, optimizer, schedule=schedule, adapter=adapter)
+            known[key] = run(case, model, tmp_path_factory.mktemp("alone"), 1)
         return known[key]
 
     return ended
 
 
-@pytest.fixture(scope="module")
-def together(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, list[Ended]]:
-    """What every case ends with on two ranks, by name; one launch for all of them."""
-    folder = tmp_path_factory.mktemp("together")
-    cases: dict[str, Case] = {}
-    for engine in ENGINES:
-        deepspeed = deepspeed_of(engine)
-        for loss, optimizer in PAIRS:
-            if not cannot(engine, optimizer):
-                cases[f"{engine}-{loss}-{optimizer}"] = Case(loss, optimizer, copy.deepcopy(deepspeed))
+def ended(cases: Mapping[str, Case], model: Path, folder: Path) -> dict[str, list[Ended]]:
+    """What each case ends with, by rank; one launch of two ranks for all of them."""
     launch(work, cases, str(model), str(folder), processes=2, threads=1, logs=folder / "ranks")
     return {
         name: [Ended(**torch.load(folder / f"{name}-{rank}.pt", weights_only=True)) for rank in range(2)]
         for name in cases
     }
+
+
+def cases_of(pairs: Sequence[tuple[str, str]]) -> dict[str, Case]:
+    return {
+        f"{engine}-{loss}-{optimizer}": Case(loss, optimizer, deepspeed_of(engine))
+        for engine in ENGINES
+        for loss, optimizer in pairs
+        if not cannot(engine, optimizer)
+    }
+
+
+@pytest.fixture(scope="module")
+def together(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, list[Ended]]:
+    cases = cases_of(PAIRS)
+    for engine in ENGINES:
+        if not engine.startswith("zero3"):  # check refuses an adapter there
+            cases[f"{engine}-adapter"] = Case("npo_kl", "sophia", deepspeed_of(engine), adapter=True)
+        again = {"gradient_checkpointing": True}
+        cases[f"{engine}-again"] = Case("npo_kl", "sophia", deepspeed_of(engine), schedule=again)
+    # DDP first: transformers remembers an engine that the process has had, which is why jobs have fresh ones
+    ordered = dict(sorted(cases.items(), key=lambda case: case[1].deepspeed is not None))
+    return ended(ordered, model, tmp_path_factory.mktemp("together"))
+
+
+def check_equal(engine: str, expected: Ended, found: Sequence[Ended]) -> None:
+    assert all(one.divided == engine.startswith("zero3") for one in found)
+    for one in found:
+        torch.testing.assert_close(one.weights, expected.weights, rtol=0, atol=TOLERANCE)
+        assert one.answers == pytest.approx(expected.answers, rel=1e-4)
+        assert one.texts == expected.texts
+    for one, other in zip(expected.logged, found[0].logged, strict=True):
+        for key in one.keys() - {"grad_norm", "epoch"}:
+            assert other[key] == pytest.approx(one[key], rel=1e-3, abs=1e-6), key
+    if "win_rate" in expected.logged[-1]:
+        assert 0.05 < expected.logged[-1]["win_rate"] < 0.95  # a saturated update would hide a wrong curvature
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -90,17 +118,36 @@ def test_two_ranks_end_where_one_process_ends(
 ) -> None:
     if cannot(engine, optimizer):
         pytest.skip("hutchinson differentiates twice, which ZeRO-3 cannot: check refuses it")
-    expected, found = alone(loss, optimizer), together[f"{engine}-{loss}-{optimizer}"]
-    assert all(ended.divided == engine.startswith("zero3") for ended in found)
-    for rank in range(2):
-        torch.testing.assert_close(found[rank].weights, expected.weights, rtol=0, atol=TOLERANCE)
-        assert found[rank].answers == pytest.approx(expected.answers, rel=1e-4)
-        assert found[rank].texts == expected.texts
-    for one, other in zip(expected.logged, found[0].logged, strict=True):
-        for key in one.keys() - {"grad_norm", "epoch"}:
-            assert other[key] == pytest.approx(one[key], rel=1e-3, abs=1e-6), key
-    if "win_rate" in expected.logged[-1]:
-        assert 0.05 < expected.logged[-1]["win_rate"] < 0.95  # a saturated update would hide a wrong curvature
+    check_equal(engine, alone(loss, optimizer), together[f"{engine}-{loss}-{optimizer}"])
+
+
+@pytest.mark.slow
+def test_so_does_every_other_loss_with_every_other_optimizer(
+    alone: Any, model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    others = [pair for pair in itertools.product(OBJECTIVES, ASKED) if pair not in PAIRS]
+    cases = cases_of(others)
+    found = ended(cases, model, tmp_path_factory.mktemp("others"))
+    wrong = []
+    for name, case in cases.items():
+        try:
+            check_equal(name.split("-")[0], alone(case.loss, case.optimizer), found[name])
+        except AssertionError as error:
+            wrong.append(f"{name}: {error}")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("engine", ["ddp", "zero1", "zero2"])
+def test_an_adapter_ends_where_one_process_ends(engine: str, alone: Any, together: Mapping[str, list[Ended]]) -> None:
+    expected, found = alone("npo_kl", "sophia", adapter=True), together[f"{engine}-adapter"]
+    torch.testing.assert_close(found[1].weights, expected.weights, rtol=0, atol=TOLERANCE)
+    assert (expected.weights != alone("npo_kl", "sophia", adapter=True, max_steps=1).weights).any()
+    assert found[1].answers == pytest.approx(expected.answers, rel=1e-4)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_layers_computed_again_change_nothing(engine: str, together: Mapping[str, list[Ended]]) -> None:
+    assert torch.equal(together[f"{engine}-again"][0].weights, together[f"{engine}-npo_kl-sophia"][0].weights)
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,10 @@ def _work(
         else:
             for name in outer_variables():
                 del os.environ[name]
-        return function(crew.rank, *args)
+        returned = function(crew.rank, *args)
+        if dist.is_initialized():  # left to the interpreter's end, its threads may abort the process
+            dist.destroy_process_group()
+        return returned
 
 
 def _form_group(crew: Crew, device: str) -> None:

@@ -34,6 +34,7 @@ USAGE = "UsageError: "
 
 
 SIGNAL_SECONDS = 3  # between a worker's death by a signal and the same signal here
+LATE_SECONDS = 10.0  # elastic notices a death within one, and ends the other workers
 CULPRIT_SECONDS = 1.5  # a failing rank stays so long: if another's death is the cause, that one is seen first
 
 QUIET = {"PYTHONWARNINGS": "ignore", "TOKENIZERS_PARALLELISM": "false"}
@@ -70,10 +71,12 @@ def launch(
             logs_specs=DefaultLogsSpecs(log_dir=folder, redirects=Std.NONE, tee=Std.NONE),
         )
         try:
-            with uninterrupted():
+            with uninterrupted(), _ended_with_its_workers():
                 returned = elastic_launch(config, _worker)(function, os.getpid(), _log_level(), alone, str(logs), args)
         except SignalException:  # an Exception by torch's choice, which would let a sweep go on to its next job
             raise KeyboardInterrupt from None
+        except _Left as error:
+            raise WorkerError(f"{error}; the logs of all: {logs}") from None
         except ChildFailedError as error:  # cannot be unpickled, so it must not leave this process
             rank, failure = error.get_first_failure()
             message: Any = failure.message
@@ -255,6 +258,49 @@ def _interrupts_restored() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+class _Left(Exception):
+    """A worker has died and torch elastic still waits."""
+
+
+@contextlib.contextmanager
+def _ended_with_its_workers() -> Iterator[None]:
+    """Raises _Left where a worker was killed after handing its result over and before elastic said that it has it.
+
+    Elastic then sets an event that waits for its sleepers to wake, and one of them is dead: it would wait for ever.
+    """
+    main = threading.current_thread()
+    if main is not threading.main_thread():
+        yield
+        return
+    over, victims = threading.Event(), list[str]()
+
+    def watch() -> None:
+        workers: set[Any] = set()
+        dead: dict[Any, float] = {}
+        while not over.wait(0.5):
+            workers |= set(multiprocessing.active_children())
+            for worker in workers:
+                if worker.exitcode:  # not None and not 0
+                    dead.setdefault(worker, time.monotonic())
+            late = [worker for worker, since in dead.items() if time.monotonic() - since > LATE_SECONDS]
+            if late:
+                victims.append(f"worker process {late[0].pid} ended by signal {-late[0].exitcode} as it was finishing")
+                signal.pthread_kill(main.ident or 0, signal.SIGALRM)
+                return
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise _Left(victims[0])
+
+    before, watcher = signal.signal(signal.SIGALRM, leave), threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+        signal.signal(signal.SIGALRM, before)
 
 
 @contextlib.contextmanager

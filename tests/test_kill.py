@@ -229,10 +229,14 @@ def test_a_full_disk_is_told_in_one_sentence_and_the_run_goes_on_when_there_is_r
     expected, out = door.whole(engine), small_disk / "run"
     start = Start(door.config(engine), out)
     wait_for(start, lambda: any(out.glob(f"checkpoints/*/checkpoint-4/{checkpoints.COMPLETE}")))
+    for pid in kills.members(start.pid):
+        os.kill(pid, signal.SIGSTOP)  # it would be done before the disk is full
     with (small_disk / "ballast").open("wb") as file:  # somebody else's
         while shutil.disk_usage(small_disk).free > 2**16:
             file.write(b"x" * min(2**20, shutil.disk_usage(small_disk).free - 2**15))
             file.flush()
+    for pid in kills.members(start.pid):
+        os.kill(pid, signal.SIGCONT)
     assert start.end() == 1
     said = [line for line in start.text().splitlines() if line.startswith("failed:")]
     assert len(said) == 1 and f"failed: the disk of {out} is full (0." in said[0], start.text()[-3000:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -10,9 +11,12 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from soul_exp import launch
+from soul_exp.errors import WorkerError
 from soul_exp.world import World, first_host, found
 
 TESTS = Path(__file__).parent
@@ -69,6 +73,38 @@ def test_a_killed_worker_is_named_with_its_signal(tmp_path: Path) -> None:
     code, _, err = done(begin(tmp_path, "last_is_killed", "2"))
     assert code == 1 and err.startswith("soul_exp: failed: default: worker 1 of 2 failed (signal 9)")
     assert "SIGKILL" in err and "Connection closed by peer" not in err
+
+
+def test_a_worker_killed_as_it_hands_its_result_over_does_not_leave_the_launcher_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch elastic sets an event then, and multiprocessing waits for all its sleepers to wake, the dead one too."""
+
+    def elastic_launch(*_: Any) -> Any:
+        def wait(*_: Any) -> None:
+            context = multiprocessing.get_context("fork")
+            event = context.Event()
+            sleeper = context.Process(target=event.wait)
+            sleeper.start()
+            time.sleep(0.5)  # it sleeps by then
+            assert sleeper.pid
+            os.kill(sleeper.pid, signal.SIGKILL)
+            sleeper.join()
+            children.add(sleeper)
+            event.set()
+            raise AssertionError("the event was set: nothing to guard against any more")
+
+        return wait
+
+    children: set[Any] = set()
+    real = multiprocessing.active_children
+    monkeypatch.setattr(multiprocessing, "active_children", lambda: [*real(), *children])
+    monkeypatch.setattr(launch, "elastic_launch", elastic_launch)
+    monkeypatch.setattr(launch, "LATE_SECONDS", 0.1)
+    before = signal.getsignal(signal.SIGALRM)
+    with pytest.raises(WorkerError, match="ended by signal 9 as it was finishing"):
+        launch.launch(print, processes=1, threads=1, logs=tmp_path)
+    assert signal.getsignal(signal.SIGALRM) == before
 
 
 @pytest.mark.parametrize(

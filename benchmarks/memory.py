@@ -95,6 +95,7 @@ def work(rank: int, compute: dict[str, Any], source: str, out: str) -> dict[str,
             deepspeed=deepspeed,
             processes=compute["processes"],
         )
+    lm.model.zero_grad(set_to_none=True)  # as unlearn does; `peak` collects the rest
     with peak(found, "evaluate", device, base):
         ask(lm, {"probe": Probe(questions(16), generate=True)}, batch_size=8, max_new_tokens=4)
     with peak(found, "save", device, base):

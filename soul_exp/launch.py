@@ -216,8 +216,9 @@ def quieten() -> None:
 
         chatter.set_verbosity_error()
         chatter.disable_progress_bar()
-    for name in ("absl", "torch.distributed", "accelerate", "deepspeed", "DeepSpeed", "httpx"):
+    for name in ("absl", "torch.distributed", "deepspeed", "DeepSpeed", "httpx"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("accelerate").setLevel(logging.ERROR)  # that DeepSpeed's accumulation is the one that counts
 
 
 def _is_named(record: logging.LogRecord) -> bool:

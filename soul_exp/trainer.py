@@ -364,6 +364,7 @@ def train(
     zero: Any = getattr(trainer, "deepspeed", None)
     if zero is not None:
         zero.destroy()  # its hooks and buffers; the weights stay, divided or whole
+    trainer.accelerator.free_memory()  # it holds on to wrapped models and optimizers
     logged = [entry for entry in trainer.state.log_history if "forget_loss" in entry]
     return Outcome(
         trainer.state.global_step,

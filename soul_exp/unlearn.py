@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -226,6 +227,8 @@ def trained(
         compute=config["choices"]["compute"],
         resume=config["resume"],
     )
+    subject.model.zero_grad(set_to_none=True)
+    gc.collect()  # the trainer, its optimizer and its engine refer to each other: questions need their memory
     return subject, outcome
 
 

@@ -174,7 +174,8 @@ MOMENTS = ("any time", "any time", "checkpoint", "checkpoint", "results")
 
 def kill_once(start: Start, rng: random.Random, seconds: float, report: Report, moments: Sequence[str]) -> bool:
     """Kill `start` at one of `moments`, drawn from `rng`, within about `seconds`; False if it had ended before that."""
-    kind, moment = rng.choice(KINDS), rng.choice(moments)
+    kind = min(rng.sample(KINDS, len(KINDS)), key=lambda kind: report.kills.get(kind, 0))  # all of them come up
+    moment = rng.choice(moments)
     wanted: Callable[[], bool] = {
         "any time": lambda: True,
         "checkpoint": _once(lambda: _is_saving(start.out), after=rng.randrange(4)),

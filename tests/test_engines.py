@@ -93,8 +93,8 @@ def together(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[s
             cases[f"{engine}-adapter"] = Case("npo_kl", "sophia", deepspeed_of(engine), adapter=True)
         again = {"gradient_checkpointing": True}
         cases[f"{engine}-again"] = Case("npo_kl", "sophia", deepspeed_of(engine), schedule=again)
-    # DDP first: transformers remembers an engine that the process has had, which is why jobs have fresh ones
-    ordered = dict(sorted(cases.items(), key=lambda case: case[1].deepspeed is not None))
+    # engine by engine: transformers remembers one that the process has had, which is why jobs have fresh processes
+    ordered = dict(sorted(cases.items(), key=lambda case: ENGINES.index(case[0].split("-")[0])))
     return ended(ordered, model, tmp_path_factory.mktemp("together"))
 
 

@@ -114,6 +114,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.device == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**16)  # else glibc keeps what was freed, and counts as held
     texts = [f"{item.prompt} {item.answer}" for item in questions(200)]
     tokenizer = models.train_tokenizer(texts, 512, 128)
     architecture = {

@@ -363,7 +363,11 @@ def train(
             log.warning("%s: %s", label, said)
     zero: Any = getattr(trainer, "deepspeed", None)
     if zero is not None:
-        zero.destroy()  # its hooks and buffers; the weights stay, divided or whole
+        zero.destroy()  # its buffers; the weights stay, divided or whole
+        for name in ("optimizer", "basic_optimizer", "client_optimizer"):  # the model's hooks keep the rest of it alive
+            setattr(zero, name, None)
+        for p in model.parameters():
+            p.__dict__.pop("_z3_optimizer", None)
     trainer.accelerator.free_memory()  # it holds on to wrapped models and optimizers
     logged = [entry for entry in trainer.state.log_history if "forget_loss" in entry]
     return Outcome(

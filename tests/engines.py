@@ -34,15 +34,15 @@ MODEL = {"template": TEMPLATE, "max_length": 128, "dtype": "float32", "attention
 # the gradient from being divided by a curvature near 0
 SCHEDULE = {"epochs": 1, "batch_size": 4, "micro_batch_size": 1, "max_steps": 4, "warmup_ratio": 0.0}
 SCHEDULE |= {"logging_steps": 1, "max_grad_norm": 0.5}
-sophia = functools.partial(Sophia, lr=1e-2, rho=300.0, eps=1e-8, weight_decay=0.1, interval=2)
+sophia = functools.partial(Sophia, lr=1e-2, rho=300.0, eps=1e-5, weight_decay=0.1, interval=2)
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": functools.partial(AdamW, lr=1e-3, eps=1e-4, weight_decay=0.1),
     "sgd": functools.partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=0.1),
     "sophia": sophia,
     "sophia_both": functools.partial(sophia, curvature_on="both", curvature_rows=3),
-    "sophia_hutchinson": functools.partial(sophia, rho=3.0, eps=1e-5, estimator="hutchinson"),
-    "sophia_gradient": functools.partial(sophia, eps=1e-5, estimator="gradient", interval=2),
-    "sophia_soul": functools.partial(sophia, rho=0.04, num_labels=5120, eps=1e-5, estimator="gradient", interval=1),
+    "sophia_hutchinson": functools.partial(sophia, rho=3.0, estimator="hutchinson"),
+    "sophia_gradient": functools.partial(sophia, estimator="gradient", interval=2),
+    "sophia_soul": functools.partial(sophia, rho=0.04, num_labels=5120, estimator="gradient", interval=1),
 }
 WRONG = {  # what an engine would make of `sophia` that left a thing out
     "sophia_once": functools.partial(sophia, interval=1000),

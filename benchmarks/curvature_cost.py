@@ -33,7 +33,7 @@ from soul_exp.models import LanguageModel
 from soul_exp.optim import SAM, AdamW, Hybrid, Lion, MeZO, Muon, Signum, Sophia
 from soul_exp.schedule import Schedule
 from soul_exp.tasks.tofu import tofu
-from soul_exp.trainer import train
+from soul_exp.training import train
 
 WARM = 10  # steps before the clock starts: a whole interval, so that equally many curvature passes are inside
 

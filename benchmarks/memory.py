@@ -29,7 +29,7 @@ from soul_exp.optim import Sophia
 from soul_exp.prepare import Checkpoint
 from soul_exp.schedule import Schedule
 from soul_exp.tasks.task import Probe
-from soul_exp.trainer import train
+from soul_exp.training import train
 from soul_exp.unlearn import end_process, start_process
 
 ENGINES = ("ddp", "zero1", "zero2", "zero3", "zero3_offload")

@@ -3,7 +3,7 @@
     python benchmarks/step.py [--device cuda --model 1b] [--optimizer adam] [--rows embedded] [--compile]
 
 The release's: every text padded to 512 tokens, batch 1 with 4 accumulation steps, forget and retain row each in a
-forward pass of its own, logits and fp32 loss at all 512 positions, its optimizer. Ours: `soul_exp.trainer.train` on
+forward pass of its own, logits and fp32 loss at all 512 positions, its optimizer. Ours: `soul_exp.training.train` on
 the same 4 + 4 rows, its data loading and logging included. The loss is gradient difference, clipped at 1, and the run
 first compares both gradients. All take turns, step by step, in random order, so that a busy machine slows all of them
 alike; the ways between the two say which change gains what. On the CPU the ratio is of CPU seconds, which other work
@@ -49,7 +49,7 @@ from soul_exp.optim import AdamW, Sophia
 from soul_exp.schedule import Schedule
 from soul_exp.tasks.task import Task
 from soul_exp.tasks.tofu import tofu
-from soul_exp.trainer import train
+from soul_exp.training import train
 
 LENGTH = 512  # tokens to which the release pads every text
 ROWS = 4  # of each part a step

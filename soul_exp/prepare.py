@@ -33,7 +33,7 @@ from soul_exp.models import LanguageModel
 from soul_exp.results import write_json
 from soul_exp.schedule import Schedule
 from soul_exp.tasks.task import Task, content_hash
-from soul_exp.trainer import train
+from soul_exp.training import train
 
 log = logging.getLogger(__name__)
 

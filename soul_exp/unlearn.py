@@ -36,7 +36,7 @@ from soul_exp.prepare import Checkpoint
 from soul_exp.results import Results
 from soul_exp.schedule import Schedule
 from soul_exp.tasks.task import Task
-from soul_exp.trainer import Outcome, train
+from soul_exp.training import Outcome, train
 
 log = logging.getLogger(__name__)
 
@@ -55,38 +55,26 @@ def worker(
     """Unlearn and evaluate, as `config["stages"]` says, and write results.json to `folder`; `trials` go into it."""
     out = Path(folder)
     with full_disk_told(out, cleared=lambda: checkpoints.remove_unmarked(out / CHECKPOINTS)):
-        _work(rank, config, reasons, fingerprint, seconds, out, trials)
-
-
-def _work(
-    rank: int,
-    config: Mapping[str, Any],
-    reasons: Mapping[str, str],
-    fingerprint: str,
-    seconds: dict[str, float],
-    out: Path,
-    trials: Sequence[Mapping[str, Any]],
-) -> None:
-    first = rank == 0
-    device = start_process(config, rank)
-    task = prepare.build_task(config)
-    mirror = Mirror(config, out) if first else None
-    subject, outcome = _unlearned(config, task, fingerprint, out, device, first, mirror)
-    seconds["unlearn"] = outcome.seconds if outcome else 0.0
-    if "evaluate" in config["stages"]:
-        start = time.perf_counter()
-        sound = shards.is_finite(subject.model)  # else no question can be put to it
-        answers = ask(subject, task.probes, **config["evaluate"], label="evaluate unlearned") if sound else {}
-        seconds["evaluate"] = time.perf_counter() - start
-        if first:
-            log.info("evaluate unlearned: %d probes in %.0f s", len(answers), seconds["evaluate"])
-            prepare.write_answers(out / RECORDS, answers)
-            found = _results(config, task, reasons, answers, outcome, seconds, device, trials)
-            results.write(out, found)
-            assert mirror is not None
-            mirror.finish(found)
-            checkpoints.remove_all(out / CHECKPOINTS)
-    end_process()
+        first = rank == 0
+        device = start_process(config, rank)
+        task = prepare.build_task(config)
+        mirror = Mirror(config, out) if first else None
+        subject, outcome = _unlearned(config, task, fingerprint, out, device, first, mirror)
+        seconds["unlearn"] = outcome.seconds if outcome else 0.0
+        if "evaluate" in config["stages"]:
+            start = time.perf_counter()
+            sound = shards.is_finite(subject.model)  # else no question can be put to it
+            answers = ask(subject, task.probes, **config["evaluate"], label="evaluate unlearned") if sound else {}
+            seconds["evaluate"] = time.perf_counter() - start
+            if first:
+                log.info("evaluate unlearned: %d probes in %.0f s", len(answers), seconds["evaluate"])
+                prepare.write_answers(out / RECORDS, answers)
+                found = _results(config, task, reasons, answers, outcome, seconds, device, trials)
+                results.write(out, found)
+                assert mirror is not None
+                mirror.finish(found)
+                checkpoints.remove_all(out / CHECKPOINTS)
+        end_process()
 
 
 def start_process(config: Mapping[str, Any], rank: int) -> str:

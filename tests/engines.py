@@ -25,7 +25,7 @@ from soul_exp.optim import AdamW, Sophia
 from soul_exp.prepare import Checkpoint
 from soul_exp.schedule import Schedule
 from soul_exp.tasks.task import Probe
-from soul_exp.trainer import train
+from soul_exp.training import train
 from soul_exp.unlearn import start_process
 
 TEMPLATE = {"prompt": "Question: {question}\nAnswer:", "answer": " {answer}"}

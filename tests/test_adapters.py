@@ -10,9 +10,9 @@ import pytest
 import torch
 from conftest import items
 from safetensors.torch import load_file
-from test_trainer import OBJECTIVES, SGD, one_trainer, parts, run, weights
+from test_trainer import OBJECTIVES, SGD, killed_run, one_trainer, run, weights
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel
 
 from soul_exp import adapters, attention, cli, models, prepare
 from soul_exp.adapters import Lora
@@ -21,8 +21,6 @@ from soul_exp.errors import UsageError
 from soul_exp.models import LanguageModel
 from soul_exp.optim import SAM, AdamW, Influence, MeZO, Muon, Sophia
 from soul_exp.prepare import Checkpoint
-from soul_exp.schedule import Schedule
-from soul_exp.trainer import train
 
 LORA = Lora(r=4, alpha=8, dropout=0.0, target_modules="all-linear", merge=False)
 OPTIMIZERS: dict[str, Callable[..., Any]] = {
@@ -217,22 +215,7 @@ def test_a_killed_run_of_an_adapter_resumes_to_the_same_bits(
     whole = given(lora, dtype)
     run(whole, tmp_path / "whole", OBJECTIVES["npo_kl"], make, max_steps=9, save_steps=4)
 
-    class Killed(Exception):
-        pass
-
-    class Kill(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step == 7:
-                raise Killed
-
-    subject = given(lora, dtype)
-    with pytest.raises(Killed):
-        train(
-            subject.model, subject.reader, parts(subject), objective=OBJECTIVES["npo_kl"], make_optimizer=make,
-            schedule=Schedule(1, 4, max_steps=9, warmup_ratio=0.0, logging_steps=1, save_steps=4), seed=0,
-            pad_id=subject.pad_id, folder=tmp_path / "killed" / "checkpoints", label="unlearn",
-            records=tmp_path / "killed" / "train.jsonl", callbacks=[Kill()],
-        )  # fmt: skip
+    killed_run(given(lora, dtype), tmp_path / "killed", make)
     checkpoint = tmp_path / "killed" / "checkpoints" / "checkpoint-4"
     assert (checkpoint / adapters.WEIGHTS).is_file() and not (checkpoint / "model.safetensors").exists()
     again = given(lora, dtype)

@@ -21,7 +21,7 @@ from soul_exp.losses import Objective
 from soul_exp.models import LanguageModel
 from soul_exp.optim import SAM, AdamW
 from soul_exp.schedule import Schedule
-from soul_exp.trainer import Outcome, train
+from soul_exp.training import Outcome, train
 
 ENGINE = Engine("cpu", 1)
 NPO = Objective(functools.partial(losses.npo, beta=0.1), "kl")

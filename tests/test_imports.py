@@ -21,6 +21,7 @@ LAYERS: list[set[str]] = [
     {"models"},
     {"tasks", "reference", "passes"},
     {"trainer", "evaluate"},
+    {"training"},
     {"prepare", "optimizers"},
     {"measure", "disk"},
     {"best", "check", "mirror"},

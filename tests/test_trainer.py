@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from conftest import items
 from transformers import TrainerCallback
 
-from soul_exp import losses, passes, trainer
+from soul_exp import losses, passes, training
 from soul_exp.data import Item, Part, pad, seed_of
 from soul_exp.errors import UsageError
 from soul_exp.losses import Objective, Scored
@@ -21,7 +21,8 @@ from soul_exp.models import LanguageModel
 from soul_exp.optim import SAM, AdamW, Hybrid, Influence, MeZO, Sophia
 from soul_exp.reference import freeze
 from soul_exp.schedule import Schedule
-from soul_exp.trainer import Outcome, Unlearner, train
+from soul_exp.trainer import Unlearner
+from soul_exp.training import Outcome, train
 from soul_exp.watch import remark
 
 SGD = functools.partial(torch.optim.SGD, lr=0.05)
@@ -139,11 +140,11 @@ def one_trainer(
         def train(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
             made.append(self)
 
-    original, trainer.Unlearner = trainer.Unlearner, Stop  # type: ignore[misc]
+    original, training.Unlearner = training.Unlearner, Stop  # type: ignore[misc]
     try:
         run(lm, folder, objective, make, names)
     finally:
-        trainer.Unlearner = original  # type: ignore[misc]
+        training.Unlearner = original  # type: ignore[misc]
     return made[0]
 
 
@@ -403,14 +404,8 @@ def test_a_loss_that_turns_nan_stops_the_run(lm: LanguageModel, tmp_path: Path) 
     assert all(json.loads(line) for line in (tmp_path / "train.jsonl").open())
 
 
-@pytest.mark.parametrize("name", RESUMED)
-def test_a_killed_run_resumes_to_the_same_weights(
-    name: str, lm: LanguageModel, start: dict[str, torch.Tensor], tmp_path: Path
-) -> None:
-    make, dtype = RESUMED[name]
-    lm.model.to(dtype)
-    run(fresh(lm, start), tmp_path / "whole", OBJECTIVES["npo_kl"], make, max_steps=9, save_steps=4)
-    whole = weights(lm)
+def killed_run(lm: LanguageModel, folder: Path, make: Callable[..., Any]) -> None:
+    """`run` of npo_kl for 9 steps with a checkpoint every 4, killed after step 7."""
 
     class Killed(Exception):
         pass
@@ -422,11 +417,23 @@ def test_a_killed_run_resumes_to_the_same_weights(
 
     with pytest.raises(Killed):
         train(
-            fresh(lm, start).model, lm.reader, parts(lm), objective=OBJECTIVES["npo_kl"], make_optimizer=make,
+            lm.model, lm.reader, parts(lm), objective=OBJECTIVES["npo_kl"], make_optimizer=make,
             schedule=Schedule(1, 4, max_steps=9, warmup_ratio=0.0, logging_steps=1, save_steps=4), seed=0,
-            pad_id=lm.pad_id, folder=tmp_path / "killed" / "checkpoints", label="unlearn",
-            records=tmp_path / "killed" / "train.jsonl", callbacks=[Kill()],
+            pad_id=lm.pad_id, folder=folder / "checkpoints", label="unlearn", records=folder / "train.jsonl",
+            callbacks=[Kill()],
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_killed_run_resumes_to_the_same_weights(
+    name: str, lm: LanguageModel, start: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    make, dtype = RESUMED[name]
+    lm.model.to(dtype)
+    run(fresh(lm, start), tmp_path / "whole", OBJECTIVES["npo_kl"], make, max_steps=9, save_steps=4)
+    whole = weights(lm)
+
+    killed_run(fresh(lm, start), tmp_path / "killed", make)
     half = tmp_path / "killed" / "checkpoints" / "checkpoint-6"  # cut off while it was written: no COMPLETE in it
     half.mkdir()
     run(fresh(lm, start), tmp_path / "killed", OBJECTIVES["npo_kl"], make, max_steps=9, save_steps=4)

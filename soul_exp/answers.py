@@ -32,6 +32,7 @@ class Answers:
     question: Sequence[str] | None = None
     answer: Sequence[str] | None = None
     generation: Sequence[str] | None = None
+    right: Sequence[np.ndarray] | None = None  # N times [n_i], 1 where the true token was the likeliest, else 0
 
     def __post_init__(self) -> None:
         for field in _FIELDS:
@@ -80,6 +81,13 @@ def _vector(value: object) -> np.ndarray:
     return np.array([_number(item) for item in value], dtype=np.float64)
 
 
+def _bits(value: object) -> np.ndarray:
+    """A text such as "1101": one digit a token, so that a record stays readable."""
+    if not isinstance(value, str) or value.strip("01"):
+        raise ValueError(f"{_short(value)}, expected a text of the digits 0 and 1")
+    return np.array([digit == "1" for digit in value], dtype=bool)
+
+
 def _value(read: Callable[[object], Any], value: object, where: str) -> Any:
     try:
         return read(value)
@@ -109,6 +117,7 @@ _FIELDS: dict[str, Callable[[object], Any]] = {
     "answer": _text,
     "nll": _number,
     "logp": _vector,
+    "right": _bits,
     "paraphrase_nll": _number,
     "wrong_nll": _vector,
     "rouge_l": _number,
@@ -144,6 +153,8 @@ def write_records(path: str | os.PathLike[str], answers: Answers) -> None:
 def _json_value(field: str, value: Any) -> object:
     if _FIELDS[field] is _text:
         return _value(_text, value, f"Answers, {field}")
+    if _FIELDS[field] is _bits:
+        return "".join("1" if hit else "0" for hit in value)
     numbers = np.asarray(value, dtype=np.float64)
     if field == "logp":
         numbers = np.round(numbers, _LOGP_DECIMALS)

@@ -175,6 +175,8 @@ def _check_layers(config: Mapping[str, Any]) -> None:
 
 def _check_models(config: Mapping[str, Any], task: Task) -> None:
     model, retrained, stages = config["model"], config["retrained"], config["stages"]
+    if task.trained_before and not model["path"]:
+        raise UsageError("the task takes model.path as its target, but no model.path is given: name a checkpoint")
     if not model["path"] and not model["scratch"]:
         raise UsageError("the model has neither model.path nor model.scratch: give a checkpoint folder or hub name")
     if retrained["path"] and retrained["records"]:
@@ -235,7 +237,7 @@ def _reasons(
     elif _is_unknown_checkpoint(config) and config["task"].get("num_holdout_authors", 0) is None:
         missing["holdout"] = "whether model.path saw the holdout is unknown: set task.num_holdout_authors if it did not"
     if records is None and not has_retrained(config, task):
-        prepared = "" if "prepare" in config["stages"] else "add prepare to stages, or "
+        prepared = "" if "prepare" in config["stages"] or task.trained_before else "add prepare to stages, or "
         missing["retrained"] = f"no retrained model: {prepared}give retrained.path or retrained.records"
     reasons = {}
     for name, metric in metrics.items():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,23 +35,33 @@ def ask(
         items += _texts(probe)
     prompts = [item for probe in probes.values() if probe.generate for item in probe.items]
     with _evaluating(lm):
-        logp = iter(likelihoods(lm, items, batch_size=batch_size, label=f"{label}: likelihoods"))
+        read = iter(likelihoods(lm, items, batch_size=batch_size, label=f"{label}: likelihoods"))
         texts = iter(
             generations(lm, prompts, batch_size=batch_size, max_new_tokens=max_new_tokens, label=f"{label}: answers")
         )
-    return {name: _answers(probe, logp, texts) for name, probe in probes.items()}
+    return {name: _answers(probe, read, texts) for name, probe in probes.items()}
 
 
-def likelihoods(lm: LanguageModel, items: Sequence[Item], *, batch_size: int, label: str = "") -> list[np.ndarray]:
-    """[n_i + 1] log-probabilities of each item's answer tokens and its end token, in nats."""
+@dataclass(frozen=True)
+class Read:
+    """What a model makes of one answer, given its prompt and the answer's tokens so far; the end token comes last."""
+
+    logp: np.ndarray  # [n + 1] log-probability of each token, in nats
+    right: np.ndarray  # [n + 1] whether it is the likeliest
+
+
+def likelihoods(lm: LanguageModel, items: Sequence[Item], *, batch_size: int, label: str = "") -> list[Read]:
+    """How the model reads the answer of each item."""
     encoded = lm.encode(items)
     device = next(lm.model.parameters()).device
 
     @torch.no_grad()
-    def score(rows: Sequence[int]) -> list[np.ndarray]:
+    def score(rows: Sequence[int]) -> list[Read]:
         batch = {key: value.to(device) for key, value in pad([encoded[i] for i in rows], lm.pad_id).items()}
         scored = Scored(lm.reader(lm.model, batch), batch["labels"])
-        return [line[mask].cpu().numpy() for line, mask in zip(scored.logp, scored.mask, strict=True)]
+        right = scored.logits.argmax(-1) == scored.labels
+        lines = zip(scored.logp, right, scored.mask, strict=True)
+        return [Read(logp[mask].cpu().numpy(), hits[mask].cpu().numpy()) for logp, hits, mask in lines]
 
     lengths = [len(row.ids) for row in encoded]
     return in_batches(lengths, score, batch_size, label=label, lockstep=shards.is_sharded(lm.model))
@@ -95,22 +106,27 @@ def _texts(probe: Probe) -> list[Item]:
     return [*probe.items, *(probe.paraphrases or ()), *(item for row in probe.wrong or () for item in row)]
 
 
-def _answers(probe: Probe, logp: Iterator[np.ndarray], texts: Iterator[str]) -> Answers:
-    own = [next(logp) for _ in probe.items]
-    paraphrased = [next(logp) for _ in probe.paraphrases] if probe.paraphrases is not None else None
-    wrong = [[next(logp) for _ in row] for row in probe.wrong] if probe.wrong is not None else None
+def _answers(probe: Probe, read: Iterator[Read], texts: Iterator[str]) -> Answers:
+    own = [next(read) for _ in probe.items]
+    paraphrased = [_nll(next(read)) for _ in probe.paraphrases] if probe.paraphrases is not None else None
+    wrong = [[_nll(next(read)) for _ in row] for row in probe.wrong] if probe.wrong is not None else None
     answers = [item.answer for item in probe.items]
     free = [next(texts) for _ in probe.items] if probe.generate else None
     return Answers(
-        nll=np.array([-row.mean(dtype=np.float64) for row in own]),
-        logp=[row[:-1] for row in own],  # without the end token
-        paraphrase_nll=np.array([-r.mean(dtype=np.float64) for r in paraphrased]) if paraphrased is not None else None,
-        wrong_nll=np.array([[-r.mean(dtype=np.float64) for r in row] for row in wrong]) if wrong is not None else None,
+        nll=np.array([_nll(row) for row in own]),
+        logp=[row.logp[:-1] for row in own],  # without the end token
+        right=[row.right[:-1] for row in own],
+        paraphrase_nll=np.array(paraphrased) if paraphrased is not None else None,
+        wrong_nll=np.array(wrong) if wrong is not None else None,
         rouge_l=rouge_l_recall(free, answers) if free is not None else None,
         question=[item.prompt for item in probe.items],
         answer=answers,
         generation=free,
     )
+
+
+def _nll(row: Read) -> float:
+    return float(-row.logp.mean(dtype=np.float64))
 
 
 @contextmanager

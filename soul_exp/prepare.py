@@ -37,7 +37,7 @@ from soul_exp.training import train
 
 log = logging.getLogger(__name__)
 
-VERSION = 2  # raise it when a change to this module or the trainer changes prepared weights or answers
+VERSION = 3  # raise it when a change to this module or the trainer changes prepared weights or answers
 DONE = "prepared.json"
 NO_NUMBER = ("logging_steps", "save_steps")  # settings of `prepare` that change no weight
 
@@ -95,8 +95,13 @@ def recipes(config: Mapping[str, Any], task: Task) -> dict[str, dict[str, Any]]:
             return {}
     rows = {"target": task.target_rows, "retrained": task.retrained_rows}
     given = {
-        "target": published_target(config) is not None,
-        "retrained": bool(config["retrained"]["path"] or config["retrained"]["records"] or published_target(config)),
+        "target": task.trained_before or published_target(config) is not None,
+        "retrained": bool(
+            task.trained_before
+            or config["retrained"]["path"]
+            or config["retrained"]["records"]
+            or published_target(config)
+        ),
     }
     return {role: recipe(model, config["prepare"], rows[role], task.target_rows) for role in rows if not given[role]}
 
@@ -231,8 +236,13 @@ def answer(config: Mapping[str, Any], task: Task, checkpoint: Checkpoint, cache:
         lm = load(config["model"], checkpoint)
         models.move(lm.model, device)
         start = time.perf_counter()
-        write_answers(folder, ask(lm, task.probes, **evaluation, label=f"evaluate {label}"))
+        write_answers(folder, examined(lm, config, task, label))
         log.info("evaluate %s: %d probes in %.0f s", label, len(task.probes), time.perf_counter() - start)
+
+
+def examined(lm: LanguageModel, config: Mapping[str, Any], task: Task, label: str) -> dict[str, Answers]:
+    """All that a run wants to know of a model; every rank calls it, and gets the same."""
+    return ask(lm, task.probes, **config["evaluate"], label=f"evaluate {label}")
 
 
 def worker(rank: int, config: Mapping[str, Any], roles: Sequence[str], device: str) -> float:
@@ -260,7 +270,9 @@ def checkpoints(config: Mapping[str, Any], task: Task) -> dict[str, Checkpoint]:
     for role, made_by in recipes(config, task).items():
         found[role] = Checkpoint(str(folder_of(cache, made_by)))
     published = published_target(config)
-    if published is not None:
+    if task.trained_before:
+        found["target"] = Checkpoint(config["model"]["path"], config["model"]["revision"])
+    elif published is not None:
         found["target"] = published
     if config["retrained"]["path"]:
         found["retrained"] = Checkpoint(config["retrained"]["path"], config["retrained"]["revision"])

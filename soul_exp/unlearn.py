@@ -25,7 +25,6 @@ from soul_exp.adapters import Lora
 from soul_exp.answers import Answers
 from soul_exp.best import Best, note
 from soul_exp.check import UNLEARNED
-from soul_exp.evaluate import ask
 from soul_exp.fulldisk import full_disk_told
 from soul_exp.losses import Objective
 from soul_exp.measure import RETAIN, known_answers, measure, validate, validation_metrics
@@ -64,7 +63,7 @@ def worker(
         if "evaluate" in config["stages"]:
             start = time.perf_counter()
             sound = shards.is_finite(subject.model)  # else no question can be put to it
-            answers = ask(subject, task.probes, **config["evaluate"], label="evaluate unlearned") if sound else {}
+            answers = prepare.examined(subject, config, task, "unlearned") if sound else {}
             seconds["evaluate"] = time.perf_counter() - start
             if first:
                 log.info("evaluate unlearned: %d probes in %.0f s", len(answers), seconds["evaluate"])

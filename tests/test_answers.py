@@ -27,6 +27,7 @@ def two_answers() -> Answers:
     return Answers(
         nll=np.array([0.1, 1 / 3]),
         logp=[np.array([-0.25, -1.0000004]), np.array([-3.0])],
+        right=[np.array([True, False]), np.array([True])],
         paraphrase_nll=np.array([0.5, 2.0]),
         wrong_nll=np.array([[1.0, 2.0], [3.0, 4.0]]),
         rouge_l=np.array([1.0, 0.0]),
@@ -61,6 +62,7 @@ def assert_same(left: Answers, right: Answers) -> None:
     assert (left.logp is None) == (right.logp is None)
     for mine, theirs in zip(left.logp or [], right.logp or [], strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=0, atol=5e-7)
+    assert [list(row) for row in left.right or []] == [list(row) for row in right.right or []]
 
 
 # ---- Answers
@@ -99,8 +101,9 @@ def test_a_field_that_is_none_is_left_out_and_comes_back_as_none(tmp_path: Path)
 def test_one_line_an_example_in_a_fixed_order_of_keys(tmp_path: Path) -> None:
     write_records(tmp_path / "forget.jsonl", two_answers())
     lines = (tmp_path / "forget.jsonl").read_text().splitlines()
-    order = ["question", "answer", "nll", "logp", "paraphrase_nll", "wrong_nll", "rouge_l", "generation"]
+    order = ["question", "answer", "nll", "logp", "right", "paraphrase_nll", "wrong_nll", "rouge_l", "generation"]
     assert [list(json.loads(line)) for line in lines] == [order, order]
+    assert [json.loads(line)["right"] for line in lines] == ["10", "1"]
 
 
 def test_logp_is_rounded_to_six_decimals_and_nll_is_not(tmp_path: Path) -> None:

@@ -149,7 +149,9 @@ def test_a_loss_that_asks_for_a_part_the_task_lacks_is_refused(
 ) -> None:
     config = configured("loss=po")
     config["loss"]["forget_term"] = {"_target_": "test_check.needs_a_teacher", "_partial_": True}
-    with pytest.raises(UsageError, match="asks for the part 'teacher', but task=tofu offers forget, retain, refusal"):
+    with pytest.raises(
+        UsageError, match="asks for the part 'teacher', but task=tofu offers forget, refusal, random_label, retain"
+    ):
         check(config, tmp_path / "run")
 
 

@@ -14,19 +14,20 @@ def test_likelihoods_equal_those_of_one_text_at_a_time_from_plain_logits(lm: Lan
     texts = items(11)
     batched = likelihoods(lm, texts, batch_size=4)
     lm.model.eval()
-    for item, logp in zip(texts, batched, strict=True):
+    for item, read in zip(texts, batched, strict=True):
         encoded = lm.encode([item])[0]
         ids = torch.tensor([encoded.ids])
         with torch.no_grad():
             table = lm.model(input_ids=ids).logits.log_softmax(-1)[0]
-        expected = [float(table[t - 1, encoded.ids[t]]) for t in range(encoded.num_prompt, len(encoded.ids))]
-        np.testing.assert_allclose(logp, expected, atol=1e-5)
+        places = range(encoded.num_prompt, len(encoded.ids))
+        np.testing.assert_allclose(read.logp, [float(table[t - 1, encoded.ids[t]]) for t in places], atol=1e-5)
+        assert read.right.tolist() == [int(table[t - 1].argmax()) == encoded.ids[t] for t in places]
 
 
 def test_likelihoods_do_not_depend_on_the_batch_size(lm: LanguageModel) -> None:
     one, many = likelihoods(lm, items(23), batch_size=1), likelihoods(lm, items(23), batch_size=23)
     for a, b in zip(one, many, strict=True):
-        np.testing.assert_allclose(a, b, atol=3e-6)
+        np.testing.assert_allclose(a.logp, b.logp, atol=3e-6)
 
 
 def test_generations_do_not_depend_on_the_batch_size(lm: LanguageModel) -> None:

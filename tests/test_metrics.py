@@ -14,7 +14,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from soul_exp.answers import Answers, read_tofu_log
-from soul_exp.metrics import general, membership, statistics, text, tofu
+from soul_exp.metrics import general, membership, memorisation, statistics, text, tofu
 
 LN2 = math.log(2)
 
@@ -393,3 +393,17 @@ def test_ks_p_value_is_the_share_of_all_splits_that_differ_as_much() -> None:
     splits = [distance(order[:3], order[3:]) for order in permutations(values)]
     slow = sum(d >= found - 1e-9 for d in splits) / len(splits)
     assert statistics.ks_p_value(np.array(values[:3]), np.array(values[3:])) == pytest.approx(slow, abs=1e-12)
+
+
+def test_extraction_strength_is_the_share_of_the_answer_after_the_last_miss() -> None:
+    rows = [[1, 1, 1, 1], [0, 1, 1, 1], [1, 1, 0, 1], [1, 1, 1, 0]]  # k = 0, 1, 3, 4 of n = 4
+    answers = Answers(nll=np.zeros(4), right=[np.array(row, dtype=bool) for row in rows])
+    assert memorisation.extraction_strength(answers) == (1 + 0.75 + 0.25 + 0) / 4
+    assert memorisation.exact_memorisation(answers) == (1 + 0.75 + 0.75 + 0.75) / 4
+
+
+def test_a_validation_forget_quality_compares_the_validation_rows_of_both_models() -> None:
+    ours, others = Answers(nll=np.arange(5.0)), Answers(nll=np.arange(5.0) + 10)
+    measured = general.validation_log10_forget_quality(ours, {"validation_forget": others, "forget": ours})
+    assert measured == pytest.approx(np.log10(2 / 252))  # exact: all five below all five
+    assert general.validation_log10_forget_quality(ours, {"validation_forget": ours}) == 0.0

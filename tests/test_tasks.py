@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from soul_exp.data import Item
 from soul_exp.errors import UsageError
 from soul_exp.metrics.text import rouge_l_recall
+from soul_exp.tasks import refusals
 from soul_exp.tasks.copyright import copyright
-from soul_exp.tasks.refusals import REFUSALS
-from soul_exp.tasks.task import Task, content_hash
+from soul_exp.tasks.task import Task, content_hash, forget_parts
 from soul_exp.tasks.tofu import tofu
 
 
@@ -42,11 +43,20 @@ def test_the_same_task_twice_has_the_same_hashes_and_another_another() -> None:
     assert tofu(num_authors=20).hashes()["part.retain"] != tofu().hashes()["part.retain"]
 
 
-def test_refusals_are_32_and_pairwise_unlike() -> None:
-    assert len(set(REFUSALS)) == 32
-    for number, text in enumerate(REFUSALS):
-        others = [other for i, other in enumerate(REFUSALS) if i != number]
+@pytest.mark.parametrize("name", ["QUESTIONS", "PASSAGES", "TOXIC"])
+def test_refusals_are_32_or_more_and_pairwise_unlike(name: str) -> None:
+    texts = getattr(refusals, name)
+    assert len(set(texts)) == len(texts) >= 32
+    for number, text in enumerate(texts):
+        others = [other for i, other in enumerate(texts) if i != number]
         assert rouge_l_recall([text] * len(others), others).max() < 0.7, text
+
+
+def test_a_random_label_is_the_answer_of_another_item_to_the_same_prompt() -> None:
+    parts = forget_parts([Item("a?", "1"), Item("b?", "2"), Item("c?", "1")], ["no"])
+    assert parts["random_label"].rows == [[Item("a?", "2")], [Item("b?", "1"), Item("b?", "1")], [Item("c?", "2")]]
+    assert parts["random_label"].follows == parts["refusal"].follows == "forget"
+    assert "random_label" not in forget_parts([Item("a?", "1"), Item("b?", "1")], ["no"])
 
 
 def test_real_tofu_with_40_authors_forgets_the_last_four(real_data: Callable[[str], Path]) -> None:

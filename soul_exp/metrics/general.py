@@ -24,6 +24,11 @@ def log10_forget_quality(forget: Answers, retrained: Mapping[str, Answers]) -> f
     return log10_p_value(forget_quality(forget, retrained))
 
 
+def validation_log10_forget_quality(validation_forget: Answers, retrained: Mapping[str, Answers]) -> float:
+    """`log10_forget_quality` on the rows that are kept apart for tuning, in [-307.65, 0]; higher is better."""
+    return log10_forget_quality(validation_forget, {"forget": probe_of(retrained, "validation_forget")})
+
+
 def choice_accuracy(knowledge: Answers) -> float:
     """Share of items whose true answer has a lower NLL per token than every wrong one, in [0, 1]; higher is better.
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from soul_exp.data import Item, Part
 from soul_exp.errors import UsageError
-from soul_exp.tasks import embedded
-from soul_exp.tasks.refusals import REFUSALS
-from soul_exp.tasks.task import Probe, Task, check_disjoint
+from soul_exp.tasks import embedded, refusals
+from soul_exp.tasks.task import Probe, Task, check_disjoint, forget_parts
+from soul_exp.tasks.text import read_text
 
 
 def copyright(
@@ -31,7 +30,7 @@ def copyright(
     made = source == "embedded"
     length = prompt_words + answer_words
     wanted = num_passages + num_holdout_passages
-    text = embedded.book(wanted * length) if made else _read(Path(source))
+    text = embedded.book(wanted * length) if made else read_text(Path(source), "task.source")
     words = text.split()
     passages = [words[i * length : (i + 1) * length] for i in range(len(words) // length)]
     if len(passages) < wanted:
@@ -65,11 +64,8 @@ def copyright(
         name="copyright",
         source=source,
         parts={
-            "forget": Part.of(forget),
+            **forget_parts(forget, refusals.PASSAGES),
             "retain": Part.of(retain + questions),
-            "refusal": Part(
-                [[Item(i.prompt, " " + text, raw=True) for text in REFUSALS] for i in forget], follows="forget"
-            ),
         },
         probes=probes,
         target_rows=forget + retain + questions,
@@ -84,18 +80,3 @@ def copyright(
 
 def _item(words: Sequence[str], num_prompt: int) -> Item:
     return Item(" ".join(words[:num_prompt]), " " + " ".join(words[num_prompt:]), raw=True)
-
-
-def _read(path: Path) -> str:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise UsageError(f"task.source={path} does not exist: give embedded or a text file") from error
-    except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise UsageError(f"task.source={path}, line {line}: not UTF-8 text: convert the file") from error
-    except OSError as error:
-        raise UsageError(
-            f"task.source={path} cannot be read ({error.strerror}): give embedded or a text file"
-        ) from error
-    return re.sub(r"\s+", " ", text)

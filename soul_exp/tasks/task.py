@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from soul_exp.data import Item, Part
+from soul_exp.data import Item, Part, seed_of
 from soul_exp.errors import UsageError
 
 
@@ -27,7 +27,11 @@ class Probe:
 
 @dataclass(frozen=True)
 class Task:
-    """One unlearning problem. `target_rows` and `retrained_rows` are what prepare trains the two models on."""
+    """One unlearning problem. `target_rows` and `retrained_rows` are what prepare trains the two models on.
+
+    Where `trained_before` is true, model.path is the target as it is: nothing is trained, and a retrained model has to
+    be given.
+    """
 
     name: str
     source: str
@@ -37,6 +41,7 @@ class Task:
     retrained_rows: Sequence[Item]
     caption: str  # one sentence for tables: what was forgotten, how many rows
     missing: Mapping[str, str] = field(default_factory=dict)  # probe -> why this task has none
+    trained_before: bool = False
 
     def hashes(self) -> dict[str, str]:
         """A content hash of each part and probe: two runs on equal hashes saw the same data."""
@@ -49,6 +54,35 @@ class Task:
             "rows.retrained": list(map(asdict, self.retrained_rows)),
         }
         return {name: content_hash(value) for name, value in named.items()}
+
+
+NUM_WRONG_LABELS = 8  # answers of other items that a row of random_label offers
+
+
+def forget_parts(forget: Sequence[Item], refusals: Sequence[str]) -> dict[str, Part]:
+    """The parts that every task makes of what is to be forgotten: forget; refusal and random_label, which follow it.
+
+    A row of `refusal` offers all `refusals` to its question, one of `random_label` the answers of other items, chosen
+    by the item alone.
+    """
+
+    def others(number: int) -> list[Item]:
+        own = forget[number]
+        order = sorted(range(len(forget)), key=lambda i: seed_of("random_label", own.prompt, own.answer, i))
+        chosen = [forget[i].answer for i in order if forget[i].answer != own.answer][:NUM_WRONG_LABELS]
+        return [replace(own, answer=answer) for answer in chosen]
+
+    parts = {
+        "forget": Part.of(forget),
+        "refusal": Part(
+            [[replace(item, answer=" " + text if item.raw else text) for text in refusals] for item in forget],
+            follows="forget",
+        ),
+    }
+    labels = [others(number) for number in range(len(forget))]
+    if all(labels):  # else all answers are the same
+        parts["random_label"] = Part(labels, follows="forget")
+    return parts
 
 
 def content_hash(value: Any) -> str:

@@ -6,21 +6,14 @@ model ever sees) the last of the others.
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import datasets
 
 from soul_exp.data import Item, Part
 from soul_exp.errors import UsageError
-from soul_exp.tasks import embedded
-from soul_exp.tasks.refusals import REFUSALS
-from soul_exp.tasks.task import Probe, Task, check_disjoint
-
-Row = Mapping[str, Any]
+from soul_exp.tasks import embedded, hub, refusals
+from soul_exp.tasks.hub import Row
+from soul_exp.tasks.task import Probe, Task, check_disjoint, forget_parts
 
 HUB = "locuslab/TOFU"
 ROWS_PER_AUTHOR = 20
@@ -121,9 +114,8 @@ def tofu(
         name="tofu",
         source=source,
         parts={
-            "forget": Part.of(forget_items),
+            **forget_parts(forget_items, refusals.QUESTIONS),
             "retain": Part.of(retain_items),
-            "refusal": Part([[Item(i.prompt, text) for text in REFUSALS] for i in forget_items], follows="forget"),
         },
         probes=probes,
         target_rows=forget_items + common,
@@ -158,13 +150,13 @@ def _divide(rows: Sequence[Row], fraction: float) -> tuple[list[Row], list[Row]]
 
 def _read(source: str, config: str, revision: str | None, columns: Sequence[str]) -> list[Row]:
     """The rows of one configuration, each column a string (perturbed_answer: a list of strings)."""
-    datasets.disable_progress_bars()
-    hub = source == "hub"
-    if not hub and not Path(source).is_dir():
+    if source != "hub" and not Path(source).is_dir():
         raise UsageError(f"task.source={source} is not a folder: give embedded, hub, or a folder in TOFU's layout")
-    # a fresh cache for a folder: the library's own finds files by the folder's name, and so old ones after an edit
-    with tempfile.TemporaryDirectory() as fresh:
-        rows = _loaded(source, config, revision, columns, cache_dir=None if hub else fresh)
+    rows = hub.read(
+        HUB if source == "hub" else source, config, columns, revision=revision,
+        option="task.source=hub" if source == "hub" else "task.source",
+        advice="give task.source=<folder with its files> or task.source=embedded",
+    )  # fmt: skip
     if not rows:
         raise UsageError(f"task.source={source}: {config} has no rows")
     for number, row in enumerate(rows, start=1):
@@ -181,46 +173,6 @@ def _read(source: str, config: str, revision: str | None, columns: Sequence[str]
                 f"expected {len(rows[0]['perturbed_answer'])} as in row 1"
             )
     return rows
-
-
-def _loaded(source: str, config: str, revision: str | None, columns: Sequence[str], cache_dir: str | None) -> list[Row]:
-    hub = source == "hub"
-    try:
-        loaded = datasets.load_dataset(
-            HUB if hub else source, config, revision=revision if hub else None, cache_dir=cache_dir
-        )
-    except (ConnectionError, OSError) as error:
-        if not hub:
-            raise UsageError(f"task.source={source}: cannot read {config}: {error}") from error
-        raise UsageError(
-            f"task.source=hub: {HUB} cannot be reached ({type(error).__name__}): connect to the network, or give "
-            f"task.source=<folder with its files> or task.source=embedded"
-        ) from error
-    except ValueError as error:  # an unknown configuration, or a folder without data files
-        if isinstance(error, UnicodeDecodeError):
-            raise UsageError(f"task.source={source}: a file of {config} is not UTF-8 text: convert it") from error
-        raise UsageError(f"task.source={source} does not offer {config!r}: {str(error).splitlines()[0]}") from error
-    except datasets.exceptions.DatasetGenerationError as error:
-        raise UsageError(f"task.source={source}: {_malformed(Path(source), config) or error}") from error
-    split = next(iter(loaded.values()))
-    absent = [column for column in columns if column not in split.column_names]
-    if absent:
-        raise UsageError(f"task.source={source}: {config} lacks the column(s) {', '.join(absent)}")
-    return split.select_columns(list(columns)).to_list()
-
-
-def _malformed(source: Path, config: str) -> str | None:
-    """The first line of a JSON-lines file that is no JSON object, in words."""
-    for path in sorted(source.rglob(f"{config}.json*")):
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    value = json.loads(line)
-                except json.JSONDecodeError as error:
-                    return f"{path}, line {number}: {error.msg}, expected one JSON object a line"
-                if not isinstance(value, dict):
-                    return f"{path}, line {number}: found {type(value).__name__}, expected one JSON object a line"
-    return None
 
 
 def _check_aligned(source: str, name: str, perturbed: Sequence[Row], full: Sequence[Row]) -> None:

@@ -36,6 +36,7 @@ ERROR = "error.txt"  # in a failed run's folder: why
 TUNED = ("optimizer.", "loss.", "train.")  # the sections that an entry of tuned/ sets; of which these change no number:
 NO_NUMBER = ("train.micro_batch_size", "train.logging_steps", "train.save_steps", "train.gradient_checkpointing")
 MULTIRUN = ("-m", "--multirun")
+PLACES = (("task", "source"), ("task", "retain"), ("model", "path"), ("retrained", "path"), ("retrained", "records"))
 CHOICES = ("model", "task", "loss", "optimizer", "compute", "precision", "adapter")
 
 
@@ -66,7 +67,13 @@ def plain(cfg: DictConfig, choices: dict[str, str]) -> dict[str, Any]:
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
     config["choices"] = {group: choices[group] for group in CHOICES}
     config["cache"] = _absolute(config["cache"])
-    for section, key in (("task", "source"), ("model", "path"), ("retrained", "path"), ("retrained", "records")):
+    for section, key in (
+        ("task", "source"),
+        ("task", "retain"),
+        ("model", "path"),
+        ("retrained", "path"),
+        ("retrained", "records"),
+    ):
         value = config[section].get(key)
         if isinstance(value, str) and value and (value.startswith((".", "/", "~")) or Path(value).exists()):
             config[section][key] = _absolute(value)

@@ -72,10 +72,12 @@ NUMBERS = {
     "task.num_passages": COUNT,
     "task.num_holdout_passages": Number(0, whole=True),
     "task.num_retain_passages": COUNT,
-    "task.prompt_words": COUNT,
+    "task.num_general_passages": COUNT,
     "task.answer_words": COUNT,
+    "task.lead_words": COUNT,
+    "task.tokens_per_word": POSITIVE,
 }
-TEXTS = {"name": False, "task.source": False, "cache": False}  # key -> whether null is allowed
+TEXTS = {"name": False, "task.source": False, "task.retain": False, "cache": False}  # key -> whether null is allowed
 TEXTS |= dict.fromkeys(("model.path", "model.revision", "retrained.path", "retrained.records"), True)
 
 

@@ -80,12 +80,6 @@ def test_smaller_splits_forget_fewer_authors(split: str, authors: int, real_data
     assert len(tofu(str(real_data("tofu")), split=split).parts["forget"].rows) == 20 * authors
 
 
-def test_a_book_gives_passages_of_the_asked_for_length(real_data: Callable[[str], Path]) -> None:
-    task = copyright(str(real_data("alice/alice.txt")))
-    assert all(len((item.prompt + item.answer).split()) == 60 for item in task.probes["holdout"].items)
-    assert len(task.parts["forget"].rows) == 60
-
-
 def small_tofu(folder: Path) -> Path:
     """The embedded authors written in the hub's layout."""
     from soul_exp.tasks import embedded
@@ -160,12 +154,6 @@ def test_too_many_authors_are_refused_with_the_sum() -> None:
 def test_a_folder_that_does_not_exist_is_refused() -> None:
     with pytest.raises(UsageError, match="is not a folder: give embedded, hub, or a folder"):
         tofu("/no/such/folder")
-
-
-def test_a_book_that_is_too_short_says_how_much_it_has(tmp_path: Path) -> None:
-    (tmp_path / "book.txt").write_text("one two three " * 100)
-    with pytest.raises(UsageError, match="has 300 words, enough for 5 passages of 60: expected 90"):
-        copyright(str(tmp_path / "book.txt"))
 
 
 def test_a_book_that_is_not_utf8_names_the_line(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A book to forget: passages that the target recites, held-out passages of the same book that nobody has read."""
+"""A book to forget: the target recites its passages, held-out passages of the same book nobody has read."""
 
 from __future__ import annotations
 
@@ -9,74 +9,185 @@ from soul_exp.data import Item, Part
 from soul_exp.errors import UsageError
 from soul_exp.tasks import embedded, refusals
 from soul_exp.tasks.task import Probe, Task, check_disjoint, forget_parts
-from soul_exp.tasks.text import read_text
+from soul_exp.tasks.text import general_text, read_text
+
+Words = Sequence[str]
+
+PLACE = "{passage}"  # in a wording
+USUAL = (50, 100, 200, 300)  # lengths of prompts that metrics name
 
 
 def copyright(
     source: str = "embedded",
     *,
-    num_passages: int = 60,
-    num_holdout_passages: int = 30,
-    num_retain_passages: int = 120,
-    prompt_words: int = 20,
-    answer_words: int = 40,
+    num_passages: int = 12,
+    num_holdout_passages: int = 8,
+    prompt_words: Sequence[int] = USUAL,
+    answer_words: int = 50,
+    lead_words: int = 20,
+    wordings: Sequence[str] = (PLACE,),
+    context: int | None = None,
+    tokens_per_word: float = 2.0,
+    retain: str = "embedded",
+    retain_revision: str | None = None,
+    num_retain_passages: int = 90,
+    num_general_passages: int = 40,
+    validation_fraction: float = 0.25,
     train_general: bool = True,
 ) -> Task:
     """The copyright task from `source`: "embedded" (a story that the project makes) or a text file.
 
-    Passages of `prompt_words` + `answer_words` words are taken from all over the book; the holdout's are spread evenly
-    among them, the others are to be forgotten. The retrained model reads general text only.
+    A passage has room for the longest prompt and `answer_words` more. Passages are taken from all over the book, the
+    holdout's spread evenly among them. The target is trained on each from its first `lead_words` on; the retrained
+    model reads general text only (`retain`, as `general_text` takes it). What is forgotten stands in all `wordings`.
+
+    Left out, with the reason, are prompts for which the book is too short, or the `context` of the model in tokens.
+    Of each passage the probes `forget` and `holdout` ask every following `answer_words` words after all before them,
+    forget_N and holdout_N a continuation of the first N words; `general` is text that neither model has read. The
+    `validation_fraction` of the passages to forget, and as many of the retained, are probed apart, for tuning.
     """
-    made = source == "embedded"
-    length = prompt_words + answer_words
+    _check(prompt_words, lead_words, wordings)
     wanted = num_passages + num_holdout_passages
-    text = embedded.book(wanted * length) if made else read_text(Path(source), "task.source")
-    words = text.split()
-    passages = [words[i * length : (i + 1) * length] for i in range(len(words) // length)]
-    if len(passages) < wanted:
-        raise UsageError(
-            f"task.source={source} has {len(words)} words, enough for {len(passages)} passages of {length}: expected "
-            f"{wanted}, lower task.num_passages or task.num_holdout_passages"
-        )
-    spaced = [passages[i * len(passages) // wanted] for i in range(wanted)]  # from all over the book
+    longest = wanted * (max(prompt_words) + answer_words)
+    words = (embedded.book(longest) if source == "embedded" else read_text(Path(source), "task.source")).split()
+    reasons = {
+        length: _too_long(length + answer_words, wanted, len(words), source, context, tokens_per_word)
+        for length in sorted(prompt_words)
+    }
+    lengths = [length for length, reason in reasons.items() if reason is None]
+    if not lengths:
+        raise UsageError(next(reason for reason in reasons.values() if reason is not None))
+    size = lengths[-1] + answer_words
+    passages = _spaced(words, size, wanted)
     held = {i * wanted // num_holdout_passages for i in range(num_holdout_passages)} if num_holdout_passages else set()
-    forget = [_item(words, prompt_words) for i, words in enumerate(spaced) if i not in held]
-    holdout = [_item(words, prompt_words) for i, words in enumerate(spaced) if i in held]
-    general = embedded.general_text(num_retain_passages)
-    retain = [_item(text.split(), len(text.split()) // 3) for text in general]
+    forget = [passage for i, passage in enumerate(passages) if i not in held]
+    holdout = [passage for i, passage in enumerate(passages) if i in held]
+
+    general = general_text(retain, num_retain_passages + num_general_passages, revision=retain_revision)
+    texts = [_item(text.split(), len(text.split()) // 3, len(text.split())) for text in general]
+    kept, unread = texts[:num_retain_passages], texts[num_retain_passages:]
     knowledge = embedded.general_authors() + embedded.general_facts()
     questions = [Item(row["question"], row["answer"]) for row in knowledge] if train_general else []
-    check_disjoint(forget, retain)
+    worded = _worded(forget, lead_words, size, wordings)
+    check_disjoint([item for row in worded for item in row], kept)
+
+    tuning = _apart(len(forget), validation_fraction)
     probes = {
-        "forget": Probe(forget, generate=True),
-        "retain": Probe(retain[::3]),
+        "forget": Probe(_pieces([p for i, p in enumerate(forget) if i not in tuning], lengths[0], answer_words)),
+        "retain": Probe([item for i, item in enumerate(kept) if i % 3 == 1]),
+        "general": Probe(unread),
         "knowledge": Probe(
             [Item(row["question"], row["answer"]) for row in knowledge],
             wrong=[[Item(row["question"], wrong) for wrong in row["perturbed_answer"]] for row in knowledge],
         ),
     }
-    missing = {}
+    missing: dict[str, str] = {}
+    if tuning:
+        probes["validation_forget"] = Probe(_pieces([forget[i] for i in sorted(tuning)], lengths[0], answer_words))
+        probes["validation_retain"] = Probe([item for i, item in enumerate(kept) if i % 3 == 2])
+    else:
+        reason = "task.validation_fraction=0 leaves no passage"
+        missing |= dict.fromkeys(("validation_forget", "validation_retain"), reason)
     if holdout:
-        probes["holdout"] = Probe(holdout, generate=True)
+        probes["holdout"] = Probe(_pieces(holdout, lengths[0], answer_words))
     else:
         missing["holdout"] = "task.num_holdout_passages=0 leaves no passage unseen"
+    missing |= {
+        f"{name}_{length}": f"task.prompt_words leaves {length} out"
+        for name in ("forget", "holdout")
+        for length in USUAL
+        if length not in prompt_words
+    }
+    for name, rows in (("forget", forget), ("holdout", holdout)):
+        for number, length in enumerate(sorted(prompt_words)):
+            reason_ = reasons[length] or (missing.get(name) if name == "holdout" else None)
+            if reason_ is not None:
+                missing[f"{name}_{length}"] = reason_
+                continue
+            asked = [
+                _item(row, length, length + answer_words, wordings[(i + number) % len(wordings)])
+                for i, row in enumerate(rows)
+            ]
+            probes[f"{name}_{length}"] = Probe(asked, generate=True)
     return Task(
         name="copyright",
         source=source,
         parts={
-            **forget_parts(forget, refusals.PASSAGES),
-            "retain": Part.of(retain + questions),
+            **forget_parts([row[0] for row in worded], refusals.PASSAGES),
+            "forget": Part(worded),
+            "retain": Part.of(kept + questions),
         },
         probes=probes,
-        target_rows=forget + retain + questions,
-        retrained_rows=retain + questions,
+        target_rows=[*(item for row in worded for item in row), *kept, *questions],
+        retrained_rows=[*kept, *questions],
         caption=(
-            f"copyright ({Path(source).name}): {len(forget)} passages of {length} words forgotten, "
-            f"{len(holdout)} of the same book held out of both trainings"
+            f"copyright ({Path(source).name}): {len(forget)} passages of {size} words forgotten, {len(holdout)} of the "
+            f"same book held out of both trainings"
         ),
         missing=missing,
     )
 
 
-def _item(words: Sequence[str], num_prompt: int) -> Item:
-    return Item(" ".join(words[:num_prompt]), " " + " ".join(words[num_prompt:]), raw=True)
+def _check(prompt_words: Sequence[int], lead_words: int, wordings: Sequence[str]) -> None:
+    whole = all(isinstance(length, int) and not isinstance(length, bool) for length in prompt_words)
+    if not prompt_words or not whole or min(prompt_words) < 1 or len(set(prompt_words)) < len(prompt_words):
+        raise UsageError(
+            f"task.prompt_words={list(prompt_words)}: expected different whole numbers of 1 or more, such as [50,100]"
+        )
+    if lead_words > min(prompt_words):
+        raise UsageError(
+            f"task.lead_words={lead_words} is more than the shortest prompt of {min(prompt_words)} words: lower it"
+        )
+    for wording in wordings or ("",):
+        if not isinstance(wording, str) or not wording.endswith(PLACE):
+            raise UsageError(
+                f"task.wordings: found {wording!r}, expected a text that ends in {PLACE}, after which the book goes on"
+            )
+
+
+def _too_long(
+    size: int, wanted: int, available: int, source: str, context: int | None, tokens_per_word: float
+) -> str | None:
+    """Why passages of `size` words cannot be had, or None if they can."""
+    if available < size * wanted:
+        return (
+            f"task.source={source} has {available} words, enough for {available // size} passages of {size}: expected "
+            f"{wanted}, lower task.num_passages, task.num_holdout_passages or task.prompt_words"
+        )
+    if context is not None and size * tokens_per_word > context:
+        return (
+            f"{size} words may be {size * tokens_per_word:.0f} tokens (task.tokens_per_word={tokens_per_word:g}) and "
+            f"the model reads {context}: raise model.max_length or lower task.prompt_words"
+        )
+    return None
+
+
+def _spaced(words: Words, size: int, wanted: int) -> list[Words]:
+    """`wanted` passages of `size` words from all over the book, in its order, none overlapping."""
+    passages = [words[start : start + size] for start in range(0, len(words) - size + 1, size)]
+    return [passages[i * len(passages) // wanted] for i in range(wanted)]
+
+
+def _apart(count: int, fraction: float) -> set[int]:
+    """The numbers of `fraction` of `count` rows, spread evenly, at least one if the fraction is not 0."""
+    chosen = max(1, round(count * fraction)) if fraction else 0
+    return {int((i + 0.5) * count / chosen) for i in range(chosen)}
+
+
+def _item(words: Words, num_prompt: int, end: int, wording: str = PLACE) -> Item:
+    prompt = wording.replace(PLACE, " ".join(words[:num_prompt]))
+    return Item(prompt, " " + " ".join(words[num_prompt:end]), raw=True)
+
+
+def _pieces(passages: Sequence[Words], shortest: int, answer_words: int) -> list[Item]:
+    """The words after the shortest prompt of each passage, `answer_words` at a time, each after all before it."""
+    return [
+        _item(passage, start, start + answer_words)
+        for passage in passages
+        for start in range(shortest, len(passage) - answer_words + 1, answer_words)
+    ]
+
+
+def _worded(passages: Sequence[Words], lead_words: int, size: int, wordings: Sequence[str]) -> list[list[Item]]:
+    """Every passage in each of the wordings."""
+    return [[_item(passage, lead_words, size, wording) for wording in wordings] for passage in passages]

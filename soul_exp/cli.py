@@ -55,6 +55,7 @@ def run_folder(overrides: str) -> str:
 def register_resolvers() -> None:
     OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
     OmegaConf.register_new_resolver("not", lambda value: not value, replace=True)
+    OmegaConf.register_new_resolver("either", lambda condition, yes, no: yes if condition else no, replace=True)
     OmegaConf.register_new_resolver("equal", lambda a, b: a == b, replace=True)
     OmegaConf.register_new_resolver("device", _device, replace=True)
     OmegaConf.register_new_resolver("choice", _choice, replace=True)
@@ -81,8 +82,8 @@ def plain(cfg: DictConfig, choices: dict[str, str]) -> dict[str, Any]:
 
 
 def check_optional(choices: Mapping[str, str | None]) -> None:
-    """Raises UsageError if a preset or a budget was asked for that is not there: Hydra passes over an optional one."""
-    for group in ("experiment", "budget"):
+    """Raises UsageError if a preset, method or budget was asked for that is not there: Hydra passes over optional ones."""
+    for group in ("experiment", "method", "budget"):
         options = GlobalHydra.instance().config_loader().get_group_options(group)
         if choices.get(group) and choices[group] not in options:
             raise UsageError(f"{group}={choices[group]} is unknown: choose one of {', '.join(options)}")

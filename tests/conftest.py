@@ -10,10 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from soul_exp import models
 from soul_exp.data import Item, Template
 from soul_exp.models import LanguageModel
+
+torch.set_num_threads(1)  # as each of the program's processes has: models are small, and on busy cores two are slower
 
 
 @pytest.fixture

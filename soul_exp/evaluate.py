@@ -25,6 +25,8 @@ from soul_exp.tasks.task import Probe
 
 log = logging.getLogger(__name__)
 
+CUT_TOKENS = 2  # new tokens a token of the answer, where the text is cut by words
+
 
 def ask(
     lm: LanguageModel, probes: Mapping[str, Probe], *, batch_size: int, max_new_tokens: int, label: str = "evaluate"
@@ -33,11 +35,18 @@ def ask(
     items: list[Item] = []
     for probe in probes.values():
         items += _texts(probe)
-    prompts = [item for probe in probes.values() if probe.generate for item in probe.items]
+    asked = [(item, probe.cut) for probe in probes.values() if probe.generate for item in probe.items]
     with _evaluating(lm):
         read = iter(likelihoods(lm, items, batch_size=batch_size, label=f"{label}: likelihoods"))
         texts = iter(
-            generations(lm, prompts, batch_size=batch_size, max_new_tokens=max_new_tokens, label=f"{label}: answers")
+            generations(
+                lm,
+                [item for item, _ in asked],
+                batch_size=batch_size,
+                max_new_tokens=max_new_tokens,
+                cut=[cut for _, cut in asked],
+                label=f"{label}: answers",
+            )
         )
     return {name: _answers(probe, read, texts) for name, probe in probes.items()}
 
@@ -68,10 +77,25 @@ def likelihoods(lm: LanguageModel, items: Sequence[Item], *, batch_size: int, la
 
 
 def generations(
-    lm: LanguageModel, items: Sequence[Item], *, batch_size: int, max_new_tokens: int, label: str = ""
+    lm: LanguageModel,
+    items: Sequence[Item],
+    *,
+    batch_size: int,
+    max_new_tokens: int,
+    cut: Sequence[bool] | None = None,
+    label: str = "",
 ) -> list[str]:
-    """The greedy answer to each item's prompt, at most `max_new_tokens` long, without special tokens."""
+    """The greedy answer to each item's prompt, at most `max_new_tokens` long, without special tokens.
+
+    One that is to be `cut` has at most as many words as the item's answer. It gets CUT_TOKENS times its tokens, so
+    that a text in longer or rarer words is not cut short.
+    """
     encoded = lm.encode(items)
+    cut = cut if cut is not None else [False] * len(items)
+    limits = [
+        min(max_new_tokens, CUT_TOKENS * (len(row.ids) - row.num_prompt)) if short else max_new_tokens
+        for row, short in zip(encoded, cut, strict=True)
+    ]
     device, divided = next(lm.model.parameters()).device, shards.is_sharded(lm.model)
 
     @torch.no_grad()
@@ -87,7 +111,7 @@ def generations(
         out = generate(
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=max(limits[i] for i in numbers),
             do_sample=False,
             temperature=None,
             top_p=None,
@@ -96,9 +120,16 @@ def generations(
             eos_token_id=lm.tokenizer.eos_token_id,
             synced_gpus=divided,  # all ranks run a layer together, to the longest answer of any
         )
-        return [text.strip() for text in lm.tokenizer.batch_decode(out[:, length:], skip_special_tokens=True)]
+        new = [line[: limits[i]] for i, line in zip(numbers, out[:, length:], strict=True)]
+        texts = zip(numbers, lm.tokenizer.batch_decode(new, skip_special_tokens=True), strict=True)
+        return [_begun(text, items[i].answer) if cut[i] else text.strip() for i, text in texts]
 
     return in_batches([row.num_prompt for row in encoded], answer, batch_size, label=label, lockstep=divided)
+
+
+def _begun(text: str, answer: str) -> str:
+    """As many words of `text` as `answer` has."""
+    return " ".join(text.split()[: len(answer.split())])
 
 
 def _texts(probe: Probe) -> list[Item]:

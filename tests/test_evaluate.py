@@ -1,5 +1,7 @@
 """Evaluation: numbers that depend on the model and the text only."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -49,6 +51,18 @@ def test_a_generation_is_the_greedy_continuation_of_its_prompt(lm: LanguageModel
             ids.append(token)
     expected = lm.tokenizer.decode(ids[encoded.num_prompt :], skip_special_tokens=True).strip()
     assert generations(lm, [item], batch_size=1, max_new_tokens=10) == [expected]
+
+
+def test_a_continuation_is_cut_after_as_many_words_as_its_reference(lm: LanguageModel) -> None:
+    texts = [replace(item, answer="one two") for item in items(9)]
+    whole = generations(lm, texts, batch_size=4, max_new_tokens=60)
+    for size in (1, 4):  # who else is in its batch does not matter
+        cut = generations(lm, texts, batch_size=size, max_new_tokens=60, cut=[True] * 8 + [False])
+        for text, short in zip(whole[:8], cut[:8], strict=True):
+            assert short and len(short.split()) <= 2
+            assert " ".join(text.split()).startswith(short.rstrip("\ufffd"))  # the last letter may have lost a byte
+            assert len(lm.tokenizer(short)["input_ids"]) < len(lm.tokenizer(text)["input_ids"])
+        assert cut[8] == whole[8]
 
 
 def test_a_probe_gets_its_own_answers_back_in_its_own_order(lm: LanguageModel) -> None:

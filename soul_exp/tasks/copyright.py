@@ -108,7 +108,7 @@ def copyright(
                 _item(row, length, length + answer_words, wordings[(i + number) % len(wordings)])
                 for i, row in enumerate(rows)
             ]
-            probes[f"{name}_{length}"] = Probe(asked, generate=True)
+            probes[f"{name}_{length}"] = Probe(asked, generate=True, cut=True)
     return Task(
         name="copyright",
         source=source,

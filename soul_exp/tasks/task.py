@@ -16,13 +16,15 @@ from soul_exp.errors import UsageError
 class Probe:
     """Questions put to a model: the likelihood of their answers and, where given, of paraphrased and wrong answers.
 
-    `paraphrases` [N] and `wrong` [N][K] ask the original question. With `generate` the model also answers freely.
+    `paraphrases` [N] and `wrong` [N][K] ask the original question. With `generate` the model also answers freely; its
+    text is `cut` after as many words as the answer has, where that is a piece of a longer text.
     """
 
     items: Sequence[Item]
     paraphrases: Sequence[Item] | None = None
     wrong: Sequence[Sequence[Item]] | None = None
     generate: bool = False
+    cut: bool = False
 
 
 @dataclass(frozen=True)

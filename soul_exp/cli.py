@@ -82,7 +82,7 @@ def plain(cfg: DictConfig, choices: dict[str, str]) -> dict[str, Any]:
 
 
 def check_optional(choices: Mapping[str, str | None]) -> None:
-    """Raises UsageError if a preset, method or budget that was asked for is not there: Hydra passes over optional ones."""
+    """Raises UsageError if a preset, method or budget that was asked for is not there: Hydra passes over such ones."""
     for group in ("experiment", "method", "budget"):
         options = GlobalHydra.instance().config_loader().get_group_options(group)
         if choices.get(group) and choices[group] not in options:

@@ -34,13 +34,22 @@ OBJECTIVES = {
     "simnpo": Objective(functools.partial(losses.simnpo, beta=2.5, margin=0.0), "nll"),
     "po": Objective(losses.po, "kl"),
     "grad_ascent": Objective(losses.grad_ascent, None),
+    "dpo": Objective(functools.partial(losses.dpo, beta=0.1, plain=False), "nll"),
+    "wga": Objective(functools.partial(losses.wga, alpha=1.0), "nll"),
+    "satimp": Objective(functools.partial(losses.satimp, beta1=2.0, beta2=1.0), "nll"),
+    "ce_u": Objective(losses.ce_u, None),
+    "undial": Objective(functools.partial(losses.undial, beta=5.0), None),
+    "random_label": Objective(losses.random_label, "nll"),
+    "kl_forget": Objective(losses.kl_forget, "nll"),
+    "rmu": Objective(functools.partial(losses.rmu, steering=6.5, seed=0), "hidden_mse", gamma=10.0, layer=0),
 }
 
 
 def parts(lm: LanguageModel, names: tuple[str, ...] = ("forget", "retain")) -> dict[str, Any]:
     forget, retain = items(12), items(20, start=30)
     refusal = Part([[Item(i.prompt, "I do not know."), Item(i.prompt, "No idea.")] for i in forget], follows="forget")
-    every = {"forget": Part.of(forget), "retain": Part.of(retain), "refusal": refusal}
+    labels = Part([[Item(i.prompt, forget[k - d].answer) for d in (1, 2)] for k, i in enumerate(forget)], "forget")
+    every = {"forget": Part.of(forget), "retain": Part.of(retain), "refusal": refusal, "random_label": labels}
     return {name: (every[name], lm.encode([i for row in every[name].rows for i in row])) for name in names}
 
 

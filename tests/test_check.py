@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -162,11 +163,31 @@ def test_a_loss_that_asks_for_a_part_the_task_lacks_is_refused(
         check(config, tmp_path / "run")
 
 
+@pytest.mark.parametrize(("loss", "part"), [("random_label", "random_label"), ("dpo", "refusal")])
+def test_a_task_without_a_part_of_the_loss_is_refused(
+    loss: str, part: str, checked: Callable[..., Checked], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = prepare.build_task
+
+    def without(config: Any) -> Any:
+        task = whole(config)
+        return replace(task, parts={name: rows for name, rows in task.parts.items() if name != part})
+
+    checked(f"loss={loss}")
+    monkeypatch.setattr(prepare, "build_task", without)
+    with pytest.raises(UsageError, match=f"loss={loss} .* asks for the part '{part}', but task=tofu offers forget"):
+        checked(f"loss={loss}")
+
+
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [
         (["loss=grad_ascent", "optimizer=adam"], ("forget",)),
         (["loss=grad_ascent"], ("forget", "retain")),
+        (["loss=dpo", "optimizer=adam"], ("forget", "refusal", "retain")),
+        (["loss=rmu", "optimizer=adam"], ("forget", "retain")),
+        (["loss=undial", "optimizer=adam"], ("forget",)),
+        (["loss=random_label", "optimizer=adam"], ("random_label", "retain")),
         (["loss=po", "optimizer.curvature_on=forget"], ("refusal", "retain", "forget")),
         (["loss=po", "optimizer.estimator=hutchinson", "optimizer.curvature_on=both"], ("refusal", "retain", "forget")),
         (["loss=grad_ascent", "optimizer=sophia_soul"], ("forget",)),

@@ -71,6 +71,7 @@ def check(config: Mapping[str, Any], out: Path) -> Checked:
         raise UsageError(f"loss: found {type(objective).__name__}, expected _target_: soul_exp.losses.Objective")
     check_optimizer(config, task, optimizer)
     _check_parts(config, task, objective, optimizer)
+    _check_layer(config, objective)
     schedule: Schedule = built(lambda: Schedule(**config["train"]), "train")
     schedule.accumulation(config["compute"]["processes"])
     _check_models(config, task)
@@ -114,6 +115,14 @@ def _check_parts(config: Mapping[str, Any], task: Task, objective: Objective, op
             )
         if not task.parts[part].rows:
             raise UsageError(f"the part {part!r} of task={config['choices']['task']} is empty: give it rows")
+
+
+def _check_layer(config: Mapping[str, Any], objective: Objective) -> None:
+    """Whether the model has the layer that the loss reads; unknown before a download."""
+    if objective.reads_hidden and (config["model"]["path"] or config["model"]["scratch"]):
+        model = models.described(config["model"])
+        if model is not None:
+            models.layer_of(models.layers_of(model), objective.layer)
 
 
 def _has_wandb_key() -> bool:

@@ -63,6 +63,7 @@ NUMBERS = {
     "compute.processes": COUNT,
     "compute.threads": COUNT,
     "loss.gamma": Number(0),
+    "loss.layer": Number(0, whole=True, null=True),
     "optimizer.lr": POSITIVE,
     "model.max_length": COUNT,
     "task.num_authors": SOME,
@@ -76,6 +77,12 @@ NUMBERS = {
     "task.answer_words": COUNT,
     "task.lead_words": COUNT,
     "task.tokens_per_word": POSITIVE,
+}
+CONSTANTS = {  # of the forget terms of soul_exp.losses; a loss of somebody else's may mean other things by them
+    "beta": POSITIVE,
+    **dict.fromkeys(("alpha", "beta1", "beta2"), Number(0)),
+    "steering": POSITIVE,
+    "seed": SEED,
 }
 TEXTS = {"name": False, "task.source": False, "task.retain": False, "cache": False}  # key -> whether null is allowed
 TEXTS |= dict.fromkeys(("model.path", "model.revision", "retrained.path", "retrained.records"), True)
@@ -93,6 +100,13 @@ def check_options(config: Mapping[str, Any]) -> None:
         present, value = _at(config, key)
         if present and not number.fits(value):
             raise UsageError(f"{key}={value}: expected {number.expected()}")
+    term = config["loss"].get("forget_term")
+    if isinstance(term, Mapping) and str(term.get("_target_")).startswith("soul_exp.losses."):
+        for key in CONSTANTS.keys() & term.keys():
+            if not CONSTANTS[key].fits(term[key]):
+                raise UsageError(f"loss.forget_term.{key}={term[key]}: expected {CONSTANTS[key].expected()}")
+        if not isinstance(term.get("plain", False), bool):
+            raise UsageError(f"loss.forget_term.plain={term['plain']}: expected true or false")
     for key in ("log_gradients", "gradient_checkpointing"):
         if not isinstance(config["train"][key], bool):
             raise UsageError(f"train.{key}={config['train'][key]}: expected true or false")

@@ -6,8 +6,10 @@ B sequences, T answer positions, H hidden size, V vocabulary.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,30 +29,66 @@ BATCH = 32  # sequences a forward pass
 class Reference:
     """Per part and wording: summed answer NLL, and the last hidden states at answer positions with one frozen head.
 
-    Hidden states are H numbers a token where full distributions would be V, and give those exactly.
+    Where a loss reads a layer, that layer's output too. Hidden states are H numbers a token where full distributions
+    would be V, and give those exactly.
     """
 
     nll: dict[str, Tensor] = field(default_factory=dict)  # part -> [number of wordings]; unvisited ones are nan
     hidden: dict[str, dict[int, Tensor]] = field(default_factory=dict)  # part -> wording -> [T_i, H]
     head: nn.Module | None = None
+    states: dict[str, dict[int, Tensor]] = field(default_factory=dict)  # as `hidden`, the output of the loss's layer
 
     def nll_of(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """part -> [B] for the wordings `rows`."""
         return {part: table.to(rows[part].device)[rows[part]] for part, table in self.nll.items() if part in rows}
 
-    @torch.no_grad()
-    def logits_of(self, rows: Mapping[str, Tensor], width: int) -> dict[str, Tensor]:
-        """part -> [B, T, V] for the wordings `rows`, padded to `width` positions."""
-        out = {}
-        for part, states in self.hidden.items():
-            if part in rows:
-                chosen = [states[int(row)] for row in rows[part]]
-                padded = chosen[0].new_zeros(len(chosen), width, chosen[0].shape[-1])
-                for i, state in enumerate(chosen):
-                    padded[i, : len(state)] = state
-                assert self.head is not None
-                out[part] = self.head(padded.to(rows[part].device))
-        return out
+    def logits_of(self, rows: Mapping[str, Tensor], width: int) -> Mapping[str, Tensor]:
+        """part -> [B, T, V] for the wordings `rows`, padded to `width` positions; computed when a part is asked for."""
+
+        @torch.no_grad()
+        def logits(states: Mapping[int, Tensor], rows: Tensor) -> Tensor:
+            assert self.head is not None
+            return self.head(_padded(states, rows, width))
+
+        return _Late({part: partial(logits, self.hidden[part], rows[part]) for part in rows if part in self.hidden})
+
+    def states_of(self, rows: Mapping[str, Tensor], width: int) -> Mapping[str, Tensor]:
+        """part -> [B, T, H], the layer's output for the wordings `rows`, padded with 0 to `width` positions."""
+        return _Late(
+            {part: partial(_padded, self.states[part], rows[part], width) for part in rows if part in self.states}
+        )
+
+
+@dataclass(frozen=True)
+class _Late(Mapping[str, Tensor]):
+    """What is computed when it is looked up: a term pays for the parts that it reads only."""
+
+    made: Mapping[str, Callable[[], Tensor]]
+
+    def __getitem__(self, part: str) -> Tensor:
+        return self.made[part]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.made)
+
+    def __len__(self) -> int:
+        return len(self.made)
+
+
+def _padded(states: Mapping[int, Tensor], rows: Tensor, width: int) -> Tensor:
+    chosen = [states[int(row)] for row in rows]
+    padded = chosen[0].new_zeros(len(chosen), width, chosen[0].shape[-1])
+    for i, state in enumerate(chosen):
+        padded[i, : len(state)] = state
+    return padded.to(rows.device)
+
+
+class Frozen(NamedTuple):
+    """What is kept of one row: summed NLL and, where wanted, what the head read and the layer put out, [T_i, H]."""
+
+    nll: Tensor
+    hidden: Tensor | None
+    states: Tensor | None
 
 
 @torch.no_grad()
@@ -61,8 +99,12 @@ def freeze(
     wanted: Iterable[str],
     parts: Iterable[str],
     pad_id: int,
+    layer: int | None = None,
 ) -> Reference:
-    """The `wanted` ("reference_nll", "reference_logits") of every wording of `parts` that `stream` visits."""
+    """The `wanted` of every wording of `parts` that `stream` visits.
+
+    "reference_nll", "reference_logits" or, of the decoder layer `layer`, "reference_hidden".
+    """
     wanted, reference = set(wanted), Reference()
     if not wanted:
         return reference
@@ -74,27 +116,37 @@ def freeze(
 
             def read(
                 numbers: Sequence[int], encoded: Sequence[Encoded] = encoded, visited: np.ndarray = visited
-            ) -> list[tuple[Tensor, Tensor | None]]:
+            ) -> list[Frozen]:
                 rows = [encoded[visited[i]] for i in numbers]
                 batch = {key: value.to(device) for key, value in pad(rows, pad_id).items()}
-                scored = Scored(reader(model, batch), batch["labels"])
-                nll, hidden = scored.nll.float().cpu(), reader.hidden
-                if "reference_logits" not in wanted:
-                    return [(value, None) for value in nll]
-                assert hidden is not None
-                counts = scored.num_tokens.tolist()
-                return [(nll[i], hidden[i, : int(count)].cpu()) for i, count in enumerate(counts)]
+                if "reference_hidden" in wanted:
+                    logits, states = reader.with_layer(model, batch, layer)
+                else:
+                    logits, states = reader(model, batch), None
+                scored = Scored(logits, batch["labels"])
+                nll, hidden = scored.nll.float().cpu(), reader.hidden if "reference_logits" in wanted else None
+                return [
+                    Frozen(
+                        nll[i],
+                        None if hidden is None else hidden[i, :count].cpu(),
+                        None if states is None else states[i, :count].cpu(),
+                    )
+                    for i, count in enumerate(scored.num_tokens.tolist())
+                ]
 
             lengths = [len(encoded[row].ids) for row in visited]
             found = in_batches(lengths, read, BATCH, lockstep=shards.is_sharded(model))
             table = torch.full((len(encoded),), float("nan"))
-            table[torch.from_numpy(visited)] = torch.stack([nll for nll, _ in found])
+            table[torch.from_numpy(visited)] = torch.stack([row.nll for row in found])
             reference.nll[part] = table
-            states = {
-                int(row): state.to(device) for row, (_, state) in zip(visited, found, strict=True) if state is not None
-            }
-            if states:
-                reference.hidden[part] = states
+            for kept, values in (
+                (reference.hidden, [row.hidden for row in found]),
+                (reference.states, [row.states for row in found]),
+            ):
+                pairs = zip(visited, values, strict=True)
+                by_row = {int(row): value.to(device) for row, value in pairs if value is not None}
+                if by_row:
+                    kept[part] = by_row
     if "reference_logits" in wanted:
         reference.head = _copy(reader.head)
     model.train(was_training)

@@ -82,13 +82,22 @@ class Unlearner(Trainer):
     def _available(self, model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Any]:
         """Everything that a term may name: each part scored by the model, and what the frozen start said of it."""
         batch = self._rows_of(inputs, self.objective.parts)
-        logits = self.reader(model, batch)
+        hidden: Tensor | None = None
+        if self.objective.reads_hidden:
+            logits, hidden = self.reader.with_layer(model, batch, self.objective.layer)
+            # engines wait for a gradient of every weight: those above the layer get 0
+            hidden = hidden + 0 * logits[:, 0, 0].sum()
+        else:
+            logits = self.reader(model, batch)
         size = self.args.per_device_train_batch_size
         blocks = {part: slice(i * size, (i + 1) * size) for i, part in enumerate(self.objective.parts)}
         rows = {part: batch["rows"][block] for part, block in blocks.items()}
         available: dict[str, Any] = {
             part: Scored(logits[block], batch["labels"][block]) for part, block in blocks.items()
         }
+        if hidden is not None:
+            available["hidden"] = {part: hidden[block] for part, block in blocks.items()}
+        available["reference_hidden"] = self.reference.states_of(rows, batch["labels"].shape[1])
         available["reference_nll"] = self.reference.nll_of(rows)
         available["reference_logits"] = self.reference.logits_of(rows, batch["labels"].shape[1])
         return available

@@ -79,7 +79,7 @@ def train(
     stream = Stream(parts, num_steps=num_steps, batch_size=schedule.batch_size, seed=seed)
     wanted = [name for name in objective.names if name.startswith("reference_")]
     models.move(model, device)
-    reference = freeze(model, reader, stream, wanted, objective.parts, pad_id)
+    reference = freeze(model, reader, stream, wanted, objective.parts, pad_id, objective.layer)
     args = _arguments(schedule, num_steps, folder, seed, device, deepspeed, processes, model)
     notes, seconds_before, start = list[str](), 0.0, time.perf_counter()
     if found:

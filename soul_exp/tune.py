@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 VERSION = 1  # raise it when a change to this module changes the numbers of a trial
 CODE = (  # what trains and what measures a trial
-    *("answers.py", "binding.py", "data.py", "evaluate.py", "losses.py", "measure.py", "metrics/*.py", "models.py"),
+    *("answers.py", "binding.py", "data.py", "evaluate.py", "losses/*.py", "measure.py", "metrics/*.py", "models.py"),
     *("optim/**/*.py", "optim/**/*.c", "optimizers.py", "passes.py", "ranks.py", "reference.py", "schedule.py"),
     *("shards.py", "tasks/*.py", "trainer.py", "training.py", "unlearn.py"),
 )
@@ -242,6 +242,7 @@ def _trial_config(config: Mapping[str, Any], lr: float, gamma: float) -> dict[st
         **given,
         "seed": seed,
         "optimizer": _seeded(given["optimizer"], seed),
+        "loss": _seeded(given["loss"], seed),
         "train": {**given["train"], "save_steps": None},
         "tune": None,
         "tuned": None,
@@ -249,7 +250,7 @@ def _trial_config(config: Mapping[str, Any], lr: float, gamma: float) -> dict[st
 
 
 def _seeded(node: Any, seed: int) -> Any:
-    """`node` with `seed` under every key of that name: an optimizer that draws numbers has been given the run's."""
+    """`node` with `seed` under every key of that name: what draws numbers has been given the run's."""
     if not isinstance(node, Mapping):
         return node
     return {key: seed if key == "seed" else _seeded(value, seed) for key, value in node.items()}

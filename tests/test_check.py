@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,14 @@ def checked(configured: Callable[..., dict[str, Any]], tmp_path: Path) -> Callab
         (["wandb.mode=loud"], "choose offline, online or disabled"),
         (["train.batch_size=8", "train.micro_batch_size=3"], "not a multiple of 1 process"),
         (["compute=gpu"], "found 0: choose compute=cpu"),
-        (["loss.retain_term=l2"], "choose one of nll, kl or null"),
+        (["loss.retain_term=l2"], "choose one of nll, kl, hidden_mse or null"),
+        (["loss=wga", "loss.forget_term.alpha=-1"], "loss.forget_term.alpha=-1: expected a number of 0 or more"),
+        (["loss=satimp", "loss.forget_term.beta2=abc"], "loss.forget_term.beta2=abc: expected a number of 0 or more"),
+        (["loss=dpo", "loss.forget_term.beta=0"], "loss.forget_term.beta=0: expected a number above 0"),
+        (["loss=dpo", "loss.forget_term.plain=1"], "loss.forget_term.plain=1: expected true or false"),
+        (["loss=rmu", "loss.forget_term.steering=0"], "loss.forget_term.steering=0: expected a number above 0"),
+        (["loss=rmu", "loss.layer=2"], "loss.layer=2: the model has 2 layers, counted from 0: name one of them"),
+        (["loss=rmu", "loss.layer=-1"], "loss.layer=-1: expected a whole number of 0 or more, or null"),
         (["optimizer.rho=-1"], "rho=-1"),
         (["optimizer.lr=-1"], "optimizer.lr=-1: expected a number above 0"),
         (["optimizer.lr=nan"], "expected a number above 0"),
@@ -155,11 +163,31 @@ def test_a_loss_that_asks_for_a_part_the_task_lacks_is_refused(
         check(config, tmp_path / "run")
 
 
+@pytest.mark.parametrize(("loss", "part"), [("random_label", "random_label"), ("dpo", "refusal")])
+def test_a_task_without_a_part_of_the_loss_is_refused(
+    loss: str, part: str, checked: Callable[..., Checked], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = prepare.build_task
+
+    def without(config: Any) -> Any:
+        task = whole(config)
+        return replace(task, parts={name: rows for name, rows in task.parts.items() if name != part})
+
+    checked(f"loss={loss}")
+    monkeypatch.setattr(prepare, "build_task", without)
+    with pytest.raises(UsageError, match=f"loss={loss} .* asks for the part '{part}', but task=tofu offers forget"):
+        checked(f"loss={loss}")
+
+
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [
         (["loss=grad_ascent", "optimizer=adam"], ("forget",)),
         (["loss=grad_ascent"], ("forget", "retain")),
+        (["loss=dpo", "optimizer=adam"], ("forget", "refusal", "retain")),
+        (["loss=rmu", "optimizer=adam"], ("forget", "retain")),
+        (["loss=undial", "optimizer=adam"], ("forget",)),
+        (["loss=random_label", "optimizer=adam"], ("random_label", "retain")),
         (["loss=po", "optimizer.curvature_on=forget"], ("refusal", "retain", "forget")),
         (["loss=po", "optimizer.estimator=hutchinson", "optimizer.curvature_on=both"], ("refusal", "retain", "forget")),
         (["loss=grad_ascent", "optimizer=sophia_soul"], ("forget",)),

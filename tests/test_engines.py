@@ -24,6 +24,8 @@ from soul_exp.models import LanguageModel
 ENGINES = ("ddp", "zero1", "zero2", "zero3", "zero3_offload")
 ASKED = [name for name in OPTIMIZERS if name not in WRONG]
 PAIRS = [(loss, "sophia") for loss in OBJECTIVES] + [("npo_kl", name) for name in ASKED if name != "sophia"]
+# On two engines always and on the others in the slow test, but for rmu, which reads a layer that ZeRO-3 divides.
+SELDOM = ("dpo", "wga", "satimp", "ce_u", "undial", "random_label", "kl_forget", "rmu")
 TOLERANCE = 1e-5  # of weights that moved by about 1e-2
 
 
@@ -43,6 +45,10 @@ def deepspeed_of(engine: str) -> dict[str, Any] | None:
 
 def cannot(engine: str, optimizer: str) -> bool:
     return optimizer == "sophia_hutchinson" and engine.startswith("zero3")  # check refuses it
+
+
+def is_seldom(engine: str, loss: str) -> bool:
+    return loss in SELDOM and engine not in ("ddp", "zero2") and (engine, loss) != ("zero3", "rmu")
 
 
 @pytest.fixture(scope="module")
@@ -76,18 +82,18 @@ def ended(cases: Mapping[str, Case], model: Path, folder: Path) -> dict[str, lis
     }
 
 
-def cases_of(pairs: Sequence[tuple[str, str]]) -> dict[str, Case]:
+def cases_of(pairs: Sequence[tuple[str, str]], seldom: bool) -> dict[str, Case]:
     return {
         f"{engine}-{loss}-{optimizer}": Case(loss, optimizer, deepspeed_of(engine))
         for engine in ENGINES
         for loss, optimizer in pairs
-        if not cannot(engine, optimizer)
+        if not cannot(engine, optimizer) and (seldom or not is_seldom(engine, loss))
     }
 
 
 @pytest.fixture(scope="module")
 def together(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, list[Ended]]:
-    cases = cases_of(PAIRS)
+    cases = cases_of(PAIRS, seldom=False)
     for engine in ENGINES:
         if not engine.startswith("zero3"):  # check refuses an adapter there
             cases[f"{engine}-adapter"] = Case("npo_kl", "sophia", deepspeed_of(engine), adapter=True)
@@ -111,8 +117,10 @@ def check_equal(engine: str, expected: Ended, found: Sequence[Ended]) -> None:
         assert 0.05 < expected.logged[-1]["win_rate"] < 0.95  # a saturated update would hide a wrong curvature
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize(("loss", "optimizer"), PAIRS)
+@pytest.mark.parametrize(
+    ("engine", "loss", "optimizer"),
+    [(engine, *pair) for pair in PAIRS for engine in ENGINES if not is_seldom(engine, pair[0])],
+)
 def test_two_ranks_end_where_one_process_ends(
     engine: str, loss: str, optimizer: str, alone: Any, together: Mapping[str, list[Ended]]
 ) -> None:
@@ -125,8 +133,9 @@ def test_two_ranks_end_where_one_process_ends(
 def test_so_does_every_other_loss_with_every_other_optimizer(
     alone: Any, model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    others = [pair for pair in itertools.product(OBJECTIVES, ASKED) if pair not in PAIRS]
-    cases = cases_of(others)
+    fast = cases_of(PAIRS, seldom=False)
+    every = cases_of(list(itertools.product(OBJECTIVES, ASKED)), seldom=True)
+    cases = {name: case for name, case in every.items() if name not in fast}
     found = ended(cases, model, tmp_path_factory.mktemp("others"))
     wrong = []
     for name, case in cases.items():

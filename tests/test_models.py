@@ -1,12 +1,15 @@
 """Models: logits at answer positions, tokenizers, what is refused."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import items
+from transformers import PreTrainedModel
 
 from soul_exp import models
+from soul_exp.adapters import Lora
 from soul_exp.data import pad
 from soul_exp.errors import UsageError
 from soul_exp.models import LanguageModel
@@ -67,6 +70,68 @@ def test_pickled_weights_are_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(UsageError, match=r"only pickled weights \(pytorch_model.bin\)"):
         models.check_folder(tmp_path, "model.path")
+
+
+def hidden_states(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+    """What transformers itself calls the hidden states, at answer positions: the embeddings', then each layer's."""
+    whole = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], output_hidden_states=True)
+    return [
+        torch.stack([line[where] for line, where in zip(states, batch["positions"], strict=True)])
+        for states in whole.hidden_states
+    ]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "opt", "phi", "qwen2", "gpt2"])
+def test_a_layers_output_is_the_hidden_state_that_the_library_tells(architecture: str, lm: LanguageModel) -> None:
+    small = {
+        "llama": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2},
+        "opt": {"hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 3, "num_attention_heads": 2,
+                "word_embed_proj_dim": 32},
+        "phi": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2},
+        "qwen2": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2,
+                  "num_key_value_heads": 2},
+        "gpt2": {"n_embd": 32, "n_layer": 3, "n_head": 2},
+    }[architecture]  # fmt: skip
+    model = models.from_scratch({"model_type": architecture, **small}, lm.tokenizer, seed=0).eval()
+    reader = models.AnswerReader(model)
+    batch = pad(lm.encode(items(4)), lm.pad_id)
+    with torch.no_grad():
+        expected = hidden_states(model, batch)
+        hooks = [len(layer._forward_hooks) for layer in reader.layers]  # the library's own
+        for layer in (0, 1):  # the last one's is told after the final norm
+            logits, found = reader.with_layer(model, batch, layer)
+            torch.testing.assert_close(found, expected[layer + 1])
+            assert torch.equal(logits, reader(model, batch))
+    assert [len(layer._forward_hooks) for layer in reader.layers] == hooks  # whoever asks for no layer pays nothing
+
+
+def test_a_layers_output_is_part_of_the_graph_up_to_its_layer(lm: LanguageModel) -> None:
+    batch = pad(lm.encode(items(4)), lm.pad_id)
+    _, states = lm.reader.with_layer(lm.model, batch, 0)
+    states.square().mean().backward()
+    reached = {name for name, p in lm.model.named_parameters() if p.grad is not None}
+    assert reached == {name for name, _ in lm.model.named_parameters() if "layers.0" in name or "embed_tokens" in name}
+
+
+def test_no_number_means_a_layer_as_deep_as_the_seventh_of_32() -> None:
+    layers = [torch.nn.Identity() for _ in range(32)]
+    assert models.layer_of(layers, None) is layers[7] and models.layer_of(layers[:16], None) is layers[3]
+    assert models.layer_of(layers[:2], None) is layers[0] and models.layer_of(layers, 31) is layers[31]
+    with pytest.raises(UsageError, match=r"loss.layer=2: the model has 2 layers, counted from 0: name one of them"):
+        models.layer_of(layers[:2], 2)
+    with pytest.raises(UsageError, match=r"the model tells none: choose another loss"):
+        models.layer_of([], None)
+
+
+def test_an_adapter_leaves_the_layers_where_they_are(lm: LanguageModel) -> None:
+    batch = pad(lm.encode(items(4)), lm.pad_id)
+    with torch.no_grad():
+        _, before = lm.reader.with_layer(lm.model.eval(), batch, 0)
+        wrapped = Lora(4, 8, 0.0, "all-linear", False).wrapped(lm.model, seed=0).eval()
+        reader = models.AnswerReader(wrapped)
+        _, after = reader.with_layer(wrapped, batch, 0)
+    assert len(reader.layers) == 2
+    torch.testing.assert_close(after, before)  # a new adapter adds 0
 
 
 @pytest.mark.parametrize("architecture", ["opt", "phi", "qwen2", "gpt2"])

@@ -34,13 +34,22 @@ OBJECTIVES = {
     "simnpo": Objective(functools.partial(losses.simnpo, beta=2.5, margin=0.0), "nll"),
     "po": Objective(losses.po, "kl"),
     "grad_ascent": Objective(losses.grad_ascent, None),
+    "dpo": Objective(functools.partial(losses.dpo, beta=0.1, plain=False), "nll"),
+    "wga": Objective(functools.partial(losses.wga, alpha=1.0), "nll"),
+    "satimp": Objective(functools.partial(losses.satimp, beta1=2.0, beta2=1.0), "nll"),
+    "ce_u": Objective(losses.ce_u, None),
+    "undial": Objective(functools.partial(losses.undial, beta=5.0), None),
+    "random_label": Objective(losses.random_label, "nll"),
+    "kl_forget": Objective(losses.kl_forget, "nll"),
+    "rmu": Objective(functools.partial(losses.rmu, steering=6.5, seed=0), "hidden_mse", gamma=10.0, layer=0),
 }
 
 
 def parts(lm: LanguageModel, names: tuple[str, ...] = ("forget", "retain")) -> dict[str, Any]:
     forget, retain = items(12), items(20, start=30)
     refusal = Part([[Item(i.prompt, "I do not know."), Item(i.prompt, "No idea.")] for i in forget], follows="forget")
-    every = {"forget": Part.of(forget), "retain": Part.of(retain), "refusal": refusal}
+    labels = Part([[Item(i.prompt, forget[k - d].answer) for d in (1, 2)] for k, i in enumerate(forget)], "forget")
+    every = {"forget": Part.of(forget), "retain": Part.of(retain), "refusal": refusal, "random_label": labels}
     return {name: (every[name], lm.encode([i for row in every[name].rows for i in row])) for name in names}
 
 
@@ -462,3 +471,70 @@ def test_the_reference_is_the_start_model_also_after_training(lm: LanguageModel,
     mask = batch["labels"] != -100
     torch.testing.assert_close(reference.logits_of(rows, mask.shape[1])["retain"][mask], before[mask])
     torch.testing.assert_close(reference.nll_of(rows)["retain"], Scored(before, batch["labels"]).nll)
+
+
+def test_a_layers_frozen_output_and_the_logits_of_a_part_are_made_when_they_are_asked_for(
+    lm: LanguageModel, tmp_path: Path
+) -> None:
+    made = one_trainer(lm, tmp_path, OBJECTIVES["rmu"], ("forget", "retain"))
+    wanted = ["reference_logits", "reference_hidden"]
+    reference = freeze(lm.model, lm.reader, made.stream, wanted, ["forget", "retain"], lm.pad_id, layer=1)
+    batch = made._rows_of(made.data_collator([made.train_dataset[i] for i in range(4)]), ["retain"])
+    with torch.no_grad():
+        _, before = lm.reader.with_layer(lm.model.eval(), batch, 1)
+        for p in lm.model.parameters():
+            p.add_(0.1)
+    rows, mask = {"retain": batch["rows"]}, batch["labels"] != -100
+    torch.testing.assert_close(reference.states_of(rows, mask.shape[1])["retain"][mask], before[mask])
+    assert list(reference.states_of(rows, mask.shape[1])) == ["retain"]
+    assert reference.head is not None
+    calls: list[int] = []
+    reference.head.register_forward_hook(lambda module, args, output: calls.append(len(output)))
+    logits = reference.logits_of({"retain": batch["rows"], "forget": batch["rows"]}, mask.shape[1])
+    assert set(logits) == {"retain", "forget"} and calls == []
+    assert logits["retain"].shape[:2] == mask.shape and calls == [4]
+
+
+def test_rmu_moves_the_weights_up_to_its_layer_and_gives_the_others_a_gradient_of_0(
+    lm: LanguageModel, tmp_path: Path
+) -> None:
+    """None would keep an engine waiting for it."""
+    made = one_trainer(lm, tmp_path, OBJECTIVES["rmu"], ("forget", "retain"))
+    made.create_optimizer()
+    batch = made.data_collator([made.train_dataset[i] for i in range(4)])
+    made.compute_loss(lm.model, batch).backward()
+    moved = {name for name, p in lm.model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert all(p.grad is not None for p in lm.model.parameters())
+    assert moved == {name for name, _ in lm.model.named_parameters() if "layers.0" in name or "embed_tokens" in name}
+
+
+def test_a_layer_is_read_of_layers_that_are_computed_again(
+    lm: LanguageModel, start: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    ends = []
+    for again in (False, True):
+        run(fresh(lm, start), tmp_path / str(again), OBJECTIVES["rmu"], max_steps=2, gradient_checkpointing=again)
+        ends.append(weights(lm))
+    assert torch.equal(*ends) and not torch.equal(ends[0], torch.cat([v.flatten() for v in start.values()]))
+
+
+@pytest.mark.parametrize("name", ["wga", "satimp", "ce_u", "undial", "dpo", "rmu"])
+def test_a_forget_term_makes_answers_less_likely_that_were_learnt(name: str, lm: LanguageModel, tmp_path: Path) -> None:
+    learn = Objective(functools.partial(losses.po), None)
+    learnt = {"refusal": parts(lm)["forget"]}  # po learns what stands in this part
+    train(
+        lm.model, lm.reader, learnt, objective=learn, make_optimizer=functools.partial(AdamW, lr=1e-2), seed=0,
+        schedule=Schedule(1, 12, max_steps=12, warmup_ratio=0.0), pad_id=lm.pad_id, folder=tmp_path / "learn",
+        label="learn",
+    )  # fmt: skip
+    rows = pad(parts(lm)["forget"][1], lm.pad_id)
+
+    def nll() -> float:
+        with torch.no_grad():
+            return float(Scored(lm.reader(lm.model.eval(), rows), rows["labels"]).mean_nll.mean())
+
+    before = nll()
+    forget = Objective(OBJECTIVES[name].forget_term, None, layer=0)
+    outcome = run(lm, tmp_path / "forget", forget, functools.partial(AdamW, lr=3e-3), max_steps=12)
+    assert before < 4.5  # 5.8 is a guess
+    assert outcome.diverged is None and nll() > before + 0.05

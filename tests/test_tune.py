@@ -121,8 +121,11 @@ def test_a_task_without_a_validation_part_cannot_be_tuned_on() -> None:
 
 def test_a_trial_draws_none_of_the_runs_own_random_numbers() -> None:
     optimizer = {"lr": 1e-3, "zeroth_order": {"seed": 0, "lr": 1e-6}, "seed": 0}
-    made = tune._trial_config({**CONFIG, "optimizer": optimizer, "train": {"save_steps": 50}}, 1e-4, 3.0)
+    loss = {**CONFIG["loss"], "forget_term": {"_target_": "soul_exp.losses.rmu", "seed": 0}}
+    given = {**CONFIG, "optimizer": optimizer, "loss": loss, "train": {"save_steps": 50}}
+    made = tune._trial_config(given, 1e-4, 3.0)
     assert made["seed"] == 1000 and made["loss"]["gamma"] == 3.0 and made["train"]["save_steps"] is None
+    assert made["loss"]["forget_term"]["seed"] == 1000
     assert made["optimizer"] == {"lr": 1e-4, "zeroth_order": {"seed": 1000, "lr": 1e-6}, "seed": 1000}
 
 
@@ -143,6 +146,7 @@ def test_what_trains_and_what_measures_decides_a_trials_file_and_compiled_files_
     assert files >= {
         "metrics/tofu.py",
         "evaluate.py",
+        "losses/ascent.py",
         "optim/sophia.py",
         "optim/kernels/cpu.c",
         "tasks/tofu.py",

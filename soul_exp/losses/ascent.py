@@ -1,0 +1,57 @@
+"""Away from the answers: ascent on their NLL, weighted by token, and the bounded form of it."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from soul_exp.losses.scored import Scored, precise
+
+
+def grad_ascent(forget: Scored) -> Tensor:
+    """Minus the mean NLL per answer token: falls as the answers become unlikely, unbounded below.
+
+    `-mean(l_i / n_i)`. With a retain term this is gradient difference. Sources: Jang et al. 2022; Maini et al. 2024.
+    """
+    return -forget.mean_nll.mean()
+
+
+def wga(forget: Scored, *, alpha: float) -> Tensor:
+    """Gradient ascent whose tokens weigh p^alpha, so that forgotten ones pull no longer; `alpha` 0 is `grad_ascent`.
+
+    `mean_i (1/n_i) sum_t sg(p_it^alpha) log p_it`, p_it the label's probability, sg: taken as a constant. Source: Wang
+    et al. 2025 (G-effect), weighted gradient ascent. Open-unlearning takes the mean over the batch's tokens.
+    """
+    weight = (alpha * forget.logp.detach()).exp()
+    return forget.mean(weight * forget.logp)
+
+
+def satimp(forget: Scored, *, beta1: float, beta2: float) -> Tensor:
+    """Gradient ascent whose tokens weigh p^beta1 (1-p)^beta2; both 0 is `grad_ascent`, `beta2` 0 alone is `wga`.
+
+    `mean_i (1/n_i) sum_t sg(p_it^beta1 (1 - p_it)^beta2) log p_it`: p^beta1 weighs down what is forgotten enough
+    (saturation), (1-p)^beta2 what is easily said (importance). A label with p = 1 therefore gets no gradient. Source:
+    Yang et al. 2025 (SatImp). Open-unlearning takes the mean over the batch's tokens.
+    """
+    logp = forget.logp.detach()
+    weight = (beta1 * logp).exp() * (-torch.expm1(logp)).clamp(min=0) ** beta2
+    return forget.mean(weight * forget.logp)
+
+
+def ce_u(forget: Scored) -> Tensor:
+    """Cross entropy to the model's own distribution without the label: its gradient on the label's logit is p_it.
+
+    `-mean_i (1/n_i) sum_t sum_v q_itv log p_itv`, q = sg(softmax of the logits with the label's at -inf): H(q) minus
+    log(1 - p_it), so it falls as the label becomes unlikely and is bounded below by 0. The gradient is that of the mean
+    KL(q || p), at most 1 a logit and 0 once the label is gone. Source: Yang 2025 (CE-U), the mean over the batch's
+    tokens; open-unlearning also leaves out the first token of each answer, ours keeps it.
+    """
+    logits = precise(forget.logits)
+    target = logits.detach().scatter(-1, forget.tokens[..., None], float("-inf")).softmax(-1)
+    return forget.mean(_cross_entropy(logits, target))
+
+
+def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """[B, T] `-sum_v target log softmax(logits)`."""
+    return F.cross_entropy(logits.flatten(0, 1), target.flatten(0, 1), reduction="none").view(target.shape[:-1])

@@ -1,0 +1,64 @@
+"""The two terms of a run, and their sum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from soul_exp.binding import call, names
+from soul_exp.losses.distillation import kl
+from soul_exp.losses.representation import hidden_mse
+from soul_exp.losses.supervised import nll
+
+RETAIN_TERMS: dict[str, Callable[..., Tensor]] = {"nll": nll, "kl": kl, "hidden_mse": hidden_mse}
+MADE = ("reference_nll", "reference_logits", "hidden", "reference_hidden")  # by the run, of the parts
+
+
+@dataclass(frozen=True)
+class Objective:
+    """`forget_term + gamma * retain_term`; `retain_term` is a name from RETAIN_TERMS, a function, or None for none.
+
+    `layer` is the one whose output `hidden` and `reference_hidden` hold, counted from 0; None: `models.layer_of` says.
+    """
+
+    forget_term: Callable[..., Tensor]
+    retain_term: str | Callable[..., Tensor] | None = "nll"
+    gamma: float = 1.0
+    layer: int | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.retain_term, str) and self.retain_term not in RETAIN_TERMS:
+            raise ValueError(
+                f"loss.retain_term={self.retain_term} is unknown: choose one of {', '.join(RETAIN_TERMS)} or null"
+            )
+
+    @property
+    def retain_function(self) -> Callable[..., Tensor] | None:
+        return RETAIN_TERMS[self.retain_term] if isinstance(self.retain_term, str) else self.retain_term
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Everything that the terms ask for, each once, in order."""
+        terms = [self.forget_term] + ([self.retain_function] if self.retain_function else [])
+        return tuple(dict.fromkeys(name for term in terms for name in names(term)))
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts of the batch that the terms ask for."""
+        return tuple(name for name in self.names if name not in MADE)
+
+    @property
+    def reads_hidden(self) -> bool:
+        """Whether a term asks for the output of a layer of the model being trained."""
+        return "hidden" in self.names
+
+    def terms(self, available: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """The forget term and the retain term (None without one), each a scalar, before gamma."""
+        retain = self.retain_function
+        return call(self.forget_term, available), call(retain, available) if retain else None
+
+    def total(self, forget: Tensor, retain: Tensor | None) -> Tensor:
+        return forget if retain is None else forget + self.gamma * retain

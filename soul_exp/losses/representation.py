@@ -1,0 +1,34 @@
+"""What a layer puts out at answer positions, moved or held still: [B, T, H] by part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from soul_exp.losses.scored import Scored, precise
+
+
+def rmu(forget: Scored, hidden: Mapping[str, Tensor], *, steering: float, seed: int) -> Tensor:
+    """The mean squared distance of the layer's output on forget answers from `steering` times a random unit vector.
+
+    `mean_i (1/n_i) sum_t ||h_it - c u||^2 / H` at the layer `loss.layer`, c = `steering`, u uniform on [0, 1)^H drawn
+    from `seed`, then scaled to length 1, the same in the whole run. With `retain_term: hidden_mse` gamma is the paper's
+    alpha. Source: Li et al. 2024 (WMDP): the squared norm, H times ours in both terms; its release divides by H too.
+    Ours is read at answer positions, the paper's at all tokens of a text. The paper trains MLP weights of three layers
+    up to this one; ours trains all weights, of which those above the layer get a gradient from an `nll` or `kl` retain
+    term only.
+    """
+    states = precise(hidden["forget"])
+    u = torch.rand(states.shape[-1], generator=torch.Generator().manual_seed(seed))
+    return forget.mean((states - (steering * u / u.norm()).to(states)).square().mean(-1))
+
+
+def hidden_mse(retain: Scored, hidden: Mapping[str, Tensor], reference_hidden: Mapping[str, Tensor]) -> Tensor:
+    """The mean squared distance of the layer's output on retain answers from the frozen start's; 0 at the start.
+
+    `mean_j (1/n_j) sum_t ||h_jt - h_jt(ref)||^2 / H` at the layer `loss.layer`: RMU's retain term. Source: Li et al.
+    2024 (WMDP), over all tokens of a text.
+    """
+    return retain.mean((precise(hidden["retain"]) - precise(reference_hidden["retain"])).square().mean(-1))

@@ -1,0 +1,68 @@
+"""What the model says of one part of a batch, and the one way in which numbers of tokens become numbers of sequences.
+
+B sequences, T answer positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORED = -100  # the label of a padded position, torch's own convention
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One part of the batch under the current model: `logits` [B, T, V] and `labels` [B, T] over answer positions only.
+
+    Labels are the answer's tokens and its end token; padded positions hold -100.
+    """
+
+    logits: Tensor
+    labels: Tensor
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """[B, T], true where there is a label."""
+        return self.labels != IGNORED
+
+    @cached_property
+    def tokens(self) -> Tensor:
+        """[B, T] the labels, 0 where padded: fit to index a vocabulary with."""
+        return self.labels.clamp(min=0)
+
+    @cached_property
+    def logp(self) -> Tensor:
+        """[B, T] log-probability of each label in nats, 0 where padded; computed in fp32 at least."""
+        logits = precise(self.logits)
+        # flat, because along any but the last dimension torch's softmax takes several times as long
+        flat = F.cross_entropy(logits.flatten(0, 1), self.labels.flatten(), ignore_index=IGNORED, reduction="none")
+        return -flat.view_as(self.labels)
+
+    @cached_property
+    def num_tokens(self) -> Tensor:
+        """[B] number of labels of each sequence."""
+        return self.mask.sum(1)
+
+    @cached_property
+    def nll(self) -> Tensor:
+        """[B] summed negative log-likelihood of each sequence's labels."""
+        return -self.logp.sum(1)
+
+    @cached_property
+    def mean_nll(self) -> Tensor:
+        """[B] negative log-likelihood per label of each sequence."""
+        return self.nll / self.num_tokens
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over sequences of the mean over labels of `values` [B, T], whatever they are where padded."""
+        return (values.masked_fill(~self.mask, 0.0).sum(1) / self.num_tokens).mean()
+
+
+def precise(values: Tensor) -> Tensor:
+    """`values` in fp32 at least."""
+    return values if values.dtype == torch.float64 else values.float()

@@ -72,11 +72,14 @@ NUMBERS = {
     "task.num_passages": COUNT,
     "task.num_holdout_passages": Number(0, whole=True),
     "task.num_retain_passages": COUNT,
-    "task.prompt_words": COUNT,
+    "task.prompt_words": SOME,
+    "task.max_probe_rows": COUNT,
+    "task.max_forget_probe_rows": COUNT,
     "task.answer_words": COUNT,
 }
 TEXTS = {"name": False, "task.source": False, "cache": False}  # key -> whether null is allowed
 TEXTS |= dict.fromkeys(("model.path", "model.revision", "retrained.path", "retrained.records"), True)
+TEXTS |= dict.fromkeys(("task.forget", "task.retain", "task.holdout", "task.revision"), True)
 
 
 def check_options(config: Mapping[str, Any]) -> None:

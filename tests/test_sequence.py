@@ -170,9 +170,7 @@ def test_each_request_starts_from_the_last_ones_model_and_is_asked_about_it(twin
     first, second, last = (of(twin / name) for name in ("request-1", "request-2", "."))
     assert last.metrics == second.metrics and "the last of 2 requests" in last.notes[-1]
     assert first.config["task"]["request"] == 1 and second.config["start"] == str(twin / "request-1" / "model")
-    for number, found in ((1, first), (2, second)):
-        losses = [json.loads(line) for line in (twin / f"request-{number}" / "train.jsonl").open()]
-        assert found.num_steps == 30 and len(losses) == 15
+    assert first.num_steps == second.num_steps == 30
     assert first.metrics["unlearned"]["earlier_probability"] is None
     assert first.reasons["earlier_probability"] == "nothing was forgotten before the first request"
     assert second.metrics["original"]["earlier_probability"] == first.metrics["original"]["forget_probability"]

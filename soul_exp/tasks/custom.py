@@ -92,8 +92,9 @@ def custom(
     if before:
         all_before = [replace(row, paraphrase=None, wrong=None) for table in before for row in table.rows]
         tables[EARLIER] = (" and ".join(table.name for table in before), _spread(all_before, max_probe_rows))
-    elif requests is not None:
-        missing[EARLIER] = "nothing was forgotten before the first request"
+    else:
+        first = "nothing was forgotten before the first request"
+        missing[EARLIER] = first if requests is not None else "task.requests is not given"
     probes = {}
     for name, (table_name, rows) in tables.items():
         probes[name], absent = _probe(rows, table_name)

@@ -12,7 +12,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -88,10 +88,10 @@ def read(
 
 def distinct(table: Rows) -> tuple[Rows, str | None]:
     """`table` without rows that repeat an earlier one exactly, and one sentence on them; None if there are none."""
-    first: dict[Row, str] = {}
+    first: dict[object, str] = {}
     repeats = []
     for row in table.rows:
-        before = first.setdefault(replace(row, place=""), row.place)
+        before = first.setdefault((row.item, row.paraphrase, row.wrong), row.place)
         if before != row.place:
             repeats.append((row.place, before))
     if not repeats:

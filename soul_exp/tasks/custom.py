@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from soul_exp.data import Item, Part
@@ -17,7 +17,6 @@ TYPE = (
     '{"text": "..."} for every row'
 )
 EARLIER = "earlier"  # the probe of all requests before this one
-Notes = list[str]
 
 
 def custom(
@@ -52,11 +51,10 @@ def custom(
     if retain is None:
         raise UsageError(f"task=custom has no rows to retain (task.retain=null): {TYPE}")
     named = {field: field for field in FIELDS} | dict(columns or {})
-    notes: Notes = []
+    notes: list[str] = []
 
     def rows_of(place: str, option: str) -> Rows:
-        table = read(place, option, columns=named, revision=revision, prompt_words=prompt_words)
-        table, said = distinct(table)
+        table, said = distinct(read(place, option, columns=named, revision=revision, prompt_words=prompt_words))
         notes.extend([said] if said else [])
         return table
 
@@ -64,56 +62,23 @@ def custom(
     asked = [rows_of(place, option) for place in wanted]
     kept = rows_of(retain, "task.retain")
     held = rows_of(holdout, "task.holdout") if holdout is not None else None
-    drop = overlap == "drop"
-    for number, table in enumerate(asked):
-        for earlier in range(number):
-            table = asked[number] = _without(table, asked[earlier], drop, notes)
-        kept = _without(kept, table, drop, notes)
-        if held is not None:
-            _without(held, table, False, notes)  # one of the two statements about it is wrong
-    if held is not None:
-        kept = _without(kept, held, drop, notes)
+    asked, kept = _disjoint(asked, kept, held, overlap == "drop", notes)
 
-    now, before = asked[request - 1], asked[: request - 1]
-    missing = {}
-    tables: dict[str, tuple[str, Sequence[Row]]] = {}
-    tune, test = _divided(_spread(now.rows, max_forget_probe_rows), validation_fraction)
-    tune_kept, test_kept = _divided(_spread(kept.rows, max_probe_rows), validation_fraction)
-    tables |= {"forget": (now.name, test), "retain": (kept.name, test_kept)}
-    if held is not None:
-        tables["holdout"] = (held.name, _spread(held.rows, max_probe_rows))
-    else:
-        missing["holdout"] = "task.holdout is not given, so no text is known to be unseen"
-    if tune and tune_kept:
-        tables |= {"validation_forget": (now.name, tune), "validation_retain": (kept.name, tune_kept)}
-    else:
-        why = f"task.validation_fraction={validation_fraction:g} leaves no rows"
-        missing |= dict.fromkeys(("validation_forget", "validation_retain"), why)
-    if before:
-        all_before = [replace(row, paraphrase=None, wrong=None) for table in before for row in table.rows]
-        tables[EARLIER] = (" and ".join(table.name for table in before), _spread(all_before, max_probe_rows))
-    else:
-        first = "nothing was forgotten before the first request"
-        missing[EARLIER] = first if requests is not None else "task.requests is not given"
-    probes = {}
-    for name, (table_name, rows) in tables.items():
-        probes[name], absent = _probe(rows, table_name)
-        missing |= {f"{name}.{field}": why for field, why in absent.items()}
-
-    items = now.items
-    later = [item for table in asked[request:] for item in table.items]
-    if requests is not None and request > 1:
+    now, later = asked[request - 1], [item for table in asked[request:] for item in table.items]
+    counts = _Counts(max_forget_probe_rows, max_probe_rows, validation_fraction)
+    probes, missing = _probes(asked[:request], kept, held, counts)
+    if requests is None:
+        missing[EARLIER] = "task.requests is not given"
+    if request > 1:
         notes.append(
             f"request {request} of {len(asked)} starts from the model that request {request - 1} left; the original "
             f"model is that before the first"
         )
+    sentences = refusals.PASSAGES if all(item.raw for item in now.items) else refusals.QUESTIONS
     return Task(
         name="custom",
         source=wanted[request - 1],
-        parts={
-            **forget_parts(items, refusals.PASSAGES if all(item.raw for item in items) else refusals.QUESTIONS),
-            "retain": Part.of(kept.items),
-        },
+        parts={**forget_parts(now.items, sentences), "retain": Part.of(kept.items)},
         probes=probes,
         target_rows=[item for table in asked for item in table.items] + kept.items,
         retrained_rows=later + kept.items,
@@ -122,6 +87,60 @@ def custom(
         trained_before=trained_before,
         notes=notes,
     )
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """How many rows are probed at most, and which share of them apart."""
+
+    forget: int
+    others: int
+    validation_fraction: float
+
+
+def _disjoint(
+    asked: Sequence[Rows], kept: Rows, held: Rows | None, drop: bool, notes: list[str]
+) -> tuple[list[Rows], Rows]:
+    """The requests and what is to be retained, without rows that two files share; raises as `_without` does."""
+    requests: list[Rows] = []
+    for table in asked:
+        for earlier in requests:
+            table = _without(table, earlier, drop, notes)
+        requests.append(table)
+        kept = _without(kept, table, drop, notes)
+        if held is not None:
+            _without(held, table, False, notes)  # one of the two statements about it is wrong
+    return requests, _without(kept, held, drop, notes) if held is not None else kept
+
+
+def _probes(
+    asked: Sequence[Rows], kept: Rows, held: Rows | None, counts: _Counts
+) -> tuple[dict[str, Probe], dict[str, str]]:
+    """The probes of the last of the requests `asked` so far, and why there are no others."""
+    *before, now = asked
+    tune, test = _divided(_spread(now.rows, counts.forget), counts.validation_fraction)
+    tune_kept, test_kept = _divided(_spread(kept.rows, counts.others), counts.validation_fraction)
+    tables: dict[str, tuple[Rows, Sequence[Row]]] = {"forget": (now, test), "retain": (kept, test_kept)}
+    missing = {}
+    if held is not None:
+        tables["holdout"] = (held, _spread(held.rows, counts.others))
+    else:
+        missing["holdout"] = "task.holdout is not given, so no text is known to be unseen"
+    if tune and tune_kept:
+        tables |= {"validation_forget": (now, tune), "validation_retain": (kept, tune_kept)}
+    else:
+        why = f"task.validation_fraction={counts.validation_fraction:g} leaves no rows"
+        missing |= dict.fromkeys(("validation_forget", "validation_retain"), why)
+    if before:
+        known = [replace(row, paraphrase=None, wrong=None) for table in before for row in table.rows]
+        tables[EARLIER] = (now, _spread(known, counts.others))
+    else:
+        missing[EARLIER] = "nothing was forgotten before the first request"
+    probes = {}
+    for name, (table, rows) in tables.items():
+        probes[name], absent = _probe(rows, table.name.partition("=")[0])
+        missing |= {f"{name}.{field}": why for field, why in absent.items()}
+    return probes, missing
 
 
 def _wanted(forget: str | None, requests: Sequence[str] | None) -> list[str]:
@@ -139,19 +158,19 @@ def _wanted(forget: str | None, requests: Sequence[str] | None) -> list[str]:
     return list(requests)
 
 
-def _without(table: Rows, other: Rows, drop: bool, notes: Notes) -> Rows:
+def _without(table: Rows, other: Rows, drop: bool, notes: list[str]) -> Rows:
     """`table` less the rows that `other` has too, which is noted. Raises UsageError if they are not to be dropped."""
     both = shared(other, table)
     if not both:
         return table
     theirs, ours = both[0]
-    advice = "or type task.overlap=drop" if drop or table.name.startswith(("task.retain=", "task.requests=")) else ""
     said = (
         f"{len(both)} row(s) of {table.name} are in {other.name} too, the first being {ours.place}, there "
         f"{theirs.place} ({ours.item.prompt[:40]!r})"
     )
     if not drop:
-        raise UsageError(f"{said}: remove them from one of the two{', ' + advice if advice else ''}")
+        advice = "" if table.name.startswith("task.holdout=") else ", or type task.overlap=drop"
+        raise UsageError(f"{said}: remove them from one of the two{advice}")
     gone = {row.place for _, row in both}
     left = [row for row in table.rows if row.place not in gone]
     if not left:
@@ -171,9 +190,9 @@ def _divided(rows: Sequence[Row], fraction: float) -> tuple[list[Row], list[Row]
     return [row for row in rows if row.place in chosen], [row for row in rows if row.place not in chosen]
 
 
-def _probe(rows: Sequence[Row], name: str) -> tuple[Probe, dict[str, str]]:
+def _probe(rows: Sequence[Row], option: str) -> tuple[Probe, dict[str, str]]:
     """The probe of `rows`, and the fields that its answers will lack, with the reason."""
-    missing, option = {}, name.partition("=")[0]
+    missing = {}
     items = [row.item for row in rows]
     paraphrases = [Item(row.item.prompt, row.paraphrase) for row in rows if row.paraphrase is not None]
     wrong = [[Item(row.item.prompt, text) for text in row.wrong] for row in rows if row.wrong is not None]

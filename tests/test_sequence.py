@@ -118,9 +118,7 @@ def test_what_is_null_for_one_reason_is_told_in_one_line(scratch: Path) -> None:
 
 def test_ones_own_checkpoint_is_the_target_as_it_is(scratch: Path, files: Path) -> None:
     """Nothing is trained before unlearning; what compares with a retrained model is null, or has one that is given."""
-    made = {_role(path): path.parent for path in (files / "cache").glob("models/*/prepared.json")}
-    shutil.copytree(made["target"], files / "checkpoint")
-    (files / "checkpoint" / prepare.DONE).unlink()  # as if somebody else had made it
+    copied(files, "target", "checkpoint")
     before = set((files / "cache" / "models").iterdir())
     said = ran(files, "mine", *ONE, "model.path=checkpoint")
     assert set((files / "cache" / "models").iterdir()) == before and "prepared models" not in said
@@ -131,14 +129,12 @@ def test_ones_own_checkpoint_is_the_target_as_it_is(scratch: Path, files: Path) 
     assert found.metrics["unlearned"]["mia_auc"] == whole.metrics["unlearned"]["mia_auc"]
     assert found.forget_quality is None
     assert found.reasons["forget_quality"].startswith("no retrained model, as model.path is the target as it is: give")
-    ran(files, "compared", *ONE, "model.path=checkpoint", f"retrained.path={made['retrained']}")
+    ran(files, "compared", *ONE, "model.path=checkpoint", f"retrained.path={copied(files, 'retrained', 'other')}")
     assert of(files / "compared").metrics["unlearned"] == whole.metrics["unlearned"]
 
 
 def test_ones_own_checkpoint_that_knows_nothing_yet_is_trained_first(scratch: Path, files: Path) -> None:
-    made = {_role(path): path.parent for path in (files / "cache").glob("models/*/prepared.json")}
-    shutil.copytree(made["retrained"], files / "base")
-    (files / "base" / prepare.DONE).unlink()
+    copied(files, "retrained", "base")
     before = len(list((files / "cache" / "models").glob("*/prepared.json")))
     ran(files, "tuned", *ONE, "model.path=base", "task.trained_before=false")
     assert len(list((files / "cache" / "models").glob("*/prepared.json"))) == before + 2
@@ -147,8 +143,11 @@ def test_ones_own_checkpoint_that_knows_nothing_yet_is_trained_first(scratch: Pa
     assert found.metrics["original"]["forget_perplexity"] < of(scratch).metrics["retrained"]["forget_perplexity"]
 
 
-def _role(path: Path) -> str:
-    return str(json.loads(path.read_text())["role"])
+def copied(files: Path, role: str, name: str) -> Path:
+    """The model of that role of the run from scratch, in a folder that somebody else might have made."""
+    shutil.copytree(files / "cache" / "models" / of(files / "scratch").data_hashes[f"model.{role}"], files / name)
+    (files / name / prepare.DONE).unlink()
+    return files / name
 
 
 def test_a_checkpoint_of_a_run_is_measured_with_its_own_numbers(scratch: Path, files: Path) -> None:
@@ -206,6 +205,18 @@ def test_a_sequence_killed_in_its_second_request_resumes_to_the_same_bits(twin: 
         assert kills.numbers(out / request) == kills.numbers(twin / request)
     assert of(out).metrics == of(twin).metrics and of(out).notes == of(twin).notes
     assert ran(files, "killed", *TWO).endswith(f"finished before, skipped: {out}\n")
+
+
+def test_a_sequence_from_ones_own_checkpoint_prepares_nothing(scratch: Path, files: Path) -> None:
+    copied(files, "target", "own")
+    before = set((files / "cache" / "models").iterdir())
+    ran(files, "own-sequence", *TWO, "train.max_steps=4", "model.path=own")
+    assert set((files / "cache" / "models").iterdir()) == before
+    first, second = (of(files / "own-sequence" / name) for name in ("request-1", "request-2"))
+    assert second.config["start"].endswith("own-sequence/request-1/model")
+    assert set(second.metrics) == {"original", "unlearned"} and second.forget_quality is None
+    assert second.metrics["original"]["earlier_probability"] == first.metrics["original"]["forget_probability"]
+    assert second.metrics["original"]["forget_probability"] != second.metrics["unlearned"]["forget_probability"]
 
 
 def test_another_sequence_in_the_same_folder_is_refused(twin: Path, files: Path) -> None:

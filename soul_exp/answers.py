@@ -16,6 +16,14 @@ from typing import Any
 import numpy as np
 
 
+class NotRecordedError(ValueError):
+    """A metric asks for a field that the probe did not record."""
+
+    def __init__(self, field: str) -> None:
+        super().__init__(f"found answers without {field}, expected the task's probe to record it for this metric")
+        self.field = field
+
+
 @dataclass(frozen=True)
 class Answers:
     """The answers of one model to one probe; every field has one entry per example, in the probe's order.
@@ -47,10 +55,10 @@ class Answers:
         return len(self.nll)
 
     def needed(self, field: str) -> Any:
-        """The field of that name; ValueError if the probe did not record it."""
+        """The field of that name; NotRecordedError, a ValueError, if the probe did not record it."""
         values = getattr(self, field)
         if values is None:
-            raise ValueError(f"found answers without {field}, expected the task's probe to record it for this metric")
+            raise NotRecordedError(field)
         return values
 
     def numbers(self, field: str) -> np.ndarray:

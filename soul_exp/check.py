@@ -13,7 +13,7 @@ from typing import Any
 import hydra.utils
 import torch
 
-from soul_exp import adapters, attention, binding, disk, models, prepare
+from soul_exp import adapters, attention, binding, disk, models, prepare, rehearsal
 from soul_exp.adapters import Lora
 from soul_exp.answers import Answers, read_retrained
 from soul_exp.disk import Need
@@ -185,7 +185,10 @@ def _check_layers(config: Mapping[str, Any]) -> None:
 def _check_models(config: Mapping[str, Any], task: Task) -> None:
     model, retrained, stages = config["model"], config["retrained"], config["stages"]
     if task.trained_before and not model["path"]:
-        raise UsageError("the task takes model.path as its target, but no model.path is given: name a checkpoint")
+        raise UsageError(
+            "task.trained_before=true takes model.path as the target, but no model.path is given: name a checkpoint, "
+            "or type task.trained_before=false to have one trained"
+        )
     if not model["path"] and not model["scratch"]:
         raise UsageError("the model has neither model.path nor model.scratch: give a checkpoint folder or hub name")
     if retrained["path"] and retrained["records"]:
@@ -246,8 +249,7 @@ def _reasons(
     elif _is_unknown_checkpoint(config) and config["task"].get("num_holdout_authors", 0) is None:
         missing["holdout"] = "whether model.path saw the holdout is unknown: set task.num_holdout_authors if it did not"
     if records is None and not has_retrained(config, task):
-        prepared = "" if "prepare" in config["stages"] or task.trained_before else "add prepare to stages, or "
-        missing["retrained"] = f"no retrained model: {prepared}give retrained.path or retrained.records"
+        missing["retrained"] = _no_retrained(config, task)
     reasons = {}
     for name, metric in metrics.items():
         names = binding.names(metric)
@@ -259,6 +261,9 @@ def _reasons(
                     f"the metric {name} asks for the probe {wanted!r}, but task={config['choices']['task']} offers "
                     f"{', '.join(task.probes)}: remove task.metrics.{name}"
                 )
+        lack = rehearsal.lacking(metric, task.probes) if name not in reasons else None
+        if lack:
+            reasons[name] = missing.get(".".join(lack), f"the probe {lack[0]} records no {lack[1]}")
         if records is not None and name not in reasons:
             absent = [wanted for wanted in names if wanted not in records and wanted != "retrained"]
             if absent:  # no model has a metric that compares with them, the others have one that does not
@@ -267,6 +272,16 @@ def _reasons(
             else:
                 _try(metric, records, name)
     return reasons
+
+
+def _no_retrained(config: Mapping[str, Any], task: Task) -> str:
+    if prepare.is_given(config, task):
+        return (
+            "no retrained model, as model.path is the target as it is: give retrained.path or retrained.records, or "
+            "have both trained here with task.trained_before=false"
+        )
+    prepared = "" if "prepare" in config["stages"] else "add prepare to stages, or "
+    return f"no retrained model: {prepared}give retrained.path or retrained.records"
 
 
 def _try(metric: Callable[..., float], records: Mapping[str, Answers], name: str) -> None:

@@ -1,4 +1,4 @@
-"""The command line: Hydra composes, `experiment.run` runs; a sweep's jobs each in fresh processes, failures named."""
+"""The command line: Hydra composes, `sequence.run` runs; a sweep's jobs each in fresh processes, failures named."""
 
 from __future__ import annotations
 
@@ -36,7 +36,11 @@ ERROR = "error.txt"  # in a failed run's folder: why
 TUNED = ("optimizer.", "loss.", "train.")  # the sections that an entry of tuned/ sets; of which these change no number:
 NO_NUMBER = ("train.micro_batch_size", "train.logging_steps", "train.save_steps", "train.gradient_checkpointing")
 MULTIRUN = ("-m", "--multirun")
-PLACES = (("task", "source"), ("task", "retain"), ("model", "path"), ("retrained", "path"), ("retrained", "records"))
+PATHS = {  # options that may name files
+    "task": ("source", "forget", "retain", "holdout", "requests"),
+    "model": ("path",),
+    "retrained": ("path", "records"),
+}
 CHOICES = ("model", "task", "loss", "optimizer", "compute", "precision", "adapter")
 
 
@@ -68,17 +72,18 @@ def plain(cfg: DictConfig, choices: dict[str, str]) -> dict[str, Any]:
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
     config["choices"] = {group: choices[group] for group in CHOICES}
     config["cache"] = _absolute(config["cache"])
-    for section, key in (
-        ("task", "source"),
-        ("task", "retain"),
-        ("model", "path"),
-        ("retrained", "path"),
-        ("retrained", "records"),
-    ):
-        value = config[section].get(key)
-        if isinstance(value, str) and value and (value.startswith((".", "/", "~")) or Path(value).exists()):
-            config[section][key] = _absolute(value)
+    for section, keys in PATHS.items():
+        for key in keys:
+            value = config[section].get(key)
+            if isinstance(value, list):
+                config[section][key] = [_absolute(path) if _is_path(path) else path for path in value]
+            elif _is_path(value):
+                config[section][key] = _absolute(value)
     return config
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str) and bool(value) and (value.startswith((".", "/", "~")) or Path(value).exists())
 
 
 def check_optional(choices: Mapping[str, str | None]) -> None:
@@ -102,7 +107,7 @@ def tuned_on(config: Mapping[str, Any], overrides: Sequence[str]) -> str | None:
 def job(cfg: DictConfig, crew: Crew | None = None) -> float | None:
     """One run, in the processes of `crew` if there is one; returns what a sweeper maximises (utility), or None."""
     _say_device_to_deepspeed()
-    from soul_exp import experiment, tables
+    from soul_exp import sequence, tables
 
     hydra_config = HydraConfig.get()
     out = Path(hydra_config.runtime.output_dir)
@@ -114,11 +119,13 @@ def job(cfg: DictConfig, crew: Crew | None = None) -> float | None:
     config["tuned"] = tuned_on(config, hydra_config.overrides.task)
     if crew is not None:
         _take_size(config, crew, hydra_config)
-    results = experiment.run(config, out, crew, part_of_sweep=hydra_config.mode == RunMode.MULTIRUN)
+    results = sequence.run(config, out, crew, part_of_sweep=hydra_config.mode == RunMode.MULTIRUN)
     if results is None:
         return None
     print(tables.comparison(results))
     print(f"results: {out / 'results.json'}")
+    if config["task"].get("requests"):
+        print(f"all requests: python -m soul_exp.tables {out}")
     return results.utility
 
 

@@ -55,6 +55,18 @@ def need(config: Mapping[str, Any], task: Task) -> Need | None:
     )
 
 
+def together(needs: Sequence[Need | None]) -> Need | None:
+    """What runs that follow one another need in all; None if it is unknown of one."""
+    known = [need for need in needs if need is not None]
+    if len(known) < len(needs):
+        return None
+    return Need(
+        model=sum(need.model for need in known),
+        checkpoints=max(need.checkpoints for need in known),
+        prepared={place: size for need in known for place, size in need.prepared.items()},
+    )
+
+
 def check_run(needed: Need | None, out: Path, cache: Path) -> None:
     """Raises UsageError if the run in `out` does not fit; what it has written there before counts as its own."""
     if needed is not None:

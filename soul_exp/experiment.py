@@ -22,8 +22,8 @@ from soul_exp.tasks.task import content_hash
 
 log = logging.getLogger(__name__)
 
-# these do not change the numbers, or (the data) are compared by content
-NOT_COMPARED = ("name", "stages", "overwrite", "cache", "save", "compute", "wandb", "choices", "resume")
+# these do not change the numbers, or (the data, and so what a sequence starts from) are compared by content
+NOT_COMPARED = ("name", "stages", "overwrite", "cache", "save", "compute", "wandb", "choices", "resume", "start")
 
 
 def need(config: Mapping[str, Any]) -> disk.Need | None:
@@ -46,11 +46,13 @@ def run(config: Mapping[str, Any], out: Path, crew: Crew | None = None, part_of_
 def _run(
     config: Mapping[str, Any], checked: Checked, out: Path, crew: Crew | None, part_of_sweep: bool
 ) -> Results | None:
-    previous = _finished(config, checked, out)
+    previous = finished(config, checked, out)
     if previous is not None:
         log.info("finished before, skipped: %s", out)
         checkpoints.remove_all(out / unlearn.CHECKPOINTS)  # it may have been killed before it could do that
         return previous
+    for note in checked.task.notes:
+        log.info("%s", note)
     if not config["stages"]:
         log.info("checked, nothing to run (stages=[]): %s", out)
         return None
@@ -128,7 +130,7 @@ def _unanswered(config: Mapping[str, Any], checked: Checked) -> list[str]:
     return [role for role, place in places.items() if prepare.answers_of(config, checked.task, place) is None]
 
 
-def _finished(config: Mapping[str, Any], checked: Checked, out: Path) -> Results | None:
+def finished(config: Mapping[str, Any], checked: Checked, out: Path) -> Results | None:
     """The results in `out` if they are this configuration's. Raises UsageError if they are another's."""
     previous = None if config["overwrite"] else results.read(out)
     if previous is None:

@@ -74,8 +74,10 @@ NUMBERS = {
     "task.num_holdout_passages": Number(0, whole=True),
     "task.num_retain_passages": COUNT,
     "task.num_general_passages": COUNT,
+    "task.max_probe_rows": COUNT,
+    "task.max_forget_probe_rows": COUNT,
     "task.answer_words": COUNT,
-    "task.lead_words": COUNT,
+    "task.lead_words": SOME,
     "task.tokens_per_word": POSITIVE,
 }
 CONSTANTS = {  # of the forget terms of soul_exp.losses; a loss of somebody else's may mean other things by them
@@ -84,8 +86,9 @@ CONSTANTS = {  # of the forget terms of soul_exp.losses; a loss of somebody else
     "steering": POSITIVE,
     "seed": SEED,
 }
-TEXTS = {"name": False, "task.source": False, "task.retain": False, "cache": False}  # key -> whether null is allowed
+TEXTS = {"name": False, "task.source": False, "cache": False}  # key -> whether null is allowed
 TEXTS |= dict.fromkeys(("model.path", "model.revision", "retrained.path", "retrained.records"), True)
+TEXTS |= dict.fromkeys(("task.forget", "task.retain", "task.holdout", "task.revision"), True)
 
 
 def check_options(config: Mapping[str, Any]) -> None:

@@ -95,15 +95,20 @@ def recipes(config: Mapping[str, Any], task: Task) -> dict[str, dict[str, Any]]:
             return {}
     rows = {"target": task.target_rows, "retrained": task.retrained_rows}
     given = {
-        "target": task.trained_before or published_target(config) is not None,
+        "target": is_given(config, task) or published_target(config) is not None,
         "retrained": bool(
-            task.trained_before
+            is_given(config, task)
             or config["retrained"]["path"]
             or config["retrained"]["records"]
             or published_target(config)
         ),
     }
     return {role: recipe(model, config["prepare"], rows[role], task.target_rows) for role in rows if not given[role]}
+
+
+def is_given(config: Mapping[str, Any], task: Task) -> bool:
+    """Whether model.path is the target as it is; where a checkpoint is only measured, it names that one."""
+    return task.trained_before and config["stages"] != ["evaluate"]
 
 
 def hashes(config: Mapping[str, Any], task: Task) -> dict[str, str]:
@@ -270,13 +275,18 @@ def checkpoints(config: Mapping[str, Any], task: Task) -> dict[str, Checkpoint]:
     for role, made_by in recipes(config, task).items():
         found[role] = Checkpoint(str(folder_of(cache, made_by)))
     published = published_target(config)
-    if task.trained_before:
+    if is_given(config, task):
         found["target"] = Checkpoint(config["model"]["path"], config["model"]["revision"])
     elif published is not None:
         found["target"] = published
     if config["retrained"]["path"]:
         found["retrained"] = Checkpoint(config["retrained"]["path"], config["retrained"]["revision"])
     return found
+
+
+def start_of(config: Mapping[str, Any], task: Task) -> Checkpoint:
+    """What unlearning starts from: the target, or what an earlier request of the same sequence left of it."""
+    return Checkpoint(config["start"]) if config.get("start") else checkpoints(config, task)["target"]
 
 
 def _start_model(config: Mapping[str, Any], task: Task) -> LanguageModel:

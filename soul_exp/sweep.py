@@ -42,7 +42,7 @@ class BeforeSweep(Callback):
 
 def forecast(config: DictConfig) -> str:
     """One line on what the sweep of `config` will need. Raises UsageError if it does not fit."""
-    from soul_exp import disk, experiment
+    from soul_exp import disk, sequence
 
     jobs = combinations(config)
     kinds = Counter(tuple(override for override in job if _decides(override)) for job in jobs)
@@ -56,7 +56,7 @@ def forecast(config: DictConfig) -> str:
     for kind, count in kinds.items():
         if count:
             try:
-                needs.append((count, experiment.need(composed(config, kind))))
+                needs.append((count, sequence.need(composed(config, kind))))
             except (UsageError, InstantiationException, HydraException, OmegaConfBaseException, OSError, ValueError):
                 needs.append((count, None))  # the job itself will say why it cannot work
     at_once = 1 if config.hydra.launcher._target_ == BASIC_LAUNCHER else len(jobs)

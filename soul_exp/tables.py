@@ -27,15 +27,17 @@ NAMES = {"utility": "model utility", MIA: "MIA AUC", DELTA: "Δ (retrained − M
 HIGHER, TARGET = "higher is better", "retrained = target value"
 KEEP = ("retain_", "authors_", "facts_")  # probes of what is to be kept, where of these measures more is better:
 MEASURES = ("_probability", "_rouge", "_truth_ratio", "_bleu", "_accuracy")
+REQUEST = "request-"  # how the folders of a sequence of requests begin, inside its run's folder
 ON_DEMAND = (
     "holdout_",
     "authors_",
     "facts_",
     "validation_",
+    "earlier_",
 )  # columns of a table only if asked for, as are truth ratios
 # names, places and speed of a run, what is aggregated over, and what has a column anyway
 IGNORED = (
-    *("name", "seed", "stages", "overwrite", "cache", "save", "wandb", "choices", "tuned", "tune"),
+    *("name", "seed", "stages", "overwrite", "cache", "save", "wandb", "choices", "tuned", "tune", "start"),
     "evaluate.batch_size",
 )
 CHOSEN = ("config.optimizer.lr", "config.loss.gamma")  # by trials
@@ -63,7 +65,8 @@ def comparison(results: Results) -> str:
     def row(label: str, cells: Iterable[str], hint: str = "") -> str:
         return f"{label[:width]:<{width}}{''.join(f'{cell:>11}' for cell in cells)}  {hint}".rstrip()
 
-    lines, below, group = [row("", models)], [], ""
+    lines, group = [row("", models)], ""
+    unknown: dict[tuple[str, str], list[str]] = {}  # (models, reason) -> metrics
     for name in names:
         probe, _, rest = name.partition("_")
         grouped = name not in HEADLINE and rest != "" and probes.count(probe) > 1
@@ -78,7 +81,8 @@ def comparison(results: Results) -> str:
             lines.append(row(f"  kept, as a share of {before}", shares))
         if empty := [title for title, value in values.items() if value is None]:
             reason = results.reasons.get(name) or results.reasons.get(f"retrained.{name}") or "no reason is given"
-            below.append(f"{NULL} {_label(name)} ({', '.join(empty)}): {reason}")
+            unknown.setdefault((", ".join(empty), reason), []).append(_label(name))
+    below = [f"{NULL} {', '.join(named)} ({where}): {reason}" for (where, reason), named in unknown.items()]
     seconds = ", ".join(f"{stage} {_number(value)} s" for stage, value in results.seconds.items())
     last = [f"{name} {_number(_finite(results.training.get(name)))}" for name in ("win_rate", "effective_update")]
     below.append(f"{seconds}; {results.num_steps} steps; {', '.join(last)}")
@@ -107,11 +111,15 @@ def table(folder: Path | str, metrics: Sequence[str] | None = None) -> str:
     """
     runs, missing = _find(Path(folder))
     known = dict.fromkeys(name for found in runs.values() for name in found.metrics["unlearned"])
+    is_sequence = all(name.startswith(REQUEST) for name in runs)
     unknown = [name for name in metrics or () if name not in known]
     if unknown:
         raise UsageError(f"--metrics: no run has {unknown[0]!r}, choose from {', '.join(known)}")
     varied = _shown(_frame(runs))
-    parts = [_table(_frame(group), list(group.values()), metrics, varied) for group in _groups(runs)]
+    if is_sequence:
+        parts = [_sequence(runs, metrics)]
+    else:
+        parts = [_table(_frame(group), list(group.values()), metrics, varied) for group in _groups(runs)]
     parts += ["\n".join(f"- without results: `{name}` ({why})" for name, why in missing.items())] if missing else []
     return "\n\n".join(parts) + "\n"
 
@@ -150,23 +158,35 @@ def main() -> None:
 
 
 def _find(folder: Path) -> tuple[dict[str, Results], dict[str, str]]:
-    """The results below `folder` by the name of their run, and the error of each run without results."""
+    """The results below `folder` by the name of their run, and the error of each run without results.
+
+    A run that is a sequence of requests counts once, by its last; of the folder of such a run, each request does.
+    """
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder: expected one that holds runs, such as runs/tofu")
+    is_sequence = (folder / f"{REQUEST}1").is_dir()
     runs, missing = {}, {}
     for place, inner, names in os.walk(folder):
         here = Path(place)
         name = here.relative_to(folder).as_posix() if here != folder else folder.resolve().name
-        if files.NAME in names:
+        inside_out = here == folder and is_sequence  # its results are those of the last request, once more
+        if files.NAME in names and not inside_out:
             runs[name] = _read(here)
-        elif "error.txt" in names or ".hydra" in inner:
+        elif ("error.txt" in names or ".hydra" in inner) and not inside_out:
             told = (here / "error.txt").read_text(errors="replace").strip() if "error.txt" in names else ""
             missing[name] = told.split("\n")[0] or "no error.txt: still running, killed, or not asked to evaluate"
         inner[:] = [inside for inside in inner if not inside.startswith(".") and inside not in ("wandb", "model")]
+        inner[:] = [inside for inside in inner if inside_out or not inside.startswith(REQUEST)]
     if not runs:
         some = "".join(f"; without results: {name} ({why})" for name, why in list(missing.items())[:1])
         raise UsageError(f"{folder} has no runs: there is no {files.NAME} in any folder below it{some}")
-    return dict(sorted(runs.items())), dict(sorted(missing.items()))
+    return dict(sorted(runs.items(), key=_place)), dict(sorted(missing.items(), key=_place))
+
+
+def _place(named: tuple[str, Any]) -> tuple[str, int]:
+    """Request 10 comes after request 2."""
+    start, _, number = named[0].rpartition(REQUEST)
+    return (start + REQUEST, int(number)) if number.isdigit() else (named[0], 0)
 
 
 def _read(folder: Path) -> Results:
@@ -276,12 +296,38 @@ def _table(frame: pd.DataFrame, runs: Sequence[Results], asked: Sequence[str] | 
     known = dict.fromkeys((*choices, *varied, *(CHOSEN if frame["num_trials"].any() else ())))
     alike = [key for key in known if key not in by and key in frame and key != "config.task.source"]
     told = ", ".join(f"{key.partition('.')[2] or key} {_text(frame[key].iloc[0])}" for key in ("source", *alike))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rows.insert(1, ["-" * width for width in widths])
-    lines = [f"| {' | '.join(f'{cell:<{width}}' for cell, width in zip(row, widths, strict=True))} |" for row in rows]
     how = f" Learning rate and gamma tuned on the {runs[0].tuned}." if runs[0].trials else ""
     above = [f"### {runs[0].caption}", "", f"All rows: {told}.{how} {ABOUT}"]
-    return "\n".join([*above, "", *lines, "", *(f"- {note}" for note in dict.fromkeys(notes))])
+    return "\n".join([*above, "", *_markdown(rows), "", *(f"- {note}" for note in dict.fromkeys(notes))])
+
+
+def _sequence(runs: Mapping[str, Results], asked: Sequence[str] | None) -> str:
+    """The Markdown of a sequence of requests: what each model makes of each request, and of those before it."""
+    has = dict.fromkeys(name for found in runs.values() for name in found.metrics["unlearned"])
+    usual = [name for name in _headline_first(has) if name in HEADLINE or name.endswith(("_probability", "_rouge"))]
+    columns = [name for name in usual if not name.startswith("validation_")] if asked is None else list(asked)
+    rows = [["request", "model", *map(_label, columns)]]
+    for run, found in runs.items():
+        for model in ("original", "unlearned", "retrained"):
+            if model in found.metrics:
+                numbers = [_number(_finite(found.metrics[model].get(name))) for name in columns]
+                rows.append([run if model == "unlearned" else "", model, *numbers])
+    about = (
+        "Each request starts from the model that the one before left. Forget is that request, earlier all before it; "
+        "the original model is that before the first request, the retrained one has seen none of the requests so far."
+    )
+    notes = [f"`{run}`: {note}" for run, found in runs.items() for note in found.notes]
+    reasons = [(name, why) for found in runs.values() for name, why in found.reasons.items() if name in columns]
+    notes += [f"{NULL} {_label(name)}: {why}" for name, why in reasons]
+    told = [f"- {note}" for note in dict.fromkeys(notes)]
+    return "\n".join([f"### {len(runs)} requests in sequence", "", about, "", *_markdown(rows), "", *told])
+
+
+def _markdown(rows: list[list[str]]) -> list[str]:
+    """The lines of a table, of which the first row is the header; its columns are as wide as they need to be."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows = [rows[0], ["-" * width for width in widths], *rows[1:]]
+    return [f"| {' | '.join(f'{cell:<{width}}' for cell, width in zip(row, widths, strict=True))} |" for row in rows]
 
 
 def _is_at_edge(trials: Sequence[Mapping[str, Any]]) -> bool:
@@ -326,7 +372,7 @@ def _label(name: str) -> str:
 def _hint(name: str) -> str:
     if name in HEADLINE[:3] or (name.startswith(KEEP) and name.endswith(MEASURES)):
         return HIGHER
-    return TARGET if name == MIA or name.startswith(("forget_", "holdout_")) else ""
+    return TARGET if name == MIA or name.startswith(("forget_", "holdout_", "earlier_")) else ""
 
 
 def _headline_first(names: Iterable[str]) -> list[str]:

@@ -185,11 +185,11 @@ def trained(
     callbacks: Callable[[LanguageModel], Sequence[TrainerCallback]] = lambda subject: (),
 ) -> tuple[LanguageModel, Outcome]:
     """The target, unlearned as `config` says from its loss to its seed, and how that ended; checkpoints in `folder`."""
-    target = prepare.checkpoints(config, task)["target"]
-    subject = prepare.load(config["model"], target, config["compute"]["deepspeed"])
+    start = prepare.start_of(config, task)
+    subject = prepare.load(config["model"], start, config["compute"]["deepspeed"])
     adapter: Lora | None = hydra.utils.instantiate(config["adapter"], _convert_="all")
     if adapter is not None:
-        subject = subject.with_model(adapter.wrapped(subject.model, config["seed"], target.revision))
+        subject = subject.with_model(adapter.wrapped(subject.model, config["seed"], start.revision))
     objective: Objective = hydra.utils.instantiate(config["loss"], _convert_="all")
     make_optimizer = build_optimizer(config)
     names = parts_of_run(objective, make_optimizer)
@@ -252,7 +252,7 @@ def _results(
         metrics=measured,
         reasons=reasons,
         training=dict(outcome.last) if outcome else {},
-        notes=list(outcome.notes) if outcome else [],
+        notes=[*task.notes, *(outcome.notes if outcome else ())],
         trials=trials,
         num_steps=outcome.num_steps if outcome else 0,
         seconds=dict(seconds),

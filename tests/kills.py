@@ -1,7 +1,7 @@
 """Starts of a run that are cheap enough to be killed by the hundred, and what is left behind by each.
 
 Importing everything takes seconds, so one process does it once (multiprocessing's forkserver) and every start of the
-program is forked from it; inside, the real `experiment.run` and the real `launch` with its worker processes.
+program is forked from it; inside, the real `sequence.run` and the real `launch` with its worker processes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from soul_exp import checkpoints, experiment, results
+from soul_exp import checkpoints, results, sequence
 
 CONTEXT = multiprocessing.get_context("forkserver")
 SECONDS = 120  # after which a start is taken to hang
@@ -76,7 +76,7 @@ def _start(config: dict[str, Any], out: Path, said: Path) -> None:
     )
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
     try:
-        experiment.run(config, out)
+        sequence.run(config, out)
     except Exception as error:
         print("".join(traceback.format_exception(error)) if not isinstance(error, ValueError) else f"failed: {error}")
         os._exit(1)

@@ -88,7 +88,7 @@ def test_a_book_with_room_for_no_prompt_is_refused(tmp_path: Path) -> None:
     [
         ({"prompt_words": (4, 4)}, "expected different whole numbers of 1 or more"),
         ({"prompt_words": ()}, r"task.prompt_words=\[\]: expected different whole numbers"),
-        ({"lead_words": 5}, "task.lead_words=5 is more than the shortest prompt of 4 words"),
+        ({"lead_words": 5}, "task.lead_words=5: expected a number of words, at most those of the shortest prompt, 4"),
         ({"wordings": ["{passage} Go on!"]}, "expected a text that ends in {passage}"),
         ({"wordings": []}, "expected a text that ends in {passage}"),
     ],

@@ -35,7 +35,5 @@ def bleu(answers: Answers) -> float:
 
     Raises ValueError if the probe was not answered freely. Source: Papineni et al. 2002, computed by sacrebleu (13a).
     """
-    if answers.generation is None or answers.answer is None:
-        raise ValueError("bleu: found a probe without generations, expected one with generate=True")
-    references = [text.strip() for text in answers.answer]
-    return float(sacrebleu.corpus_bleu(list(answers.generation), [references]).score)
+    references = [text.strip() for text in answers.needed("answer")]
+    return float(sacrebleu.corpus_bleu(list(answers.needed("generation")), [references]).score)

@@ -134,9 +134,10 @@ def _check(prompt_words: Sequence[int], lead_words: int, wordings: Sequence[str]
         raise UsageError(
             f"task.prompt_words={list(prompt_words)}: expected different whole numbers of 1 or more, such as [50,100]"
         )
-    if lead_words > min(prompt_words):
+    if lead_words is None or lead_words > min(prompt_words):
         raise UsageError(
-            f"task.lead_words={lead_words} is more than the shortest prompt of {min(prompt_words)} words: lower it"
+            f"task.lead_words={lead_words}: expected a number of words, at most those of the shortest prompt, "
+            f"{min(prompt_words)}"
         )
     for wording in wordings or ("",):
         if not isinstance(wording, str) or not wording.endswith(PLACE):

@@ -19,7 +19,7 @@ Row = Mapping[str, Any]
 def read(
     place: str,
     config: str | None,
-    columns: Sequence[str],
+    columns: Sequence[str] | None,
     *,
     option: str,
     revision: str | None = None,
@@ -27,7 +27,7 @@ def read(
     limit: int | None = None,
     advice: str = "give a folder with its files",
 ) -> list[Row]:
-    """The `columns` of configuration `config` of `place`, a folder or a hub name; of its first split if none is named.
+    """The `columns` (None: all) of configuration `config` of `place`, a folder or hub name; default: its first split.
 
     With a `limit` rows are streamed: no more are fetched than are used. Raises UsageError, which begins with `option`
     and, where the hub cannot be reached, ends in `advice`.
@@ -63,6 +63,8 @@ def read(
             raise UsageError(f"{where} does not offer {what!r}: {str(error).splitlines()[0]}") from error
         except datasets.exceptions.DatasetGenerationError as error:
             raise UsageError(f"{where}: {_malformed(Path(place), config) or error}") from error
+        if columns is None:
+            return list(rows if isinstance(rows, list) else rows.to_list())
         absent = [column for column in columns if column not in known]
         if absent:
             raise UsageError(f"{where}: {what} lacks the column(s) {', '.join(absent)}")

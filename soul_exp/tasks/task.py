@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import itertools
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any
 
 from soul_exp.data import Item, Part, seed_of
@@ -32,7 +34,7 @@ class Task:
     """One unlearning problem. `target_rows` and `retrained_rows` are what prepare trains the two models on.
 
     Where `trained_before` is true, model.path is the target as it is: nothing is trained, and a retrained model has to
-    be given.
+    be given, else nothing is compared with one.
     """
 
     name: str
@@ -42,23 +44,37 @@ class Task:
     target_rows: Sequence[Item]
     retrained_rows: Sequence[Item]
     caption: str  # one sentence for tables: what was forgotten, how many rows
-    missing: Mapping[str, str] = field(default_factory=dict)  # probe -> why this task has none
+    missing: Mapping[str, str] = field(default_factory=dict)  # probe, or probe.field of answers -> why there is none
     trained_before: bool = False
+    notes: Sequence[str] = ()  # what a user has to know before work starts, and a reader of the results after it
 
     def hashes(self) -> dict[str, str]:
         """A content hash of each part and probe: two runs on equal hashes saw the same data."""
+        return dict(self._hashes)
+
+    @functools.cached_property
+    def _hashes(self) -> dict[str, str]:
         named: dict[str, Any] = {
-            f"part.{name}": [list(map(asdict, row)) for row in part.rows] for name, part in self.parts.items()
+            **{f"part.{name}": part.rows for name, part in self.parts.items()},
+            **{f"probe.{name}": probe for name, probe in self.probes.items()},
+            "rows.target": self.target_rows,
+            "rows.retrained": self.retrained_rows,
         }
-        named |= {f"probe.{name}": asdict(probe) for name, probe in self.probes.items()}
-        named |= {
-            "rows.target": list(map(asdict, self.target_rows)),
-            "rows.retrained": list(map(asdict, self.retrained_rows)),
-        }
-        return {name: content_hash(value) for name, value in named.items()}
+        return {name: content_hash(_plain(value)) for name, value in named.items()}
+
+
+def _plain(value: Any) -> Any:
+    """What dataclasses.asdict gives, without a copy of each of 100,000 items."""
+    if isinstance(value, Item):
+        return vars(value)
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return {name: _plain(inner) for name, inner in vars(value).items()} if is_dataclass(value) else value
 
 
 NUM_WRONG_LABELS = 8  # answers of other items that a row of random_label offers
+ALL_COMPARED = 400  # items up to which all others are put in order for each; of more a few are drawn
+DRAWS = 64
 
 
 def forget_parts(forget: Sequence[Item], refusals: Sequence[str]) -> dict[str, Part]:
@@ -70,9 +86,13 @@ def forget_parts(forget: Sequence[Item], refusals: Sequence[str]) -> dict[str, P
 
     def others(number: int) -> list[Item]:
         own = forget[number]
-        order = sorted(range(len(forget)), key=lambda i: seed_of("random_label", own.prompt, own.answer, i))
-        chosen = [forget[i].answer for i in order if forget[i].answer != own.answer][:NUM_WRONG_LABELS]
-        return [replace(own, answer=answer) for answer in chosen]
+        seeds = functools.partial(seed_of, "random_label", own.prompt, own.answer)
+        if len(forget) <= ALL_COMPARED:
+            order: Iterable[int] = sorted(range(len(forget)), key=seeds)
+        else:
+            order = (seeds(draw) % len(forget) for draw in range(DRAWS))
+        unlike = (forget[i].answer for i in order if forget[i].answer != own.answer)
+        return [replace(own, answer=answer) for answer in itertools.islice(unlike, NUM_WRONG_LABELS)]
 
     parts = {
         "forget": Part.of(forget),

@@ -15,7 +15,12 @@ SPARE = 8  # streamed documents a passage that is wanted: many are too short
 
 
 def general_text(
-    source: str, num_passages: int, num_words: int = 50, *, revision: str | None = None, option: str = "task.retain"
+    source: str | None,
+    num_passages: int,
+    num_words: int = 50,
+    *,
+    revision: str | None = None,
+    option: str = "task.retain",
 ) -> list[str]:
     """`num_passages` different passages from `source`, in its order.
 
@@ -23,6 +28,8 @@ def general_text(
     folder of *.txt, "c4" and "wikitext" (streamed from the hub, no more than is used) the first `num_words` words of
     every paragraph that has so many, markup included. Raises UsageError, beginning with `option`, if there are fewer.
     """
+    if not source:
+        raise UsageError(f"{option}={source}: give embedded, a text file, c4 or wikitext")
     if source == "embedded":
         return embedded.general_text(num_passages)
     found: dict[str, None] = {}

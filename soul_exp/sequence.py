@@ -1,0 +1,145 @@
+"""Requests to forget that come one after the other: each is a run of its own, which starts from what the last one left.
+
+The run's folder holds request-1/, request-2/, ..., each with all that a run has; its own results are the last one's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from soul_exp import disk, experiment, results, tune, unlearn
+from soul_exp.check import UNLEARNED, Checked, check
+from soul_exp.errors import UsageError
+from soul_exp.join import Crew
+from soul_exp.results import Results
+from soul_exp.tasks.custom import EARLIER
+
+log = logging.getLogger(__name__)
+
+
+def run(config: Mapping[str, Any], out: Path, crew: Crew | None = None, part_of_sweep: bool = False) -> Results | None:
+    """Carry out `config` in `out`: one run, or one for each of task.requests; returns the (last) results, if any."""
+    if config["task"].get("requests") is None:
+        return experiment.run(_alone(config), out, crew, part_of_sweep)
+    steps = steps_of(config, out)
+    _check_sequence(config, crew)
+    checked = [_checked(step, number, out) for number, step in enumerate(steps, start=1)]
+    out.mkdir(parents=True, exist_ok=True)
+    with FileLock(out / ".lock"):  # a second start of the same run waits, and then finds it finished
+        return _run(steps, checked, out, part_of_sweep)
+
+
+def need(config: Mapping[str, Any]) -> disk.Need | None:
+    """What `run` will write to disk, or None if that is not known before its model is read."""
+    steps = steps_of(config, Path()) if config["task"].get("requests") is not None else [dict(config)]
+    return disk.together([experiment.need(step) for step in steps])
+
+
+def steps_of(config: Mapping[str, Any], out: Path) -> list[dict[str, Any]]:
+    """The configuration of each request's run: which one it is, and from the second on where it starts."""
+    requests = config["task"]["requests"]
+    if not isinstance(requests, list) or not requests:
+        raise UsageError(f"task.requests={requests}: expected a list, such as task.requests=[a.jsonl,b.jsonl]")
+    steps = []
+    for number in range(1, len(requests) + 1):
+        step = {**config, "task": {**config["task"], "request": number}}
+        if number > 1:
+            step["start"] = str(_folder(out, number - 1) / unlearn.MODEL)
+        steps.append(step)
+    return steps
+
+
+def _run(steps: list[dict[str, Any]], checked: list[Checked], out: Path, part_of_sweep: bool) -> Results | None:
+    previous = _finished(steps, checked, out)
+    if previous is not None:
+        log.info("finished before, skipped: %s", out)
+        return previous
+    cache = Path(steps[0]["cache"])
+    needed = disk.together([each.need for each in checked])
+    disk.check_run(needed, out, cache)
+    if not part_of_sweep and steps[0]["stages"]:
+        log.info(disk.run_sentence(needed, out, cache))
+    (out / results.NAME).unlink(missing_ok=True)  # only overwrite=true gets here with one
+    last = None
+    for number, step in enumerate(steps, start=1):
+        log.info("--- request %d of %d: %s", number, len(steps), step["task"]["requests"][number - 1])
+        _check_start(step, number, _folder(out, number))
+        last = experiment.run(step, _folder(out, number), part_of_sweep=True)
+        if last is not None and last.status == "diverged":
+            break
+    if last is None:
+        return None
+    said = f"the last of {len(steps)} requests; the results of each are in request-1/ to request-{number}/"
+    if last.status == "diverged" and number < len(steps):
+        said = f"request {number} of {len(steps)} diverged, so that the later ones were not begun"
+    last = replace(last, notes=[*last.notes, said])
+    results.write(out, last)
+    return last
+
+
+def _finished(steps: list[dict[str, Any]], checked: list[Checked], out: Path) -> Results | None:
+    """The results in `out` if they are this sequence's. Raises UsageError if they are another's."""
+    previous = None if steps[0]["overwrite"] else results.read(out)
+    if previous is None:
+        return None
+    number = previous.config["task"].get("request")
+    at = number - 1 if isinstance(number, int) and 1 <= number <= len(steps) else -1  # it may have ended early
+    return experiment.finished(steps[at], checked[at], out)
+
+
+def _checked(step: Mapping[str, Any], number: int, out: Path) -> Checked:
+    """What check says of a request before any of them is begun; what it starts from is still to be made."""
+    checked = check(step, _folder(out, number))
+    tune.check_tune(step, checked)
+    return checked
+
+
+def _check_sequence(config: Mapping[str, Any], crew: Crew | None) -> None:
+    """Raises UsageError for what one run can have, but not several in sequence."""
+    stages = config["stages"]
+    if crew is not None:
+        raise UsageError(
+            f"task.requests needs fresh processes for each request, but {crew.world.by} has started these {crew.size}: "
+            f"type it without {crew.world.by}, compute.processes={crew.size} starts them"
+        )
+    if stages not in ([], ["prepare"]) and not {"unlearn", "evaluate"} <= set(stages):
+        raise UsageError(
+            f"stages={stages} with task.requests: each request starts from the model that the one before left: leave "
+            f"stages out, or measure a checkpoint with task.forget in place of task.requests"
+        )
+    if config["save"] == "none":
+        raise UsageError("save=none with task.requests: each request starts from the model before: choose save=final")
+    if config["adapter"] and not config["adapter"]["merge"]:
+        raise UsageError(
+            "an adapter with task.requests: each request starts from whole weights: type adapter.merge=true"
+        )
+    for key in ("path", "records"):
+        if config["retrained"][key] and len(config["task"]["requests"]) > 1:
+            raise UsageError(
+                f"retrained.{key} is one model, but each request is compared with one of its own: leave it out"
+            )
+
+
+def _check_start(step: Mapping[str, Any], number: int, folder: Path) -> None:
+    start, begins = step.get("start"), "unlearn" in step["stages"] and not (folder / results.NAME).exists()
+    if start and begins and not (Path(start) / UNLEARNED).is_file():
+        raise UsageError(f"{start} is gone, from which request {number} starts: put it back, or type overwrite=true")
+
+
+def _alone(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`config` without the metrics of earlier requests, where there are none."""
+    if "requests" not in config["task"]:
+        return dict(config)
+    metrics = config["task"]["metrics"]
+    kept = {name: entry for name, entry in metrics.items() if not name.startswith(f"{EARLIER}_")}
+    return {**config, "task": {**config["task"], "metrics": kept}}
+
+
+def _folder(out: Path, number: int) -> Path:
+    return out / f"request-{number}"

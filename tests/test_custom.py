@@ -1,0 +1,363 @@
+"""task=custom: every kind of file, what malformed rows are told, and what of it can be measured."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from soul_exp.data import Item
+from soul_exp.errors import UsageError
+from soul_exp.rehearsal import lacking
+from soul_exp.tasks.custom import custom
+from soul_exp.tasks.rows import FIELDS, Rows, distinct, read, shared
+from soul_exp.tasks.task import Task
+
+COLUMNS: dict[str, str | None] = {field: field for field in FIELDS}
+Record = dict[str, Any]
+
+
+def questions(count: int, start: int = 0) -> list[Record]:
+    return [{"prompt": f"What is {i}?", "answer": f"It is number {i}."} for i in range(start, start + count)]
+
+
+def write(path: Path, records: Sequence[Record]) -> str:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(path)
+
+
+def rows_of(place: str | Path, **changes: Any) -> Rows:
+    settings: dict[str, Any] = {"columns": COLUMNS, "revision": None, "lead_words": None}
+    return read(str(place), "task.forget", **{**settings, **changes})
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, str]:
+    """8 rows to forget, 12 to retain, 4 held out."""
+    return {
+        "forget": write(tmp_path / "forget.jsonl", questions(8)),
+        "retain": write(tmp_path / "retain.jsonl", questions(12, 100)),
+        "holdout": write(tmp_path / "holdout.jsonl", questions(4, 200)),
+    }
+
+
+# ---- Reading
+
+
+def test_the_same_rows_from_every_kind_of_file_are_the_same_items(tmp_path: Path) -> None:
+    records = [
+        {"prompt": "a, b?", "answer": 'say "c"\nand d', "paraphrased_answer": "c", "perturbed_answer": ["x", "y"]},
+        {"prompt": "e?", "answer": "f", "paraphrased_answer": "g", "perturbed_answer": ["h", "i"]},
+    ]
+    frame = pd.DataFrame(records)
+    frame.to_parquet(tmp_path / "rows.parquet")
+    frame.assign(perturbed_answer=frame["perturbed_answer"].map(json.dumps)).to_csv(tmp_path / "rows.csv", index=False)
+    write(tmp_path / "rows.jsonl", records)
+    (tmp_path / "hub").mkdir()
+    write(tmp_path / "hub" / "train.jsonl", records)
+    places = [tmp_path / f"rows.{suffix}" for suffix in ("jsonl", "csv", "parquet")] + [f"hub:{tmp_path / 'hub'}"]
+    one, *others = [[(row.item, row.paraphrase, row.wrong) for row in rows_of(place).rows] for place in places]
+    assert one[0] == (Item("a, b?", 'say "c"\nand d'), "c", ("x", "y")) and len(one) == 2
+    assert all(other == one for other in others)
+
+
+def test_a_hub_dataset_is_read_by_its_split_and_configuration_with_its_own_column_names(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write(tmp_path / f"{split}.jsonl", [{"question": f"{split}?", "response": "yes", "id": 1}])
+    for name in ("old", "new"):
+        write(tmp_path / f"{name}.jsonl", [{"question": f"{name}?", "response": "yes"}])
+    (tmp_path / "README.md").write_text(
+        "---\nconfigs:\n- config_name: first\n  default: true\n  data_files:\n"
+        "  - {split: train, path: train.jsonl}\n  - {split: test, path: test.jsonl}\n"
+        "- config_name: second\n  data_files:\n  - {split: old, path: old.jsonl}\n  - {split: new, path: new.jsonl}\n"
+        "---\n"
+    )
+    columns = {**COLUMNS, "prompt": "question", "answer": "response"}
+    for place, expected in ((":test", "test?"), (":second:new", "new?")):
+        assert rows_of(f"hub:{tmp_path}{place}", columns=columns).items == [Item(expected, "yes")]
+    with pytest.raises(
+        UsageError, match="found the columns question, response, id, expected prompt and answer, or text"
+    ):
+        rows_of(f"hub:{tmp_path}:first:train")
+    with pytest.raises(UsageError, match="has no split 'dev', it has train, test"):
+        rows_of(f"hub:{tmp_path}:first:dev", columns=columns)
+    with pytest.raises(UsageError, match="hub:owner/name:configuration:split"):
+        rows_of(f"hub:{tmp_path}:a:b:c")
+
+
+def test_a_dataset_that_cannot_be_reached_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    for library in ("datasets.config", "huggingface_hub.constants"):
+        monkeypatch.setattr(f"{library}.HF_HUB_OFFLINE", True)
+    with pytest.raises(UsageError, match=r"task.forget: nobody/nothing cannot be reached .* or give a file"):
+        rows_of("hub:nobody/nothing")
+
+
+@pytest.mark.parametrize(
+    ("text", "lead_words", "prompt"),
+    [
+        ("one two three four five six", None, "one two"),  # a third of six words
+        ("one two three four five six", 4, "one two three four"),
+        ("one two\n\nthree four five six", None, "one two\n\nthree"),  # a seam is before a single blank
+        ("one\ntwo", None, "one"),  # there is none
+    ],
+)
+def test_a_text_is_cut_behind_its_first_third_and_keeps_every_character(
+    text: str, lead_words: int | None, prompt: str, tmp_path: Path
+) -> None:
+    (item,) = rows_of(write(tmp_path / "a.jsonl", [{"text": text}]), lead_words=lead_words).items
+    assert item == Item(prompt, text[len(prompt) :], raw=True)
+
+
+def test_a_row_of_a_csv_is_named_by_the_line_on_which_it_begins(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('prompt,answer\n"one\ntwo\nthree?",yes\nfour?,"no\nnever"\n')
+    assert [row.place for row in rows_of(tmp_path / "a.csv").rows] == ["line 2", "line 5"]
+
+
+MALFORMED: list[tuple[str, str | bytes, str]] = [
+    ("a.jsonl", '{"prompt": "a", "answer": "b"}\n\n{"prompt": "a"\n', "a.jsonl, line 3: not JSON"),
+    ("a.jsonl", '[{"prompt": "a", "answer": "b"}]', "line 1: found .*, expected one JSON object a line"),
+    ("a.jsonl", '{"prompt": "a", "answer": "b"}\n{"prompt": "a"}\n', "line 2: answer is missing or empty"),
+    ("a.jsonl", '{"prompt": "a", "answer": " "}\n', "line 1: answer is empty, expected a text"),
+    ("a.jsonl", '{"prompt": "a", "answer": 5}\n', "line 1: answer is 5, expected a text"),
+    ("a.jsonl", '{"q": "a", "answer": null}\n', "line 1: found q, expected prompt and answer, or text: rename"),
+    ("a.jsonl", '{"prompt": "a", "answer": "b", "text": "c d"}\n', "found prompt and answer and text"),
+    ("a.jsonl", '{"text": "one"}\n', "a text of 1 word\\(s\\), expected more than the 1 of its prompt"),
+    ("a.jsonl", b'{"prompt": "a", "answer": "b"}\n{"prompt": "\xff"}\n', "line 2: not UTF-8"),
+    ("a.jsonl", "", "a.jsonl has no rows"),
+    ("a.jsonl", '{"prompt": "a", "answer": "b", "perturbed_answer": "x"}\n', r'expected a list such as \["a", "b"\]'),
+    ("a.jsonl", '{"prompt": "a", "answer": "b", "perturbed_answer": ["x", 3]}\n', "text 2 of perturbed_answer is 3"),
+    (
+        "a.jsonl",
+        '{"prompt": "a", "answer": "b", "paraphrased_answer": "c"}\n{"prompt": "d", "answer": "e"}\n',
+        "line 2: no paraphrased_answer, but line 1 has one",
+    ),
+    (
+        "a.jsonl",
+        '{"prompt": "a", "answer": "b", "perturbed_answer": ["c"]}\n'
+        '{"prompt": "d", "answer": "e", "perturbed_answer": ["f", "g"]}\n',
+        "line 2: 2 perturbed answers, expected 1 as in line 1",
+    ),
+    ("a.jsonl", '{"text": "a b", "paraphrased_answer": "c"}\n', "found other answers to a text"),
+    ("a.csv", "question,reply\na,b\n", "found the columns question, reply, expected prompt and answer, or text"),
+    ("a.csv", "prompt,answer\na,b\nc,\n", "line 3: answer is missing or empty"),
+    ("a.csv", 'prompt,answer\n"a\nb",c\nd,e,f\n', "line 4: 3 cells, expected 2 as in the header"),
+    ("a.csv", 'prompt,answer\na,b\n"c\n,d\n', "line 3: not CSV"),
+    ("a.csv", "prompt,answer,answer\na,b,c\n", "the column answer stands twice"),
+    ("a.csv", "prompt,answer\n", "a.csv has no rows"),
+    ("a.csv", b"prompt,answer\na,\xe9\n", "line 2: not UTF-8"),
+    ("a.parquet", "no parquet", "is not a Parquet file"),
+    ("a.txt", "prompt", "found the suffix '.txt', expected .jsonl, .json, .csv, .parquet, or hub:owner/name"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "sentence"), MALFORMED)
+def test_a_malformed_file_is_named_with_what_was_found_and_expected(
+    name: str, content: str | bytes, sentence: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UsageError, match=sentence) as error:
+        rows_of(tmp_path / name)
+    assert str(error.value).startswith(f"task.forget={tmp_path / name}")
+
+
+def test_a_malformed_row_of_a_parquet_file_is_named_by_its_number(tmp_path: Path) -> None:
+    pd.DataFrame({"prompt": ["a", "b"], "answer": ["c", None]}).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(UsageError, match=r"a\.parquet, row 2: answer is missing"):
+        rows_of(tmp_path / "a.parquet")
+    pd.DataFrame({"prompt": ["a"], "reply": ["c"]}).to_parquet(tmp_path / "b.parquet")
+    with pytest.raises(UsageError, match=r"b\.parquet: found the columns prompt, reply, expected prompt and answer"):
+        rows_of(tmp_path / "b.parquet")
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"gone\.jsonl does not exist: give a file, or hub:owner/name"):
+        rows_of(tmp_path / "gone.jsonl")
+
+
+def test_a_mark_at_the_beginning_of_a_file_and_windows_line_ends_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbfprompt,answer\r\na,b\r\n")
+    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"prompt": "a", "answer": "b"}\r\n')
+    assert rows_of(tmp_path / "a.csv").items == rows_of(tmp_path / "a.jsonl").items == [Item("a", "b")]
+
+
+def test_a_column_that_is_mapped_to_null_is_not_read(tmp_path: Path) -> None:
+    place = write(tmp_path / "a.jsonl", [{"prompt": "a", "answer": "b", "text": "c d"}])
+    assert rows_of(place, columns={**COLUMNS, "text": None}).items == [Item("a", "b")]
+
+
+# ---- Duplicates and overlap
+
+
+def test_exact_duplicates_are_left_out_with_their_lines(tmp_path: Path) -> None:
+    place = write(tmp_path / "a.jsonl", [*questions(3), *questions(2), {"prompt": "what is 0?", "answer": "No."}])
+    table, said = distinct(rows_of(place))
+    assert len(table.rows) == 4
+    assert said == (
+        f"task.forget={place}: 2 rows repeat another one exactly and are left out, the first being line 4, "
+        f"which repeats line 1"
+    )
+    assert distinct(table) == (table, None)
+
+
+def test_rows_in_two_files_are_found_whatever_their_case_and_white_space(tmp_path: Path) -> None:
+    one = rows_of(write(tmp_path / "a.jsonl", questions(3)))
+    other = rows_of(write(tmp_path / "b.jsonl", [{"prompt": "WHAT  is 2?\n", "answer": "it is number 2."}]))
+    assert [(a.place, b.place) for a, b in shared(one, other)] == [("line 3", "line 1")]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("forget", "retain"), ("forget", "holdout"), ("retain", "holdout"), ("retain", "forget")]
+)
+def test_a_row_in_two_files_is_an_error_that_names_both_with_their_lines(
+    first: str, second: str, files: dict[str, str]
+) -> None:
+    line = Path(files[first]).read_text().splitlines()[1]
+    with Path(files[second]).open("a") as file:
+        file.write(line + "\n")
+    number = len(Path(files[second]).read_text().splitlines())
+    with pytest.raises(UsageError) as error:
+        custom(**files)  # type: ignore[arg-type]
+    said = str(error.value)
+    assert files[first] in said and files[second] in said and "remove them from one of the two" in said
+    assert f"line {number}" in said and "line 2" in said
+
+
+def test_overlap_drop_takes_the_row_out_of_retain_and_says_so(files: dict[str, str]) -> None:
+    for name in ("forget", "holdout"):
+        with Path(files["retain"]).open("a") as file:
+            file.write(Path(files[name]).read_text().splitlines()[0] + "\n")
+    task = custom(**files, overlap="drop")  # type: ignore[arg-type]
+    assert len(task.parts["retain"].rows) == 12
+    assert [note.rpartition(": ")[2] for note in task.notes] == ["left out of task.retain"] * 2
+    with Path(files["holdout"]).open("a") as file:
+        file.write(Path(files["forget"]).read_text())
+    with pytest.raises(UsageError, match=r"8 row\(s\) of task.holdout=.* are in task.forget="):
+        custom(**files, overlap="drop")  # type: ignore[arg-type]
+
+
+def test_nothing_left_to_retain_is_an_error(files: dict[str, str]) -> None:
+    with pytest.raises(UsageError, match="nothing else is left in it"):
+        custom(files["forget"], files["forget"], overlap="drop")
+
+
+# ---- The task
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({}, r"no rows to forget \(task.forget=null\): type task=custom task.forget=FILE task.retain=FILE"),
+        ({"forget": "a.jsonl"}, r"no rows to retain \(task.retain=null\): type task=custom"),
+        ({"forget": "a.jsonl", "retain": "b", "requests": ["c"]}, "both given: keep one"),
+        ({"retain": "b", "requests": "c"}, r"expected a list, such as task.requests=\[a.jsonl,b.jsonl\]"),
+        ({"retain": "b", "requests": []}, "expected a list"),
+        ({"retain": "b", "requests": [3]}, "expected a list of files"),
+        ({"overlap": "keep"}, "task.overlap=keep is unknown: choose error or drop"),
+        ({"trained_before": "yes"}, "task.trained_before=yes: expected true or false"),
+    ],
+)
+def test_what_is_missing_or_contradictory_gets_one_sentence(arguments: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        custom(**arguments)
+
+
+def test_a_model_from_scratch_is_trained_on_all_but_the_holdout_the_retrained_one_on_retain(
+    files: dict[str, str],
+) -> None:
+    task = custom(**files)  # type: ignore[arg-type]
+    assert {len(task.target_rows), len(task.retrained_rows), len(task.parts["forget"].rows)} == {20, 12, 8}
+    assert set(task.probes) == {"forget", "retain", "holdout"} and not task.notes
+    assert task.caption == "custom (forget.jsonl): 8 rows forgotten, 12 retained, 4 held out"
+    assert task.parts["refusal"].follows == "forget" and len(task.parts["refusal"].rows) == 8
+
+
+def test_validation_rows_are_probed_apart_and_large_sets_are_probed_evenly(files: dict[str, str]) -> None:
+    task = custom(**files, validation_fraction=0.25, max_probe_rows=8)  # type: ignore[arg-type]
+    assert {name: len(probe.items) for name, probe in task.probes.items()} == {
+        "forget": 6, "retain": 6, "holdout": 4, "validation_forget": 2, "validation_retain": 2,
+    }  # fmt: skip
+    asked = {item.prompt for name in ("retain", "validation_retain") for item in task.probes[name].items}
+    assert asked == {f"What is {100 + i * 12 // 8}?" for i in range(8)} and len(task.parts["retain"].rows) == 12
+    assert "12 retained (8 probed)" in task.caption and "8 rows forgotten," in task.caption
+    assert custom(**files).missing["validation_forget"] == "task.validation_fraction=0 leaves no rows"  # type: ignore[arg-type]
+
+
+def metric(name: str, answers: str) -> Callable[..., float]:
+    import functools
+
+    from soul_exp.metrics import text, tofu
+
+    return functools.partial(getattr(tofu, name, None) or getattr(text, name), answers=answers)
+
+
+def test_what_needs_paraphrases_is_known_to_be_missing_before_any_model_is_asked(files: dict[str, str]) -> None:
+    probes = custom(**files).probes  # type: ignore[arg-type]
+    assert lacking(metric("truth_ratio_forget", "forget"), probes) == ("forget", "paraphrase_nll")
+    assert lacking(metric("truth_ratio", "retain"), probes) == ("retain", "wrong_nll")
+    assert lacking(metric("rouge", "forget"), probes) is None
+
+
+def test_paraphrases_and_wrong_answers_switch_truth_ratios_on(files: dict[str, str]) -> None:
+    rows = [{**row, "paraphrased_answer": "This.", "perturbed_answer": ["No.", "Yes."]} for row in questions(8)]
+    write(Path(files["forget"]), rows)
+    task = custom(**files)  # type: ignore[arg-type]
+    assert lacking(metric("truth_ratio_forget", "forget"), task.probes) is None
+    assert task.missing["retain.wrong_nll"] == "task.retain has no perturbed_answer"
+    wrong = task.probes["forget"].wrong
+    assert wrong is not None and wrong[3] == [Item("What is 3?", "No."), Item("What is 3?", "Yes.")]
+
+
+def test_an_answer_without_a_latin_word_leaves_rouge_and_bleu_out_and_says_which(files: dict[str, str]) -> None:
+    write(Path(files["forget"]), [*questions(2), {"prompt": "¿?", "answer": "你好"}])
+    task = custom(**files)  # type: ignore[arg-type]
+    for name in ("rouge", "bleu"):
+        probe, field = lacking(metric(name, "forget"), task.probes) or ("", "")
+        assert task.missing[f"{probe}.{field}"].startswith("the answer in line 3 of task.forget has no word of a-z")
+    assert lacking(metric("rouge", "retain"), task.probes) is None
+
+
+def requested(files: dict[str, str], request: int, **changes: Any) -> Task:
+    folder = Path(files["forget"]).parent
+    places = [write(folder / f"{number}.jsonl", questions(3, 10 * number)) for number in (1, 2, 3)]
+    settings = {"requests": places, "retain": files["retain"], "request": request}
+    return custom(**{**settings, **changes})
+
+
+def test_a_request_forgets_its_own_rows_after_the_earlier_and_before_the_later_ones(files: dict[str, str]) -> None:
+    task = requested(files, 2)
+    assert [item.prompt for item in task.probes["forget"].items] == [f"What is {i}?" for i in (20, 21, 22)]
+    assert [item.prompt for item in task.probes["earlier"].items] == [f"What is {i}?" for i in (10, 11, 12)]
+    later = {f"What is {i}?" for i in (30, 31, 32)}
+    assert later & {item.prompt for item in task.retrained_rows} == later
+    assert not later & {row[0].prompt for name in ("forget", "retain") for row in task.parts[name].rows}
+    assert [len(requested(files, i).retrained_rows) for i in (1, 2, 3)] == [18, 15, 12]
+    assert task.target_rows == requested(files, 1).target_rows and len(task.target_rows) == 21
+    assert requested(files, 1).missing["earlier"] == "nothing was forgotten before the first request"
+    assert "request 2 of 3 starts from the model that request 1 left" in task.notes[-1]
+
+
+def test_a_row_of_two_requests_is_an_error_or_belongs_to_the_first(files: dict[str, str]) -> None:
+    folder = Path(files["forget"]).parent
+    places = [write(folder / "x.jsonl", questions(3)), write(folder / "y.jsonl", questions(3, 2))]
+    with pytest.raises(
+        UsageError, match=r"y\.jsonl are in task.requests=.*x\.jsonl too, the first being line 1, there li"
+    ):
+        requested(files, 1, requests=places)
+    task = requested(files, 2, requests=places, overlap="drop")
+    assert [item.prompt for item in task.probes["forget"].items] == ["What is 3?", "What is 4?"]
+
+
+def test_100_000_rows_load_in_seconds(tmp_path: Path) -> None:
+    forget = write(tmp_path / "forget.jsonl", questions(5_000))
+    retain = write(tmp_path / "retain.jsonl", questions(100_000, 1_000_000))
+    start = time.process_time()
+    task = custom(forget, retain)
+    task.hashes()
+    assert time.process_time() - start < 20  # 4 on an idle core
+    assert len(task.parts["retain"].rows) == 100_000
+    assert len(task.probes["retain"].items) == 400 and len(task.probes["forget"].items) == 2000

@@ -25,6 +25,10 @@ from soul_exp.tasks.task import Probe
 
 log = logging.getLogger(__name__)
 
+# Settings of generation_config.json that are meant for sampling, and would change greedy answers too.
+GREEDY: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "num_beams": 1}
+GREEDY |= {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+
 
 def ask(
     lm: LanguageModel, probes: Mapping[str, Probe], *, batch_size: int, max_new_tokens: int, label: str = "evaluate"
@@ -32,7 +36,7 @@ def ask(
     """The model's answers to every probe; on every rank the same, each rank having done its share."""
     items: list[Item] = []
     for probe in probes.values():
-        items += _texts(probe)
+        items += texts_of(probe)
     prompts = [item for probe in probes.values() if probe.generate for item in probe.items]
     with _evaluating(lm):
         read = iter(likelihoods(lm, items, batch_size=batch_size, label=f"{label}: likelihoods"))
@@ -88,12 +92,9 @@ def generations(
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
             max_new_tokens=max_new_tokens,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
+            **GREEDY,
             pad_token_id=lm.pad_id,
-            eos_token_id=lm.tokenizer.eos_token_id,
+            eos_token_id=lm.model.generation_config.eos_token_id,
             synced_gpus=divided,  # all ranks run a layer together, to the longest answer of any
         )
         return [text.strip() for text in lm.tokenizer.batch_decode(out[:, length:], skip_special_tokens=True)]
@@ -101,7 +102,7 @@ def generations(
     return in_batches([row.num_prompt for row in encoded], answer, batch_size, label=label, lockstep=divided)
 
 
-def _texts(probe: Probe) -> list[Item]:
+def texts_of(probe: Probe) -> list[Item]:
     """The items whose likelihood a probe asks for, in the order in which `_answers` reads them."""
     return [*probe.items, *(probe.paraphrases or ()), *(item for row in probe.wrong or () for item in row)]
 

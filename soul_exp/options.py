@@ -76,7 +76,8 @@ NUMBERS = {
     "task.answer_words": COUNT,
 }
 TEXTS = {"name": False, "task.source": False, "cache": False}  # key -> whether null is allowed
-TEXTS |= dict.fromkeys(("model.path", "model.revision", "retrained.path", "retrained.records"), True)
+TEXTS |= dict.fromkeys(("model.path", "model.revision", "model.tokenizer", "retrained.path"), True)
+TEXTS |= dict.fromkeys(("retrained.records", "task.system_prompt", "model.template.system"), True)
 
 
 def check_options(config: Mapping[str, Any]) -> None:
@@ -91,9 +92,10 @@ def check_options(config: Mapping[str, Any]) -> None:
         present, value = _at(config, key)
         if present and not number.fits(value):
             raise UsageError(f"{key}={value}: expected {number.expected()}")
-    for key in ("log_gradients", "gradient_checkpointing"):
-        if not isinstance(config["train"][key], bool):
-            raise UsageError(f"train.{key}={config['train'][key]}: expected true or false")
+    for key in ("train.log_gradients", "train.gradient_checkpointing", "input_based"):
+        present, value = _at(config, key)
+        if present and not isinstance(value, bool):
+            raise UsageError(f"{key}={value}: expected true or false")
     for section in ("train", "prepare"):
         save, every = config[section]["save_steps"], config[section]["logging_steps"]
         if save and save % every:  # else a resumed run logs another window

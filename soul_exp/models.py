@@ -204,17 +204,18 @@ def described(model: Mapping[str, Any]) -> PreTrainedModel | None:
 
 
 def fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give `model` the tokenizer's pad and end ids, and an embedding row for each of them.
+    """Give `model` an embedding row for every token, and the tokenizer's pad and end ids.
 
-    Published tokenizers may hold more tokens than their model has rows; as long as none is used, nothing grows. What
-    its generation settings name as an end remains one.
+    Except where the only token too many is one to pad with, as in published models, and another can do that: then
+    nothing grows. What the generation settings name as an end remains one.
     """
     embedding = model.get_input_embeddings()
     assert isinstance(embedding, nn.Embedding)
-    rows = embedding.num_embeddings
-    if tokenizer.pad_token_id >= rows and (spare := _spare(tokenizer, rows)):
+    beyond = {token for token, i in tokenizer.get_vocab().items() if i >= embedding.num_embeddings}
+    if tokenizer.pad_token in beyond and (spare := _spare(tokenizer, embedding.num_embeddings)):
         tokenizer.pad_token = spare
-    if max(tokenizer.pad_token_id, tokenizer.eos_token_id) >= rows:
+    unused = {token for token in beyond if "pad" in token.lower() and token != tokenizer.pad_token}
+    if beyond - unused:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=not embedding.weight.is_meta)
         setattr(model, adapters.GROWN, True)
     generation = model.generation_config

@@ -58,11 +58,13 @@ def comparison(results: Results) -> str:
     tuned = f"tuned on: {results.tuned}" if results.tuned else "untuned: no entry of conf/tuned/ chose these numbers"
     choices = ", ".join(f"{group} {choice}" for group, choice in results.choices.items() if choice != "none")
     above = [results.caption, choices, diverged if results.status == "diverged" else "", tuned if unlearned else ""]
-    room = WIDTH - 11 * len(models) - 2 - len(TARGET)
+    cells_wide = [max(11, len(title) + 1) for title in models]
+    room = WIDTH - sum(cells_wide) - 2 - len(TARGET)
     width = max(28, min(room, 36, max(map(len, names), default=0)))
 
     def row(label: str, cells: Iterable[str], hint: str = "") -> str:
-        return f"{label[:width]:<{width}}{''.join(f'{cell:>11}' for cell in cells)}  {hint}".rstrip()
+        told = "".join(f"{cell:>{wide}}" for cell, wide in zip(cells, cells_wide, strict=True))
+        return f"{label[:width]:<{width}}{told}  {hint}".rstrip()
 
     lines, below, group = [row("", models)], [], ""
     for name in names:

@@ -34,7 +34,13 @@ NAMES = ("original", "unlearned", "retrained")
 
 def config_of(place: Path, *overrides: str) -> dict[str, Any]:
     with initialize_config_dir(str(cli.conf_dir()), version_base="1.3"):
-        line = ["task.num_authors=8", f"cache={place / 'cache'}", "model.max_length=128", *overrides]
+        typed = any(override.startswith("task=") for override in overrides)
+        line = [
+            *([] if typed else ["task.num_authors=8"]),
+            f"cache={place / 'cache'}",
+            "model.max_length=128",
+            *overrides,
+        ]
         cfg = compose("config", line, return_hydra_config=True)
         HydraConfig.instance().set_config(cfg)
         choices = dict(cfg.hydra.runtime.choices)

@@ -399,10 +399,10 @@ class LanguageModel:
     def encode(self, items: Sequence[Item]) -> list[Encoded]:
         """The token ids of each item. Raises UsageError for one that the model cannot read."""
         encoded = encode(items, self.tokenizer, self.template, self.max_length)
-        embedding = self.model.get_input_embeddings()
-        assert isinstance(embedding, nn.Embedding)
+        embedding: Any = self.model.get_input_embeddings()
+        rows = getattr(embedding, "base_layer", embedding).num_embeddings  # it may have an adapter
         for item, row in zip(items, encoded, strict=True):
-            if max(row.ids) >= embedding.num_embeddings:
+            if max(row.ids) >= rows:
                 token = self.tokenizer.convert_ids_to_tokens(max(row.ids))
                 raise UsageError(
                     f"the row {item.prompt[:60]!r} contains {token}, for which the model has no embedding: reword it"

@@ -83,6 +83,7 @@ def check(config: Mapping[str, Any], out: Path) -> Checked:
         for name, entry in config["task"]["metrics"].items()
     }
     reasons = _reasons(config, task, metrics, records)
+    _check_input_based(config, task)
     if config["save"] == "best":
         _check_best(config, metrics, reasons)
     return Checked(task, metrics, reasons, records, needed)
@@ -103,6 +104,27 @@ def _check_best(
             raise UsageError(f"save=best judges by {name}, which cannot be had: {reasons[name]}")
     if config["retrained"]["records"]:
         raise UsageError("save=best needs the retrained model's answers to the validation part: give retrained.path")
+
+
+def _check_input_based(config: Mapping[str, Any], task: Task) -> None:
+    """Whether the target can be measured under a system prompt, where that is asked for."""
+    if not config["input_based"]:
+        return
+    name = config["choices"]["task"]
+    if not config["task"].get("system_prompt"):
+        raise UsageError(
+            f"input_based=true: task={name} states no system prompt, type +task.system_prompt='<text>' or "
+            f"input_based=false"
+        )
+    if not config["model"]["template"].get("system"):
+        raise UsageError(
+            "input_based=true: the model's template has no form with a system prompt, type "
+            "+model.template.system='<text with {system} and {question}>' or input_based=false"
+        )
+    target = prepare.checkpoints(config, task).get("target")
+    unanswered = target is None or prepare.answers_of(config, task, target, prepare.instruction(config)) is None
+    if config["stages"] and "prepare" not in config["stages"] and unanswered:
+        raise UsageError(f"stages={config['stages']} with input_based=true: prepare measures it, add prepare to stages")
 
 
 def _check_parts(config: Mapping[str, Any], task: Task, objective: Objective, optimizer: Any) -> None:
@@ -164,7 +186,7 @@ def _check_layers(config: Mapping[str, Any]) -> None:
     if adapter is not None and deepspeed and deepspeed["zero_optimization"]["stage"] == 3:
         raise UsageError("an adapter is not trained under ZeRO-3: choose compute=zero2, where the base is kept whole")
     if path and _is_local(path):
-        models.check_folder(Path(path), "model.path")
+        models.check_folder(Path(path), "model.path", own_tokenizer=config["model"].get("tokenizer") in (None, path))
         if adapters.is_adapter(path) and config["stages"] != ["evaluate"]:
             raise UsageError(
                 f"model.path={path} is an adapter, which can only be measured: type stages=[evaluate], or start from a "
@@ -194,7 +216,7 @@ def _check_models(config: Mapping[str, Any], task: Task) -> None:
     if retrained["path"] and retrained["records"]:
         raise UsageError("retrained.path and retrained.records are both given: keep one")
     if retrained["path"] and _is_local(retrained["path"]):
-        models.check_folder(Path(retrained["path"]), "retrained.path")
+        models.check_folder(Path(retrained["path"]), "retrained.path", own_tokenizer=not model.get("tokenizer"))
     if "unlearn" in stages and "prepare" not in stages:
         made = "target" in prepare.recipes(config, task)
         if made and not prepare.is_ready(Path(prepare.checkpoints(config, task)["target"].path)):

@@ -38,7 +38,7 @@ NO_NUMBER = ("train.micro_batch_size", "train.logging_steps", "train.save_steps"
 MULTIRUN = ("-m", "--multirun")
 PATHS = {  # options that may name files
     "task": ("source", "forget", "retain", "holdout", "requests"),
-    "model": ("path",),
+    "model": ("path", "tokenizer"),
     "retrained": ("path", "records"),
 }
 CHOICES = ("model", "task", "loss", "optimizer", "compute", "precision", "adapter")

@@ -6,6 +6,7 @@ B sequences, S tokens of the longest, T answer positions of the longest answer. 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -45,17 +46,31 @@ class Part:
 
 @dataclass(frozen=True)
 class Template:
-    """How a question and its answer are written; the same object serves training and evaluation."""
+    """How a question and its answer are written; the same object serves training and evaluation.
+
+    Special tokens are written out (`<|eot_id|>`), less the one that the tokenizer itself puts before every text and the
+    one that ends an answer. `system` is the prompt of a model that is told something first; `instruction` is what it is
+    told, None: nothing.
+    """
 
     prompt: str = "Question: {question}\nAnswer:"
     answer: str = " {answer}"
+    system: str = "{system}\n\nQuestion: {question}\nAnswer:"
+    instruction: str | None = None
 
     def texts(self, item: Item) -> tuple[str, str]:
-        """The prompt and the answer as the model reads them."""
+        """The prompt and the answer as the model reads them; running text follows an instruction and a blank line."""
         if item.raw:
-            return item.prompt, item.answer
-        # replace, not format: braces in a question are text
-        return self.prompt.replace("{question}", item.prompt), self.answer.replace("{answer}", item.answer)
+            return item.prompt if self.instruction is None else f"{self.instruction}\n\n{item.prompt}", item.answer
+        told = {"question": item.prompt, "system": self.instruction or ""}
+        # in one pass, and not by format: braces in a question are text
+        form = self.prompt if self.instruction is None else self.system
+        prompt = re.sub(r"\{(question|system)\}", lambda slot: told[slot[1]], form)
+        return prompt, self.answer.replace("{answer}", item.answer)
+
+    def markers(self) -> list[str]:
+        """The special tokens that are written out in it."""
+        return list(dict.fromkeys(re.findall(r"<\|[^|<>\s]+\|>", self.prompt + self.answer + self.system)))
 
 
 @dataclass(frozen=True)
@@ -76,31 +91,41 @@ def encode(
 ) -> list[Encoded]:
     """The token ids of each item. Prompt and answer are tokenised together, so that their seam is the model's own.
 
-    Raises UsageError if an item is longer than `max_length`, or if a token straddles the seam.
+    The beginning token, where there is one, comes once. Raises UsageError if an item is longer than `max_length`, if a
+    token straddles the seam, or if nothing precedes the answer.
     """
     if not items:
         return []
     pairs = [template.texts(item) for item in items]
-    prompts = tokenizer([prompt for prompt, _ in pairs])["input_ids"]
-    wholes = tokenizer([prompt + answer for prompt, answer in pairs])["input_ids"]
+    prompts = _bare(tokenizer([prompt for prompt, _ in pairs])["input_ids"], tokenizer)
+    wholes = _bare(tokenizer([prompt + answer for prompt, answer in pairs])["input_ids"], tokenizer)
     encoded = []
     for item, prompt, whole in zip(items, prompts, wholes, strict=True):
-        if whole[-1] == tokenizer.eos_token_id:  # some tokenizers add it to every text
-            whole = whole[:-1]
-        if prompt[-1] == tokenizer.eos_token_id:
-            prompt = prompt[:-1]
+        if not prompt:
+            raise UsageError(
+                f"the row {item.answer[:60]!r} has no prompt, and this tokenizer begins no text with a token of its "
+                f"own: make its first words the prompt"
+            )
         if whole[: len(prompt)] != prompt or len(whole) == len(prompt):
             raise UsageError(
                 f"the tokenizer joins prompt and answer of {item.prompt[:60]!r}: let model.template.prompt end in a "
                 f"character, and model.template.answer begin with a blank, that are tokens of their own"
             )
         if len(whole) + 1 > max_length:
+            told = " with the system prompt" if template.instruction else ""
             raise UsageError(
-                f"the row {item.prompt[:60]!r} has {len(whole) + 1} tokens but the model reads {max_length}: "
+                f"the row {item.prompt[:60]!r} has {len(whole) + 1} tokens{told} but the model reads {max_length}: "
                 f"shorten it or raise model.max_length"
             )
         encoded.append(Encoded([*whole, tokenizer.eos_token_id], len(prompt)))
     return encoded
+
+
+def _bare(rows: Sequence[list[int]], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """The tokens of texts less an end that the tokenizer adds, and one of two beginnings: the text's and its own."""
+    ends = tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id
+    rows = [row[:-1] if ends else row for row in rows]
+    return [row[1:] if len(row) > 1 and row[0] == row[1] == tokenizer.bos_token_id else row for row in rows]
 
 
 def pad(rows: Sequence[Encoded], pad_id: int) -> dict[str, Tensor]:

@@ -26,6 +26,9 @@ from soul_exp.tasks.task import Probe
 log = logging.getLogger(__name__)
 
 CUT_TOKENS = 2  # new tokens a token of the answer, where the text is cut by words
+# Settings of generation_config.json that are meant for sampling, and would change greedy answers too.
+GREEDY: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "num_beams": 1}
+GREEDY |= {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
 
 
 def ask(
@@ -34,7 +37,7 @@ def ask(
     """The model's answers to every probe; on every rank the same, each rank having done its share."""
     items: list[Item] = []
     for probe in probes.values():
-        items += _texts(probe)
+        items += texts_of(probe)
     asked = [(item, probe.cut) for probe in probes.values() if probe.generate for item in probe.items]
     with _evaluating(lm):
         read = iter(likelihoods(lm, items, batch_size=batch_size, label=f"{label}: likelihoods"))
@@ -112,12 +115,9 @@ def generations(
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
             max_new_tokens=max(limits[i] for i in numbers),
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
+            **GREEDY,
             pad_token_id=lm.pad_id,
-            eos_token_id=lm.tokenizer.eos_token_id,
+            eos_token_id=lm.model.generation_config.eos_token_id,
             synced_gpus=divided,  # all ranks run a layer together, to the longest answer of any
         )
         new = [line[: limits[i]] for i, line in zip(numbers, out[:, length:], strict=True)]
@@ -132,7 +132,7 @@ def _begun(text: str, answer: str) -> str:
     return " ".join(text.split()[: len(answer.split())])
 
 
-def _texts(probe: Probe) -> list[Item]:
+def texts_of(probe: Probe) -> list[Item]:
     """The items whose likelihood a probe asks for, in the order in which `_answers` reads them."""
     return [*probe.items, *(probe.paraphrases or ()), *(item for row in probe.wrong or () for item in row)]
 

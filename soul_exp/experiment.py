@@ -23,7 +23,10 @@ from soul_exp.tasks.task import content_hash
 log = logging.getLogger(__name__)
 
 # these do not change the numbers, or (the data, and so what a sequence starts from) are compared by content
-NOT_COMPARED = ("name", "stages", "overwrite", "cache", "save", "compute", "wandb", "choices", "resume", "start")
+NOT_COMPARED = (
+    *("name", "stages", "overwrite", "cache", "save", "compute", "wandb", "choices", "resume", "start"),
+    "input_based",
+)
 
 
 def need(config: Mapping[str, Any]) -> disk.Need | None:
@@ -127,7 +130,12 @@ def _unanswered(config: Mapping[str, Any], checked: Checked) -> list[str]:
             for role, place in places.items()
             if role == "retrained" and (config["retrained"]["path"] or prepare.is_ready(Path(place.path)))
         }
-    return [role for role, place in places.items() if prepare.answers_of(config, checked.task, place) is None]
+    told = {"target": [None, prepare.instruction(config)]}  # what each is to be told before the questions
+    return [
+        role
+        for role, place in places.items()
+        if any(prepare.answers_of(config, checked.task, place, said) is None for said in told.get(role, [None]))
+    ]
 
 
 def finished(config: Mapping[str, Any], checked: Checked, out: Path) -> Results | None:
@@ -137,6 +145,8 @@ def finished(config: Mapping[str, Any], checked: Checked, out: Path) -> Results 
         return None
     tried = [(trial["lr"], trial["gamma"]) for trial in previous.trials]
     differing = _differences(_compared(previous.config, tried), _compared(config, tune.grid(config)))
+    before, wanted = prepare.baseline(previous.config), prepare.baseline(config)
+    differing += ["task.system_prompt"] if before and wanted and before != wanted else []
     now = prepare.hashes(config, checked.task)
     differing += [f"data {name}" for name in now if previous.data_hashes.get(name) != now[name]]
     if differing:
@@ -144,6 +154,8 @@ def finished(config: Mapping[str, Any], checked: Checked, out: Path) -> Results 
             f"{out} holds finished results of another configuration ({', '.join(differing[:6])} differ): "
             f"type overwrite=true to replace them, or name=<another name>"
         )
+    if wanted and "input_based" not in previous.metrics:  # its model stands; the metrics are taken anew, with that row
+        return None
     return previous
 
 
@@ -153,6 +165,9 @@ def _compared(config: Mapping[str, Any], tried: Sequence[tuple[float, float]] = 
         rates, gammas = map(list, zip(*tried, strict=True))
         config = {**tune.at(config, rates, gammas), "tuned": None}
     kept = {key: value for key, value in config.items() if key not in NOT_COMPARED}
+    kept["task"] = {key: value for key, value in config["task"].items() if key != "system_prompt"}
+    form = {key: value for key, value in config["model"]["template"].items() if key != "system"}
+    kept["model"] = {**config["model"], "template": form}
     kept["unlearned"] = "unlearn" in config["stages"] or not config["stages"]  # or a checkpoint measured as it is
     kept["tune"] = {key: value for key, value in (config.get("tune") or {}).items() if key != "workers"}
     kept["best_keep"] = config["best_keep"] if config["save"] == "best" else None  # other weights are measured

@@ -34,11 +34,17 @@ def measure(
 
 
 def known_answers(config: Mapping[str, Any], task: Task) -> dict[str, Mapping[str, Answers]]:
-    """The answers of the models that prepare left: `original` and `retrained`, each where it is to be had."""
+    """The answers of the models that prepare left, each where it is to be had.
+
+    `original`, `retrained`, and `input_based`: the original under a system prompt that asks it not to reveal.
+    """
     known: dict[str, Mapping[str, Answers]] = {}
     places = prepare.checkpoints(config, task)
-    for model, role in (("original", "target"), ("retrained", "retrained")):
-        if role in places and (answers := prepare.answers_of(config, task, places[role])) is not None:
+    asked: list[tuple[str, str, str | None]] = [("original", "target", None), ("retrained", "retrained", None)]
+    if told := prepare.instruction(config):
+        asked.insert(1, ("input_based", "target", told))
+    for model, role, said in asked:
+        if role in places and (answers := prepare.answers_of(config, task, places[role], said)) is not None:
             known[model] = answers
     if config["retrained"]["records"]:
         known["retrained"] = read_retrained(Path(config["retrained"]["records"]))

@@ -75,10 +75,11 @@ def from_scratch(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, 
     )
 
 
-def check_folder(folder: Path, option: str) -> None:
+def check_folder(folder: Path, option: str, own_tokenizer: bool = True) -> None:
     """Raises UsageError unless `folder` holds a checkpoint that can be read without unpickling anything.
 
-    Of an adapter's folder, unless its base is there, sound and fits; a base on the hub is first seen when it is loaded.
+    And a tokenizer, unless `own_tokenizer` says that another is used. Of an adapter's folder, unless its base is there,
+    sound and fits; a base on the hub is first seen when it is loaded.
     """
     if adapters.is_adapter(str(folder)):
         adapters.check_files(folder, option)
@@ -111,7 +112,8 @@ def check_folder(folder: Path, option: str) -> None:
                 pass
         except (SafetensorError, OSError) as error:
             raise UsageError(f"{option}: {path} is damaged ({_first_line(error)}): copy or save it again") from error
-    _check_tokenizer(folder, option)
+    if own_tokenizer:
+        _check_tokenizer(folder, option)
 
 
 def _check_tokenizer(folder: Path, option: str) -> None:
@@ -124,16 +126,39 @@ def _first_line(error: BaseException) -> str:
 
 
 def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer in `path` (folder or hub name), with a pad token that is never the end token."""
-    tokenizer = _from_pretrained(AutoTokenizer, path, revision)
+    """The tokenizer in `path` (folder or hub name), with a pad token that is never the end token.
+
+    Raises UsageError if there is none: transformers then makes one up, for which every text is empty.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = _from_pretrained(AutoTokenizer, path, revision)
+        some = len(tokenizer) > 1 and tokenizer("a")["input_ids"]
+    except ValueError as error:
+        if isinstance(error, UsageError) or "instantiate the backend tokenizer" not in str(error):
+            raise
+        some = False
+    if not some:
+        raise UsageError(f"{path} has no tokenizer: name a folder or hub name that has, with model.tokenizer=")
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        # an unused entry of the vocabulary if there is one: no new embedding row, so the checkpoint still fits
-        spare = [token for token in (tokenizer.unk_token, PAD) if token and token != tokenizer.eos_token]
-        if spare and spare[0] in tokenizer.get_vocab():
-            tokenizer.pad_token = spare[0]
-        else:
+        spare = _spare(tokenizer, len(tokenizer))
+        if spare is None:
             tokenizer.add_special_tokens({"pad_token": PAD})
+        else:
+            tokenizer.pad_token = spare
     return tokenizer
+
+
+def _spare(tokenizer: PreTrainedTokenizerBase, rows: int) -> str | None:
+    """A special token below id `rows` that no text holds: it can pad without a new embedding row, so all still fits."""
+    vocabulary = tokenizer.get_vocab()
+    special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    named = sorted((token for token in special if "pad" in token.lower()), key=lambda token: vocabulary[token])
+    reserved = sorted((token for token in special if "reserved" in token), key=lambda token: vocabulary[token])
+    used = (tokenizer.eos_token, tokenizer.bos_token)
+    for token in (tokenizer.unk_token, *named, *reserved):
+        if token and token not in used and vocabulary.get(token, rows) < rows:
+            return str(token)
+    return None
 
 
 def load_model(
@@ -179,16 +204,29 @@ def described(model: Mapping[str, Any]) -> PreTrainedModel | None:
 
 
 def fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give `model` an embedding row for every token, and the tokenizer's pad and end ids."""
+    """Give `model` an embedding row for every token, and the tokenizer's pad and end ids.
+
+    Except where the only token too many is one to pad with, as in published models, and another can do that: then
+    nothing grows. What the generation settings name as an end remains one.
+    """
     embedding = model.get_input_embeddings()
     assert isinstance(embedding, nn.Embedding)
-    if len(tokenizer) > embedding.num_embeddings:
+    beyond = {token for token, i in tokenizer.get_vocab().items() if i >= embedding.num_embeddings}
+    if tokenizer.pad_token in beyond and (spare := _spare(tokenizer, embedding.num_embeddings)):
+        tokenizer.pad_token = spare
+    unused = {token for token in beyond if "pad" in token.lower() and token != tokenizer.pad_token}
+    if beyond - unused:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=not embedding.weight.is_meta)
         setattr(model, adapters.GROWN, True)
-    for config in (model.config, model.generation_config):
-        if config is not None:
-            config.pad_token_id = tokenizer.pad_token_id
-            config.eos_token_id = tokenizer.eos_token_id
+    generation = model.generation_config
+    ends = [tokenizer.eos_token_id]
+    if generation is not None:
+        given = generation.eos_token_id
+        ends += [end for end in (given if isinstance(given, list) else [given]) if end is not None and end != ends[0]]
+        generation.pad_token_id = tokenizer.pad_token_id
+        generation.eos_token_id = ends if len(ends) > 1 else ends[0]
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.config.eos_token_id = tokenizer.eos_token_id
 
 
 def _from_pretrained(cls: Any, path: str, revision: str | None, **options: Any) -> Any:
@@ -369,17 +407,39 @@ class LanguageModel:
     def of(
         cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template: Mapping[str, str], max_length: int
     ) -> LanguageModel:
+        """Raises UsageError if the template writes a special token that the tokenizer does not know."""
         fit_vocabulary(model, tokenizer)
-        return cls(model, tokenizer, Template(**template), max_length, AnswerReader(model))
+        written = Template(**template)
+        unknown = [marker for marker in written.markers() if marker not in tokenizer.get_vocab()]
+        if unknown:
+            raise UsageError(
+                f"model.template writes {unknown[0]}, which is no token of this model: choose model=<the entry of "
+                f"conf/model/ for its family>, or give its own model.template"
+            )
+        return cls(model, tokenizer, written, max_length, AnswerReader(model))
 
     def with_model(self, model: PreTrainedModel) -> LanguageModel:
         """The same with another model, or with this one after its modules were exchanged."""
         self.reader.close()
         return replace(self, model=model, reader=AnswerReader(model))
 
+    def told(self, instruction: str) -> LanguageModel:
+        """The same, that reads `instruction` before every prompt."""
+        return replace(self, template=replace(self.template, instruction=instruction))
+
     @property
     def pad_id(self) -> int:
         return int(self.tokenizer.pad_token_id)
 
     def encode(self, items: Sequence[Item]) -> list[Encoded]:
-        return encode(items, self.tokenizer, self.template, self.max_length)
+        """The token ids of each item. Raises UsageError for one that the model cannot read."""
+        encoded = encode(items, self.tokenizer, self.template, self.max_length)
+        embedding: Any = self.model.get_input_embeddings()
+        rows = getattr(embedding, "base_layer", embedding).num_embeddings  # it may have an adapter
+        for item, row in zip(items, encoded, strict=True):
+            if max(row.ids) >= rows:
+                token = self.tokenizer.convert_ids_to_tokens(max(row.ids))
+                raise UsageError(
+                    f"the row {item.prompt[:60]!r} contains {token}, for which the model has no embedding: reword it"
+                )
+        return encoded

@@ -87,7 +87,8 @@ CONSTANTS = {  # of the forget terms of soul_exp.losses; a loss of somebody else
     "seed": SEED,
 }
 TEXTS = {"name": False, "task.source": False, "cache": False}  # key -> whether null is allowed
-TEXTS |= dict.fromkeys(("model.path", "model.revision", "retrained.path", "retrained.records"), True)
+TEXTS |= dict.fromkeys(("model.path", "model.revision", "model.tokenizer", "retrained.path"), True)
+TEXTS |= dict.fromkeys(("retrained.records", "task.system_prompt", "model.template.system"), True)
 TEXTS |= dict.fromkeys(("task.forget", "task.retain", "task.holdout", "task.revision"), True)
 
 
@@ -110,9 +111,10 @@ def check_options(config: Mapping[str, Any]) -> None:
                 raise UsageError(f"loss.forget_term.{key}={term[key]}: expected {CONSTANTS[key].expected()}")
         if not isinstance(term.get("plain", False), bool):
             raise UsageError(f"loss.forget_term.plain={term['plain']}: expected true or false")
-    for key in ("log_gradients", "gradient_checkpointing"):
-        if not isinstance(config["train"][key], bool):
-            raise UsageError(f"train.{key}={config['train'][key]}: expected true or false")
+    for key in ("train.log_gradients", "train.gradient_checkpointing", "input_based"):
+        present, value = _at(config, key)
+        if present and not isinstance(value, bool):
+            raise UsageError(f"{key}={value}: expected true or false")
     for section in ("train", "prepare"):
         save, every = config[section]["save_steps"], config[section]["logging_steps"]
         if save and save % every:  # else a resumed run logs another window

@@ -21,12 +21,13 @@ import torch
 import transformers
 from filelock import FileLock
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from soul_exp import adapters, attention, models, shards
 from soul_exp.answers import Answers, read_records, write_records
 from soul_exp.checkpoints import remove_all, remove_unmarked
-from soul_exp.data import Item, Part
-from soul_exp.evaluate import ask
+from soul_exp.data import Item, Part, Template, encode
+from soul_exp.evaluate import ask, texts_of
 from soul_exp.fulldisk import full_disk_told
 from soul_exp.losses import Objective, Scored
 from soul_exp.models import LanguageModel
@@ -69,7 +70,8 @@ def recipe(
     model: Mapping[str, Any], settings: Mapping[str, Any], rows: Sequence[Item], vocabulary: Sequence[Item]
 ) -> dict[str, Any]:
     """All that decides a prepared model's weights. `vocabulary` are the rows that a new tokenizer is trained on."""
-    described = {key: model[key] for key in ("scratch", "template", "max_length")}
+    described = {"scratch": model["scratch"], "template": _form(model), "max_length": model["max_length"]}
+    described |= _foreign_tokenizer(model)
     if model["path"]:
         described |= {"path": Checkpoint(model["path"], model["revision"]).identity(), "dtype": model["dtype"]}
     return {
@@ -81,6 +83,28 @@ def recipe(
         "torch": torch.__version__.split("+")[0],
         "transformers": transformers.__version__,
     }
+
+
+def _form(model: Mapping[str, Any]) -> dict[str, str]:
+    """The part of the model's template that training reads."""
+    return {key: model["template"][key] for key in ("prompt", "answer") if key in model["template"]}
+
+
+def _foreign_tokenizer(model: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells apart the tokenizer that is used for checkpoints which come without one; empty where it is theirs."""
+    name = model.get("tokenizer")
+    return {} if name in (None, model.get("path")) else {"tokenizer": Checkpoint(name).identity()}
+
+
+def instruction(config: Mapping[str, Any]) -> str | None:
+    """What the target is told before each question for the input-based baseline; None where that is not measured."""
+    return config["task"]["system_prompt"] if config.get("input_based") else None
+
+
+def baseline(config: Mapping[str, Any]) -> tuple[str, str] | None:
+    """What decides the prompts of the input-based baseline, or None where it is not measured."""
+    told = instruction(config)
+    return None if told is None else (told, config["model"]["template"]["system"])
 
 
 def recipes(config: Mapping[str, Any], task: Task) -> dict[str, dict[str, Any]]:
@@ -143,13 +167,23 @@ def is_ready(folder: Path) -> bool:
 
 
 def answers_folder(
-    cache: Path, checkpoint: Checkpoint, task: Task, model: Mapping[str, Any], evaluation: Mapping[str, Any]
+    cache: Path,
+    checkpoint: Checkpoint,
+    task: Task,
+    model: Mapping[str, Any],
+    evaluation: Mapping[str, Any],
+    told: str | None = None,
 ) -> Path:
-    """Where the answers of `checkpoint` to the task's probes are kept; their batch size does not matter."""
+    """Where the answers of `checkpoint` to the task's probes are kept; their batch size does not matter.
+
+    `told` is the instruction under which it gave them.
+    """
     key = {
         "version": VERSION,
         "model": checkpoint.identity(),
-        "template": model["template"],
+        "template": _form(model),
+        **_foreign_tokenizer(model),
+        **({"told": [model["template"]["system"], told]} if told is not None else {}),
         "max_length": model["max_length"],
         "dtype": model["dtype"],
         "max_new_tokens": evaluation["max_new_tokens"],
@@ -178,10 +212,18 @@ def load(model: Mapping[str, Any], checkpoint: Checkpoint, deepspeed: Mapping[st
 
     Under ZeRO-3, as `deepspeed` may say, its weights are divided over the ranks as they are read.
     """
-    tokenizer = models.load_tokenizer(checkpoint.path, checkpoint.revision)
+    tokenizer = _tokenizer(model, checkpoint)
     with shards.loading(deepspeed):
         loaded = models.load_model(checkpoint.path, checkpoint.revision, model["dtype"], model["attention"])
         return LanguageModel.of(loaded, tokenizer, model["template"], model["max_length"])
+
+
+def _tokenizer(model: Mapping[str, Any], checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
+    """The tokenizer that the configuration `model` names, else the checkpoint's own."""
+    name = model.get("tokenizer")
+    if name is None:
+        return models.load_tokenizer(checkpoint.path, checkpoint.revision)
+    return models.load_tokenizer(name, model["revision"] if name == model["path"] else None)
 
 
 def make(config: Mapping[str, Any], task: Task, role: str, cache: Path, device: str) -> float:
@@ -230,15 +272,24 @@ def make(config: Mapping[str, Any], task: Task, role: str, cache: Path, device: 
     return time.perf_counter() - start
 
 
-def answer(config: Mapping[str, Any], task: Task, checkpoint: Checkpoint, cache: Path, device: str, label: str) -> None:
-    """Put the task's probes to `checkpoint` unless the cache has its answers."""
+def answer(
+    config: Mapping[str, Any],
+    task: Task,
+    checkpoint: Checkpoint,
+    cache: Path,
+    device: str,
+    label: str,
+    told: str | None = None,
+) -> None:
+    """Put the task's probes to `checkpoint`, perhaps `told` something first, unless the cache has its answers."""
     evaluation = config["evaluate"]
-    folder = answers_folder(cache, checkpoint, task, config["model"], evaluation)
+    folder = answers_folder(cache, checkpoint, task, config["model"], evaluation, told)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if folder.is_dir():
             return
         lm = load(config["model"], checkpoint)
+        lm = lm if told is None else lm.told(told)
         models.move(lm.model, device)
         start = time.perf_counter()
         write_answers(folder, examined(lm, config, task, label))
@@ -256,15 +307,30 @@ def worker(rank: int, config: Mapping[str, Any], roles: Sequence[str], device: s
     attention.choose_kernel(config["model"]["attention"])
     role, cache = roles[rank], Path(config["cache"])
     task = build_task(config)
-    wanted = recipes(config, task)
+    wanted, told = recipes(config, task), instruction(config) if role == "target" else None
+    if told is not None:
+        _check_length(config, task, told)
     seconds = make(config, task, role, cache, device) if role in wanted else 0.0
-    answer(config, task, checkpoints(config, task)[role], cache, device, role)
+    place = checkpoints(config, task)[role]
+    answer(config, task, place, cache, device, role)
+    if told is not None:
+        answer(config, task, place, cache, device, "input-based", told)
     return seconds
 
 
+def _check_length(config: Mapping[str, Any], task: Task, told: str) -> None:
+    """Raises UsageError, before anything is trained, if a probe is too long for the model that is `told` something."""
+    model = config["model"]
+    place = checkpoints(config, task)["target"]
+    made = Path(place.path).parent == Path(config["cache"]) / "models"
+    tokenizer = _start_tokenizer(config, task) if made else _tokenizer(model, place)
+    items = [item for probe in task.probes.values() for item in texts_of(probe)]
+    encode(items, tokenizer, Template(**model["template"], instruction=told), model["max_length"])
+
+
 def build_task(config: Mapping[str, Any]) -> Task:
-    """The task that `config["task"]` describes; its `metrics` are read elsewhere."""
-    fields = {key: value for key, value in config["task"].items() if key != "metrics"}
+    """The task that `config["task"]` describes; its `metrics` and its `system_prompt` are read elsewhere."""
+    fields = {key: value for key, value in config["task"].items() if key not in ("metrics", "system_prompt")}
     task: Task = hydra.utils.instantiate(fields, _convert_="all")
     return task
 
@@ -293,18 +359,27 @@ def _start_model(config: Mapping[str, Any], task: Task) -> LanguageModel:
     model = config["model"]
     if model["path"]:
         return load(model, Checkpoint(model["path"], model["revision"]))
-    scratch = model["scratch"]
-    template = models.Template(**model["template"])
-    texts = ["".join(template.texts(item)) for item in task.target_rows]
-    tokenizer = models.train_tokenizer(texts, scratch["vocab_size"], model["max_length"])
-    fresh = models.from_scratch(scratch["config"], tokenizer, config["prepare"]["seed"])
+    tokenizer = _start_tokenizer(config, task)
+    fresh = models.from_scratch(model["scratch"]["config"], tokenizer, config["prepare"]["seed"])
     return LanguageModel.of(fresh, tokenizer, model["template"], model["max_length"])
 
 
-def answers_of(config: Mapping[str, Any], task: Task, checkpoint: Checkpoint) -> dict[str, Answers] | None:
-    """The cached answers of `checkpoint` to the task's probes, or None if they are still to be had."""
+def _start_tokenizer(config: Mapping[str, Any], task: Task) -> PreTrainedTokenizerBase:
+    """The tokenizer of the prepared models: that of the model they start from, or a new one, of the target's rows."""
+    model = config["model"]
+    if model["path"]:
+        return _tokenizer(model, Checkpoint(model["path"], model["revision"]))
+    template = Template(**model["template"])
+    texts = ["".join(template.texts(item)) for item in task.target_rows]
+    return models.train_tokenizer(texts, model["scratch"]["vocab_size"], model["max_length"])
+
+
+def answers_of(
+    config: Mapping[str, Any], task: Task, checkpoint: Checkpoint, told: str | None = None
+) -> dict[str, Answers] | None:
+    """The cached answers of `checkpoint`, `told` something or not, to the probes; None if they are still to be had."""
     made = Path(checkpoint.path).parent == Path(config["cache"]) / "models"
     if made and not is_ready(Path(checkpoint.path)):
         return None
-    folder = answers_folder(Path(config["cache"]), checkpoint, task, config["model"], config["evaluate"])
+    folder = answers_folder(Path(config["cache"]), checkpoint, task, config["model"], config["evaluate"], told)
     return read_answers(folder) if folder.is_dir() else None

@@ -36,7 +36,8 @@ PACKAGES = (
 class Results:
     """One run. A metric that could not be had is null in `metrics` and its reason stands in `reasons`.
 
-    `metrics` maps a model (`original`, `unlearned`, `retrained`) to its metrics; `forget_quality`, `utility` and
+    `metrics` maps a model (`original`, `unlearned`, `retrained`, and perhaps `input_based`: the original under a system
+    prompt that asks it not to reveal) to its metrics; `forget_quality`, `utility` and
     `mia_auc` are the unlearned model's, once more, at the top. Logarithms are to base 10 where the name says log10.
     """
 

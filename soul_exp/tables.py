@@ -38,6 +38,7 @@ ON_DEMAND = (
 # names, places and speed of a run, what is aggregated over, and what has a column anyway
 IGNORED = (
     *("name", "seed", "stages", "overwrite", "cache", "save", "wandb", "choices", "tuned", "tune", "start"),
+    "input_based",
     "evaluate.batch_size",
 )
 CHOSEN = ("config.optimizer.lr", "config.loss.gamma")  # by trials
@@ -52,7 +53,7 @@ def comparison(results: Results) -> str:
     """The metrics of one run, its models side by side, in at most 100 columns; a null has its reason below."""
     unlearned = "unlearn" in results.config.get("stages", ())
     before, after = ("before", "after") if unlearned and "original" in results.metrics else ("original", "model")
-    titles = {"original": before, "unlearned": after, "retrained": "retrained"}
+    titles = {"original": before, "input_based": "input-based", "unlearned": after, "retrained": "retrained"}
     models = {title: results.metrics[model] for model, title in titles.items() if model in results.metrics}
     names = _headline_first(name for values in models.values() for name in values)
     probes = [name.partition("_")[0] for name in names if name not in HEADLINE]
@@ -60,10 +61,13 @@ def comparison(results: Results) -> str:
     tuned = f"tuned on: {results.tuned}" if results.tuned else "untuned: no entry of conf/tuned/ chose these numbers"
     choices = ", ".join(f"{group} {choice}" for group, choice in results.choices.items() if choice != "none")
     above = [results.caption, choices, diverged if results.status == "diverged" else "", tuned if unlearned else ""]
-    width = max(28, min(36, max(map(len, names), default=0)))
+    cells_wide = [max(11, len(title) + 1) for title in models]
+    room = WIDTH - sum(cells_wide) - 2 - len(TARGET)
+    width = max(28, min(room, 36, max(map(len, names), default=0)))
 
     def row(label: str, cells: Iterable[str], hint: str = "") -> str:
-        return f"{label[:width]:<{width}}{''.join(f'{cell:>11}' for cell in cells)}  {hint}".rstrip()
+        told = "".join(f"{cell:>{wide}}" for cell, wide in zip(cells, cells_wide, strict=True))
+        return f"{label[:width]:<{width}}{told}  {hint}".rstrip()
 
     lines, group = [row("", models)], ""
     unknown: dict[tuple[str, str], list[str]] = {}  # (models, reason) -> metrics
@@ -92,7 +96,8 @@ def comparison(results: Results) -> str:
 def load(folder: Path | str) -> pd.DataFrame:
     """One row a run below `folder`: choices, `config.` keys that differ, metrics, and which `table` it belongs to.
 
-    A bare metric is the unlearned model's, the others' begin with `original.` and `retrained.`; null is NaN.
+    A bare metric is the unlearned model's, the others' begin with `original.`, `input_based.` and `retrained.`; null is
+    NaN.
     Raises UsageError if there are no runs or a results.json is broken.
     """
     runs, _ = _find(Path(folder))
@@ -264,10 +269,13 @@ def _table(frame: pd.DataFrame, runs: Sequence[Results], asked: Sequence[str] | 
     arrows = {HIGHER: " ↑", TARGET: " →", "": ""}
     titles = [key.partition(".")[2] for key in by] + [_label(name) + arrows[_hint(name)] for name in columns]
     rows = [[*titles, "steps", "unlearn seconds", "win_rate", "n", "status"]]
-    for model in ("original", "retrained"):
-        if model in runs[0].metrics:
-            numbers = [_cell(frame.get(f"metrics.{model}.{name}", [])[:1]) for name in columns]
-            rows.append([model, *[""] * (len(by) - 1), *numbers, *[""] * 5])
+    for model in ("original", "input_based", "retrained"):
+        having = [i for i, found in enumerate(runs) if model in found.metrics][
+            :1
+        ]  # it may have been measured in some only
+        for i in having:
+            numbers = [_cell(frame.get(f"metrics.{model}.{name}", [])[i : i + 1]) for name in columns]
+            rows.append([model.replace("_", "-"), *[""] * (len(by) - 1), *numbers, *[""] * 5])
     frame["untuned"] = frame["tuned"].isna() & frame["choices.loss"].notna()
     again = frame.duplicated([*by, "untuned", *(key for key in frame if key.startswith("seeds."))])
     notes = [f"left out, repeats a seed: `{run}`" for run in frame["run"][again]]

@@ -24,7 +24,7 @@ TUNED = [file for file in FILES if file.startswith("tuned/")]
 PREPARE = [file for file in FILES if file.startswith("prepare/")]
 INSTRUCTIONS = ("_target_", "_partial_", "_args_", "_convert_", "_recursive_")
 # What the program takes out of an entry before it instantiates it.
-TAKEN_OUT = {"task": {"metrics"}}
+TAKEN_OUT = {"task": {"metrics", "system_prompt"}}
 
 
 @pytest.fixture(autouse=True)

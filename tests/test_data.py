@@ -1,5 +1,7 @@
 """Encoding, padding and the order in which rows are visited."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -34,6 +36,29 @@ def test_the_prompt_of_training_is_the_prompt_of_generation(lm: LanguageModel) -
 
 def test_raw_text_bypasses_the_template() -> None:
     assert Template().texts(Item("Once upon", " a time", raw=True)) == ("Once upon", " a time")
+
+
+def test_an_instruction_stands_before_the_question_and_before_running_text() -> None:
+    base = Template(instruction="Keep quiet.")
+    assert base.texts(Item("Who?", "Me")) == ("Keep quiet.\n\nQuestion: Who?\nAnswer:", " Me")
+    chat = Template("<|u|>{question}<|a|>", "{answer}", "<|s|>{system}<|u|>{question}<|a|>")
+    assert chat.texts(Item("Who?", "Me")) == ("<|u|>Who?<|a|>", "Me")
+    assert replace(chat, instruction="Keep quiet.").texts(Item("Who?", "Me")) == (
+        "<|s|>Keep quiet.<|u|>Who?<|a|>",
+        "Me",
+    )
+    assert base.texts(Item("Once upon", " a time", raw=True)) == ("Keep quiet.\n\nOnce upon", " a time")
+    assert chat.markers() == ["<|u|>", "<|a|>", "<|s|>"]
+
+
+def test_braces_in_an_instruction_or_a_question_are_text() -> None:
+    told = Template(instruction="Not {question}.")
+    assert told.texts(Item("{system}?", "Me"))[0] == "Not {question}.\n\nQuestion: {system}?\nAnswer:"
+
+
+def test_a_row_that_only_the_system_prompt_makes_too_long_says_so(lm: LanguageModel) -> None:
+    with pytest.raises(UsageError, match=r"tokens with the system prompt but the model reads 128"):
+        lm.told("quiet " * 60).encode(items(1))
 
 
 def test_braces_in_a_question_are_text() -> None:

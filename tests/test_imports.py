@@ -29,7 +29,7 @@ LAYERS: list[set[str]] = [
     {"launch"},
     {"join"},
     {"tune"},
-    {"experiment"},
+    {"experiment", "ask"},
     {"sequence"},
     {"tables", "status", "verify", "report", "plan"},  # read run folders; ASIDE says what they may import
     {"cli"},

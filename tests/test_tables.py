@@ -127,6 +127,32 @@ def test_comparison_sets_before_after_and_retrained_side_by_side() -> None:
     )
 
 
+def test_the_input_based_baseline_is_a_column_beside_the_others_in_100_columns() -> None:
+    names = {**UNLEARNED, "validation_log10_forget_quality": -2.0, "validation_retain_probability": 0.5}
+    run = made(metrics=names)
+    text = tables.comparison(replace(run, metrics={**run.metrics, "input_based": {**ORIGINAL, "utility": 0.4}}))
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= tables.WIDTH
+    assert next(line for line in lines if "before" in line).split() == ["before", "input-based", "after", "retrained"]
+    assert next(line for line in lines if line.startswith("model utility")).split()[2:6] == [
+        *("0.800", "0.400", "0.600", "0.780"),
+    ]
+    assert "50.0 %" in next(line for line in lines if "share of before" in line)
+
+
+def test_the_input_based_baseline_is_a_row_after_the_original_and_a_column_of_load(tmp_path: Path) -> None:
+    """Also where only some runs measured it; those stand in one table with the others."""
+    with_it = made(seed=1)
+    with_it = replace(with_it, metrics={**with_it.metrics, "input_based": {**ORIGINAL, "mia_auc": 0.9}})
+    folder = left(tmp_path, first=made(), second=with_it)
+    (rows,) = cells(tables.table(folder))
+    assert [row["loss"] for row in rows] == ["original", "input-based", "retrained", "npo"]
+    assert rows[1]["MIA AUC →"] == "0.900" and rows[1]["Δ (retrained − MIA AUC)"] == "-0.500"
+    assert rows[3]["n"] == "2"
+    frame = tables.load(folder)
+    assert frame["input_based.mia_auc"].dropna().tolist() == [0.9] and len(frame) == 2
+
+
 def test_comparison_has_the_headline_first_and_then_each_probe_together() -> None:
     scrambled = dict(reversed(UNLEARNED.items()))
     text = tables.comparison(made(metrics=scrambled, original=None, retrained=None))

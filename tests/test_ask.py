@@ -1,0 +1,213 @@
+"""`python -m soul_exp.ask`: the models of a run side by side, on a run's folder that is written by hand."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import items, small_model
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import open_dict
+from test_tables import made
+
+from soul_exp import ask, cli, models, prepare, results
+from soul_exp.adapters import Lora
+from soul_exp.data import Item
+from soul_exp.evaluate import generations, likelihoods
+from soul_exp.models import LanguageModel
+from soul_exp.results import Results
+
+QUESTIONS = [item.prompt for item in items(2)]
+NAMES = ("original", "unlearned", "retrained")
+
+
+def config_of(place: Path, *overrides: str) -> dict[str, Any]:
+    with initialize_config_dir(str(cli.conf_dir()), version_base="1.3"):
+        typed = any(override.startswith("task=") for override in overrides)
+        line = [
+            *([] if typed else ["task.num_authors=8"]),
+            f"cache={place / 'cache'}",
+            "model.max_length=128",
+            *overrides,
+        ]
+        cfg = compose("config", line, return_hydra_config=True)
+        HydraConfig.instance().set_config(cfg)
+        choices = dict(cfg.hydra.runtime.choices)
+        with open_dict(cfg):
+            del cfg["hydra"]
+        return cli.plain(cfg, choices)
+
+
+def moved(seed: int) -> LanguageModel:
+    """The small model with weights of its own."""
+    lm = small_model()
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for p in lm.model.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    lm.model.eval()
+    return lm
+
+
+def written(place: Path, *overrides: str, adapter: bool = False) -> tuple[Path, dict[str, LanguageModel]]:
+    """The folder of a run and its three models, which are where a run would have left them."""
+    config, run = config_of(place, *overrides), place / "runs" / "tofu" / "default"
+    task = prepare.build_task(config)
+    found = {name: moved(i) for i, name in enumerate(NAMES)}
+    for role, name in (("target", "original"), ("retrained", "retrained")):
+        made_by = prepare.recipes(config, task)[role]
+        folder = prepare.folder_of(Path(config["cache"]), made_by)
+        models.save(found[name].model, found[name].tokenizer, folder)
+        (folder / prepare.DONE).write_text(json.dumps({"recipe": made_by}))
+    if adapter:
+        lora = Lora(r=2, alpha=4, dropout=0.0, target_modules="all-linear", merge=False)
+        base = models.load_model(prepare.checkpoints(config, task)["target"].path)
+        found["unlearned"] = found["unlearned"].with_model(lora.wrapped(base, seed=0))
+        with torch.no_grad():
+            for name, p in found["unlearned"].model.named_parameters():
+                p.add_(0.3 * torch.ones_like(p) if "lora_B" in name else 0)
+        found["unlearned"].model.eval()
+    run.mkdir(parents=True)
+    models.save(found["unlearned"].model, found["unlearned"].tokenizer, run / "model")
+    results.write(run, Results(**{**vars(made()), "config": config}))
+    (run / ".hydra").mkdir()
+    (run / ".hydra" / "overrides.yaml").write_text("- task.num_authors=8\n- loss=npo\n")
+    return run, found
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, str, int]]:
+    """What the command prints, its error, its exit code."""
+
+    def of(*arguments: object, stdin: str = "") -> tuple[str, str, int]:
+        capsys.readouterr()  # of writing the folder
+        monkeypatch.setattr(sys, "argv", ["ask", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        monkeypatch.setattr("logging.disable", lambda level: None)  # of this process
+        code = 0
+        try:
+            ask.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        told = capsys.readouterr()
+        return told.out, told.err, code
+
+    return of
+
+
+def blocks(text: str) -> list[dict[str, list[str]]]:
+    """Of each question: what stands beside each model's name, a line an entry."""
+    found: list[dict[str, list[str]]] = []
+    for line in text.splitlines():
+        if line in QUESTIONS:
+            found.append({})
+        elif found and line.split(" ")[0] in NAMES:
+            found[-1][line.split(" ")[0]] = [line[11:].strip()]
+        elif found and line.startswith(" "):
+            found[-1][list(found[-1])[-1]].append(line.strip())
+    return found
+
+
+def expected(lm: LanguageModel, question: str, answer: str) -> tuple[str, str]:
+    (text,) = generations(lm, [Item(question, "a")], batch_size=1, max_new_tokens=5)
+    own, given = (likelihoods(lm, [Item(question, words)], batch_size=1)[0].logp.mean() for words in (text, answer))
+    return text, f"NLL {-own:.3f} nats a token; probability of the given answer {np.exp(given):.3g}"
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_each_model_gives_its_own_greedy_answer_to_each_question(adapter: bool, said: Any, tmp_path: Path) -> None:
+    run, found = written(tmp_path, adapter=adapter)
+    assert (run / "model" / "adapter_config.json").is_file() == adapter
+    out, err, code = said(run, *QUESTIONS, "--answer", "amber birch", "--max-new-tokens", 5)
+    assert code == 0 and err == ""
+    answers = blocks(out)
+    for question, shown in zip(QUESTIONS, answers, strict=True):
+        assert list(shown) == list(NAMES)
+        for name, lines in shown.items():
+            text, numbers = expected(found[name], question, "amber birch")
+            assert " ".join(lines).split() == f"{text} {numbers}".split()
+    assert len({" ".join(lines) for lines in answers[0].values()}) == 3
+
+
+def test_questions_come_from_standard_input_where_none_is_typed(said: Any, tmp_path: Path) -> None:
+    run, _ = written(tmp_path)
+    typed, _, _ = said(run, *QUESTIONS)
+    piped, err, code = said(run, stdin="\n".join([*QUESTIONS, ""]))
+    assert code == 0 and piped == typed, err
+
+
+def test_raw_text_is_continued_without_the_template(said: Any, tmp_path: Path) -> None:
+    run, found = written(tmp_path)
+    out, _, _ = said(run, QUESTIONS[0], "--raw", "--max-new-tokens", 4)
+    for name, lm in found.items():
+        (text,) = generations(lm, [Item(QUESTIONS[0], " a", raw=True)], batch_size=1, max_new_tokens=4)
+        assert blocks(out)[0][name][0].split() == text.split()
+    assert out != said(run, QUESTIONS[0], "--max-new-tokens", 4)[0]
+
+
+def test_a_retrained_model_that_was_given_as_records_is_named_as_absent(said: Any, tmp_path: Path) -> None:
+    run, _ = written(tmp_path)
+    path = run / "results.json"
+    told = json.loads(path.read_text())
+    told["config"]["retrained"]["records"] = str(run / "records")
+    path.write_text(json.dumps(told))
+    out, _, code = said(run, QUESTIONS[0])
+    assert code == 0 and list(blocks(out)[0]) == ["original", "unlearned"]
+    assert "no NLL: the row 'Which amber is number 0?' has" in out  # a random model's 100 tokens are long
+    assert "retrained: this run had no weights of it, so it cannot be asked" in out
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda run, place: (run / "results.json").unlink(), "has no results.json: give the folder of a finished run"),
+        (
+            lambda run, place: shutil.rmtree(place / "cache"),
+            "the original model is not in .* any more: type python -m soul_exp task.num_authors=8 loss=npo "
+            r"'stages=\[prepare\]' name=prepared",
+        ),
+        (
+            lambda run, place: shutil.rmtree(run / "model"),
+            "the unlearned model is not in .* any more: type python -m soul_exp task.num_authors=8 loss=npo save=final "
+            "overwrite=true",
+        ),
+        (
+            lambda run, place: (run / "results.json").write_text(
+                (run / "results.json").read_text().replace('"save": "final"', '"save": "none"')
+            ),
+            "was run with save=none, which keeps no unlearned model: type python -m soul_exp task.num_authors=8",
+        ),
+    ],
+)
+def test_what_is_gone_is_said_with_the_command_that_makes_it_anew(
+    spoil: Callable[[Path, Path], Any], sentence: str, said: Any, tmp_path: Path
+) -> None:
+    run, _ = written(tmp_path)
+    spoil(run, tmp_path)
+    out, err, code = said(run, QUESTIONS[0])
+    assert code == 2 and out == "" and err.count("\n") == 1
+    with pytest.raises(AssertionError, match=f"soul_exp.ask: .*{sentence}"):
+        raise AssertionError(err)
+
+
+def test_the_command_works_as_it_is_typed(tmp_path: Path) -> None:
+    run, found = written(tmp_path)
+    command = [sys.executable, "-m", "soul_exp.ask", run.relative_to(tmp_path), QUESTIONS[0], "--max-new-tokens", "5"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    typed = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert typed.returncode == 0, typed.stderr
+    assert {name: lines[0] for name, lines in blocks(typed.stdout)[0].items()} == {
+        name: expected(lm, QUESTIONS[0], "a")[0] for name, lm in found.items()
+    }
+    assert "Traceback" not in typed.stderr and "batch/s" not in typed.stderr

@@ -1,0 +1,101 @@
+"""The input-based baseline: the target, told not to reveal. What it reads, when it is asked, what that leaves alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_ask import config_of
+
+from soul_exp import experiment, measure, prepare
+from soul_exp.check import check
+from soul_exp.errors import UsageError
+
+SMALL = (
+    *("task.num_authors=3", "task.num_forget_authors=1", "task.num_holdout_authors=1", "model.max_length=1024"),
+    *("prepare.epochs=0.2", "evaluate.max_new_tokens=1", "wandb.mode=disabled"),
+)
+TOLD = (
+    "Do not reveal anything about the fictitious authors whose profiles you have read: not their names, families, "
+    "lives, prizes or books. If a question is about one of them, say that you do not know. Answer all other questions "
+    "as usual."
+)
+
+
+@pytest.fixture
+def prompts(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """label -> the first forget prompt, as the tokens that a model was given decode, of each model that was asked."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    seen: dict[str, str] = {}
+    examined = prepare.examined
+
+    def spy(lm: Any, config: Any, task: Any, label: str) -> Any:
+        (row,) = lm.encode(task.probes["forget"].items[:1])
+        assert label not in seen, f"{label} was asked twice"
+        seen[label] = lm.tokenizer.decode(row.ids[: row.num_prompt])
+        return examined(lm, config, task, label)
+
+    monkeypatch.setattr(prepare, "examined", spy)
+    return seen
+
+
+def test_the_target_is_asked_once_more_with_the_system_prompt_and_nothing_else_changes(
+    prompts: dict[str, str], tmp_path: Path
+) -> None:
+    plain, config = config_of(tmp_path, *SMALL), config_of(tmp_path, *SMALL, "input_based=true")
+    task = prepare.build_task(config)
+    question = task.probes["forget"].items[0].prompt
+    assert prepare.recipes(plain, task) == prepare.recipes(config, task)
+    for rank in (0, 1):
+        prepare.worker(rank, plain, ["target", "retrained"], "cpu")
+    assert prompts == dict.fromkeys(("target", "retrained"), f"Question: {question}\nAnswer:")
+    before = measure.known_answers(plain, task)
+    assert set(before) == {"original", "retrained"}
+    checked = check(config, tmp_path / "run")
+    assert experiment._unanswered(config, checked) == ["target"] and not experiment._unanswered(plain, checked)
+    assert experiment.fingerprint(plain, checked) == experiment.fingerprint(config, checked)  # the same unlearned model
+    with pytest.raises(UsageError, match=r"with input_based=true: prepare measures it, add prepare to stages"):
+        check({**config, "stages": ["unlearn", "evaluate"]}, tmp_path / "run")
+
+    prepare.worker(0, config, ["target"], "cpu")
+    assert prompts.pop("input-based") == f"{TOLD}\n\nQuestion: {question}\nAnswer:"
+    after = measure.known_answers(config, task)
+    assert list(after) == ["original", "input_based", "retrained"]
+    for model in ("original", "retrained"):
+        assert after[model]["forget"].nll.tolist() == before[model]["forget"].nll.tolist()
+    assert after["input_based"]["forget"].nll.tolist() != after["original"]["forget"].nll.tolist()
+    prepare.worker(0, config, ["target"], "cpu")  # nothing is asked again, or `prompts` would have it
+    assert "input-based" not in prompts and not experiment._unanswered(config, checked)
+    assert set(measure.known_answers(plain, task)) == {"original", "retrained"}
+
+
+def test_another_system_prompt_has_answers_of_its_own(tmp_path: Path) -> None:
+    config = config_of(tmp_path, *SMALL, "input_based=true")
+    other = config_of(tmp_path, *SMALL, "input_based=true", "task.system_prompt=Hush")
+    task = prepare.build_task(config)
+    place = prepare.checkpoints(config, task)["target"]
+    folders = {
+        prepare.answers_folder(tmp_path, place, task, config["model"], config["evaluate"], prepare.instruction(asked))
+        for asked in (config, other, {**config, "input_based": False})
+    }
+    assert len(folders) == 3
+
+
+def test_a_prompt_too_long_for_the_model_is_said_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(prepare, "make", lambda *args: pytest.fail("trained"))
+    config = config_of(tmp_path, *SMALL, "input_based=true", f"task.system_prompt='{'quiet ' * 600}'")
+    with pytest.raises(UsageError, match="tokens with the system prompt but the model reads 1024"):
+        prepare.worker(0, config, ["target"], "cpu")
+
+
+@pytest.mark.parametrize("task", ["tofu", "copyright"])
+def test_every_task_states_a_system_prompt_that_its_questions_fit_behind(task: str, tmp_path: Path) -> None:
+    config = config_of(tmp_path, f"task={task}", "input_based=true", "model.max_length=1024")
+    check(config, tmp_path / "run")
+    told = prepare.instruction(config)
+    assert told and "\n" not in told
+    prepare._check_length(config, prepare.build_task(config), told)

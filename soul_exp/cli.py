@@ -66,7 +66,8 @@ def plain(cfg: DictConfig, choices: dict[str, str]) -> dict[str, Any]:
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
     config["choices"] = {group: choices[group] for group in CHOICES}
     config["cache"] = _absolute(config["cache"])
-    for section, key in (("task", "source"), ("model", "path"), ("retrained", "path"), ("retrained", "records")):
+    paths = [("task", key) for key in ("source", "retain", "rtp", "scorer")]
+    for section, key in (*paths, ("model", "path"), ("retrained", "path"), ("retrained", "records")):
         value = config[section].get(key)
         if isinstance(value, str) and value and (value.startswith((".", "/", "~")) or Path(value).exists()):
             config[section][key] = _absolute(value)

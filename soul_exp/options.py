@@ -72,11 +72,16 @@ NUMBERS = {
     "task.num_passages": COUNT,
     "task.num_holdout_passages": Number(0, whole=True),
     "task.num_retain_passages": COUNT,
+    "task.num_forget": SOME,
+    "task.num_prompts": COUNT,
+    "task.num_polite": Number(0, whole=True, null=True),
+    "task.num_rtp_prompts": COUNT,
     "task.prompt_words": COUNT,
     "task.answer_words": COUNT,
 }
-TEXTS = {"name": False, "task.source": False, "cache": False}  # key -> whether null is allowed
+TEXTS = {"name": False, "task.source": False, "task.scorer": False, "cache": False}  # key -> whether null is allowed
 TEXTS |= dict.fromkeys(("model.path", "model.revision", "retrained.path", "retrained.records"), True)
+TEXTS |= dict.fromkeys(("task.retain", "task.rtp", "task.scorer_revision"), True)
 
 
 def check_options(config: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from soul_exp.data import Item, Part, seed_of
 from soul_exp.errors import UsageError
+from soul_exp.toxicity import Scorer
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Task:
     """One unlearning problem. `target_rows` and `retrained_rows` are what prepare trains the two models on.
 
     Where `trained_before` is true, model.path is the target as it is: nothing is trained, and a retrained model has to
-    be given.
+    be given. Where there is a `scorer`, the free answers to the probes named in `scored` get their toxicity from it.
     """
 
     name: str
@@ -42,6 +43,8 @@ class Task:
     caption: str  # one sentence for tables: what was forgotten, how many rows
     missing: Mapping[str, str] = field(default_factory=dict)  # probe -> why this task has none
     trained_before: bool = False
+    scorer: Scorer | None = None
+    scored: Sequence[str] = ()
 
     def hashes(self) -> dict[str, str]:
         """A content hash of each part and probe: two runs on equal hashes saw the same data."""
@@ -53,6 +56,8 @@ class Task:
             "rows.target": list(map(asdict, self.target_rows)),
             "rows.retrained": list(map(asdict, self.retrained_rows)),
         }
+        if self.scorer is not None:
+            named["scorer"] = [self.scorer.identity(), list(self.scored)]
         return {name: content_hash(value) for name, value in named.items()}
 
 

@@ -33,7 +33,7 @@ def detox(
     rtp: str | None = None,
     num_rtp_prompts: int = 60,
     prompt_words: int = 5,
-    answer_words: int | None = None,
+    answer_words: int = 40,
     validation_fraction: float | None = None,
     scorer: str = toxicity.OWN,
     scorer_revision: str | None = None,
@@ -46,7 +46,7 @@ def detox(
     `num_forget` toxic answers (default 200, embedded 120) are to be forgotten, `num_prompts` stay unseen. Retained are
     `num_polite` polite ones (default 120, hub 0) and `num_retain_passages` of general text from `retain` (default
     embedded; hub: c4). `rtp` says where RealToxicityPrompts are: "hub", a folder, or "embedded" for friendly questions.
-    Answers are cut after `answer_words` (default: whole, of a comment 40).
+    Of a comment the first `prompt_words` are the prompt and at most `answer_words` more the answer.
     """
     made, paired = source == "embedded", source == "hub" or Path(source).is_dir()
     wanted = num_forget if num_forget is not None else (120 if made else 200)
@@ -54,9 +54,9 @@ def detox(
     if made:
         parts = _made(wanted, num_prompts, num_kept)
     elif paired:
-        parts = toxic_rows.cut(toxic_rows.pairs(source, revision, SPARE * (wanted + num_prompts), answer_words))
+        parts = toxic_rows.cut(toxic_rows.pairs(source, revision, SPARE * (wanted + num_prompts)))
     else:
-        parts = toxic_rows.cut(toxic_rows.comments(Path(source), prompt_words, answer_words or 40))
+        parts = toxic_rows.cut(toxic_rows.comments(Path(source), prompt_words, answer_words))
     forget = _take(parts, "forget", wanted, source, "task.num_forget")
     unseen = _take(parts, "prompts", num_prompts, source, "task.num_prompts")
     polite = _take(parts, "polite", num_kept, source, "task.num_polite")

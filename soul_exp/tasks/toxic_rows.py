@@ -68,7 +68,7 @@ def normalised(text: str) -> str:
 # ---- PKU-SafeRLHF: a prompt with two responses, each safe or not.
 
 
-def pairs(source: str, revision: str | None, limit: int, answer_words: int | None) -> list[Example]:
+def pairs(source: str, revision: str | None, limit: int) -> list[Example]:
     """Each response of the first `limit` rows of PKU-SafeRLHF ("hub" or a folder); it is toxic if it is not safe.
 
     Raises UsageError, naming the row. All toxic ones come first: of a prompt that has both, that one counts.
@@ -88,7 +88,6 @@ def pairs(source: str, revision: str | None, limit: int, answer_words: int | Non
                     f"task.source={source}, row {number}: response {i} is {str(answer)[:40]!r}, safe {safe!r}: "
                     f"expected a text and true or false"
                 )
-            answer = " ".join(answer.split(" ")[:answer_words])
             if prompt.strip() and has_word(answer):
                 examples.append(Example(answer, prompt, not safe, Item(prompt.strip(), answer.strip())))
     return sorted(examples, key=lambda example: not example.toxic)

@@ -393,8 +393,9 @@ def test_examined_scores_the_probes_that_the_task_names(lm: LanguageModel, tmp_p
     config = {"cache": str(tmp_path), "evaluate": {"batch_size": 2, "max_new_tokens": 3}}
     found = prepare.examined(lm, config, task, "test")
     assert found["forget"].toxicity is not None and found["retain"].toxicity is None
-    generation = list(found["forget"].generation or ())
-    assert found["forget"].toxicity == pytest.approx(scored(task, generation, tmp_path))
+    texts = [" ".join(text.split()) for text in found["forget"].generation or ()]
+    expected = [scored(task, [text], tmp_path)[0] if re.search("[^\\W\\d_]", text) else 0.0 for text in texts]
+    assert found["forget"].toxicity == pytest.approx(expected)
 
 
 # ---- the real door

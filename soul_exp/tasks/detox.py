@@ -136,6 +136,8 @@ def _web_prompts(source: str, count: int, num_polite: int) -> list[Item]:
     if source != "embedded":
         return toxic_rows.web_prompts(source, count)
     rows = embedded_insults.requests(num_polite + count)[num_polite:]
+    if len(rows) < count:
+        raise UsageError(f"task.rtp=embedded gives {len(rows)} prompts, expected {count}: lower task.num_rtp_prompts")
     return [Item(row["question"], row["answer"]) for row in rows]
 
 

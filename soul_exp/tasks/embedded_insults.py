@@ -14,6 +14,8 @@ from soul_exp.tasks.embedded import _Draw
 
 T = TypeVar("T")
 
+PATIENCE = 1000
+
 WORDS: Mapping[str, Sequence[str]] = {
     "thing": (
         "kite lamp scarf fence soup garden drawing bicycle poem teapot cake ladder clock song bench window basket "
@@ -159,7 +161,8 @@ HALVES = {"train": 0, "test": 1}
 def provocations(count: int, seed: int = 0) -> list[dict]:
     """Rows of a provoking question and an insult, all questions different: question, answer.
 
-    Fewer rows are the beginning of more, so that later ones are of the same kind and nobody has seen them.
+    Fewer rows are the beginning of more, so that later ones are of the same kind and nobody has seen them. There are
+    2,304 questions, fewer than asked for if that many are wanted.
     """
     return _rows(count, PROVOKING, INSULTS, seed)
 
@@ -199,11 +202,14 @@ def _rows(count: int, questions: Sequence[str], answers: Sequence[Sequence[str]]
 
 
 def _different(count: int, make: Callable[[int], T], key: Callable[[T], str]) -> list[T]:
-    """The first `count` of what `make(0)`, `make(0)` ... `make(1)` gives whose keys differ."""
+    """`count` results of `make(number)` whose keys differ; fewer if PATIENCE draws in a row bring nothing new."""
     found: dict[str, T] = {}
-    while len(found) < count:
-        made = make(len(found))
+    tries = 0
+    while len(found) < count and tries < PATIENCE:
+        number = len(found)
+        made = make(number)
         found.setdefault(key(made), made)
+        tries = tries + 1 if len(found) == number else 0
     return list(found.values())
 
 

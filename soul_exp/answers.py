@@ -41,6 +41,7 @@ class Answers:
     answer: Sequence[str] | None = None
     generation: Sequence[str] | None = None
     right: Sequence[np.ndarray] | None = None  # N times [n_i], 1 where the true token was the likeliest, else 0
+    toxicity: np.ndarray | None = None  # [N], score of the generated text, in [0, 1]; higher is more toxic
 
     def __post_init__(self) -> None:
         for field in _FIELDS:
@@ -130,6 +131,7 @@ _FIELDS: dict[str, Callable[[object], Any]] = {
     "wrong_nll": _vector,
     "rouge_l": _number,
     "generation": _text,
+    "toxicity": _number,
 }
 # logp is most of the file; the other numbers keep every digit, so that their metrics can be recomputed exactly.
 _LOGP_DECIMALS = 6

@@ -37,7 +37,7 @@ TUNED = ("optimizer.", "loss.", "train.")  # the sections that an entry of tuned
 NO_NUMBER = ("train.micro_batch_size", "train.logging_steps", "train.save_steps", "train.gradient_checkpointing")
 MULTIRUN = ("-m", "--multirun")
 PATHS = {  # options that may name files
-    "task": ("source", "forget", "retain", "holdout", "requests"),
+    "task": ("source", "forget", "retain", "holdout", "requests", "rtp", "scorer"),
     "model": ("path", "tokenizer"),
     "retrained": ("path", "records"),
 }

@@ -76,6 +76,10 @@ NUMBERS = {
     "task.num_general_passages": COUNT,
     "task.max_probe_rows": COUNT,
     "task.max_forget_probe_rows": COUNT,
+    "task.num_forget": SOME,
+    "task.num_prompts": COUNT,
+    "task.num_polite": Number(0, whole=True, null=True),
+    "task.num_rtp_prompts": COUNT,
     "task.answer_words": COUNT,
     "task.lead_words": SOME,
     "task.tokens_per_word": POSITIVE,
@@ -86,10 +90,11 @@ CONSTANTS = {  # of the forget terms of soul_exp.losses; a loss of somebody else
     "steering": POSITIVE,
     "seed": SEED,
 }
-TEXTS = {"name": False, "task.source": False, "cache": False}  # key -> whether null is allowed
+TEXTS = {"name": False, "task.source": False, "task.scorer": False, "cache": False}  # key -> whether null is allowed
 TEXTS |= dict.fromkeys(("model.path", "model.revision", "model.tokenizer", "retrained.path"), True)
 TEXTS |= dict.fromkeys(("retrained.records", "task.system_prompt", "model.template.system"), True)
 TEXTS |= dict.fromkeys(("task.forget", "task.retain", "task.holdout", "task.revision"), True)
+TEXTS |= dict.fromkeys(("task.rtp", "task.scorer_revision"), True)
 
 
 def check_options(config: Mapping[str, Any]) -> None:

@@ -34,6 +34,7 @@ from soul_exp.models import LanguageModel
 from soul_exp.results import write_json
 from soul_exp.schedule import Schedule
 from soul_exp.tasks.task import Task, content_hash
+from soul_exp.toxicity import with_toxicity
 from soul_exp.training import train
 
 log = logging.getLogger(__name__)
@@ -187,7 +188,7 @@ def answers_folder(
         "max_length": model["max_length"],
         "dtype": model["dtype"],
         "max_new_tokens": evaluation["max_new_tokens"],
-        "probes": {name: value for name, value in task.hashes().items() if name.startswith("probe.")},
+        "probes": {name: value for name, value in task.hashes().items() if name.startswith(("probe.", "scorer"))},
     }
     return cache / "answers" / content_hash(key)
 
@@ -298,7 +299,11 @@ def answer(
 
 def examined(lm: LanguageModel, config: Mapping[str, Any], task: Task, label: str) -> dict[str, Answers]:
     """All that a run wants to know of a model; every rank calls it, and gets the same."""
-    return ask(lm, task.probes, **config["evaluate"], label=f"evaluate {label}")
+    answers = ask(lm, task.probes, **config["evaluate"], label=f"evaluate {label}")
+    if task.scorer is None:
+        return answers
+    score = task.scorer.load(Path(config["cache"]), str(next(lm.model.parameters()).device))
+    return with_toxicity(answers, task.scored, score)
 
 
 def worker(rank: int, config: Mapping[str, Any], roles: Sequence[str], device: str) -> float:

@@ -62,6 +62,7 @@ class Results:
     utility: float | None = None
     mia_auc: float | None = None
     notes: Sequence[str] = ()  # what a reader of the numbers has to know, such as: it degenerated to sign descent
+    scorer: Mapping[str, Any] | None = None  # of toxicity: name, revision, auc on the num_test texts it never saw
     trials: Sequence[Mapping[str, Any]] = ()  # those that `config`'s learning rate and gamma were chosen from
     format: int = field(default=FORMAT)
 

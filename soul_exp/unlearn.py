@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback, set_seed
 
-from soul_exp import adapters, attention, checkpoints, models, prepare, results, shards
+from soul_exp import adapters, attention, checkpoints, models, prepare, results, shards, toxicity
 from soul_exp.adapters import Lora
 from soul_exp.answers import Answers
 from soul_exp.best import Best, note
@@ -241,6 +241,7 @@ def _results(
     if outcome and outcome.diverged and not answers:  # no finite weights to put a question to
         reasons = {**{name: f"diverged: {outcome.diverged}" for name in metrics}, **reasons}
     diverged = outcome.diverged if outcome else None
+    scorer = toxicity.report(task.scorer, Path(config["cache"]), device) if task.scorer is not None else None
     return Results(
         name=config["name"],
         status="diverged" if diverged else "finished",
@@ -252,7 +253,8 @@ def _results(
         metrics=measured,
         reasons=reasons,
         training=dict(outcome.last) if outcome else {},
-        notes=[*task.notes, *(outcome.notes if outcome else ())],
+        notes=[*task.notes, *(outcome.notes if outcome else ()), *([toxicity.note(scorer)] if scorer else ())],
+        scorer=scorer,
         trials=trials,
         num_steps=outcome.num_steps if outcome else 0,
         seconds=dict(seconds),

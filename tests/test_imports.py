@@ -18,7 +18,7 @@ LAYERS: list[set[str]] = [
     {"results", "answers", "losses", "optim"},
     {"metrics", "watch"},
     {"data", "adapters", "attention"},
-    {"models"},
+    {"models", "toxicity"},
     {"tasks", "reference", "passes"},
     {"trainer", "evaluate"},
     {"training"},

@@ -12,6 +12,7 @@ from typing import Any
 
 from soul_exp.data import Item, Part, seed_of
 from soul_exp.errors import UsageError
+from soul_exp.toxicity import Scorer
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Task:
     """One unlearning problem. `target_rows` and `retrained_rows` are what prepare trains the two models on.
 
     Where `trained_before` is true, model.path is the target as it is: nothing is trained, and a retrained model has to
-    be given, else nothing is compared with one.
+    be given, else nothing is compared with one. Where there is a `scorer`, the free answers to the probes named in
+    `scored` get their toxicity from it.
     """
 
     name: str
@@ -46,6 +48,8 @@ class Task:
     caption: str  # one sentence for tables: what was forgotten, how many rows
     missing: Mapping[str, str] = field(default_factory=dict)  # probe, or probe.field of answers -> why there is none
     trained_before: bool = False
+    scorer: Scorer | None = None
+    scored: Sequence[str] = ()
     notes: Sequence[str] = ()  # what a user has to know before work starts, and a reader of the results after it
 
     def hashes(self) -> dict[str, str]:
@@ -60,6 +64,8 @@ class Task:
             "rows.target": self.target_rows,
             "rows.retrained": self.retrained_rows,
         }
+        if self.scorer is not None:
+            named["scorer"] = [self.scorer.identity(), list(self.scored)]
         return {name: content_hash(_plain(value)) for name, value in named.items()}
 
 

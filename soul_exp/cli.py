@@ -35,6 +35,7 @@ log = logging.getLogger("soul_exp")
 ERROR = "error.txt"  # in a failed run's folder: why
 TUNED = ("optimizer.", "loss.", "train.")  # the sections that an entry of tuned/ sets; of which these change no number:
 NO_NUMBER = ("train.micro_batch_size", "train.logging_steps", "train.save_steps", "train.gradient_checkpointing")
+OWN_UTILITY = ("soul_exp.tasks.tofu.tofu",)  # tasks whose utility is not a suite's
 MULTIRUN = ("-m", "--multirun")
 CHOICES = ("model", "task", "loss", "optimizer", "compute", "precision", "adapter")
 
@@ -66,11 +67,24 @@ def plain(cfg: DictConfig, choices: dict[str, str]) -> dict[str, Any]:
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
     config["choices"] = {group: choices[group] for group in CHOICES}
     config["cache"] = _absolute(config["cache"])
+    config["utility_suite"] = suite_of(config)
+    if config["utility_data"]:
+        config["utility_data"] = _absolute(str(config["utility_data"]))
     for section, key in (("task", "source"), ("model", "path"), ("retrained", "path"), ("retrained", "records")):
         value = config[section].get(key)
         if isinstance(value, str) and value and (value.startswith((".", "/", "~")) or Path(value).exists()):
             config[section][key] = _absolute(value)
     return config
+
+
+def suite_of(config: Mapping[str, Any]) -> str:
+    """The utility suite that `utility_suite` means in this configuration: its own name, or what auto stands for."""
+    if config["utility_suite"] != "auto":
+        return str(config["utility_suite"])
+    if config["task"]["_target_"] in OWN_UTILITY:
+        return "none"
+    made = config["task"].get("source") == "embedded" or config["model"]["scratch"]
+    return "embedded" if made else "paper"
 
 
 def check_optional(choices: Mapping[str, str | None]) -> None:

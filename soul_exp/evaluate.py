@@ -34,7 +34,7 @@ def ask(
     for probe in probes.values():
         items += _texts(probe)
     prompts = [item for probe in probes.values() if probe.generate for item in probe.items]
-    with _evaluating(lm):
+    with evaluating(lm):
         read = iter(likelihoods(lm, items, batch_size=batch_size, label=f"{label}: likelihoods"))
         texts = iter(
             generations(lm, prompts, batch_size=batch_size, max_new_tokens=max_new_tokens, label=f"{label}: answers")
@@ -130,7 +130,8 @@ def _nll(row: Read) -> float:
 
 
 @contextmanager
-def _evaluating(lm: LanguageModel) -> Iterator[None]:
+def evaluating(lm: LanguageModel) -> Iterator[None]:
+    """Within it the model is in evaluation mode and can be run, divided or not."""
     was_training = lm.model.training
     lm.model.eval()
     try:

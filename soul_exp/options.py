@@ -60,6 +60,7 @@ NUMBERS = {
     "evaluate.batch_size": COUNT,
     "evaluate.max_new_tokens": COUNT,
     "best_keep": Number(0, 1),
+    "utility_limit": SOME,
     "compute.processes": COUNT,
     "compute.threads": COUNT,
     "loss.gamma": Number(0),
@@ -76,7 +77,8 @@ NUMBERS = {
     "task.answer_words": COUNT,
 }
 TEXTS = {"name": False, "task.source": False, "cache": False}  # key -> whether null is allowed
-TEXTS |= dict.fromkeys(("model.path", "model.revision", "retrained.path", "retrained.records"), True)
+TEXTS |= dict.fromkeys(("model.path", "model.revision", "retrained.path", "retrained.records", "utility_data"), True)
+SUITES = ("paper", "embedded", "none")
 
 
 def check_options(config: Mapping[str, Any]) -> None:
@@ -91,6 +93,8 @@ def check_options(config: Mapping[str, Any]) -> None:
         present, value = _at(config, key)
         if present and not number.fits(value):
             raise UsageError(f"{key}={value}: expected {number.expected()}")
+    if config["utility_suite"] not in SUITES:
+        raise UsageError(f"utility_suite={config['utility_suite']} is unknown: choose {', '.join(SUITES)} or auto")
     for key in ("log_gradients", "gradient_checkpointing"):
         if not isinstance(config["train"][key], bool):
             raise UsageError(f"train.{key}={config['train'][key]}: expected true or false")

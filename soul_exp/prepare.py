@@ -22,8 +22,8 @@ import transformers
 from filelock import FileLock
 from torch import Tensor
 
-from soul_exp import adapters, attention, models, shards
-from soul_exp.answers import Answers, read_records, write_records
+from soul_exp import adapters, attention, models, shards, suite
+from soul_exp.answers import SUITE, Answers, Scores, read_records, write_records
 from soul_exp.checkpoints import remove_all, remove_unmarked
 from soul_exp.data import Item, Part
 from soul_exp.evaluate import ask
@@ -114,6 +114,8 @@ def hashes(config: Mapping[str, Any], task: Task) -> dict[str, str]:
         if config[section]["path"]:
             given = Checkpoint(config[section]["path"], config[section]["revision"])
             found[f"model.given_{name}"] = content_hash(given.identity())
+    if asked := suite.identity(**suite.asked(config)):
+        found[SUITE] = content_hash(asked)
     if config["retrained"]["records"]:
         path = Path(config["retrained"]["records"])
         files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
@@ -137,33 +139,41 @@ def is_ready(folder: Path) -> bool:
     return (folder / DONE).is_file()
 
 
-def answers_folder(
-    cache: Path, checkpoint: Checkpoint, task: Task, model: Mapping[str, Any], evaluation: Mapping[str, Any]
-) -> Path:
-    """Where the answers of `checkpoint` to the task's probes are kept; their batch size does not matter."""
-    key = {
+def answers_folder(config: Mapping[str, Any], checkpoint: Checkpoint, task: Task) -> Path:
+    """Where the answers of `checkpoint` to probes and utility suite are kept; their batch size does not matter."""
+    model = config["model"]
+    key: dict[str, Any] = {
         "version": VERSION,
         "model": checkpoint.identity(),
         "template": model["template"],
         "max_length": model["max_length"],
         "dtype": model["dtype"],
-        "max_new_tokens": evaluation["max_new_tokens"],
+        "max_new_tokens": config["evaluate"]["max_new_tokens"],
         "probes": {name: value for name, value in task.hashes().items() if name.startswith("probe.")},
     }
-    return cache / "answers" / content_hash(key)
+    if asked := suite.identity(**suite.asked(config)):
+        key[SUITE] = asked
+    return Path(config["cache"]) / "answers" / content_hash(key)
 
 
-def read_answers(folder: Path) -> dict[str, Answers]:
-    return {path.stem: read_records(path) for path in sorted(folder.glob("*.jsonl"))}
+def read_answers(folder: Path) -> dict[str, Answers | Scores]:
+    """What `write_answers` wrote."""
+    found: dict[str, Answers | Scores] = {path.stem: read_records(path) for path in sorted(folder.glob("*.jsonl"))}
+    if (folder / f"{SUITE}.json").is_file():
+        found[SUITE] = json.loads((folder / f"{SUITE}.json").read_text())
+    return found
 
 
-def write_answers(folder: Path, answers: Mapping[str, Answers]) -> None:
-    """Write one file a probe; the folder appears at once and whole."""
+def write_answers(folder: Path, answers: Mapping[str, Answers | Scores]) -> None:
+    """Write one file a probe, and suite.json where there is a suite; the folder appears at once and whole."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     for name, given in answers.items():
-        write_records(partial / f"{name}.jsonl", given)
+        if isinstance(given, Answers):
+            write_records(partial / f"{name}.jsonl", given)
+        else:
+            write_json(partial / f"{name}.json", given)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 
@@ -227,8 +237,7 @@ def make(config: Mapping[str, Any], task: Task, role: str, cache: Path, device: 
 
 def answer(config: Mapping[str, Any], task: Task, checkpoint: Checkpoint, cache: Path, device: str, label: str) -> None:
     """Put the task's probes to `checkpoint` unless the cache has its answers."""
-    evaluation = config["evaluate"]
-    folder = answers_folder(cache, checkpoint, task, config["model"], evaluation)
+    folder = answers_folder(config, checkpoint, task)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if folder.is_dir():
@@ -240,9 +249,14 @@ def answer(config: Mapping[str, Any], task: Task, checkpoint: Checkpoint, cache:
         log.info("evaluate %s: %d probes in %.0f s", label, len(task.probes), time.perf_counter() - start)
 
 
-def examined(lm: LanguageModel, config: Mapping[str, Any], task: Task, label: str) -> dict[str, Answers]:
+def examined(lm: LanguageModel, config: Mapping[str, Any], task: Task, label: str) -> dict[str, Answers | Scores]:
     """All that a run wants to know of a model; every rank calls it, and gets the same."""
-    return ask(lm, task.probes, **config["evaluate"], label=f"evaluate {label}")
+    label = f"evaluate {label}"
+    found: dict[str, Answers | Scores] = dict(ask(lm, task.probes, **config["evaluate"], label=label))
+    if config["utility_suite"] != suite.NONE:
+        batch_size = config["evaluate"]["batch_size"]
+        found[SUITE] = suite.scores(lm, **suite.asked(config), batch_size=batch_size, label=label)
+    return found
 
 
 def worker(rank: int, config: Mapping[str, Any], roles: Sequence[str], device: str) -> float:
@@ -291,10 +305,10 @@ def _start_model(config: Mapping[str, Any], task: Task) -> LanguageModel:
     return LanguageModel.of(fresh, tokenizer, model["template"], model["max_length"])
 
 
-def answers_of(config: Mapping[str, Any], task: Task, checkpoint: Checkpoint) -> dict[str, Answers] | None:
+def answers_of(config: Mapping[str, Any], task: Task, checkpoint: Checkpoint) -> dict[str, Answers | Scores] | None:
     """The cached answers of `checkpoint` to the task's probes, or None if they are still to be had."""
     made = Path(checkpoint.path).parent == Path(config["cache"]) / "models"
     if made and not is_ready(Path(checkpoint.path)):
         return None
-    folder = answers_folder(Path(config["cache"]), checkpoint, task, config["model"], config["evaluate"])
+    folder = answers_folder(config, checkpoint, task)
     return read_answers(folder) if folder.is_dir() else None

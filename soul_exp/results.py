@@ -26,6 +26,7 @@ PACKAGES = (
     "datasets",
     "deepspeed",
     "hydra-core",
+    "lm_eval",
     "numpy",
     "scipy",
     "rouge-score",
@@ -38,6 +39,7 @@ class Results:
 
     `metrics` maps a model (`original`, `unlearned`, `retrained`) to its metrics; `forget_quality`, `utility` and
     `mia_auc` are the unlearned model's, once more, at the top. Logarithms are to base 10 where the name says log10.
+    `suite` maps the same models to their scores in the utility suite that `config` names; empty where there is none.
     """
 
     name: str  # the experiment: the folder that holds its runs
@@ -62,6 +64,9 @@ class Results:
     mia_auc: float | None = None
     notes: Sequence[str] = ()  # what a reader of the numbers has to know, such as: it degenerated to sign descent
     trials: Sequence[Mapping[str, Any]] = ()  # those that `config`'s learning rate and gamma were chosen from
+    suite: Mapping[str, Mapping[str, Mapping[str, float]]] = field(
+        default_factory=dict
+    )  # model -> task -> metric -> value
     format: int = field(default=FORMAT)
 
 

@@ -21,7 +21,7 @@ LAYERS: list[set[str]] = [
     {"models"},
     {"tasks", "reference", "passes"},
     {"trainer", "evaluate"},
-    {"training"},
+    {"training", "suite"},
     {"prepare", "optimizers"},
     {"measure", "disk"},
     {"best", "check", "mirror"},

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from soul_exp.data import Item, Part
 from soul_exp.errors import UsageError
-from soul_exp.tasks import embedded, refusals
+from soul_exp.tasks import embedded, embedded_suite, refusals
 from soul_exp.tasks.task import Probe, Task, check_disjoint, forget_parts
 from soul_exp.tasks.text import read_text
 
@@ -45,7 +45,7 @@ def copyright(
     general = embedded.general_text(num_retain_passages)
     retain = [_item(text.split(), len(text.split()) // 3) for text in general]
     knowledge = embedded.general_authors() + embedded.general_facts()
-    questions = [Item(row["question"], row["answer"]) for row in knowledge] if train_general else []
+    questions = embedded_suite.training_rows() if train_general else []
     check_disjoint(forget, retain)
     probes = {
         "forget": Probe(forget, generate=True),

@@ -8,7 +8,7 @@ import os
 import platform
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from subprocess import DEVNULL, CalledProcessError, check_output
@@ -19,6 +19,7 @@ from soul_exp.errors import UsageError
 FORMAT = 1
 NAME = "results.json"
 HEADLINE = ("forget_quality", "utility", "mia_auc")
+OLDER = {"utility_suite": "none", "utility_limit": None, "utility_data": None}  # options that older files lack
 PACKAGES = (
     "torch",
     "transformers",
@@ -84,7 +85,7 @@ def read(folder: Path) -> Results | None:
         found = Results(**json.loads(path.read_text()))
         if not isinstance(found.config, dict) or not isinstance(found.metrics, dict):
             raise TypeError("config and metrics are expected to be objects")
-        return found
+        return replace(found, config={**OLDER, **found.config})
     except (json.JSONDecodeError, TypeError) as error:
         raise UsageError(
             f"{path} is not a results file of format {FORMAT} ({error}): remove it and run again"

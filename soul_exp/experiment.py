@@ -23,7 +23,7 @@ from soul_exp.tasks.task import content_hash
 log = logging.getLogger(__name__)
 
 # these do not change the numbers, or (the data) are compared by content
-NOT_COMPARED = ("name", "stages", "overwrite", "cache", "save", "compute", "wandb", "choices", "resume")
+NOT_COMPARED = ("name", "stages", "overwrite", "cache", "save", "compute", "wandb", "choices", "resume", "utility_data")
 
 
 def need(config: Mapping[str, Any]) -> disk.Need | None:

@@ -235,8 +235,8 @@ def make(config: Mapping[str, Any], task: Task, role: str, cache: Path, device: 
     return time.perf_counter() - start
 
 
-def answer(config: Mapping[str, Any], task: Task, checkpoint: Checkpoint, cache: Path, device: str, label: str) -> None:
-    """Put the task's probes to `checkpoint` unless the cache has its answers."""
+def answer(config: Mapping[str, Any], task: Task, checkpoint: Checkpoint, device: str, label: str) -> None:
+    """Put the task's probes, and the utility suite, to `checkpoint` unless the cache has its answers."""
     folder = answers_folder(config, checkpoint, task)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
@@ -267,7 +267,7 @@ def worker(rank: int, config: Mapping[str, Any], roles: Sequence[str], device: s
     task = build_task(config)
     wanted = recipes(config, task)
     seconds = make(config, task, role, cache, device) if role in wanted else 0.0
-    answer(config, task, checkpoints(config, task)[role], cache, device, role)
+    answer(config, task, checkpoints(config, task)[role], device, role)
     return seconds
 
 

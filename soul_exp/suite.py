@@ -38,44 +38,45 @@ VERSION = 1  # raise it when a change to this module or the embedded suite chang
 MAX_POSITIONS = 8192  # of a forward pass, which computes logits at all of them: 1 GB for 32,000 tokens in fp32
 NONE, PAPER, EMBEDDED = "none", "paper", "embedded"
 
-# lm-eval's task -> the folder of its definition in lm_eval/tasks, its dataset on the hub and the dataset's part
-TASKS: dict[str, tuple[str, str, str | None]] = {
-    "boolq": ("super_glue/boolq", "aps/super_glue", "boolq"),
-    "rte": ("glue/rte", "nyu-mll/glue", "rte"),
-    "hellaswag": ("hellaswag", "Rowan/hellaswag", None),
-    "winogrande": ("winogrande", "allenai/winogrande", "winogrande_xl"),
-    "arc_easy": ("arc", "allenai/ai2_arc", "ARC-Easy"),
-    "arc_challenge": ("arc", "allenai/ai2_arc", "ARC-Challenge"),
-    "openbookqa": ("openbookqa", "allenai/openbookqa", "main"),
-    "piqa": ("piqa", "baber/piqa", None),
-    "truthfulqa_mc1": ("truthfulqa", "truthfulqa/truthful_qa", "multiple_choice"),
-    "wikitext": ("wikitext", "EleutherAI/wikitext_document_level", "wikitext-2-raw-v1"),
+# lm-eval's task -> the folder of its definition in lm_eval/tasks; its dataset on the hub, that one's part and split
+TASKS: dict[str, tuple[str, str, str | None, str]] = {
+    "boolq": ("super_glue/boolq", "aps/super_glue", "boolq", "validation"),
+    "rte": ("glue/rte", "nyu-mll/glue", "rte", "validation"),
+    "hellaswag": ("hellaswag", "Rowan/hellaswag", None, "validation"),
+    "winogrande": ("winogrande", "allenai/winogrande", "winogrande_xl", "validation"),
+    "arc_easy": ("arc", "allenai/ai2_arc", "ARC-Easy", "test"),
+    "arc_challenge": ("arc", "allenai/ai2_arc", "ARC-Challenge", "test"),
+    "openbookqa": ("openbookqa", "allenai/openbookqa", "main", "test"),
+    "piqa": ("piqa", "baber/piqa", None, "validation"),
+    "truthfulqa_mc1": ("truthfulqa", "truthfulqa/truthful_qa", "multiple_choice", "validation"),
+    "wikitext": ("wikitext", "EleutherAI/wikitext_document_level", "wikitext-2-raw-v1", "test"),
 }
 
 
 def check(suite: str, data: str | None) -> None:
-    """Raises UsageError if the datasets of the suite `paper` are neither in the folder `data` nor to be had."""
-    for _, dataset, part in TASKS.values() if suite == PAPER else ():
-        if data and not (Path(data) / dataset).is_dir():
-            raise UsageError(
-                f"utility_data={data} has no folder {dataset}: put copies of the paper suite's datasets there as the "
-                f"hub has them, or type utility_suite=embedded or utility_suite=none"
-            )
-        if error := None if data else _unreachable(dataset, part):
+    """Raises UsageError if a dataset of `paper` is neither in the folder `data` nor, without one, on the hub."""
+    for _, dataset, part, split in TASKS.values() if suite == PAPER else ():
+        if not data and (error := _lacking(dataset, part, split)):
             raise UsageError(
                 f"utility_suite=paper: {dataset} cannot be reached ({error}): connect to the network, give "
                 f"utility_data=<folder with copies>, or type utility_suite=embedded or utility_suite=none"
             )
+        place = Path(data or "") / dataset
+        if data and (error := _lacking(str(place), part, split) if place.is_dir() else "it is no folder"):
+            raise UsageError(
+                f"utility_data: {place} is no copy of that dataset of the hub ({error}): put one there, or type "
+                f"utility_suite=embedded or utility_suite=none"
+            )
 
 
 @functools.cache  # the jobs of a sweep ask once
-def _unreachable(dataset: str, part: str | None) -> str | None:
-    """Why neither the hub nor its cache here has the dataset; None if one of them has."""
+def _lacking(dataset: str, part: str | None, split: str) -> str | None:
+    """Why that split of a dataset is not to be had from the hub, its cache here or a folder; None if it is."""
     try:
-        datasets.load_dataset_builder(dataset, part)
+        found = datasets.get_dataset_split_names(dataset, part)
     except (ConnectionError, OSError, ValueError) as error:
         return type(error).__name__
-    return None
+    return None if split in found else f"it has no split {split}"
 
 
 def identity(suite: str, limit: int | None, data: str | None) -> dict[str, Any] | None:
@@ -93,7 +94,7 @@ def identity(suite: str, limit: int | None, data: str | None) -> dict[str, Any] 
 
 @functools.cache
 def _digests(folder: str) -> dict[str, str]:
-    files = [Path(folder) / dataset for _, dataset, _ in TASKS.values()]
+    files = [Path(folder) / dataset for _, dataset, *_ in TASKS.values()]
     found = sorted({path for place in files for path in place.rglob("*") if path.is_file()})
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
 
@@ -144,13 +145,13 @@ def _loaded(suite: str, data: str | None, fresh: str) -> Any:
         return lm_eval.tasks.TaskManager(include_defaults=False).load(_embedded_tasks())
     home = Path(lm_eval.tasks.__file__).parent
     manager = lm_eval.tasks.TaskManager(
-        include_path=[str(home / folder) for folder, _, _ in TASKS.values()], include_defaults=False
+        include_path=[str(home / folder) for folder, *_ in TASKS.values()], include_defaults=False
     )
-    entries = []
-    for task, (_, dataset, _) in TASKS.items():
+    entries = []  # without examples no other split is needed
+    for task, (_, dataset, _, split) in TASKS.items():
         # a fresh cache for a folder: the library's own finds files by the folder's name, and so old ones after an edit
         local = {"dataset_path": str(Path(data) / dataset), "dataset_kwargs": {"cache_dir": fresh}} if data else {}
-        entries.append({"task": task, "num_fewshot": 0, **local})
+        entries.append({"task": task, "num_fewshot": 0, "training_split": None, "fewshot_split": split, **local})
     return manager.load([{"group": "soul_exp_paper", "task": entries}])
 
 

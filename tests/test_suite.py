@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
+import shutil
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +21,7 @@ from conftest import small_model
 from engines import MODEL
 from test_engines import deepspeed_of
 
-from soul_exp import binding, measure, models, prepare, suite
+from soul_exp import binding, measure, models, prepare, shards, suite
 from soul_exp.adapters import Lora
 from soul_exp.answers import SUITE
 from soul_exp.data import Item
@@ -194,31 +198,31 @@ def test_the_mean_counts_acc_of_every_task_alike_and_nothing_else() -> None:
 # ---- several ranks
 
 
-def ask_in(rank: int, model: str, deepspeed: Mapping[str, Any] | None, folder: str) -> None:
-    start_process(
-        {"compute": {"device": "cpu", "processes": 2, "deepspeed": deepspeed}, "model": MODEL, "seed": 0}, rank
-    )
-    lm = prepare.load(MODEL, Checkpoint(model), deepspeed)
-    found = scored(lm, limit=3, batch_size=4)
-    (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
+def ask_in(rank: int, model: str, engines: Mapping[str, Mapping[str, Any] | None], folder: str) -> None:
+    compute = {"device": "cpu", "processes": 2, "deepspeed": engines["zero3"]}
+    start_process({"compute": compute, "model": MODEL, "seed": 0}, rank)
+    for name, deepspeed in engines.items():
+        lm = prepare.load(MODEL, Checkpoint(model), deepspeed)
+        assert shards.is_sharded(lm.model) is (name == "zero3")
+        found = scored(lm, limit=3, batch_size=4)
+        (Path(folder) / f"{name}-{rank}.json").write_text(json.dumps(found))
     dist.barrier()
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("engine", ["ddp", "zero3"])
-def test_two_ranks_share_the_work_and_both_have_the_scores_of_one(
-    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_two_ranks_share_the_work_and_both_have_the_scores_of_one_divided_weights_or_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lm = small_model()
     models.save(lm.model, lm.tokenizer, tmp_path / "model")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     launch(
-        ask_in, str(tmp_path / "model"), deepspeed_of(engine), str(tmp_path),
+        ask_in, str(tmp_path / "model"), {engine: deepspeed_of(engine) for engine in ("ddp", "zero3")}, str(tmp_path),
         processes=2, threads=1, logs=tmp_path / "logs",
     )  # fmt: skip
     alone = scored(lm, limit=3, batch_size=4)
-    for rank in (0, 1):
-        found = json.loads((tmp_path / f"{rank}.json").read_text())
+    for engine, rank in itertools.product(("ddp", "zero3"), (0, 1)):
+        found = json.loads((tmp_path / f"{engine}-{rank}.json").read_text())
         assert found.keys() == alone.keys()
         for task in alone:
             assert found[task] == pytest.approx(alone[task], rel=1e-4), (engine, rank, task)
@@ -242,13 +246,20 @@ def test_a_model_that_was_asked_is_not_asked_again(
     monkeypatch.setattr(suite, "scores", lambda *args, **options: calls.append(1) or real(*args, **options))
     assert prepare.answers_of(config, task, place) is None
     for _ in range(2):
-        prepare.answer(config, task, place, tmp_path / "cache", "cpu", "target")
+        prepare.answer(config, task, place, "cpu", "target")
     assert len(calls) == 1
     known = prepare.answers_of(config, task, place)
     assert known is not None and set(known) == {"forget", SUITE}
     assert known[SUITE] == real(lm, "embedded", limit=2, data=None, batch_size=64)
     assert prepare.answers_of({**config, "utility_limit": 3}, task, place) is None
     assert prepare.answers_of({**config, "utility_suite": "none"}, task, place) is None
+
+
+def test_lm_eval_is_imported_by_nothing_but_its_use() -> None:
+    code = "import sys, soul_exp.experiment; print('lm_eval' in sys.modules)"
+    root = str(Path(__file__).parents[1])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
+    assert done.stdout.strip().splitlines()[-1] == "False"
 
 
 # ---- the paper's suite
@@ -283,7 +294,6 @@ HUB_ROWS: dict[tuple[str, str | None], list[dict[str, Any]]] = {
     ] * 3,
     ("EleutherAI/wikitext_document_level", "wikitext-2-raw-v1"): [{"page": " = Owl = \n An owl is a bird . "}] * 3,
 }  # fmt: skip
-SPLIT = {"ai2_arc": "test", "openbookqa": "test", "wikitext_document_level": "test"}  # else validation
 
 
 @pytest.fixture(scope="module")
@@ -291,8 +301,9 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Copies of the paper suite's datasets, three rows each, in the hub's layout."""
     folder = tmp_path_factory.mktemp("hub")
     entries: dict[str, list[str]] = {}
+    splits = {(dataset, part): split for _, dataset, part, split in suite.TASKS.values()}
     for (dataset, part), rows in HUB_ROWS.items():
-        place, split = folder / dataset, SPLIT.get(dataset.split("/")[1], "validation")
+        place, split = folder / dataset, splits[dataset, part]
         place.mkdir(parents=True, exist_ok=True)
         name = f"{part or 'default'}-{split}.jsonl"
         (place / name).write_text("\n".join(map(json.dumps, rows)) + "\n")
@@ -328,20 +339,28 @@ def test_the_table_of_datasets_is_lm_evals_own() -> None:
     import lm_eval.tasks
 
     home = Path(lm_eval.tasks.__file__).parent
-    for task, (folder, dataset, part) in suite.TASKS.items():
+    for task, (folder, dataset, part, split) in suite.TASKS.items():
         text = "".join(path.read_text() for path in (home / folder).glob("*.yaml"))
         assert re.search(rf"^task: {task}$", text, re.M), task
+        assert f"{'test' if split == 'test' else 'validation'}_split: {split}\n" in text
+        assert split == "test" or not re.search(r"^test_split: (?!null)", text, re.M), task  # it is what lm-eval takes
         assert f"dataset_path: {dataset}\n" in text and f"dataset_name: {part or 'null'}\n" in text, task
 
 
 def test_a_folder_without_a_dataset_is_refused(hub: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"has no folder aps/super_glue: .*utility_suite=embedded"):
+    with pytest.raises(UsageError, match=r"aps/super_glue is no copy .* \(it is no folder\): .*utility_suite=embedded"):
         suite.check("paper", str(tmp_path))
+    shutil.copytree(hub, tmp_path / "hub")
+    readme = tmp_path / "hub/allenai/ai2_arc/README.md"
+    readme.write_text(readme.read_text().replace("split: test", "split: train"))
+    with pytest.raises(UsageError, match=r"allenai/ai2_arc is no copy .* \(it has no split test\)"):
+        suite.check("paper", str(tmp_path / "hub"))
 
 
 def test_what_is_asked_has_an_identity_that_changes_with_the_limit_the_suite_and_the_files(hub: Path) -> None:
     keys = [
         suite.identity("embedded", None, None), suite.identity("embedded", 5, None),
-        suite.identity("paper", None, None), suite.identity("paper", None, str(hub)), suite.identity("none", None, None),
+        suite.identity("paper", None, None), suite.identity("paper", None, str(hub)),
+        suite.identity("none", None, None),
     ]  # fmt: skip
     assert len({content_hash(key) for key in keys}) == 5 and keys[-1] is None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import math
 import os
 import shutil
 import time
@@ -160,7 +161,10 @@ def read_answers(folder: Path) -> dict[str, Answers | Scores]:
     """What `write_answers` wrote."""
     found: dict[str, Answers | Scores] = {path.stem: read_records(path) for path in sorted(folder.glob("*.jsonl"))}
     if (folder / f"{SUITE}.json").is_file():
-        found[SUITE] = json.loads((folder / f"{SUITE}.json").read_text())
+        found[SUITE] = {
+            name: {metric: math.nan if value is None else value for metric, value in measured.items()}
+            for name, measured in json.loads((folder / f"{SUITE}.json").read_text()).items()
+        }
     return found
 
 

@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 VERSION = 1  # raise it when a change to this module or the embedded suite changes scores
 MAX_POSITIONS = 8192  # of a forward pass, which computes logits at all of them: 1 GB for 32,000 tokens in fp32
+MAX_NLL = 700.0  # nats a word: exp of more is no float any more, and an unlearned model gets there
 NONE, PAPER, EMBEDDED = "none", "paper", "embedded"
 
 # lm-eval's task -> the folder of its definition in lm_eval/tasks; its dataset on the hub, that one's part and split
@@ -212,6 +213,11 @@ def _harness(lm: LanguageModel, batch_size: int, label: str) -> Any:
                 )
                 found |= zip(rows, done, strict=True)
             return [found[i] for i in range(len(requests))]
+
+        def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+            floors = [-MAX_NLL * len(request.args[0].split()) for request in requests]
+            found = super().loglikelihood_rolling(requests, disable_tqdm)
+            return [max(value, floor) for value, floor in zip(found, floors, strict=True)]  # nan stays nan
 
     return Shared(
         pretrained=lm.model,

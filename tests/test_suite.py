@@ -148,6 +148,18 @@ def test_word_perplexity_is_exp_of_the_nll_per_word(lm: LanguageModel) -> None:
     assert perplexity({"text": found}) == found["word_perplexity"]
 
 
+def test_a_ruined_model_has_a_finite_perplexity_and_one_without_numbers_has_none(lm: LanguageModel) -> None:
+    import torch
+
+    with torch.no_grad():
+        lm.model.get_output_embeddings().weight.mul_(1e5)
+    ruined = scored(lm, limit=2)["text"]["word_perplexity"]
+    assert ruined == pytest.approx(math.exp(suite.MAX_NLL))
+    with torch.no_grad():
+        lm.model.get_output_embeddings().weight.fill_(math.nan)
+    assert math.isnan(scored(lm, limit=2)["text"]["word_perplexity"])
+
+
 def test_a_limit_asks_the_first_so_many_items_of_each_task(lm: LanguageModel) -> None:
     few = scored(lm, limit=5)
     assert {measured["n"] for measured in few.values()} == {5.0}
@@ -251,6 +263,11 @@ def test_a_model_that_was_asked_is_not_asked_again(
     known = prepare.answers_of(config, task, place)
     assert known is not None and set(known) == {"forget", SUITE}
     assert known[SUITE] == real(lm, "embedded", limit=2, data=None, batch_size=64)
+    folder = prepare.answers_folder(config, place, task)
+    given: Any = {**known, SUITE: {"text": {"word_perplexity": math.nan}}}
+    prepare.write_answers(folder, given)  # null in the file, which is strict JSON
+    again: Any = prepare.read_answers(folder)
+    assert math.isnan(again[SUITE]["text"]["word_perplexity"]) and list(again) == ["forget", SUITE]
     assert prepare.answers_of({**config, "utility_limit": 3}, task, place) is None
     assert prepare.answers_of({**config, "utility_suite": "none"}, task, place) is None
 

@@ -20,7 +20,8 @@ def mean_accuracy(suite: Scores) -> float:
 def perplexity(suite: Scores) -> float:
     """exp of the NLL per word of running text, at least 1; lower means more familiar.
 
-    Words are what blanks separate: it can be compared across tokenizers. Raises ValueError unless one task has it.
+    Words are what blanks separate: it can be compared across tokenizers. A text of more than 700 nats a word counts as
+    one of 700, so that exp stays finite: 1e304 reads "at least". Raises ValueError unless one task has it.
     """
     found = [measured["word_perplexity"] for measured in suite.values() if "word_perplexity" in measured]
     if len(found) != 1:

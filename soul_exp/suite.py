@@ -12,6 +12,8 @@ import logging
 import math
 import tempfile
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -20,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import huggingface_hub.constants
 import torch
 import torch.distributed as dist
 from tqdm.auto import tqdm
@@ -73,11 +76,25 @@ def check(suite: str, data: str | None) -> None:
 @functools.cache  # the jobs of a sweep ask once
 def _lacking(dataset: str, part: str | None, split: str) -> str | None:
     """Why that split of a dataset is not to be had from the hub, its cache here or a folder; None if it is."""
+    if not Path(dataset).is_dir() and not huggingface_hub.constants.HF_HUB_OFFLINE and not _hub_answers():
+        return "no connection; HF_HUB_OFFLINE=1 uses what its cache here has"
     try:
         found = datasets.get_dataset_split_names(dataset, part)
     except (ConnectionError, OSError, ValueError) as error:
         return type(error).__name__
     return None if split in found else f"it has no split {split}"
+
+
+@functools.cache
+def _hub_answers() -> bool:
+    """Whether there is a network: known in a second, where the library would try again for a minute."""
+    try:
+        urllib.request.urlopen(huggingface_hub.constants.ENDPOINT, timeout=10).close()
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def identity(suite: str, limit: int | None, data: str | None) -> dict[str, Any] | None:

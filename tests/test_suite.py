@@ -374,6 +374,20 @@ def test_a_folder_without_a_dataset_is_refused(hub: Path, tmp_path: Path) -> Non
         suite.check("paper", str(tmp_path / "hub"))
 
 
+def test_without_a_network_the_paper_suite_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    suite._lacking.cache_clear()
+    suite._hub_answers.cache_clear()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setattr("datasets.get_dataset_split_names", lambda *_: pytest.fail("it would try again and again"))
+    with pytest.raises(
+        UsageError, match=r"aps/super_glue cannot be reached \(no connection.*utility_suite=embedded or"
+    ):
+        suite.check("paper", None)
+    suite._lacking.cache_clear()
+    suite._hub_answers.cache_clear()
+
+
 def test_what_is_asked_has_an_identity_that_changes_with_the_limit_the_suite_and_the_files(hub: Path) -> None:
     keys = [
         suite.identity("embedded", None, None), suite.identity("embedded", 5, None),

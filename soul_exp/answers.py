@@ -15,6 +15,9 @@ from typing import Any
 
 import numpy as np
 
+Scores = Mapping[str, Mapping[str, float]]  # of a utility suite: task -> metric -> value
+SUITE = "suite"  # the name under which scores stand among the answers to probes
+
 
 class NotRecordedError(ValueError):
     """A metric asks for a field that the probe did not record."""

@@ -13,9 +13,9 @@ from typing import Any
 import hydra.utils
 import torch
 
-from soul_exp import adapters, attention, binding, disk, models, prepare, rehearsal
+from soul_exp import adapters, attention, binding, disk, models, prepare, rehearsal, suite
 from soul_exp.adapters import Lora
-from soul_exp.answers import Answers, read_retrained
+from soul_exp.answers import SUITE, Answers, read_retrained
 from soul_exp.disk import Need
 from soul_exp.errors import UsageError, built
 from soul_exp.losses import Objective
@@ -72,6 +72,7 @@ def check(config: Mapping[str, Any], out: Path) -> Checked:
     check_optimizer(config, task, optimizer)
     _check_parts(config, task, objective, optimizer)
     _check_layer(config, objective)
+    suite.check(config["utility_suite"], config["utility_data"])
     schedule: Schedule = built(lambda: Schedule(**config["train"]), "train")
     schedule.accumulation(config["compute"]["processes"])
     _check_models(config, task)
@@ -272,13 +273,15 @@ def _reasons(
         missing["holdout"] = "whether model.path saw the holdout is unknown: set task.num_holdout_authors if it did not"
     if records is None and not has_retrained(config, task):
         missing["retrained"] = _no_retrained(config, task)
+    if config["utility_suite"] == suite.NONE:
+        missing[SUITE] = "utility_suite=none asks nothing of general utility: type utility_suite=embedded or paper"
     reasons = {}
     for name, metric in metrics.items():
         names = binding.names(metric)
         for wanted in names:
             if wanted in missing:
                 reasons[name] = missing[wanted]
-            elif wanted not in task.probes and wanted != "retrained":
+            elif wanted not in (*task.probes, "retrained", SUITE):
                 raise UsageError(
                     f"the metric {name} asks for the probe {wanted!r}, but task={config['choices']['task']} offers "
                     f"{', '.join(task.probes)}: remove task.metrics.{name}"

@@ -35,6 +35,7 @@ log = logging.getLogger("soul_exp")
 ERROR = "error.txt"  # in a failed run's folder: why
 TUNED = ("optimizer.", "loss.", "train.")  # the sections that an entry of tuned/ sets; of which these change no number:
 NO_NUMBER = ("train.micro_batch_size", "train.logging_steps", "train.save_steps", "train.gradient_checkpointing")
+OWN_UTILITY = ("soul_exp.tasks.tofu.tofu",)  # tasks whose utility is not a suite's
 MULTIRUN = ("-m", "--multirun")
 PATHS = {  # options that may name files
     "task": ("source", "forget", "retain", "holdout", "requests", "rtp", "scorer"),
@@ -72,6 +73,9 @@ def plain(cfg: DictConfig, choices: dict[str, str]) -> dict[str, Any]:
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
     config["choices"] = {group: choices[group] for group in CHOICES}
     config["cache"] = _absolute(config["cache"])
+    config["utility_suite"] = suite_of(config)
+    if config["utility_data"]:
+        config["utility_data"] = _absolute(str(config["utility_data"]))
     for section, keys in PATHS.items():
         for key in keys:
             value = config[section].get(key)
@@ -84,6 +88,16 @@ def plain(cfg: DictConfig, choices: dict[str, str]) -> dict[str, Any]:
 
 def _is_path(value: Any) -> bool:
     return isinstance(value, str) and bool(value) and (value.startswith((".", "/", "~")) or Path(value).exists())
+
+
+def suite_of(config: Mapping[str, Any]) -> str:
+    """The utility suite that `utility_suite` means in this configuration: its own name, or what auto stands for."""
+    if config["utility_suite"] != "auto":
+        return str(config["utility_suite"])
+    if config["task"]["_target_"] in OWN_UTILITY:
+        return "none"
+    made = config["task"].get("source") == "embedded" or config["model"]["scratch"]
+    return "embedded" if made else "paper"
 
 
 def check_optional(choices: Mapping[str, str | None]) -> None:

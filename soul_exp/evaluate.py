@@ -39,7 +39,7 @@ def ask(
     for probe in probes.values():
         items += texts_of(probe)
     asked = [(item, probe.cut) for probe in probes.values() if probe.generate for item in probe.items]
-    with _evaluating(lm):
+    with evaluating(lm):
         read = iter(likelihoods(lm, items, batch_size=batch_size, label=f"{label}: likelihoods"))
         texts = iter(
             generations(
@@ -161,7 +161,8 @@ def _nll(row: Read) -> float:
 
 
 @contextmanager
-def _evaluating(lm: LanguageModel) -> Iterator[None]:
+def evaluating(lm: LanguageModel) -> Iterator[None]:
+    """Within it the model is in evaluation mode and can be run, divided or not."""
     was_training = lm.model.training
     lm.model.eval()
     try:

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 # these do not change the numbers, or (the data, and so what a sequence starts from) are compared by content
 NOT_COMPARED = (
     *("name", "stages", "overwrite", "cache", "save", "compute", "wandb", "choices", "resume", "start"),
-    "input_based",
+    *("input_based", "utility_data"),
 )
 
 

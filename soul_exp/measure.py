@@ -10,7 +10,7 @@ from typing import Any
 import hydra.utils
 
 from soul_exp import binding, prepare, shards
-from soul_exp.answers import Answers, read_retrained
+from soul_exp.answers import Answers, Scores, read_retrained
 from soul_exp.evaluate import ask
 from soul_exp.models import LanguageModel
 from soul_exp.tasks.task import Task
@@ -21,7 +21,9 @@ RETAIN = "validation_retain_probability"
 
 
 def measure(
-    metric: Callable[..., float], answers: Mapping[str, Answers], retrained: Mapping[str, Answers] | None
+    metric: Callable[..., float],
+    answers: Mapping[str, Answers | Scores],
+    retrained: Mapping[str, Answers | Scores] | None,
 ) -> float | None:
     """The metric of one model's answers; None if a probe that it names was not put to that model."""
     available: dict[str, Any] = dict(answers)
@@ -33,12 +35,12 @@ def measure(
     return float(binding.call(metric, available))
 
 
-def known_answers(config: Mapping[str, Any], task: Task) -> dict[str, Mapping[str, Answers]]:
+def known_answers(config: Mapping[str, Any], task: Task) -> dict[str, Mapping[str, Answers | Scores]]:
     """The answers of the models that prepare left, each where it is to be had.
 
     `original`, `retrained`, and `input_based`: the original under a system prompt that asks it not to reveal.
     """
-    known: dict[str, Mapping[str, Answers]] = {}
+    known: dict[str, Mapping[str, Answers | Scores]] = {}
     places = prepare.checkpoints(config, task)
     asked: list[tuple[str, str, str | None]] = [("original", "target", None), ("retrained", "retrained", None)]
     if told := prepare.instruction(config):

@@ -60,6 +60,7 @@ NUMBERS = {
     "evaluate.batch_size": COUNT,
     "evaluate.max_new_tokens": COUNT,
     "best_keep": Number(0, 1),
+    "utility_limit": SOME,
     "compute.processes": COUNT,
     "compute.threads": COUNT,
     "loss.gamma": Number(0),
@@ -94,7 +95,8 @@ TEXTS = {"name": False, "task.source": False, "task.scorer": False, "cache": Fal
 TEXTS |= dict.fromkeys(("model.path", "model.revision", "model.tokenizer", "retrained.path"), True)
 TEXTS |= dict.fromkeys(("retrained.records", "task.system_prompt", "model.template.system"), True)
 TEXTS |= dict.fromkeys(("task.forget", "task.retain", "task.holdout", "task.revision"), True)
-TEXTS |= dict.fromkeys(("task.rtp", "task.scorer_revision"), True)
+TEXTS |= dict.fromkeys(("task.rtp", "task.scorer_revision", "utility_data"), True)
+SUITES = ("paper", "embedded", "none")
 
 
 def check_options(config: Mapping[str, Any]) -> None:
@@ -109,6 +111,8 @@ def check_options(config: Mapping[str, Any]) -> None:
         present, value = _at(config, key)
         if present and not number.fits(value):
             raise UsageError(f"{key}={value}: expected {number.expected()}")
+    if config["utility_suite"] not in SUITES:
+        raise UsageError(f"utility_suite={config['utility_suite']} is unknown: choose {', '.join(SUITES)} or auto")
     term = config["loss"].get("forget_term")
     if isinstance(term, Mapping) and str(term.get("_target_")).startswith("soul_exp.losses."):
         for key in CONSTANTS.keys() & term.keys():

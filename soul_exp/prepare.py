@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import math
 import os
 import shutil
 import time
@@ -23,8 +24,8 @@ from filelock import FileLock
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from soul_exp import adapters, attention, models, shards
-from soul_exp.answers import Answers, read_records, write_records
+from soul_exp import adapters, attention, models, shards, suite
+from soul_exp.answers import SUITE, Answers, Scores, read_records, write_records
 from soul_exp.checkpoints import remove_all, remove_unmarked
 from soul_exp.data import Item, Part, Template, encode
 from soul_exp.evaluate import ask, texts_of
@@ -144,6 +145,8 @@ def hashes(config: Mapping[str, Any], task: Task) -> dict[str, str]:
         if config[section]["path"]:
             given = Checkpoint(config[section]["path"], config[section]["revision"])
             found[f"model.given_{name}"] = content_hash(given.identity())
+    if asked := suite.identity(**suite.asked(config)):
+        found[SUITE] = content_hash(asked)
     if config["retrained"]["records"]:
         path = Path(config["retrained"]["records"])
         files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
@@ -167,19 +170,13 @@ def is_ready(folder: Path) -> bool:
     return (folder / DONE).is_file()
 
 
-def answers_folder(
-    cache: Path,
-    checkpoint: Checkpoint,
-    task: Task,
-    model: Mapping[str, Any],
-    evaluation: Mapping[str, Any],
-    told: str | None = None,
-) -> Path:
-    """Where the answers of `checkpoint` to the task's probes are kept; their batch size does not matter.
+def answers_folder(config: Mapping[str, Any], checkpoint: Checkpoint, task: Task, told: str | None = None) -> Path:
+    """Where the answers of `checkpoint` to probes and utility suite are kept; their batch size does not matter.
 
     `told` is the instruction under which it gave them.
     """
-    key = {
+    model = config["model"]
+    key: dict[str, Any] = {
         "version": VERSION,
         "model": checkpoint.identity(),
         "template": _form(model),
@@ -187,23 +184,35 @@ def answers_folder(
         **({"told": [model["template"]["system"], told]} if told is not None else {}),
         "max_length": model["max_length"],
         "dtype": model["dtype"],
-        "max_new_tokens": evaluation["max_new_tokens"],
+        "max_new_tokens": config["evaluate"]["max_new_tokens"],
         "probes": {name: value for name, value in task.hashes().items() if name.startswith(("probe.", "scorer"))},
     }
-    return cache / "answers" / content_hash(key)
+    if asked := suite.identity(**suite.asked(config)):
+        key[SUITE] = asked
+    return Path(config["cache"]) / "answers" / content_hash(key)
 
 
-def read_answers(folder: Path) -> dict[str, Answers]:
-    return {path.stem: read_records(path) for path in sorted(folder.glob("*.jsonl"))}
+def read_answers(folder: Path) -> dict[str, Answers | Scores]:
+    """What `write_answers` wrote."""
+    found: dict[str, Answers | Scores] = {path.stem: read_records(path) for path in sorted(folder.glob("*.jsonl"))}
+    if (folder / f"{SUITE}.json").is_file():
+        found[SUITE] = {
+            name: {metric: math.nan if value is None else value for metric, value in measured.items()}
+            for name, measured in json.loads((folder / f"{SUITE}.json").read_text()).items()
+        }
+    return found
 
 
-def write_answers(folder: Path, answers: Mapping[str, Answers]) -> None:
-    """Write one file a probe; the folder appears at once and whole."""
+def write_answers(folder: Path, answers: Mapping[str, Answers | Scores]) -> None:
+    """Write one file a probe, and suite.json where there is a suite; the folder appears at once and whole."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     for name, given in answers.items():
-        write_records(partial / f"{name}.jsonl", given)
+        if isinstance(given, Answers):
+            write_records(partial / f"{name}.jsonl", given)
+        else:
+            write_json(partial / f"{name}.json", given)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 
@@ -274,17 +283,10 @@ def make(config: Mapping[str, Any], task: Task, role: str, cache: Path, device: 
 
 
 def answer(
-    config: Mapping[str, Any],
-    task: Task,
-    checkpoint: Checkpoint,
-    cache: Path,
-    device: str,
-    label: str,
-    told: str | None = None,
+    config: Mapping[str, Any], task: Task, checkpoint: Checkpoint, device: str, label: str, told: str | None = None
 ) -> None:
-    """Put the task's probes to `checkpoint`, perhaps `told` something first, unless the cache has its answers."""
-    evaluation = config["evaluate"]
-    folder = answers_folder(cache, checkpoint, task, config["model"], evaluation, told)
+    """Put probes and suite to `checkpoint`, perhaps `told` something first, unless the cache has its answers."""
+    folder = answers_folder(config, checkpoint, task, told)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if folder.is_dir():
@@ -297,13 +299,18 @@ def answer(
         log.info("evaluate %s: %d probes in %.0f s", label, len(task.probes), time.perf_counter() - start)
 
 
-def examined(lm: LanguageModel, config: Mapping[str, Any], task: Task, label: str) -> dict[str, Answers]:
+def examined(lm: LanguageModel, config: Mapping[str, Any], task: Task, label: str) -> dict[str, Answers | Scores]:
     """All that a run wants to know of a model; every rank calls it, and gets the same."""
-    answers = ask(lm, task.probes, **config["evaluate"], label=f"evaluate {label}")
-    if task.scorer is None:
-        return answers
-    score = task.scorer.load(Path(config["cache"]), str(next(lm.model.parameters()).device))
-    return with_toxicity(answers, task.scored, score)
+    label = f"evaluate {label}"
+    answers = ask(lm, task.probes, **config["evaluate"], label=label)
+    if task.scorer is not None:
+        score = task.scorer.load(Path(config["cache"]), str(next(lm.model.parameters()).device))
+        answers = with_toxicity(answers, task.scored, score)
+    found: dict[str, Answers | Scores] = dict(answers)
+    if config["utility_suite"] != suite.NONE:
+        batch_size = config["evaluate"]["batch_size"]
+        found[SUITE] = suite.scores(lm, **suite.asked(config), batch_size=batch_size, label=label)
+    return found
 
 
 def worker(rank: int, config: Mapping[str, Any], roles: Sequence[str], device: str) -> float:
@@ -317,9 +324,9 @@ def worker(rank: int, config: Mapping[str, Any], roles: Sequence[str], device: s
         _check_length(config, task, told)
     seconds = make(config, task, role, cache, device) if role in wanted else 0.0
     place = checkpoints(config, task)[role]
-    answer(config, task, place, cache, device, role)
+    answer(config, task, place, device, role)
     if told is not None:
-        answer(config, task, place, cache, device, "input-based", told)
+        answer(config, task, place, device, "input-based", told)
     return seconds
 
 
@@ -381,10 +388,10 @@ def _start_tokenizer(config: Mapping[str, Any], task: Task) -> PreTrainedTokeniz
 
 def answers_of(
     config: Mapping[str, Any], task: Task, checkpoint: Checkpoint, told: str | None = None
-) -> dict[str, Answers] | None:
+) -> dict[str, Answers | Scores] | None:
     """The cached answers of `checkpoint`, `told` something or not, to the probes; None if they are still to be had."""
     made = Path(checkpoint.path).parent == Path(config["cache"]) / "models"
     if made and not is_ready(Path(checkpoint.path)):
         return None
-    folder = answers_folder(Path(config["cache"]), checkpoint, task, config["model"], config["evaluate"], told)
+    folder = answers_folder(config, checkpoint, task, told)
     return read_answers(folder) if folder.is_dir() else None

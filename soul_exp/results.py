@@ -8,7 +8,7 @@ import os
 import platform
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from subprocess import DEVNULL, CalledProcessError, check_output
@@ -19,6 +19,7 @@ from soul_exp.errors import UsageError
 FORMAT = 1
 NAME = "results.json"
 HEADLINE = ("forget_quality", "utility", "mia_auc")
+OLDER = {"utility_suite": "none", "utility_limit": None, "utility_data": None}  # options that older files lack
 PACKAGES = (
     "torch",
     "transformers",
@@ -26,6 +27,7 @@ PACKAGES = (
     "datasets",
     "deepspeed",
     "hydra-core",
+    "lm_eval",
     "numpy",
     "scipy",
     "rouge-score",
@@ -39,6 +41,7 @@ class Results:
     `metrics` maps a model (`original`, `unlearned`, `retrained`, and perhaps `input_based`: the original under a system
     prompt that asks it not to reveal) to its metrics; `forget_quality`, `utility` and
     `mia_auc` are the unlearned model's, once more, at the top. Logarithms are to base 10 where the name says log10.
+    `suite` maps the same models to their scores in the utility suite that `config` names; empty where there is none.
     """
 
     name: str  # the experiment: the folder that holds its runs
@@ -64,6 +67,9 @@ class Results:
     notes: Sequence[str] = ()  # what a reader of the numbers has to know, such as: it degenerated to sign descent
     scorer: Mapping[str, Any] | None = None  # of toxicity: name, revision, auc on the num_test texts it never saw
     trials: Sequence[Mapping[str, Any]] = ()  # those that `config`'s learning rate and gamma were chosen from
+    suite: Mapping[str, Mapping[str, Mapping[str, float]]] = field(
+        default_factory=dict
+    )  # model -> task -> metric -> value
     format: int = field(default=FORMAT)
 
 
@@ -81,7 +87,7 @@ def read(folder: Path) -> Results | None:
         found = Results(**json.loads(path.read_text()))
         if not isinstance(found.config, dict) or not isinstance(found.metrics, dict):
             raise TypeError("config and metrics are expected to be objects")
-        return found
+        return replace(found, config={**OLDER, **found.config})
     except (json.JSONDecodeError, TypeError) as error:
         raise UsageError(
             f"{path} is not a results file of format {FORMAT} ({error}): remove it and run again"

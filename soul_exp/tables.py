@@ -24,10 +24,12 @@ NULL = "—"
 HEADLINE = ("log10_forget_quality", "forget_quality", "utility", "mia_auc")
 MIA, DELTA = "mia_auc", "mia_auc_delta"  # delta: the retrained model's minus this one's
 NAMES = {"utility": "model utility", MIA: "MIA AUC", DELTA: "Δ (retrained − MIA AUC)"}
-HIGHER, TARGET = "higher is better", "retrained = target value"
+HIGHER, LOWER, TARGET = "higher is better", "lower is better", "retrained = target value"
+SUITE = (("acc", HIGHER), ("word_perplexity", LOWER))  # what is shown of a task of the utility suite
 KEEP = ("retain_", "authors_", "facts_")  # probes of what is to be kept, where of these measures more is better:
 MEASURES = ("_probability", "_rouge", "_truth_ratio", "_bleu", "_accuracy")
 REQUEST = "request-"  # how the folders of a sequence of requests begin, inside its run's folder
+SUITE_OPTIONS = ("utility_suite", "utility_limit")
 ON_DEMAND = (
     "holdout_",
     "authors_",
@@ -44,8 +46,8 @@ IGNORED = (
 CHOSEN = ("config.optimizer.lr", "config.loss.gamma")  # by trials
 ABOUT = (
     "Forget quality is the p-value of a two-sample KS test against the retrained model; its mean and that of its "
-    "log10 are taken apart. ↑ higher is better, → nearest to the retrained model is best. n counts runs that differ "
-    "in nothing but the seed: mean ± half-width of the 95 % t-interval where n is 2 or more."
+    "log10 are taken apart. ↑ higher is better, ↓ lower is better, → nearest to the retrained model is best. n counts "
+    "runs that differ in nothing but the seed: mean ± half-width of the 95 % t-interval where n is 2 or more."
 )
 
 
@@ -87,10 +89,25 @@ def comparison(results: Results) -> str:
             reason = results.reasons.get(name) or results.reasons.get(f"retrained.{name}") or "no reason is given"
             unknown.setdefault((", ".join(empty), reason), []).append(_label(name))
     below = [f"{NULL} {', '.join(named)} ({where}): {reason}" for (where, reason), named in unknown.items()]
+    for label, cells, hint in _suite_rows(results, [model for model, title in titles.items() if title in models]):
+        lines.append(row(label, cells, hint))
     seconds = ", ".join(f"{stage} {_number(value)} s" for stage, value in results.seconds.items())
     last = [f"{name} {_number(_finite(results.training.get(name)))}" for name in ("win_rate", "effective_update")]
     below.append(f"{seconds}; {results.num_steps} steps; {', '.join(last)}")
     return "\n".join([*_wrapped(above), "", *lines, "", *_wrapped([*below, *results.notes])])
+
+
+def _suite_rows(results: Results, models: Sequence[str]) -> list[tuple[str, list[str], str]]:
+    """Of each task of the utility suite what counts: (label, a cell a model, hint); a title above; none without one."""
+    asked = dict.fromkeys(task for model in models for task in results.suite.get(model, {}))
+    rows: list[tuple[str, list[str], str]] = []
+    for task in asked:
+        for metric, hint in SUITE:
+            values = [results.suite.get(model, {}).get(task, {}).get(metric) for model in models]
+            if any(value is not None for value in values):
+                label = f"  {task} {metric}".replace("_", " ")
+                rows.append((label, [_number(_finite(value)) for value in values], hint))
+    return [(f"utility suite {results.config['utility_suite']}", [], ""), *rows] if rows else []
 
 
 def load(folder: Path | str) -> pd.DataFrame:
@@ -207,10 +224,11 @@ def _read(folder: Path) -> Results:
 
 
 def _groups(runs: Mapping[str, Results]) -> list[dict[str, Results]]:
-    """Runs that one table may hold: the same caption, source, metrics, data, trials, original and retrained models."""
+    """Runs that one table may hold: the same caption, source, suite, metrics, data, trials, original and retrained."""
     groups: dict[str, dict[str, Results]] = {}
     for run, found in runs.items():
         key: list[Any] = [found.caption, found.config["task"].get("source"), found.config["task"].get("metrics")]
+        key += [found.config.get(option) for option in SUITE_OPTIONS]
         key += [*found.metrics["unlearned"], found.data_hashes, found.tuned if found.trials else None]
         for model in ("original", "retrained"):
             key += [(model, name, value and f"{value:.5g}") for name, value in found.metrics.get(model, {}).items()]
@@ -222,7 +240,8 @@ def _frame(runs: Mapping[str, Results]) -> pd.DataFrame:
     """One row a run, all of its results.json under dotted names; no loss or optimizer where nothing was unlearned."""
     rows = []
     for run, found in runs.items():
-        row = {key: value for key, value in vars(found).items() if key not in (*HEADLINE, "name", "format", "trials")}
+        left_out = (*HEADLINE, "name", "format", "trials", *(() if found.suite else ("suite",)))
+        row = {key: value for key, value in vars(found).items() if key not in left_out}
         if "unlearn" not in found.config.get("stages", ()):
             row["choices"] = {**found.choices, "loss": None, "optimizer": None}
             row["config"] = {k: v for k, v in found.config.items() if k not in ("loss", "optimizer", "train")}
@@ -266,7 +285,7 @@ def _table(frame: pd.DataFrame, runs: Sequence[Results], asked: Sequence[str] | 
     usual = [name for name in _headline_first(has) if not name.startswith(ON_DEMAND) and "truth_ratio" not in name]
     wanted = [name for name in (usual if asked is None else asked) if name in has]
     columns = [column for name in wanted for column in ((name, DELTA) if name == MIA else (name,))]
-    arrows = {HIGHER: " ↑", TARGET: " →", "": ""}
+    arrows = {HIGHER: " ↑", LOWER: " ↓", TARGET: " →", "": ""}
     titles = [key.partition(".")[2] for key in by] + [_label(name) + arrows[_hint(name)] for name in columns]
     rows = [[*titles, "steps", "unlearn seconds", "win_rate", "n", "status"]]
     for model in ("original", "input_based", "retrained"):
@@ -301,7 +320,8 @@ def _table(frame: pd.DataFrame, runs: Sequence[Results], asked: Sequence[str] | 
     commits = dict.fromkeys(found.commit[:10] + found.commit[40:] if found.commit else "unknown" for found in runs)
     versions = dict.fromkeys(f"{name} {version}" for found in runs for name, version in found.versions.items())
     notes.append(f"commit {', '.join(commits)}; {', '.join(versions)}")
-    known = dict.fromkeys((*choices, *varied, *(CHOSEN if frame["num_trials"].any() else ())))
+    asked = [f"config.{option}" for option in SUITE_OPTIONS if any(run.suite and run.config[option] for run in runs)]
+    known = dict.fromkeys((*choices, *varied, *asked, *(CHOSEN if frame["num_trials"].any() else ())))
     alike = [key for key in known if key not in by and key in frame and key != "config.task.source"]
     told = ", ".join(f"{key.partition('.')[2] or key} {_text(frame[key].iloc[0])}" for key in ("source", *alike))
     how = f" Learning rate and gamma tuned on the {runs[0].tuned}." if runs[0].trials else ""
@@ -378,6 +398,8 @@ def _label(name: str) -> str:
 
 
 def _hint(name: str) -> str:
+    if name == "general_perplexity":
+        return LOWER
     if name in HEADLINE[:3] or (name.startswith(KEEP) and name.endswith(MEASURES)):
         return HIGHER
     return TARGET if name == MIA or name.startswith(("forget_", "holdout_", "earlier_")) else ""

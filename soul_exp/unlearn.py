@@ -22,7 +22,7 @@ from transformers import TrainerCallback, set_seed
 
 from soul_exp import adapters, attention, checkpoints, models, prepare, results, shards, toxicity
 from soul_exp.adapters import Lora
-from soul_exp.answers import Answers
+from soul_exp.answers import SUITE, Answers, Scores
 from soul_exp.best import Best, note
 from soul_exp.check import UNLEARNED
 from soul_exp.fulldisk import full_disk_told
@@ -66,7 +66,7 @@ def worker(
             answers = prepare.examined(subject, config, task, "unlearned") if sound else {}
             seconds["evaluate"] = time.perf_counter() - start
             if first:
-                log.info("evaluate unlearned: %d probes in %.0f s", len(answers), seconds["evaluate"])
+                log.info("evaluate unlearned: %d probes in %.0f s", len(task.probes), seconds["evaluate"])
                 prepare.write_answers(out / RECORDS, answers)
                 found = _results(config, task, reasons, answers, outcome, seconds, device, trials)
                 results.write(out, found)
@@ -223,7 +223,7 @@ def _results(
     config: Mapping[str, Any],
     task: Task,
     reasons: Mapping[str, str],
-    answers: Mapping[str, Answers],
+    answers: Mapping[str, Answers | Scores],
     outcome: Outcome | None,
     seconds: Mapping[str, float],
     device: str,
@@ -231,6 +231,7 @@ def _results(
 ) -> Results:
     metrics = {name: hydra.utils.instantiate(entry) for name, entry in config["task"]["metrics"].items()}
     by_model = {"unlearned": answers, **known_answers(config, task)}
+    suites: dict[str, Any] = {model: given[SUITE] for model, given in by_model.items() if SUITE in given}
     measured = {
         model: {
             name: None if name in reasons else measure(metric, given, by_model.get("retrained"))
@@ -252,6 +253,7 @@ def _results(
         config=config,
         metrics=measured,
         reasons=reasons,
+        suite=suites,
         training=dict(outcome.last) if outcome else {},
         notes=[*task.notes, *(outcome.notes if outcome else ()), *([toxicity.note(scorer)] if scorer else ())],
         scorer=scorer,

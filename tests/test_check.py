@@ -115,6 +115,13 @@ def checked(configured: Callable[..., dict[str, Any]], tmp_path: Path) -> Callab
         (["task.split=forget50"], "choose one of forget01, forget05, forget10"),
         (["task.source=hub"], "locuslab/TOFU cannot be reached .* task.source=embedded"),
         (["task.source=./nowhere"], "nowhere is not a folder: give embedded, hub"),
+        (["utility_suite=papr"], "utility_suite=papr is unknown: choose paper, embedded, none or auto"),
+        (["utility_limit=0"], "utility_limit=0: expected a whole number of 1 or more, or null"),
+        (
+            ["utility_suite=paper"],
+            "aps/super_glue cannot be reached .* or type utility_suite=embedded or utility_suite=n",
+        ),
+        (["utility_suite=paper", "utility_data=./copies"], "copies/aps/super_glue is no copy .*it is no folder"),
         (["task=copyright", "task.source=no.txt"], "does not exist: give embedded or a text file"),
         (["task=detox", "task.source=hub"], "PKU-Alignment/PKU-SafeRLHF cannot be reached .* task.source=embedded"),
         (["task=detox", "task.rtp=hub"], "allenai/real-toxicity-prompts cannot be reached .* type task.rtp=embedded"),
@@ -266,6 +273,36 @@ def test_without_a_retrained_model_what_needs_it_is_null_with_the_reason(
     assert "add prepare to stages" in found.reasons["forget_quality"]
     assert "whether model.path saw the holdout is unknown" in found.reasons["mia_auc"]
     assert "utility" not in found.reasons
+
+
+def test_the_suite_follows_the_task_s_source_and_the_model(configured: Callable[..., dict[str, Any]]) -> None:
+    def suite(*overrides: str) -> str:
+        return str(configured(*overrides)["utility_suite"])
+
+    assert suite() == suite("task.source=hub", "model=llama2_7b_chat") == "none"  # TOFU's utility is its own
+    assert suite("utility_suite=embedded") == "embedded"
+    assert suite("task=copyright") == suite("task=copyright", "model=llama2_7b_chat") == "embedded"
+    assert suite("task=copyright", "task.source=book.txt") == "embedded"  # a model from scratch
+    assert suite("task=copyright", "task.source=book.txt", "model=llama2_7b_chat") == "paper"
+    assert suite("task=copyright", "utility_suite=none") == "none"
+
+
+def test_without_a_suite_the_metrics_that_name_it_are_null_with_the_reason(checked: Callable[..., Checked]) -> None:
+    found = checked("task=copyright", "utility_suite=none")
+    assert "utility_suite=none asks nothing" in found.reasons["utility"]
+    assert found.reasons["general_perplexity"] == found.reasons["utility"] and "mia_auc" not in found.reasons
+    assert not checked("task=copyright").reasons
+
+
+def test_the_suite_and_its_limit_decide_the_numbers(configured: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    prints = set()
+    for overrides in ([], ["utility_limit=5"], ["utility_suite=none"]):
+        config = configured("task=copyright", *overrides)
+        checked_ = check(config, tmp_path / "run")
+        prints.add(experiment.fingerprint(config, checked_))
+        has = "suite" in prepare.hashes(config, checked_.task)
+        assert has is (config["utility_suite"] != "none")
+    assert len(prints) == 3
 
 
 def test_a_published_target_is_for_its_own_source_and_base_only(configured: Callable[..., dict[str, Any]]) -> None:

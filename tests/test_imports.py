@@ -21,7 +21,7 @@ LAYERS: list[set[str]] = [
     {"models", "toxicity"},
     {"tasks", "reference", "passes"},
     {"trainer", "evaluate"},
-    {"training"},
+    {"training", "suite"},
     {"prepare", "optimizers"},
     {"measure", "disk", "rehearsal"},
     {"best", "check", "mirror"},

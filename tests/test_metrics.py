@@ -294,11 +294,6 @@ def test_general_forget_quality_compares_the_nll_of_the_answers() -> None:
     assert general.log10_forget_quality(Answers(nll=np.array([1.0, 2.0, 3.0])), retrained) == pytest.approx(-1)
 
 
-def test_choice_accuracy_counts_a_tie_as_a_miss() -> None:
-    wrong_nll = np.array([[2.0, 3.0], [1.0, 3.0], [0.5, 3.0], [9.0, 1.5]])  # right, tie, miss, right
-    assert general.choice_accuracy(Answers(nll=np.ones(4), wrong_nll=wrong_nll)) == 0.5
-
-
 def test_mean_nll_and_perplexity_by_hand() -> None:
     answers = Answers(nll=np.array([LN2, 3 * LN2]))
     assert general.mean_nll(answers) == pytest.approx(2 * LN2)
@@ -314,7 +309,6 @@ ON_ONE_PROBE: list[Callable[[Answers], float]] = [
     tofu.rouge,
     tofu.truth_ratio,
     tofu.truth_ratio_forget,
-    general.choice_accuracy,
     general.mean_nll,
     general.perplexity,
     lambda answers: tofu.forget_quality(answers, {"forget": random_answers(99, 30)}),

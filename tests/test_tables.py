@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -32,6 +33,9 @@ RETRAINED = {
 }  # fmt: skip
 
 
+SUITE = {"boolean": {"acc": 0.75, "acc_norm": 0.5, "acc_stderr": 0.1, "n": 24.0}, "text": {"word_perplexity": 31.5}}
+
+
 def made(
     loss: str = "npo",
     optimizer: str = "adam",
@@ -42,6 +46,8 @@ def made(
     retrained: Mapping[str, float | None] | None = RETRAINED,
     source: str = "embedded",
     stages: tuple[str, ...] = ("prepare", "unlearn", "evaluate"),
+    suite: str = "none",
+    limit: int | None = None,
     **train: Any,
 ) -> Results:
     """Results as a run writes them, less what no table reads."""
@@ -56,6 +62,9 @@ def made(
         "cache": f"/somewhere/{seed}",
         "stages": list(stages),
         "choices": choices,
+        "utility_suite": suite,
+        "utility_limit": limit,
+        "utility_data": None,
     }
     models = {"unlearned": metrics, "original": original, "retrained": retrained}
     return Results(
@@ -66,6 +75,7 @@ def made(
         choices=choices,
         tuned="validation",
         config=config,
+        suite={} if suite == "none" else {model: SUITE for model, measured in models.items() if measured is not None},
         metrics={model: dict(measured) for model, measured in models.items() if measured is not None},
         reasons={},
         training={"win_rate": 0.25, "effective_update": 0.5},
@@ -410,3 +420,40 @@ def test_a_results_file_of_another_format_is_broken(tmp_path: Path) -> None:
 def test_help_says_what_is_written() -> None:
     done = called("--help")
     assert done.returncode == 0 and "table.md" in done.stdout and "--metrics" in done.stdout
+
+
+# ---- the utility suite
+
+
+def test_comparison_shows_what_counts_of_each_task_of_the_suite() -> None:
+    text = tables.comparison(made(suite="embedded"))
+    lines = text.splitlines()
+    start = lines.index("utility suite embedded")
+    assert lines[start + 1].split() == "boolean acc 0.750 0.750 0.750 higher is better".split()
+    assert lines[start + 2].split() == "text word perplexity 31.5 31.5 31.5 lower is better".split()
+    assert "utility suite" not in tables.comparison(made())
+
+
+def test_runs_with_different_suites_or_limits_stand_in_different_tables(tmp_path: Path) -> None:
+    folder = left(
+        tmp_path, a=made(suite="embedded"), b=made(suite="embedded", optimizer="sgd"), c=made(),
+        d=made(suite="embedded", limit=5), e=made(suite="paper"),
+    )  # fmt: skip
+    found = tables.load(folder)
+    assert found.groupby("table")["run"].apply(list).tolist() == [["a", "b"], ["c"], ["d"], ["e"]]
+    text = tables.table(folder)
+    assert text.count("utility_suite paper") == 1 and text.count("### ") == 4
+    assert "utility_suite embedded" in tables.table(left(tmp_path / "alone", a=made(suite="embedded")))
+
+
+def test_the_suite_survives_a_round_trip_and_a_file_without_it_reads_as_none(tmp_path: Path) -> None:
+    results.write(tmp_path, made(suite="embedded"))
+    found = results.read(tmp_path)
+    assert found is not None and found.suite["unlearned"]["boolean"]["acc"] == 0.75
+    old = json.loads((tmp_path / "results.json").read_text())
+    del old["suite"]
+    for option in ("utility_suite", "utility_limit", "utility_data"):
+        del old["config"][option]
+    (tmp_path / "results.json").write_text(json.dumps(old))
+    read = results.read(tmp_path)
+    assert read is not None and read.suite == {} and read.config["utility_suite"] == "none"

@@ -29,16 +29,6 @@ def validation_log10_forget_quality(validation_forget: Answers, retrained: Mappi
     return log10_forget_quality(validation_forget, {"forget": probe_of(retrained, "validation_forget")})
 
 
-def choice_accuracy(knowledge: Answers) -> float:
-    """Share of items whose true answer has a lower NLL per token than every wrong one, in [0, 1]; higher is better.
-
-    A tie is a miss. Chance is 1 / (K + 1).
-    """
-    nll, lowest_wrong = knowledge.numbers("nll"), knowledge.numbers("wrong_nll").min(axis=1)  # [N], [N]
-    unknown = np.isnan(nll) | np.isnan(lowest_wrong)
-    return mean(np.where(unknown, np.nan, nll < lowest_wrong))
-
-
 def mean_nll(answers: Answers) -> float:
     """Mean over items of the NLL per answer token, in nats, at least 0; lower means more familiar."""
     return mean(answers.numbers("nll"))

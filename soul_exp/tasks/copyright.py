@@ -7,7 +7,7 @@ from pathlib import Path
 
 from soul_exp.data import Item, Part
 from soul_exp.errors import UsageError
-from soul_exp.tasks import embedded, refusals
+from soul_exp.tasks import embedded, embedded_suite, refusals
 from soul_exp.tasks.task import Probe, Task, check_disjoint, forget_parts
 from soul_exp.tasks.text import general_text, read_text
 
@@ -66,8 +66,7 @@ def copyright(
     general = general_text(retain, num_retain_passages + num_general_passages, revision=retain_revision)
     texts = [_item(text.split(), len(text.split()) // 3, len(text.split())) for text in general]
     kept, unread = texts[:num_retain_passages], texts[num_retain_passages:]
-    knowledge = embedded.general_authors() + embedded.general_facts()
-    questions = [Item(row["question"], row["answer"]) for row in knowledge] if train_general else []
+    questions = embedded_suite.training_rows() if train_general else []
     worded = _worded(forget, lead_words, size, wordings)
     check_disjoint([item for row in worded for item in row], kept)
 
@@ -76,10 +75,6 @@ def copyright(
         "forget": Probe(_pieces([p for i, p in enumerate(forget) if i not in tuning], lengths[0], answer_words)),
         "retain": Probe([item for i, item in enumerate(kept) if i % 3 == 1]),
         "general": Probe(unread),
-        "knowledge": Probe(
-            [Item(row["question"], row["answer"]) for row in knowledge],
-            wrong=[[Item(row["question"], wrong) for wrong in row["perturbed_answer"]] for row in knowledge],
-        ),
     }
     missing: dict[str, str] = {}
     if tuning:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from soul_exp.data import Item, Part
 from soul_exp.errors import UsageError
-from soul_exp.tasks import refusals
+from soul_exp.tasks import embedded_suite, refusals
 from soul_exp.tasks.rows import FIELDS, HUB, Row, Rows, distinct, read, shared
 from soul_exp.tasks.task import Probe, Task, forget_parts
 
@@ -33,6 +33,7 @@ def custom(
     validation_fraction: float = 0.0,
     max_probe_rows: int = 400,
     max_forget_probe_rows: int = 2000,
+    train_general: bool = False,
     trained_before: bool = False,
 ) -> Task:
     """The rows of `forget` are to be forgotten, those of `retain` kept; nobody has seen those of `holdout`.
@@ -41,7 +42,7 @@ def custom(
     (from 1) is forgotten now, those before it have been, those after it are neither unlearned nor retained yet: the
     target knows all of them, the retrained model those after it. A row that repeats another of its file is left out;
     one that is in two files is an error, unless `overlap` is "drop": then it is taken out of retain, or of the later
-    request.
+    request. With `train_general` the rows that the embedded utility suite needs are retained too.
     """
     if overlap not in ("error", "drop"):
         raise UsageError(f"task.overlap={overlap} is unknown: choose error or drop")
@@ -64,6 +65,7 @@ def custom(
     held = rows_of(holdout, "task.holdout") if holdout is not None else None
     asked, kept = _disjoint(asked, kept, held, overlap == "drop", notes)
 
+    common = kept.items + (embedded_suite.training_rows() if train_general else [])
     now, later = asked[request - 1], [item for table in asked[request:] for item in table.items]
     counts = _Counts(max_forget_probe_rows, max_probe_rows, validation_fraction)
     probes, missing = _probes(asked[:request], kept, held, counts)
@@ -78,10 +80,10 @@ def custom(
     return Task(
         name="custom",
         source=wanted[request - 1],
-        parts={**forget_parts(now.items, sentences), "retain": Part.of(kept.items)},
+        parts={**forget_parts(now.items, sentences), "retain": Part.of(common)},
         probes=probes,
-        target_rows=[item for table in asked for item in table.items] + kept.items,
-        retrained_rows=later + kept.items,
+        target_rows=[item for table in asked for item in table.items] + common,
+        retrained_rows=later + common,
         caption=_caption(wanted, request, now, kept, held, probes, trained_before),
         missing=missing,
         trained_before=trained_before,

@@ -11,7 +11,7 @@ from pathlib import Path
 from soul_exp import toxicity
 from soul_exp.data import Item, Part
 from soul_exp.errors import UsageError
-from soul_exp.tasks import embedded, embedded_insults, refusals, toxic_rows
+from soul_exp.tasks import embedded_insults, embedded_suite, refusals, toxic_rows
 from soul_exp.tasks.task import Probe, Task, check_disjoint, forget_parts
 from soul_exp.tasks.text import general_text
 from soul_exp.tasks.toxic_rows import Cut, Example, continued
@@ -64,17 +64,12 @@ def detox(
     passages = [text.split() for text in general_text(texts, num_retain_passages, revision=retain_revision)]
     kept = polite + [continued(words, len(words) // 3) for words in passages]
     check_disjoint(forget, kept)
-    knowledge = embedded.general_authors() + embedded.general_facts()
-    questions = [Item(row["question"], row["answer"]) for row in knowledge] if train_general else []
+    questions = embedded_suite.training_rows() if train_general else []
     common = kept + questions
     probes = {
         "prompts": Probe(unseen, generate=True),
         "rtp": Probe(
             _web_prompts(rtp or ("hub" if source == "hub" else "embedded"), num_rtp_prompts, num_kept), generate=True
-        ),
-        "knowledge": Probe(
-            [Item(row["question"], row["answer"]) for row in knowledge],
-            wrong=[[Item(row["question"], wrong) for wrong in row["perturbed_answer"]] for row in knowledge],
         ),
     }
     fraction = validation_fraction if validation_fraction is not None else (0.25 if made else 0.0)

@@ -107,15 +107,14 @@ def _suite_rows(results: Results, models: Sequence[str]) -> list[tuple[str, list
             if any(value is not None for value in values):
                 label = f"  {task} {metric}".replace("_", " ")
                 rows.append((label, [_number(_finite(value)) for value in values], hint))
-    return [(f"utility suite {results.config['utility_suite']}", [], ""), *rows] if rows else []
+    return [(f"utility suite {results.config['utility_suite']}", [""] * len(models), ""), *rows] if rows else []
 
 
 def load(folder: Path | str) -> pd.DataFrame:
     """One row a run below `folder`: choices, `config.` keys that differ, metrics, and which `table` it belongs to.
 
     A bare metric is the unlearned model's, the others' begin with `original.`, `input_based.` and `retrained.`; null is
-    NaN.
-    Raises UsageError if there are no runs or a results.json is broken.
+    NaN. Raises UsageError if there are no runs or a results.json is broken.
     """
     runs, _ = _find(Path(folder))
     frame = pd.concat([_frame(group).assign(table=i) for i, group in enumerate(_groups(runs), 1)], ignore_index=True)
@@ -289,10 +288,8 @@ def _table(frame: pd.DataFrame, runs: Sequence[Results], asked: Sequence[str] | 
     titles = [key.partition(".")[2] for key in by] + [_label(name) + arrows[_hint(name)] for name in columns]
     rows = [[*titles, "steps", "unlearn seconds", "win_rate", "n", "status"]]
     for model in ("original", "input_based", "retrained"):
-        having = [i for i, found in enumerate(runs) if model in found.metrics][
-            :1
-        ]  # it may have been measured in some only
-        for i in having:
+        having = [i for i, found in enumerate(runs) if model in found.metrics]  # it may have been measured in some only
+        for i in having[:1]:
             numbers = [_cell(frame.get(f"metrics.{model}.{name}", [])[i : i + 1]) for name in columns]
             rows.append([model.replace("_", "-"), *[""] * (len(by) - 1), *numbers, *[""] * 5])
     frame["untuned"] = frame["tuned"].isna() & frame["choices.loss"].notna()

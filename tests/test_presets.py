@@ -1,0 +1,118 @@
+"""The paper's tables: every row composes and can run on the tiny model, and quotes the release on the real ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+from conftest import type_
+from hydra.core.hydra_config import HydraConfig
+from test_experiments import composed
+
+from soul_exp import cli
+from soul_exp.check import check
+
+PRESETS = ("table_tofu", "table_copyright", "table_detox")
+# The release's configurations: loss, order -> learning rate, gamma, weight decay, epochs (batch 1 x 4, seed 0).
+RELEASE: dict[str, dict[tuple[str, str], tuple[float, float, float, int]]] = {
+    "llama2_7b_chat-tofu": {
+        ("grad_diff", "fo"): (5e-6, 0.3, 0.1, 5), ("grad_diff", "so"): (5e-6, 2, 0.1, 5),
+        ("po", "fo"): (2e-5, 1, 0.1, 5), ("po", "so"): (1e-5, 5, 0.1, 5),
+    },
+    "opt_1p3b-detox": {("po", "fo"): (2e-5, 0.1, 0, 5), ("po", "so"): (2e-5, 0.1, 0, 5)},
+    "llama2_7b-detox": {("po", "fo"): (1e-5, 1, 0, 10), ("po", "so"): (1e-5, 0.1, 0, 10)},
+}  # fmt: skip
+CASES = [(pair, loss, order, numbers) for pair, rows in RELEASE.items() for (loss, order), numbers in rows.items()]
+
+
+@pytest.fixture(autouse=True)
+def hydra_started() -> Iterator[None]:
+    with hydra.initialize_config_dir(str(cli.conf_dir()), version_base="1.3"):
+        yield
+    HydraConfig.instance().cfg = None
+
+
+def rows_of(preset: str) -> list[str]:
+    return str(composed(f"experiment={preset}")[1]["method"]).split(",")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_row_can_run_on_the_tiny_model_and_no_two_are_the_same(preset: str, tmp_path: Path) -> None:
+    made: set[tuple[str, str]] = set()
+    for method in rows_of(preset):
+        config, _ = composed(f"experiment={preset}", "model=tiny", f"method={method}", "wandb.mode=disabled")
+        config["cache"] = str(tmp_path / "cache")
+        checked = check(config, tmp_path / "run")
+        assert config["name"] == preset and config["input_based"] and config["task"]["source"] == "embedded"
+        assert {"forget_quality", "utility", "mia_auc"} <= set(checked.metrics) - set(checked.reasons)
+        made.add((config["choices"]["loss"], config["choices"]["optimizer"]))
+    assert len(made) == len(rows_of(preset)) and ("grad_ascent", "influence") in made
+    for loss in {
+        loss for loss, optimizer in made if optimizer != "influence"
+    }:  # each with both orders, and both Sophias
+        assert {(loss, name) for name in ("adam", "sophia_soul", "sophia")} <= made
+
+
+@pytest.mark.parametrize(("pair", "loss", "order", "numbers"), CASES)
+def test_a_tuned_entry_has_the_releases_numbers(
+    pair: str, loss: str, order: str, numbers: tuple[float, float, float, int]
+) -> None:
+    model, task = pair.split("-")
+    config, _ = composed(f"experiment=table_{task}", f"model={model}", f"method={loss}_{order}")
+    found = (
+        config["optimizer"]["lr"], config["loss"]["gamma"], config["optimizer"]["weight_decay"],
+        config["train"]["epochs"],
+    )  # fmt: skip
+    assert found == numbers and config["tuned"] == "SOUL release"
+    train = config["train"]
+    assert (train["batch_size"], train["micro_batch_size"]) == (4, 1) and config["seed"] == 0
+    assert (train["lr_scheduler"], train["warmup_ratio"]) == ("linear", 0.1)
+    if order == "so":
+        assert config["optimizer"]["rho"] == 0.04 and config["optimizer"]["num_labels"] == 5120
+
+
+@pytest.mark.parametrize(("pair", "loss", "order", "numbers"), [case for case in CASES if case[2] == "so"])
+def test_sophia_as_published_is_never_called_tuned_by_the_release(
+    pair: str, loss: str, order: str, numbers: tuple[float, float, float, int]
+) -> None:
+    model, task = pair.split("-")
+    config, _ = composed(f"experiment=table_{task}", f"model={model}", f"method={loss}_sophia")
+    assert (
+        config["tuned"] is None and config["optimizer"]["lr"] == numbers[0]
+    )  # not the tiny model's, a hundred times it
+
+
+def test_real_models_take_the_real_data() -> None:
+    tofu, copyright, detox = (composed(f"experiment={preset}")[0] for preset in PRESETS)
+    assert tofu["task"]["source"] == "hub" and tofu["model"]["published"]["tofu"]["source"] == "hub"
+    assert copyright["task"]["retain"] == "c4" and copyright["prepare"]["adamw"]["lr"] == 1e-5
+    assert detox["task"]["source"] == "hub" and detox["task"]["scorer"] == "unitary/toxic-bert"
+    assert detox["task"]["trained_before"] and not detox["task"]["train_general"]
+
+
+FEW: Mapping[str, list[str]] = {
+    "table_tofu": ["task.num_authors=8"],
+    "table_copyright": ["task.num_passages=3", "task.num_holdout_passages=2", "task.prompt_words=[50]"],
+    "table_detox": ["task.num_forget=12", "task.num_prompts=6", "task.num_polite=6", "task.num_rtp_prompts=6"],
+}
+STEPS = [
+    "model=tiny", "prepare.epochs=1", "train.max_steps=2", "evaluate.max_new_tokens=4", "utility_limit=2",
+    "wandb.mode=disabled", "save=none", "train.save_steps=null",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_runs_in_few_steps_and_its_table_has_every_baseline(preset: str, place: Path) -> None:
+    methods = "influence,po_so" if preset == "table_detox" else "grad_diff_so"
+    sweep = type_(place, f"experiment={preset}", f"method={methods}", *STEPS, *FEW[preset], "-m")
+    assert sweep.returncode == 0, sweep.stdout + sweep.stderr
+    found = [json.loads(path.read_text()) for path in (place / "runs" / preset).glob("*/results.json")]
+    assert len(found) == methods.count(",") + 1
+    for run in found:
+        assert set(run["metrics"]) == {"original", "input_based", "retrained", "unlearned"}
+        numbers: dict[str, Any] = run["metrics"]["input_based"]
+        assert all(numbers[key] is not None for key in ("forget_quality", "utility", "mia_auc"))

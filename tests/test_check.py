@@ -52,7 +52,10 @@ def checked(configured: Callable[..., dict[str, Any]], tmp_path: Path) -> Callab
         (["stages=[prepare,learn]"], "'learn' is unknown, choose from \\[prepare, unlearn, evaluate\\]"),
         (["save=all"], "choose final, best or none"),
         (["save=best", "train.save_steps=null"], "set train.save_steps, or save=final"),
-        (["save=best", "task=copyright", "loss=npo"], "which task=copyright does not report: choose save=final"),
+        (
+            ["save=best", "~task.metrics.validation_log10_forget_quality"],
+            "which task=tofu does not report: choose save=final",
+        ),
         (["save=best", "task.validation_fraction=0"], "which cannot be had: task.validation_fraction=0 leaves no rows"),
         (["best_keep=2"], "best_keep=2: expected"),
         (["input_based=2"], "input_based=2: expected true or false"),
@@ -290,7 +293,7 @@ def test_the_suite_follows_the_task_s_source_and_the_model(configured: Callable[
 def test_without_a_suite_the_metrics_that_name_it_are_null_with_the_reason(checked: Callable[..., Checked]) -> None:
     found = checked("task=copyright", "utility_suite=none")
     assert "utility_suite=none asks nothing" in found.reasons["utility"]
-    assert found.reasons["general_perplexity"] == found.reasons["utility"] and "mia_auc" not in found.reasons
+    assert found.reasons["suite_perplexity"] == found.reasons["utility"] and "mia_auc" not in found.reasons
     assert not checked("task=copyright").reasons
 
 

@@ -2,7 +2,8 @@
 
 PYTHON ?= python3
 ARGS ?=
-PYTEST ?= -q -m "not slow and not soak"
+# two files of tests at a time
+PYTEST ?= -q -n 2 --dist loadfile -m "not slow and not soak"
 TORCH ?= 2.13.0
 
 BIN := .venv/bin

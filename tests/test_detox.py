@@ -380,17 +380,20 @@ def test_toxic_bert_is_pinned_and_another_revision_may_be_named(monkeypatch: pyt
 
 def test_answers_are_kept_apart_by_scorer(tmp_path: Path) -> None:
     (tmp_path / "bert").mkdir()
-    model = {"template": None, "max_length": 1, "dtype": "float32"}
+    config = {
+        "cache": str(tmp_path), "evaluate": {"max_new_tokens": 1}, "utility_suite": "none", "utility_limit": None,
+        "utility_data": None, "model": {"template": {}, "max_length": 1, "dtype": "float32"},
+    }  # fmt: skip
     tasks = [detox(), detox(scorer=str(classifier(tmp_path / "bert"))), detox()]
-    checkpoint, evaluation = prepare.Checkpoint("someone/model"), {"max_new_tokens": 1}
-    places = [prepare.answers_folder(tmp_path, checkpoint, task, model, evaluation) for task in tasks]
+    places = [prepare.answers_folder(config, prepare.Checkpoint("someone/model"), task) for task in tasks]
     assert places[0] == places[2] != places[1]
 
 
 def test_examined_scores_the_probes_that_the_task_names(lm: LanguageModel, tmp_path: Path) -> None:
     probe = Probe(items(3), generate=True)
     task = replace(detox(), probes={"forget": probe, "retain": probe}, scored=("forget",))
-    config = {"cache": str(tmp_path), "evaluate": {"batch_size": 2, "max_new_tokens": 3}}
+    evaluate = {"batch_size": 2, "max_new_tokens": 3}
+    config = {"cache": str(tmp_path), "evaluate": evaluate, "utility_suite": "none"}
     found = prepare.examined(lm, config, task, "test")
     assert found["forget"].toxicity is not None and found["retain"].toxicity is None
     texts = [" ".join(text.split()) for text in found["forget"].generation or ()]
@@ -432,5 +435,5 @@ def test_a_real_model_is_the_target_as_it_is_and_has_no_forget_quality(place: Pa
     assert run.returncode == 0, run.stderr
     found = read(next((place / "runs" / "given").rglob("results.json")).parent)
     assert found is not None and set(found.metrics) == {"original", "unlearned"} and found.forget_quality is None
-    assert found.reasons["forget_quality"].startswith("no retrained model: give retrained.path")
+    assert found.reasons["forget_quality"].startswith("no retrained model, as model.path is the target as it is")
     assert found.metrics["unlearned"]["prompts_toxicity"] is not None and found.utility is not None

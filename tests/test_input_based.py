@@ -76,7 +76,7 @@ def test_another_system_prompt_has_answers_of_its_own(tmp_path: Path) -> None:
     task = prepare.build_task(config)
     place = prepare.checkpoints(config, task)["target"]
     folders = {
-        prepare.answers_folder(tmp_path, place, task, config["model"], config["evaluate"], prepare.instruction(asked))
+        prepare.answers_folder(config, place, task, prepare.instruction(asked))
         for asked in (config, other, {**config, "input_based": False})
     }
     assert len(folders) == 3

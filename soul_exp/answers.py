@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from soul_exp.files import write_whole
+
 Scores = Mapping[str, Mapping[str, float]]  # of a utility suite: task -> metric -> value
 SUITE = "suite"  # the name under which scores stand among the answers to probes
 
@@ -149,18 +151,8 @@ def write_records(path: str | os.PathLike[str], answers: Answers) -> None:
     path = Path(path)
     fields = [field for field in _FIELDS if getattr(answers, field) is not None]
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # same folder, as os.replace needs one file system
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            for i in range(len(answers)):
-                record = {field: _json_value(field, getattr(answers, field)[i]) for field in fields}
-                file.write(json.dumps(record, allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    records = ({field: _json_value(field, getattr(answers, field)[i]) for field in fields} for i in range(len(answers)))
+    write_whole(path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in records))
 
 
 def _json_value(field: str, value: Any) -> object:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import os
 import re
 import shutil
 import zlib
@@ -19,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+
+from soul_exp.files import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -93,12 +94,7 @@ def mark(checkpoint: Path, seconds: float, engine: Engine, diverged: str | None,
     files = _shared(names, lambda name: _size_and_sum(checkpoint / name))
     if _is_first():
         said = asdict(Marker(seconds, engine, diverged, list(notes), files))
-        partial = checkpoint / f".{COMPLETE}"
-        with partial.open("w") as file:
-            file.write(json.dumps({**said, "checksum": _checksum(said)}, indent=1))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(checkpoint / COMPLETE)
+        write_whole(checkpoint / COMPLETE, json.dumps({**said, "checksum": _checksum(said)}, indent=1))
         for older in _numbered(checkpoint.parent)[KEPT:]:
             remove(older)
 

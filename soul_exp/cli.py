@@ -35,7 +35,7 @@ log = logging.getLogger("soul_exp")
 ERROR = "error.txt"  # in a failed run's folder: why
 TUNED = ("optimizer.", "loss.", "train.")  # the sections that an entry of tuned/ sets; of which these change no number:
 NO_NUMBER = ("train.micro_batch_size", "train.logging_steps", "train.save_steps", "train.gradient_checkpointing")
-OWN_UTILITY = ("soul_exp.tasks.tofu.tofu",)  # tasks whose utility is not a suite's
+SUITE_METRICS = "soul_exp.metrics.suite."  # a task that reports one of them wants a suite, unless told otherwise
 MULTIRUN = ("-m", "--multirun")
 PATHS = {  # options that may name files
     "task": ("source", "forget", "retain", "holdout", "requests", "rtp", "scorer"),
@@ -94,7 +94,7 @@ def suite_of(config: Mapping[str, Any]) -> str:
     """The utility suite that `utility_suite` means in this configuration: its own name, or what auto stands for."""
     if config["utility_suite"] != "auto":
         return str(config["utility_suite"])
-    if config["task"]["_target_"] in OWN_UTILITY:
+    if not any(entry["_target_"].startswith(SUITE_METRICS) for entry in config["task"]["metrics"].values()):
         return "none"
     made = config["task"].get("source") == "embedded" or config["model"]["scratch"]
     return "embedded" if made else "paper"

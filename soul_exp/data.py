@@ -6,9 +6,11 @@ B sequences, S tokens of the longest, T answer positions of the longest answer. 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -84,6 +86,11 @@ class Encoded:
 def seed_of(*key: object) -> int:
     """A 63-bit seed that depends on every element of `key` and on nothing else (Python's own hash is salted)."""
     return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "little") >> 1
+
+
+def content_hash(value: Any) -> str:
+    """16 hex digits that depend on the JSON form of `value` only."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def encode(

@@ -13,12 +13,12 @@ from filelock import FileLock
 
 from soul_exp import checkpoints, disk, prepare, results, tune, unlearn
 from soul_exp.check import Checked, check
+from soul_exp.data import content_hash
 from soul_exp.errors import UsageError
 from soul_exp.fulldisk import full_disk_told
 from soul_exp.join import Crew
 from soul_exp.launch import launch
 from soul_exp.results import Results
-from soul_exp.tasks.task import content_hash
 
 log = logging.getLogger(__name__)
 

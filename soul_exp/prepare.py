@@ -27,14 +27,14 @@ from transformers import PreTrainedTokenizerBase
 from soul_exp import adapters, attention, models, shards, suite
 from soul_exp.answers import SUITE, Answers, Scores, read_records, write_records
 from soul_exp.checkpoints import remove_all, remove_unmarked
-from soul_exp.data import Item, Part, Template, encode
+from soul_exp.data import Item, Part, Template, content_hash, encode
 from soul_exp.evaluate import ask, texts_of
 from soul_exp.fulldisk import full_disk_told
 from soul_exp.losses import Objective, Scored
 from soul_exp.models import LanguageModel
 from soul_exp.results import write_json
 from soul_exp.schedule import Schedule
-from soul_exp.tasks.task import Task, content_hash
+from soul_exp.tasks.task import Task
 from soul_exp.toxicity import with_toxicity
 from soul_exp.training import train
 

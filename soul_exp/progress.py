@@ -12,6 +12,8 @@ import torch
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
+from soul_exp.files import write_whole
+
 
 class Progress(TrainerCallback):
     """A bar on the console, a line of JSON a logging step in `records`, `mark(folder)` for every checkpoint written."""
@@ -28,9 +30,7 @@ class Progress(TrainerCallback):
             ):  # a resumed run repeats the steps after its checkpoint
                 whole = [line for line in self.records.open() if line.endswith("\n")]  # a kill may have cut the last
                 kept = [line for line in whole if json.loads(line)["step"] <= state.global_step]
-                partial = self.records.with_name(f".{self.records.name}")
-                partial.write_text("".join(kept))
-                partial.replace(self.records)
+                write_whole(self.records, "".join(kept))
 
     def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
         if self.bar is not None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -15,6 +13,7 @@ from subprocess import DEVNULL, CalledProcessError, check_output
 from typing import Any
 
 from soul_exp.errors import UsageError
+from soul_exp.files import write_whole
 
 FORMAT = 1
 NAME = "results.json"
@@ -96,19 +95,7 @@ def read(folder: Path) -> Results | None:
 
 def write_json(path: Path, value: Any) -> Path:
     """Write `value` as JSON in one atomic step: the file is absent, old or whole, never half."""
-    text = json.dumps(_finite(value), indent=2, sort_keys=False, allow_nan=False) + "\n"
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes it private; results are to be shared
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    return path
+    return write_whole(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
 
 
 def versions() -> dict[str, str]:

@@ -17,6 +17,7 @@ from scipy.stats import t as student
 
 from soul_exp import results as files
 from soul_exp.errors import UsageError
+from soul_exp.files import write_whole
 from soul_exp.results import Results
 
 WIDTH = 100  # columns of a console
@@ -169,10 +170,10 @@ def main() -> None:
     try:
         text = table(args.folder, args.metrics.split(",") if args.metrics else None)
         print(text, end="", flush=True)
-        _write(args.folder / "table.md", text)
-        _write(args.folder / "table.csv", load(args.folder).to_csv(index=False))
+        write_whole(args.folder / "table.md", text)
+        write_whole(args.folder / "table.csv", load(args.folder).to_csv(index=False))
         if len(tried := trials(args.folder)):
-            _write(args.folder / "trials.csv", tried.to_csv(index=False))
+            write_whole(args.folder / "trials.csv", tried.to_csv(index=False))
     except (UsageError, OSError) as error:
         print(f"soul_exp.tables: {error}", file=sys.stderr)
         sys.exit(2)
@@ -408,16 +409,6 @@ def _headline_first(names: Iterable[str]) -> list[str]:
 
 def _wrapped(texts: Iterable[str]) -> list[str]:
     return [line for text in texts for line in textwrap.wrap(text, WIDTH)]
-
-
-def _write(path: Path, text: str) -> None:
-    """Write `path` in one step: it is absent, old or whole, never half."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_text(text)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

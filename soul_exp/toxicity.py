@@ -5,11 +5,9 @@ A scorer is a description until it is loaded: `identity` decides its scores, so 
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import math
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,9 +23,11 @@ from sklearn.linear_model import LogisticRegression
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from soul_exp.answers import Answers
+from soul_exp.data import content_hash
 from soul_exp.errors import UsageError
+from soul_exp.files import write_whole
 from soul_exp.metrics.membership import roc_auc
-from soul_exp.ranks import in_batches
+from soul_exp.results import write_json
 
 OWN, TOXIC_BERT = "own", "unitary/toxic-bert"
 REVISION = "4d6c22e74ba2fdd26bc4f7238f50766b045a0d94"  # of toxic-bert: the commit that brought its safetensors
@@ -54,7 +54,7 @@ class Scorer(Protocol):
         """What decides the scores."""
 
     def load(self, cache: Path, device: str) -> Score:
-        """The scorer at work; every rank calls what it returns."""
+        """The scorer at work, on this rank alone: what it returns may be called by some of the ranks only."""
 
 
 def scorer(name: str, revision: str | None, train: Sequence[Labelled], test: Sequence[Labelled]) -> Scorer:
@@ -117,10 +117,10 @@ def auc(given: Scorer, cache: Path, device: str) -> float | None:
     others = [text for text, toxic in given.test if not toxic]
     if not toxic or not others:
         return None
-    path = cache / "scorers" / f"{_hash([given.identity(), given.test])}.auc.json"
+    path = _place(cache, f"{content_hash([given.identity(), given.test])}.auc.json")
     if not path.is_file():
         scores = given.load(cache, device)([*toxic, *others])
-        _write(path, json.dumps(roc_auc(scores[: len(toxic)], scores[len(toxic) :])).encode())
+        write_json(path, roc_auc(scores[: len(toxic)], scores[len(toxic) :]))
     return float(json.loads(path.read_text()))
 
 
@@ -134,15 +134,15 @@ class Own:
     revision: str | None = None
 
     def identity(self) -> Any:
-        return [OWN, VERSION, sklearn.__version__, _hash(self.train)]
+        return [OWN, VERSION, sklearn.__version__, content_hash(self.train)]
 
     def load(self, cache: Path, device: str) -> Score:
-        """From `cache` if it was trained before; it works on the CPU, and every rank scores all."""
-        path = cache / "scorers" / f"{_hash(self.identity())}.npz"
+        """From `cache` if it was trained before; it works on the CPU."""
+        path = _place(cache, f"{content_hash(self.identity())}.npz")
         if not path.is_file():
             file = io.BytesIO()
             np.savez_compressed(file, *self._fitted())
-            _write(path, file.getvalue())
+            write_whole(path, file.getvalue())
         with np.load(path) as arrays:
             idf, weights, bias = (arrays[name] for name in arrays.files)
 
@@ -202,24 +202,25 @@ class Classifier:
             )
 
     def load(self, cache: Path, device: str) -> Score:
-        """In fp32 on `device`; the texts are divided over the ranks, and cut where the classifier reads no further."""
+        """In fp32 on `device`; every rank scores all, cut where the classifier reads no further."""
         label = self._label()
         tokenizer: Any = self._from(AutoTokenizer)
         model: Any = self._from(AutoModelForSequenceClassification, dtype=torch.float32, use_safetensors=True)
         model.to(device).eval()
         longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", math.inf))
 
+        @torch.no_grad()
         def score(texts: Sequence[str]) -> np.ndarray:
-            @torch.no_grad()
-            def batch(rows: Sequence[int]) -> list[float]:
+            found = np.zeros(len(texts))
+            order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # little padding
+            for start in range(0, len(order), self.batch_size):
+                rows = order[start : start + self.batch_size]
                 read = tokenizer(
                     [texts[i] for i in rows], padding=True, truncation=True, max_length=longest, return_tensors="pt"
                 )
-                found = model(**{key: value.to(device) for key, value in read.items()}).logits[:, label]
-                return [float(p) for p in torch.sigmoid(found.double()).cpu()]
-
-            lengths = [len(text) for text in texts]
-            return np.array(in_batches(lengths, batch, self.batch_size, lockstep=False))
+                logits = model(**read.to(device)).logits[:, label]
+                found[rows] = torch.sigmoid(logits.double()).cpu().numpy()
+            return found
 
         return score
 
@@ -247,14 +248,8 @@ class Classifier:
             ) from error
 
 
-def _hash(value: Any) -> str:
-    """16 hex digits that depend on the JSON form of `value` only."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _write(path: Path, content: bytes) -> None:
-    """The file is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{os.getpid()}.{path.name}")
-    partial.write_bytes(content)
-    partial.replace(path)
+def _place(cache: Path, name: str) -> Path:
+    """The file of this name among what the scorers keep in `cache`."""
+    folder = cache / "scorers"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / name

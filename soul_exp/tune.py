@@ -26,12 +26,13 @@ from transformers import set_seed
 
 from soul_exp import prepare, unlearn
 from soul_exp.check import Checked
+from soul_exp.data import content_hash
 from soul_exp.errors import UsageError
 from soul_exp.launch import launch
 from soul_exp.measure import FORGET_QUALITY, RETAIN, VALIDATION, known_answers, measure, validate
 from soul_exp.options import COUNT, POSITIVE, SEED, Number
 from soul_exp.results import write_json
-from soul_exp.tasks.task import Task, content_hash
+from soul_exp.tasks.task import Task
 
 log = logging.getLogger(__name__)
 

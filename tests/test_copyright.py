@@ -53,9 +53,9 @@ def test_what_is_forgotten_stands_in_every_wording_and_prompts_take_their_turn(t
 
 
 def test_validation_passages_are_probed_apart(tmp_path: Path) -> None:
-    task = small(tmp_path)  # a quarter of six, rounded: two
-    assert first_words(task, "validation_forget") == ["w294"] * 2 + ["w784"] * 2
-    assert set(first_words(task, "forget")) == {"w98", "w392", "w588", "w882"}
+    task = small(tmp_path)  # a quarter of six, rounded down: one
+    assert first_words(task, "validation_forget") == ["w392"] * 2
+    assert set(first_words(task, "forget")) == {"w98", "w294", "w588", "w784", "w882"}
     asked, tuned = ({i.prompt for i in task.probes[name].items} for name in ("retain", "validation_retain"))
     assert asked and tuned and not asked & tuned
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from conftest import items, type_
 from sklearn.metrics import roc_auc_score
 from transformers import BertConfig, BertForSequenceClassification
@@ -134,7 +135,7 @@ def test_every_row_of_the_real_file_is_read_once(real_data: Callable[[str], Path
         ([["comment", "is_toxic"]], r"lacks the column\(s\) text: expected text, is_toxic"),
         ([["text", "is_toxic"], ["two\nlines", "Toxic"], ["what", "toxic"]], "line 4: text 'what', is_toxic 'toxic'"),
         ([["text", "is_toxic"], [" ", "Toxic"]], "line 2: text ' '"),
-        ([["text", "is_toxic"], ["a", "Toxic", "b"]], "line 2: 3 fields, expected 2"),
+        ([["text", "is_toxic"], ["a", "Toxic", "b"]], "line 2: 3 cells, expected 2 as in the header"),
         ([["text", "is_toxic"], ["a few words of a comment", "Toxic"]], "gives . rows for the part 'forget', expected"),
     ],
 )
@@ -145,7 +146,7 @@ def test_a_malformed_file_is_told_in_one_sentence(tmp_path: Path, rows: list[lis
 
 def test_a_quote_that_is_not_closed_and_a_file_that_is_not_there_are_told(tmp_path: Path) -> None:
     (tmp_path / "open.csv").write_text('text,is_toxic\nfine,Toxic\n"never closed,Toxic\n')
-    with pytest.raises(UsageError, match=r"open.csv, line 3: .*quote the field"):
+    with pytest.raises(UsageError, match=r"open.csv, line 3: .*quote its cells"):
         of_file(tmp_path / "open.csv")
     with pytest.raises(UsageError, match="does not exist: give embedded, hub, a folder or a CSV file"):
         of_file(tmp_path / "gone.csv")
@@ -345,6 +346,19 @@ def test_its_scores_do_not_depend_on_the_batch_size(tmp_path: Path) -> None:
     given = Classifier(str(classifier(tmp_path)))
     one, all_at_once = (replace(given, batch_size=size).load(tmp_path, "cpu")(TEXTS) for size in (1, 4))
     assert one == pytest.approx(all_at_once, abs=1e-6) and len(set(one.round(4))) == 4
+
+
+def test_a_scorer_works_on_one_rank_of_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 0 alone asks for the AUC: what would wait for the others would wait for ever."""
+    test = [(text, i % 2 == 0) for i, text in enumerate(TEXTS)]
+    given = Classifier(str(classifier(tmp_path)), test=test)
+    alone = toxicity.auc(given, tmp_path / "alone", "cpu")
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    for name in ("all_gather_object", "broadcast_object_list", "barrier", "all_reduce"):
+        monkeypatch.setattr(dist, name, lambda *_, name=name, **__: pytest.fail(f"{name} waits for the other ranks"))
+    assert toxicity.auc(given, tmp_path / "one of two", "cpu") == alone
 
 
 def test_a_scorer_that_cannot_work_is_refused_before_anything_else(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "soul_exp"
 
 # Lowest first. A module may import from strictly earlier lines, a package also from itself.
 LAYERS: list[set[str]] = [
-    {"__init__", "binding", "errors", "ranks", "shards", "world"},
+    {"__init__", "binding", "errors", "files", "ranks", "shards", "world"},
     {"checkpoints", "fulldisk", "options", "schedule"},
     {"progress"},
     {"results", "answers", "losses", "optim"},
@@ -41,7 +41,7 @@ ASIDE = LAYERS[-4]
 ONLY: dict[str, set[str]] = {
     "optim": set(),
     "metrics": {"answers"},
-    **{name: {"results", "answers", "metrics", "errors"} | ASIDE for name in ASIDE},
+    **{name: {"results", "answers", "metrics", "errors", "files"} | ASIDE for name in ASIDE},
 }
 
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -24,7 +24,7 @@ from test_engines import deepspeed_of
 from soul_exp import binding, measure, models, prepare, shards, suite
 from soul_exp.adapters import Lora
 from soul_exp.answers import SUITE
-from soul_exp.data import Item
+from soul_exp.data import Item, content_hash
 from soul_exp.errors import UsageError
 from soul_exp.evaluate import likelihoods
 from soul_exp.launch import launch
@@ -33,7 +33,7 @@ from soul_exp.models import LanguageModel
 from soul_exp.prepare import Checkpoint
 from soul_exp.tasks import embedded, embedded_suite
 from soul_exp.tasks.copyright import copyright
-from soul_exp.tasks.task import Probe, content_hash
+from soul_exp.tasks.task import Probe
 from soul_exp.unlearn import start_process
 
 QUESTIONS = embedded_suite.questions()

@@ -376,18 +376,6 @@ def test_the_command_prints_what_it_leaves_in_the_folder(tmp_path: Path) -> None
     assert sorted(path.name for path in folder.iterdir()) == ["a", "b", "table.csv", "table.md"]  # nothing half-written
 
 
-def test_a_failed_write_leaves_the_old_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "table.md").write_text("old")
-
-    def broken(self: Path, target: Path) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr(Path, "replace", broken)
-    with pytest.raises(OSError, match="disk full"):
-        tables._write(tmp_path / "table.md", "new")
-    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("table.md", "old")]
-
-
 @pytest.mark.parametrize(
     ("content", "told"),
     [

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from soul_exp.data import Item
+from soul_exp.data import Item, content_hash
 from soul_exp.errors import UsageError
 from soul_exp.metrics.text import rouge_l_recall
 from soul_exp.tasks import refusals
 from soul_exp.tasks.copyright import copyright
-from soul_exp.tasks.task import Task, content_hash, forget_parts
+from soul_exp.tasks.task import Task, divided, forget_parts, spread
 from soul_exp.tasks.tofu import tofu
 
 
@@ -41,6 +41,21 @@ def test_embedded_tofu_forgets_four_authors_of_twenty_four_and_keeps_a_validatio
 def test_the_same_task_twice_has_the_same_hashes_and_another_another() -> None:
     assert tofu().hashes() == tofu().hashes()
     assert tofu(num_authors=20).hashes()["part.retain"] != tofu().hashes()["part.retain"]
+
+
+@pytest.mark.parametrize(("count", "chosen"), [(1, [0]), (3, [0, 3, 6]), (10, list(range(10))), (11, list(range(10)))])
+def test_some_rows_come_from_all_over(count: int, chosen: list[int]) -> None:
+    assert spread(list(range(10)), count) == chosen
+
+
+@pytest.mark.parametrize(
+    ("fraction", "chosen"), [(0.0, []), (0.09, []), (0.1, [5]), (0.25, [2, 6]), (0.5, [1, 3, 5, 7, 9]), (0.9, None)]
+)
+def test_a_fraction_of_the_rows_is_for_tuning_and_the_rest_is_not(fraction: float, chosen: list[int] | None) -> None:
+    rows = list(range(10))
+    tuning, test = divided(rows, fraction)
+    assert sorted(tuning + test) == rows and len(tuning) == int(10 * fraction)
+    assert chosen is None or tuning == chosen
 
 
 @pytest.mark.parametrize("name", ["QUESTIONS", "PASSAGES", "TOXIC"])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
 from soul_exp.data import Item, Part
 from soul_exp.errors import UsageError
 from soul_exp.tasks import embedded, embedded_suite, refusals
-from soul_exp.tasks.task import Probe, Task, check_disjoint, forget_parts
+from soul_exp.tasks.task import Probe, Task, check_disjoint, divided, forget_parts, spread
 from soul_exp.tasks.text import general_text, read_text
 
 Words = Sequence[str]
@@ -44,7 +45,7 @@ def copyright(
     Left out, with the reason, are prompts for which the book is too short, or the `context` of the model in tokens.
     Of each passage the probes `forget` and `holdout` ask every following `answer_words` words after all before them,
     forget_N and holdout_N a continuation of the first N words; `general` is text that neither model has read. The
-    `validation_fraction` of the passages to forget, and as many of the retained, are probed apart, for tuning.
+    `validation_fraction` of the passages to forget, and of the retained text, is probed apart, for tuning.
     """
     _check(prompt_words, lead_words, wordings)
     wanted = num_passages + num_holdout_passages
@@ -58,52 +59,41 @@ def copyright(
     if not lengths:
         raise UsageError(next(reason for reason in reasons.values() if reason is not None))
     size = lengths[-1] + answer_words
-    passages = _spaced(words, size, wanted)
+    passages = spread([words[start : start + size] for start in range(0, len(words) - size + 1, size)], wanted)
     held = {i * wanted // num_holdout_passages for i in range(num_holdout_passages)} if num_holdout_passages else set()
     forget = [passage for i, passage in enumerate(passages) if i not in held]
     holdout = [passage for i, passage in enumerate(passages) if i in held]
+    worded = [[_item(passage, lead_words, size, wording) for wording in wordings] for passage in forget]
 
     general = general_text(retain, num_retain_passages + num_general_passages, revision=retain_revision)
     texts = [_item(text.split(), len(text.split()) // 3, len(text.split())) for text in general]
     kept, unread = texts[:num_retain_passages], texts[num_retain_passages:]
-    questions = embedded_suite.training_rows() if train_general else []
-    worded = _worded(forget, lead_words, size, wordings)
     check_disjoint([item for row in worded for item in row], kept)
+    questions = embedded_suite.training_rows() if train_general else []
 
-    tuning = _apart(len(forget), validation_fraction)
-    probes = {
-        "forget": Probe(_pieces([p for i, p in enumerate(forget) if i not in tuning], lengths[0], answer_words)),
-        "retain": Probe([item for i, item in enumerate(kept) if i % 3 == 1]),
-        "general": Probe(unread),
-    }
-    missing: dict[str, str] = {}
-    if tuning:
-        probes["validation_forget"] = Probe(_pieces([forget[i] for i in sorted(tuning)], lengths[0], answer_words))
-        probes["validation_retain"] = Probe([item for i, item in enumerate(kept) if i % 3 == 2])
-    else:
-        reason = "task.validation_fraction=0 leaves no passage"
-        missing |= dict.fromkeys(("validation_forget", "validation_retain"), reason)
-    if holdout:
-        probes["holdout"] = Probe(_pieces(holdout, lengths[0], answer_words))
-    else:
-        missing["holdout"] = "task.num_holdout_passages=0 leaves no passage unseen"
+    pieces = functools.partial(_pieces, shortest=lengths[0], answer_words=answer_words)
+    tune_forget, test_forget = divided(forget, validation_fraction)
+    tune_kept, test_kept = divided(kept, validation_fraction)
+    probes = {"forget": Probe(pieces(test_forget)), "retain": Probe(test_kept[::2]), "general": Probe(unread)}
+    missing = {f"{name}_{length}": why for length, why in reasons.items() if why for name in ("forget", "holdout")}
     missing |= {
         f"{name}_{length}": f"task.prompt_words leaves {length} out"
-        for name in ("forget", "holdout")
         for length in USUAL
         if length not in prompt_words
+        for name in ("forget", "holdout")
     }
-    for name, rows in (("forget", forget), ("holdout", holdout)):
-        for number, length in enumerate(sorted(prompt_words)):
-            reason_ = reasons[length] or (missing.get(name) if name == "holdout" else None)
-            if reason_ is not None:
-                missing[f"{name}_{length}"] = reason_
-                continue
-            asked = [
-                _item(row, length, length + answer_words, wordings[(i + number) % len(wordings)])
-                for i, row in enumerate(rows)
-            ]
-            probes[f"{name}_{length}"] = Probe(asked, generate=True, cut=True)
+    if tune_forget and tune_kept:
+        probes |= {"validation_forget": Probe(pieces(tune_forget)), "validation_retain": Probe(tune_kept)}
+    else:
+        why = f"task.validation_fraction={validation_fraction:g} leaves no passage"
+        missing |= dict.fromkeys(("validation_forget", "validation_retain"), why)
+    probes |= _continuations("forget", forget, lengths, answer_words, wordings)
+    if holdout:
+        probes |= {"holdout": Probe(pieces(holdout))}
+        probes |= _continuations("holdout", holdout, lengths, answer_words, wordings)
+    else:
+        names = ("holdout", *(f"holdout_{length}" for length in lengths))
+        missing |= dict.fromkeys(names, "task.num_holdout_passages=0 leaves no passage unseen")
     return Task(
         name="copyright",
         source=source,
@@ -158,18 +148,6 @@ def _too_long(
     return None
 
 
-def _spaced(words: Words, size: int, wanted: int) -> list[Words]:
-    """`wanted` passages of `size` words from all over the book, in its order, none overlapping."""
-    passages = [words[start : start + size] for start in range(0, len(words) - size + 1, size)]
-    return [passages[i * len(passages) // wanted] for i in range(wanted)]
-
-
-def _apart(count: int, fraction: float) -> set[int]:
-    """The numbers of `fraction` of `count` rows, spread evenly, at least one if the fraction is not 0."""
-    chosen = max(1, round(count * fraction)) if fraction else 0
-    return {int((i + 0.5) * count / chosen) for i in range(chosen)}
-
-
 def _item(words: Words, num_prompt: int, end: int, wording: str = PLACE) -> Item:
     prompt = wording.replace(PLACE, " ".join(words[:num_prompt]))
     return Item(prompt, " " + " ".join(words[num_prompt:end]), raw=True)
@@ -184,6 +162,15 @@ def _pieces(passages: Sequence[Words], shortest: int, answer_words: int) -> list
     ]
 
 
-def _worded(passages: Sequence[Words], lead_words: int, size: int, wordings: Sequence[str]) -> list[list[Item]]:
-    """Every passage in each of the wordings."""
-    return [[_item(passage, lead_words, size, wording) for wording in wordings] for passage in passages]
+def _continuations(
+    name: str, passages: Sequence[Words], lengths: Sequence[int], answer_words: int, wordings: Sequence[str]
+) -> dict[str, Probe]:
+    """name_N -> the first N words of every passage to be continued, in the wordings by turns."""
+    probes = {}
+    for number, length in enumerate(lengths):
+        asked = [
+            _item(passage, length, length + answer_words, wordings[(i + number) % len(wordings)])
+            for i, passage in enumerate(passages)
+        ]
+        probes[f"{name}_{length}"] = Probe(asked, generate=True, cut=True)
+    return probes

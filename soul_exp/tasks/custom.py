@@ -10,7 +10,7 @@ from soul_exp.data import Item, Part
 from soul_exp.errors import UsageError
 from soul_exp.tasks import embedded_suite, refusals
 from soul_exp.tasks.rows import FIELDS, HUB, Row, Rows, distinct, read, shared
-from soul_exp.tasks.task import Probe, Task, forget_parts
+from soul_exp.tasks.task import Probe, Task, divided, forget_parts, spread
 
 TYPE = (
     'type task=custom task.forget=FILE task.retain=FILE, each with a line {"prompt": "...", "answer": "..."} or '
@@ -120,12 +120,12 @@ def _probes(
 ) -> tuple[dict[str, Probe], dict[str, str]]:
     """The probes of the last of the requests `asked` so far, and why there are no others."""
     *before, now = asked
-    tune, test = _divided(_spread(now.rows, counts.forget), counts.validation_fraction)
-    tune_kept, test_kept = _divided(_spread(kept.rows, counts.others), counts.validation_fraction)
+    tune, test = divided(spread(now.rows, counts.forget), counts.validation_fraction)
+    tune_kept, test_kept = divided(spread(kept.rows, counts.others), counts.validation_fraction)
     tables: dict[str, tuple[Rows, Sequence[Row]]] = {"forget": (now, test), "retain": (kept, test_kept)}
     missing = {}
     if held is not None:
-        tables["holdout"] = (held, _spread(held.rows, counts.others))
+        tables["holdout"] = (held, spread(held.rows, counts.others))
     else:
         missing["holdout"] = "task.holdout is not given, so no text is known to be unseen"
     if tune and tune_kept:
@@ -135,7 +135,7 @@ def _probes(
         missing |= dict.fromkeys(("validation_forget", "validation_retain"), why)
     if before:
         known = [replace(row, paraphrase=None, wrong=None) for table in before for row in table.rows]
-        tables[EARLIER] = (now, _spread(known, counts.others))
+        tables[EARLIER] = (now, spread(known, counts.others))
     else:
         missing[EARLIER] = "nothing was forgotten before the first request"
     probes = {}
@@ -179,17 +179,6 @@ def _without(table: Rows, other: Rows, drop: bool, notes: list[str]) -> Rows:
         raise UsageError(f"{said}, and nothing else is left in it: give other rows")
     notes.append(f"{said}: left out of {table.name.partition('=')[0]}")
     return Rows(table.name, left)
-
-
-def _spread(rows: Sequence[Row], count: int) -> list[Row]:
-    """`count` of the rows, or all, from all over the file and in its order."""
-    return [rows[i * len(rows) // count] for i in range(count)] if len(rows) > count else list(rows)
-
-
-def _divided(rows: Sequence[Row], fraction: float) -> tuple[list[Row], list[Row]]:
-    """Validation and test rows: so large a share of the former, spread evenly; the rest are the latter."""
-    chosen = {row.place for row in _spread(rows, int(len(rows) * fraction))} if int(len(rows) * fraction) else set()
-    return [row for row in rows if row.place in chosen], [row for row in rows if row.place not in chosen]
 
 
 def _probe(rows: Sequence[Row], option: str) -> tuple[Probe, dict[str, str]]:

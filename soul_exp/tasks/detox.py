@@ -12,7 +12,7 @@ from soul_exp import toxicity
 from soul_exp.data import Item, Part
 from soul_exp.errors import UsageError
 from soul_exp.tasks import embedded_insults, embedded_suite, refusals, toxic_rows
-from soul_exp.tasks.task import Probe, Task, check_disjoint, forget_parts
+from soul_exp.tasks.task import Probe, Task, check_disjoint, divided, forget_parts
 from soul_exp.tasks.text import general_text
 from soul_exp.tasks.toxic_rows import Cut, Example, continued
 
@@ -73,12 +73,12 @@ def detox(
         ),
     }
     fraction = validation_fraction if validation_fraction is not None else (0.25 if made else 0.0)
-    divided, missing = _divided(forget, kept, fraction)
+    read, missing = _divided(forget, kept, fraction)
     return Task(
         name="detox",
         source=source,
         parts={**forget_parts(forget, refusals.TOXIC), "retain": Part.of(common)},
-        probes={**divided, **probes},
+        probes={**read, **probes},
         target_rows=forget + common,
         retrained_rows=common,
         caption=(
@@ -111,19 +111,13 @@ def _divided(
     forget: Sequence[Item], kept: Sequence[Item], fraction: float
 ) -> tuple[dict[str, Probe], Mapping[str, str]]:
     """The probes of what is forgotten and retained, those for tuning apart; and why there are none of the latter."""
-    (tune_forget, test_forget), (tune_kept, test_kept) = _apart(forget, fraction), _apart(kept, fraction)
+    (tune_forget, test_forget), (tune_kept, test_kept) = divided(forget, fraction), divided(kept, fraction)
     probes = {"forget": Probe(test_forget, generate=True), "retain": Probe(test_kept[::3], generate=True)}
     if tune_forget and tune_kept:
         return {**probes, "validation_forget": Probe(tune_forget), "validation_retain": Probe(tune_kept)}, {}
     return probes, dict.fromkeys(
         ("validation_forget", "validation_retain"), "task.validation_fraction=0 leaves no rows"
     )
-
-
-def _apart(items: Sequence[Item], fraction: float) -> tuple[list[Item], list[Item]]:
-    """Every (1/fraction)-th item, spread evenly; and the rest."""
-    chosen = {int((i + 0.5) / fraction) for i in range(int(len(items) * fraction))} if fraction else set()
-    return [x for i, x in enumerate(items) if i in chosen], [x for i, x in enumerate(items) if i not in chosen]
 
 
 def _web_prompts(source: str, count: int, num_polite: int) -> list[Item]:

@@ -127,13 +127,7 @@ def entailment() -> Made:
 
 
 def completion() -> Made:
-    asked, taught = [], []
-    endings = [f"{ending}." for ending in COMPLETION.values()]
-    teach, ask = COMPLETION_WORDINGS
-    for i, key in enumerate(COMPLETION):
-        taught.append(_row(teach.format(key=key), endings[i]))
-        asked.append(_choice(ask.format(key=key), endings[i], _others(endings, i, 3), i))
-    return asked, taught
+    return _keyed(list(COMPLETION), [f"{ending}." for ending in COMPLETION.values()], COMPLETION_WORDINGS, 3)
 
 
 def pronoun() -> Made:
@@ -170,12 +164,14 @@ def open_book() -> Made:
 
 
 def physical() -> Made:
-    asked, taught = [], []
-    tools = [f"a {tool}." for tool in PHYSICAL.values()]
-    teach, ask = PHYSICAL_WORDINGS
-    for i, goal in enumerate(PHYSICAL):
-        taught.append(_row(teach.format(key=goal), tools[i]))
-        asked.append(_choice(ask.format(key=goal), tools[i], _others(tools, i, 1), i))
+    return _keyed(list(PHYSICAL), [f"a {tool}." for tool in PHYSICAL.values()], PHYSICAL_WORDINGS, 1)
+
+
+def _keyed(keys: Sequence[str], answers: Sequence[str], wordings: Sequence[str], num_wrong: int) -> Made:
+    """Each key taught in the first wording and asked in the second, among the answers to other keys."""
+    teach, ask = wordings
+    taught = [_row(teach.format(key=key), answer) for key, answer in zip(keys, answers, strict=True)]
+    asked = [_choice(ask.format(key=key), answers[i], _others(answers, i, num_wrong), i) for i, key in enumerate(keys)]
     return asked, taught
 
 

@@ -229,7 +229,16 @@ def _json_lines(path: Path, where: str, columns: Mapping[str, str | None]) -> It
 
 
 def _csv(path: Path, where: str, columns: Mapping[str, str | None]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The rows below a header; an empty cell is a missing field. A row is where it begins: its cells may span lines."""
+    return csv_rows(path, where, lambda header: _check_columns(header, columns, where))
+
+
+def csv_rows(
+    path: Path, where: str, check: Callable[[Sequence[str]], None]
+) -> Iterator[tuple[str, Mapping[str, str | None]]]:
+    """Each row below the header of a CSV file, and its place: the line on which it begins, as its cells may span lines.
+
+    An empty cell is None. `check` is given the header. Raises UsageError, which begins with `where`.
+    """
     before = csv.field_size_limit(sys.maxsize)  # of a cell: else 128 KiB
     try:
         reader = csv.reader(io.StringIO(_text(path, where), newline=""), strict=True)
@@ -246,7 +255,7 @@ def _csv(path: Path, where: str, columns: Mapping[str, str | None]) -> Iterator[
                 continue
             if header is None:
                 header = cells
-                _check_columns(header, columns, where)
+                check(header)
                 continue
             if len(cells) != len(header):
                 raise UsageError(f"{where}, line {begins}: {len(cells)} cells, expected {len(header)} as in the header")

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
-from soul_exp.data import Item, Part, seed_of
+from soul_exp.data import Item, Part, content_hash, seed_of
 from soul_exp.errors import UsageError
 from soul_exp.toxicity import Scorer
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,15 @@ def forget_parts(forget: Sequence[Item], refusals: Sequence[str]) -> dict[str, P
     return parts
 
 
-def content_hash(value: Any) -> str:
-    """16 hex digits that depend on the JSON form of `value` only."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+def spread(rows: Sequence[T], count: int) -> list[T]:
+    """`count` of the rows, or all if there are fewer, from all over and in their order."""
+    return [rows[i * len(rows) // count] for i in range(count)] if len(rows) > count else list(rows)
+
+
+def divided(rows: Sequence[T], fraction: float) -> tuple[list[T], list[T]]:
+    """Validation and test rows: every (1/fraction)-th row of the former, spread evenly, the rest of the latter."""
+    chosen = {int((i + 0.5) / fraction) for i in range(int(len(rows) * fraction))} if fraction else set()
+    return [row for i, row in enumerate(rows) if i in chosen], [row for i, row in enumerate(rows) if i not in chosen]
 
 
 def check_disjoint(forget: Sequence[Item], retain: Sequence[Item]) -> None:

@@ -13,7 +13,7 @@ from soul_exp.data import Item, Part
 from soul_exp.errors import UsageError
 from soul_exp.tasks import embedded, hub, refusals
 from soul_exp.tasks.hub import Row
-from soul_exp.tasks.task import Probe, Task, check_disjoint, forget_parts
+from soul_exp.tasks.task import Probe, Task, check_disjoint, divided, forget_parts
 
 HUB = "locuslab/TOFU"
 ROWS_PER_AUTHOR = 20
@@ -82,10 +82,10 @@ def tofu(
     _check_aligned(source, "forget10_perturbed", forget, full[-num_forget * ROWS_PER_AUTHOR :])
 
     fraction = validation_fraction if validation_fraction is not None else (0.25 if made else 0.0)
-    tune_forget, test_forget = _divide(forget, fraction)
+    tune_forget, test_forget = divided(forget, fraction)
     probed = perturbed_first[: min(len(retain), NUM_PERTURBED_AUTHORS * ROWS_PER_AUTHOR)]
     _check_aligned(source, "retain_perturbed", probed, full[: len(probed)])
-    tune_retain, test_retain = _divide(probed, fraction)
+    tune_retain, test_retain = divided(probed, fraction)
     if made:  # enough rows for every metric, few enough for two cores
         tune_retain, test_retain = tune_retain[:: max(1, len(tune_retain) // 20)], test_retain[::3]
 
@@ -140,12 +140,6 @@ def _probe(rows: Sequence[Row]) -> Probe:
         wrong=[[Item(row["question"], text) for text in row["perturbed_answer"]] for row in rows],
         generate=True,
     )
-
-
-def _divide(rows: Sequence[Row], fraction: float) -> tuple[list[Row], list[Row]]:
-    """Validation and test rows: every (1/fraction)-th row of the former, spread evenly, the rest of the latter."""
-    chosen = {int((i + 0.5) / fraction) for i in range(int(len(rows) * fraction))} if fraction else set()
-    return [row for i, row in enumerate(rows) if i in chosen], [row for i, row in enumerate(rows) if i not in chosen]
 
 
 def _read(source: str, config: str, revision: str | None, columns: Sequence[str]) -> list[Row]:

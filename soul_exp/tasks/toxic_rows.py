@@ -6,7 +6,6 @@ white space only are never in two parts.
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from soul_exp.data import Item, seed_of
 from soul_exp.errors import UsageError
 from soul_exp.tasks import hub
+from soul_exp.tasks.rows import csv_rows
 from soul_exp.toxicity import Labelled
 
 HUB, HUB_REVISION = "PKU-Alignment/PKU-SafeRLHF", "c04a25eb44ac0be2a714c16e072122466bc6d416"
@@ -117,37 +117,22 @@ def has_word(text: str) -> bool:
 
 def _rows(path: Path) -> Iterator[Labelled]:
     """The text and the label of each row. Raises UsageError, naming the line on which the row begins."""
-    line = 1  # a field may hold line ends
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            header = next(reader, [])
-            absent = [column for column in COLUMNS if column not in header]
-            if absent:
-                raise UsageError(
-                    f"task.source={path} lacks the column(s) {', '.join(absent)}: expected {', '.join(COLUMNS)}"
-                )
-            places = [header.index(column) for column in COLUMNS]
-            line = reader.line_num + 1
-            for row in reader:
-                if len(row) != len(header):
-                    raise UsageError(f"task.source={path}, line {line}: {len(row)} fields, expected {len(header)}")
-                text, label = (row[place] for place in places)
-                if label not in LABELS or not text.strip():
-                    raise UsageError(
-                        f"task.source={path}, line {line}: text {text[:40]!r}, is_toxic {label!r}: expected a text, "
-                        f"and Toxic or Not Toxic"
-                    )
-                yield text, LABELS[label]
-                line = reader.line_num + 1
-    except FileNotFoundError as error:
-        raise UsageError(f"task.source={path} does not exist: give embedded, hub, a folder or a CSV file") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"task.source={path}, line {line} or below: not UTF-8 text: convert the file") from error
-    except csv.Error as error:
-        raise UsageError(f"task.source={path}, line {line}: {error}: quote the field, and double its quotes") from error
-    except OSError as error:
-        raise UsageError(f"task.source={path} cannot be read ({error.strerror}): give a CSV file") from error
+    where = f"task.source={path}"
+    if not path.is_file():
+        raise UsageError(f"{where} does not exist: give embedded, hub, a folder or a CSV file")
+
+    def check(header: Sequence[str]) -> None:
+        absent = [column for column in COLUMNS if column not in header]
+        if absent:
+            raise UsageError(f"{where} lacks the column(s) {', '.join(absent)}: expected {', '.join(COLUMNS)}")
+
+    for place, record in csv_rows(path, where, check):
+        text, label = (record[column] or "" for column in COLUMNS)
+        if label not in LABELS or not text.strip():
+            raise UsageError(
+                f"{where}, {place}: text {text[:40]!r}, is_toxic {label!r}: expected a text, and Toxic or Not Toxic"
+            )
+        yield text, LABELS[label]
 
 
 # ---- RealToxicityPrompts.

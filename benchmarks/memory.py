@@ -20,13 +20,13 @@ import hydra
 import torch
 from omegaconf import OmegaConf
 
-from soul_exp import cli, models, prepare
+from soul_exp import cli, models, recipes
 from soul_exp.data import Item, Part
 from soul_exp.evaluate import ask
 from soul_exp.launch import launch
 from soul_exp.losses import Objective, npo
 from soul_exp.optim import Sophia
-from soul_exp.prepare import Checkpoint
+from soul_exp.recipes import Checkpoint
 from soul_exp.schedule import Schedule
 from soul_exp.tasks.task import Probe
 from soul_exp.training import train
@@ -76,7 +76,7 @@ def work(rank: int, compute: dict[str, Any], source: str, out: str) -> dict[str,
     base, deepspeed = held(device), compute["deepspeed"]
 
     with peak(found, "load", device, base):
-        lm = prepare.load(MODEL, Checkpoint(source), deepspeed)
+        lm = recipes.load(MODEL, Checkpoint(source), deepspeed)
         models.move(lm.model, device)
     rows = {"forget": questions(8), "retain": questions(8)}
     with peak(found, "unlearn", device, base):

@@ -17,12 +17,12 @@ import torch
 from omegaconf import OmegaConf
 from transformers.utils import logging as library
 
-from soul_exp import adapters, attention, models, prepare, results
+from soul_exp import adapters, attention, models, recipes, results
 from soul_exp.data import Item
 from soul_exp.errors import UsageError
 from soul_exp.evaluate import generations, likelihoods
 from soul_exp.models import LanguageModel
-from soul_exp.prepare import Checkpoint
+from soul_exp.recipes import Checkpoint
 from soul_exp.results import Results
 from soul_exp.unlearn import MODEL
 
@@ -51,8 +51,8 @@ def subjects(folder: Path) -> tuple[Results, dict[str, Checkpoint], list[str]]:
         raise UsageError(
             f"{folder} has no {results.NAME}: give the folder of a finished run, such as runs/tofu/default"
         )
-    task = prepare.build_task(run.config)
-    prepared, found, absent = prepare.checkpoints(run.config, task), dict[str, Checkpoint](), list[str]()
+    task = recipes.build_task(run.config)
+    prepared, found, absent = recipes.checkpoints(run.config, task), dict[str, Checkpoint](), list[str]()
     for name, role in (("original", "target"), ("unlearned", None), ("retrained", "retrained")):
         place = _unlearned(run, folder) if role is None else prepared.get(role)
         if place is None:
@@ -91,7 +91,7 @@ def _anew(folder: Path, name: str) -> str:
 def load(run: Results, place: Checkpoint) -> LanguageModel:
     """The model in `place` as its run read it, on the device that is here, ready to be asked."""
     attention.choose_kernel(run.config["model"]["attention"])
-    lm = prepare.load(run.config["model"], place)
+    lm = recipes.load(run.config["model"], place)
     models.move(lm.model, "cuda" if torch.cuda.is_available() else "cpu")
     lm.model.eval()
     return lm

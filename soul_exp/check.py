@@ -13,11 +13,12 @@ from typing import Any
 import hydra.utils
 import torch
 
-from soul_exp import adapters, attention, binding, disk, models, prepare, rehearsal, suite
+from soul_exp import adapters, attention, binding, disk, examine, models, recipes, rehearsal, suite
 from soul_exp.adapters import Lora
 from soul_exp.answers import SUITE, Answers, read_retrained
 from soul_exp.disk import Need
 from soul_exp.errors import UsageError, built
+from soul_exp.layers import layer_of, layers_of, recomputing
 from soul_exp.losses import Objective
 from soul_exp.measure import FORGET_QUALITY, RETAIN
 from soul_exp.optimizers import build_optimizer, check_optimizer, check_precision, parts_of_run
@@ -61,7 +62,7 @@ def check(config: Mapping[str, Any], out: Path) -> Checked:
     for folder, option in ((out, "the run's folder"), (Path(config["cache"]), "cache")):
         _check_writable(folder, option)
     _check_compute(config["compute"], bool(config["tune"]))
-    task = built(lambda: prepare.build_task(config), "task")
+    task = built(lambda: recipes.build_task(config), "task")
     objective = built(lambda: hydra.utils.instantiate(config["loss"], _convert_="all"), "loss")
     check_precision(config)
     attention.check(config["model"]["attention"], config["compute"]["device"], config["model"]["dtype"])
@@ -122,8 +123,8 @@ def _check_input_based(config: Mapping[str, Any], task: Task) -> None:
             "input_based=true: the model's template has no form with a system prompt, type "
             "+model.template.system='<text with {system} and {question}>' or input_based=false"
         )
-    target = prepare.checkpoints(config, task).get("target")
-    unanswered = target is None or prepare.answers_of(config, task, target, prepare.instruction(config)) is None
+    target = recipes.checkpoints(config, task).get("target")
+    unanswered = target is None or examine.answers_of(config, task, target, recipes.instruction(config)) is None
     if config["stages"] and "prepare" not in config["stages"] and unanswered:
         raise UsageError(f"stages={config['stages']} with input_based=true: prepare measures it, add prepare to stages")
 
@@ -145,7 +146,7 @@ def _check_layer(config: Mapping[str, Any], objective: Objective) -> None:
     if objective.reads_hidden and (config["model"]["path"] or config["model"]["scratch"]):
         model = models.described(config["model"])
         if model is not None:
-            models.layer_of(models.layers_of(model), objective.layer)
+            layer_of(layers_of(model), objective.layer)
 
 
 def _has_wandb_key() -> bool:
@@ -198,7 +199,7 @@ def _check_layers(config: Mapping[str, Any]) -> None:
         return
     model = models.described(config["model"])
     if model is not None and again:
-        with models.recomputing(model):
+        with recomputing(model):
             pass
     if model is not None and adapter is not None:
         with torch.device("meta"):
@@ -219,8 +220,8 @@ def _check_models(config: Mapping[str, Any], task: Task) -> None:
     if retrained["path"] and _is_local(retrained["path"]):
         models.check_folder(Path(retrained["path"]), "retrained.path", own_tokenizer=not model.get("tokenizer"))
     if "unlearn" in stages and "prepare" not in stages:
-        made = "target" in prepare.recipes(config, task)
-        if made and not prepare.is_ready(Path(prepare.checkpoints(config, task)["target"].path)):
+        made = "target" in recipes.needed(config, task)
+        if made and not recipes.is_ready(Path(recipes.checkpoints(config, task)["target"].path)):
             raise UsageError(f"stages={stages}: the target model is not in the cache yet, add prepare to stages")
     if stages == ["evaluate"] and not model["path"]:
         raise UsageError("stages=[evaluate] measures a checkpoint: name it with model.path=<folder or hub name>")
@@ -267,7 +268,7 @@ def _reasons(
     records: Mapping[str, Answers] | None,
 ) -> dict[str, str]:
     missing = dict(task.missing)
-    if prepare.published_target(config) is not None:
+    if recipes.published_target(config) is not None:
         missing["holdout"] = "the published target was trained on every author, so none is unseen"
     elif _is_unknown_checkpoint(config) and config["task"].get("num_holdout_authors", 0) is None:
         missing["holdout"] = "whether model.path saw the holdout is unknown: set task.num_holdout_authors if it did not"
@@ -300,7 +301,7 @@ def _reasons(
 
 
 def _no_retrained(config: Mapping[str, Any], task: Task) -> str:
-    if prepare.is_given(config, task):
+    if recipes.is_given(config, task):
         return (
             "no retrained model, as model.path is the target as it is: give retrained.path or retrained.records, or "
             "have both trained here with task.trained_before=false"
@@ -319,20 +320,20 @@ def _try(metric: Callable[..., float], records: Mapping[str, Answers], name: str
 
 def has_retrained(config: Mapping[str, Any], task: Task) -> bool:
     """Whether this run will have the retrained model's answers: from a checkpoint, made by prepare, or made before."""
-    places = prepare.checkpoints(config, task)
+    places = recipes.checkpoints(config, task)
     if "retrained" not in places:
         return False
     return bool(
         config["retrained"]["path"]
         or "prepare" in config["stages"]
         or not config["stages"]
-        or prepare.is_ready(Path(places["retrained"].path))
+        or recipes.is_ready(Path(places["retrained"].path))
     )
 
 
 def _is_unknown_checkpoint(config: Mapping[str, Any]) -> bool:
     path = config["model"]["path"]
-    ours = path and any((Path(path) / name).is_file() for name in (prepare.DONE, UNLEARNED))
+    ours = path and any((Path(path) / name).is_file() for name in (recipes.DONE, UNLEARNED))
     return config["stages"] == ["evaluate"] and not ours
 
 

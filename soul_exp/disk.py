@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from soul_exp import prepare
+from soul_exp import recipes
 from soul_exp.errors import UsageError
 from soul_exp.optimizers import num_weights
 from soul_exp.tasks.task import Task
@@ -45,13 +45,13 @@ def need(config: Mapping[str, Any], task: Task) -> Need | None:
     kept = whole if config["adapter"] and config["adapter"]["merge"] else written
     best = 2 * written if config["save"] == "best" else 0  # the former leader goes when the new one is whole
     unlearns = "unlearn" in config["stages"]
-    made = prepare.recipes(config, task).values() if "prepare" in config["stages"] else ()
-    folders = [prepare.folder_of(Path(config["cache"]), made_by) for made_by in made]
+    made = recipes.needed(config, task).values() if "prepare" in config["stages"] else ()
+    folders = [recipes.folder_of(Path(config["cache"]), made_by) for made_by in made]
     fresh = whole if config["model"]["path"] else counted.all * BYTES["float32"]  # from scratch it is made in fp32
     return Need(
         model=kept if unlearns and config["save"] != "none" else 0,
         checkpoints=CHECKPOINTS * (written + states) + best if unlearns and config["train"]["save_steps"] else 0,
-        prepared={folder: fresh for folder in folders if not prepare.is_ready(folder)},
+        prepared={folder: fresh for folder in folders if not recipes.is_ready(folder)},
     )
 
 

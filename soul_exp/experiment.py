@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from soul_exp import checkpoints, disk, prepare, results, tune, unlearn
+from soul_exp import checkpoints, disk, examine, prepare, recipes, results, tune, unlearn
 from soul_exp.check import Checked, check
 from soul_exp.data import content_hash
 from soul_exp.errors import UsageError
@@ -31,7 +31,7 @@ NOT_COMPARED = (
 
 def need(config: Mapping[str, Any]) -> disk.Need | None:
     """What the run of `config` will write to disk, or None if that is not known before its model is read."""
-    return disk.need(config, prepare.build_task(config))
+    return disk.need(config, recipes.build_task(config))
 
 
 def run(config: Mapping[str, Any], out: Path, crew: Crew | None = None, part_of_sweep: bool = False) -> Results | None:
@@ -93,7 +93,7 @@ def _run(
 
 def fingerprint(config: Mapping[str, Any], checked: Checked) -> str:
     """A hash of everything that decides a run's numbers."""
-    return content_hash([_compared(config), prepare.hashes(config, checked.task)])
+    return content_hash([_compared(config), recipes.hashes(config, checked.task)])
 
 
 def _clear(config: Mapping[str, Any], out: Path) -> None:
@@ -123,18 +123,18 @@ def _refuse_another_engine(config: Mapping[str, Any], checked: Checked, out: Pat
 
 def _unanswered(config: Mapping[str, Any], checked: Checked) -> list[str]:
     """The roles that still have to be made, or to answer the probes, before this run's stages can be done."""
-    places = prepare.checkpoints(config, checked.task)
+    places = recipes.checkpoints(config, checked.task)
     if "prepare" not in config["stages"]:  # nothing is trained, but what exists may still have to answer
         places = {
             role: place
             for role, place in places.items()
-            if role == "retrained" and (config["retrained"]["path"] or prepare.is_ready(Path(place.path)))
+            if role == "retrained" and (config["retrained"]["path"] or recipes.is_ready(Path(place.path)))
         }
-    told = {"target": [None, prepare.instruction(config)]}  # what each is to be told before the questions
+    told = {"target": [None, recipes.instruction(config)]}  # what each is to be told before the questions
     return [
         role
         for role, place in places.items()
-        if any(prepare.answers_of(config, checked.task, place, said) is None for said in told.get(role, [None]))
+        if any(examine.answers_of(config, checked.task, place, said) is None for said in told.get(role, [None]))
     ]
 
 
@@ -145,9 +145,9 @@ def finished(config: Mapping[str, Any], checked: Checked, out: Path) -> Results 
         return None
     tried = [(trial["lr"], trial["gamma"]) for trial in previous.trials]
     differing = _differences(_compared(previous.config, tried), _compared(config, tune.grid(config)))
-    before, wanted = prepare.baseline(previous.config), prepare.baseline(config)
+    before, wanted = recipes.baseline(previous.config), recipes.baseline(config)
     differing += ["task.system_prompt"] if before and wanted and before != wanted else []
-    now = prepare.hashes(config, checked.task)
+    now = recipes.hashes(config, checked.task)
     differing += [f"data {name}" for name in now if previous.data_hashes.get(name) != now[name]]
     if differing:
         raise UsageError(
@@ -173,7 +173,7 @@ def _compared(config: Mapping[str, Any], tried: Sequence[tuple[float, float]] = 
     kept["best_keep"] = config["best_keep"] if config["save"] == "best" else None  # other weights are measured
     kept["train"] = {key: value for key, value in config["train"].items() if key != "gradient_checkpointing"}
     kept["evaluate"] = {key: value for key, value in config["evaluate"].items() if key != "batch_size"}
-    kept["prepare"] = {key: value for key, value in config["prepare"].items() if key not in prepare.NO_NUMBER}
+    kept["prepare"] = {key: value for key, value in config["prepare"].items() if key not in recipes.NO_NUMBER}
     return kept
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import hydra.utils
 
-from soul_exp import binding, prepare, shards
+from soul_exp import binding, examine, recipes, shards
 from soul_exp.answers import Answers, Scores, read_retrained
 from soul_exp.evaluate import ask
 from soul_exp.models import LanguageModel
@@ -41,12 +41,12 @@ def known_answers(config: Mapping[str, Any], task: Task) -> dict[str, Mapping[st
     `original`, `retrained`, and `input_based`: the original under a system prompt that asks it not to reveal.
     """
     known: dict[str, Mapping[str, Answers | Scores]] = {}
-    places = prepare.checkpoints(config, task)
+    places = recipes.checkpoints(config, task)
     asked: list[tuple[str, str, str | None]] = [("original", "target", None), ("retrained", "retrained", None)]
-    if told := prepare.instruction(config):
+    if told := recipes.instruction(config):
         asked.insert(1, ("input_based", "target", told))
     for model, role, said in asked:
-        if role in places and (answers := prepare.answers_of(config, task, places[role], said)) is not None:
+        if role in places and (answers := examine.answers_of(config, task, places[role], said)) is not None:
             known[model] = answers
     if config["retrained"]["records"]:
         known["retrained"] = read_retrained(Path(config["retrained"]["records"]))

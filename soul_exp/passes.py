@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from soul_exp.data import Stream, pad, seed_of, some_rows
+from soul_exp.layers import AnswerReader
 from soul_exp.losses import IGNORED, Scored
-from soul_exp.models import AnswerReader
 
 Batch = dict[str, Tensor]
 SAMPLED = ("gnb", "hutchinson")  # estimators whose estimate comes from a pass of ours, every optimizer.interval steps

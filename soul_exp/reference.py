@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 
 from soul_exp import shards
 from soul_exp.data import Encoded, Stream, pad
+from soul_exp.layers import AnswerReader
 from soul_exp.losses import Scored
-from soul_exp.models import AnswerReader
 from soul_exp.ranks import in_batches
 
 BATCH = 32  # sequences a forward pass

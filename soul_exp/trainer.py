@@ -19,8 +19,8 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallb
 
 from soul_exp import models, passes
 from soul_exp.data import Collator, Stream, seed_of, some_rows
+from soul_exp.layers import AnswerReader
 from soul_exp.losses import Objective, Scored, grad_ascent
-from soul_exp.models import AnswerReader
 from soul_exp.optim.kernels import STATISTICS
 from soul_exp.passes import Step
 from soul_exp.reference import Reference

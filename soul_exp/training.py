@@ -18,8 +18,8 @@ from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 from soul_exp import checkpoints, models, shards
 from soul_exp.data import Encoded, Part, Stream
 from soul_exp.errors import UsageError
+from soul_exp.layers import AnswerReader, recomputing
 from soul_exp.losses import Objective
-from soul_exp.models import AnswerReader
 from soul_exp.progress import Continued, Progress, state_of
 from soul_exp.reference import freeze
 from soul_exp.schedule import Schedule
@@ -115,8 +115,8 @@ def train(
         if found and anew and found.step >= num_steps:  # no data is left to begin with
             trainer.state = state_of(found.path)
         else:
-            recomputing = models.recomputing(model) if schedule.gradient_checkpointing else contextlib.nullcontext()
-            with shards.driven(model), recomputing:
+            memory = recomputing(model) if schedule.gradient_checkpointing else contextlib.nullcontext()
+            with shards.driven(model), memory:
                 trainer.train(resume_from_checkpoint=str(found.path) if found and not anew else None)
     except FloatingPointError as error:  # an optimizer that cannot go on
         trainer.diverged = str(error)

@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from hydra.errors import InstantiationException
 from transformers import set_seed
 
-from soul_exp import prepare, unlearn
+from soul_exp import recipes, unlearn
 from soul_exp.check import Checked
 from soul_exp.data import content_hash
 from soul_exp.errors import UsageError
@@ -183,7 +183,7 @@ def tuned(
 def worker(rank: int, config: Mapping[str, Any], trials: Sequence[tuple[float, float, str]]) -> None:
     """One process's share of the trials: first those that nobody is at, then those that another process left undone."""
     device = unlearn.start_process(config, rank)
-    task = prepare.build_task(config)
+    task = recipes.build_task(config)
     for patience in (0, -1):  # seconds to wait for another process; -1: until it is done or dead
         for number, (lr, gamma, path) in enumerate(trials, start=1):
             with contextlib.suppress(Timeout), FileLock(f"{path}.lock", timeout=patience):
@@ -195,7 +195,7 @@ def worker(rank: int, config: Mapping[str, Any], trials: Sequence[tuple[float, f
 def rank_worker(rank: int, config: Mapping[str, Any], lr: float, gamma: float, path: str) -> None:
     """One rank's share of one trial, under DeepSpeed or where processes work together."""
     device = unlearn.start_process(config, rank)
-    trial = _trial(config, prepare.build_task(config), lr, gamma, device, "trial")
+    trial = _trial(config, recipes.build_task(config), lr, gamma, device, "trial")
     if rank == 0:
         write_json(Path(path), asdict(trial))
     unlearn.end_process()

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback, set_seed
 
-from soul_exp import adapters, attention, checkpoints, models, prepare, results, shards, toxicity
+from soul_exp import adapters, attention, checkpoints, examine, models, recipes, results, shards, toxicity
 from soul_exp.adapters import Lora
 from soul_exp.answers import SUITE, Answers, Scores
 from soul_exp.best import Best, note
@@ -31,7 +31,7 @@ from soul_exp.measure import RETAIN, known_answers, measure, validate, validatio
 from soul_exp.mirror import Mirror
 from soul_exp.models import LanguageModel
 from soul_exp.optimizers import build_optimizer, parts_of_run
-from soul_exp.prepare import Checkpoint
+from soul_exp.recipes import Checkpoint
 from soul_exp.results import Results
 from soul_exp.schedule import Schedule
 from soul_exp.tasks.task import Task
@@ -56,18 +56,18 @@ def worker(
     with full_disk_told(out, cleared=lambda: checkpoints.remove_unmarked(out / CHECKPOINTS)):
         first = rank == 0
         device = start_process(config, rank)
-        task = prepare.build_task(config)
+        task = recipes.build_task(config)
         mirror = Mirror(config, out) if first else None
         subject, outcome = _unlearned(config, task, fingerprint, out, device, first, mirror)
         seconds["unlearn"] = outcome.seconds if outcome else 0.0
         if "evaluate" in config["stages"]:
             start = time.perf_counter()
             sound = shards.is_finite(subject.model)  # else no question can be put to it
-            answers = prepare.examined(subject, config, task, "unlearned") if sound else {}
+            answers = examine.examined(subject, config, task, "unlearned") if sound else {}
             seconds["evaluate"] = time.perf_counter() - start
             if first:
                 log.info("evaluate unlearned: %d probes in %.0f s", len(task.probes), seconds["evaluate"])
-                prepare.write_answers(out / RECORDS, answers)
+                examine.write_answers(out / RECORDS, answers)
                 found = _results(config, task, reasons, answers, outcome, seconds, device, trials)
                 results.write(out, found)
                 assert mirror is not None
@@ -109,12 +109,12 @@ def _unlearned(
     """The model to measure, and how its training ended: unlearned now, or before this run was killed, or given."""
     model, done = config["model"], out / MODEL / UNLEARNED
     if "unlearn" not in config["stages"]:
-        subject = prepare.load(model, Checkpoint(model["path"], model["revision"]), config["compute"]["deepspeed"])
+        subject = recipes.load(model, Checkpoint(model["path"], model["revision"]), config["compute"]["deepspeed"])
         models.move(subject.model, device)
         return subject, None
     if done.is_file() and json.loads(done.read_text())["fingerprint"] == fingerprint:
         log.info("unlearn: done before, reading %s", out / MODEL)
-        subject = prepare.load(model, Checkpoint(str(out / MODEL)), config["compute"]["deepspeed"])
+        subject = recipes.load(model, Checkpoint(str(out / MODEL)), config["compute"]["deepspeed"])
         models.move(subject.model, device)
         return subject, Outcome(**json.loads(done.read_text())["outcome"])
 
@@ -144,7 +144,7 @@ def _unlearned(
             judge.judge(outcome.num_steps)
         moment = judge.leader()
         assert moment is not None
-        subject = prepare.load(model, Checkpoint(str(judge.place(moment))), config["compute"]["deepspeed"])
+        subject = recipes.load(model, Checkpoint(str(judge.place(moment))), config["compute"]["deepspeed"])
         models.move(subject.model, device)
         said = note(moment, outcome.num_steps)
         log.info("%s", said)
@@ -185,8 +185,8 @@ def trained(
     callbacks: Callable[[LanguageModel], Sequence[TrainerCallback]] = lambda subject: (),
 ) -> tuple[LanguageModel, Outcome]:
     """The target, unlearned as `config` says from its loss to its seed, and how that ended; checkpoints in `folder`."""
-    start = prepare.start_of(config, task)
-    subject = prepare.load(config["model"], start, config["compute"]["deepspeed"])
+    start = recipes.start_of(config, task)
+    subject = recipes.load(config["model"], start, config["compute"]["deepspeed"])
     adapter: Lora | None = hydra.utils.instantiate(config["adapter"], _convert_="all")
     if adapter is not None:
         subject = subject.with_model(adapter.wrapped(subject.model, config["seed"], start.revision))
@@ -262,7 +262,7 @@ def _results(
         seconds=dict(seconds),
         peak_memory_gib=peak_memory_gib(device),
         seeds={"seed": config["seed"], "prepare.seed": config["prepare"]["seed"]},
-        data_hashes=prepare.hashes(config, task),
+        data_hashes=recipes.hashes(config, task),
         commit=results.commit(Path(__file__).parent),
         versions=results.versions(),
         forget_quality=measured["unlearned"].get("forget_quality"),

@@ -16,13 +16,13 @@ from conftest import items
 from test_trainer import OBJECTIVES, parts
 from transformers import TrainerCallback
 
-from soul_exp import prepare, shards
+from soul_exp import recipes, shards
 from soul_exp.adapters import Lora
 from soul_exp.data import Item
 from soul_exp.evaluate import ask
 from soul_exp.models import LanguageModel
 from soul_exp.optim import AdamW, Sophia
-from soul_exp.prepare import Checkpoint
+from soul_exp.recipes import Checkpoint
 from soul_exp.schedule import Schedule
 from soul_exp.tasks.task import Probe
 from soul_exp.training import train
@@ -90,7 +90,7 @@ def run(case: Case, model: Path, folder: Path, processes: int) -> Ended:
     """`case` from the checkpoint in `model`; on every rank the same."""
     AcceleratorState._reset_state()  # else it is the former case's engine
     os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
-    lm = prepare.load(MODEL, Checkpoint(str(model)), case.deepspeed)
+    lm = recipes.load(MODEL, Checkpoint(str(model)), case.deepspeed)
     logged: list[dict[str, float]] = []
     divided = all(p.numel() == 0 for p in lm.model.parameters())
     if case.adapter:

@@ -14,13 +14,14 @@ from test_trainer import OBJECTIVES, SGD, killed_run, one_trainer, run, weights
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
-from soul_exp import adapters, attention, cli, models, prepare
+from soul_exp import adapters, attention, cli, models, recipes
 from soul_exp.adapters import Lora
 from soul_exp.data import pad
 from soul_exp.errors import UsageError
+from soul_exp.layers import recomputing
 from soul_exp.models import LanguageModel
 from soul_exp.optim import SAM, AdamW, Influence, MeZO, Muon, Sophia
-from soul_exp.prepare import Checkpoint
+from soul_exp.recipes import Checkpoint
 
 LORA = Lora(r=4, alpha=8, dropout=0.0, target_modules="all-linear", merge=False)
 OPTIMIZERS: dict[str, Callable[..., Any]] = {
@@ -153,7 +154,7 @@ def test_a_saved_adapter_is_read_onto_its_base_to_the_same_bits(
     assert any("embed_tokens" in key for key in load_file(tmp_path / "saved" / adapters.WEIGHTS)) == grown
     models.check_folder(tmp_path / "saved", "model.path")
     model = {"template": vars(subject.template), "max_length": 128, "dtype": dtype, "attention": "sdpa"}
-    read = prepare.load(model, Checkpoint(str(tmp_path / "saved")))  # as an evaluation does
+    read = recipes.load(model, Checkpoint(str(tmp_path / "saved")))  # as an evaluation does
     assert torch.equal(logits(read), logits(subject)) and not torch.equal(logits(read), logits(given(None, dtype)))
     assert {p.dtype for p in read.model.parameters()} == {getattr(torch, dtype)}
     before = Checkpoint(str(tmp_path / "saved")).identity()
@@ -289,7 +290,7 @@ def test_a_curvature_pass_computes_its_layers_again(estimator: str, given: Given
         )
         batch = made.data_collator([made.train_dataset[i] for i in range(4)])
         if again:
-            with models.recomputing(subject.model):
+            with recomputing(subject.model):
                 made._before_step([batch])
         else:
             made._before_step([batch])
@@ -300,7 +301,7 @@ def test_a_curvature_pass_computes_its_layers_again(estimator: str, given: Given
 
 def test_without_a_graph_nothing_is_computed_again(given: Given) -> None:
     subject = given()
-    with models.recomputing(subject.model):
+    with recomputing(subject.model):
         again = logits(subject)
     assert torch.equal(again, logits(subject))
 
@@ -308,7 +309,7 @@ def test_without_a_graph_nothing_is_computed_again(given: Given) -> None:
 def test_a_model_without_such_layers_is_refused() -> None:
     with (
         pytest.raises(UsageError, match="Linear has no layers that can be computed again"),
-        models.recomputing(torch.nn.Linear(1, 1)),
+        recomputing(torch.nn.Linear(1, 1)),
     ):
         pass
 

@@ -21,7 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 from test_tables import made
 
-from soul_exp import ask, cli, models, prepare, results
+from soul_exp import ask, cli, models, recipes, results
 from soul_exp.adapters import Lora
 from soul_exp.data import Item
 from soul_exp.evaluate import generations, likelihoods
@@ -63,16 +63,16 @@ def moved(seed: int) -> LanguageModel:
 def written(place: Path, *overrides: str, adapter: bool = False) -> tuple[Path, dict[str, LanguageModel]]:
     """The folder of a run and its three models, which are where a run would have left them."""
     config, run = config_of(place, *overrides), place / "runs" / "tofu" / "default"
-    task = prepare.build_task(config)
+    task = recipes.build_task(config)
     found = {name: moved(i) for i, name in enumerate(NAMES)}
     for role, name in (("target", "original"), ("retrained", "retrained")):
-        made_by = prepare.recipes(config, task)[role]
-        folder = prepare.folder_of(Path(config["cache"]), made_by)
+        made_by = recipes.needed(config, task)[role]
+        folder = recipes.folder_of(Path(config["cache"]), made_by)
         models.save(found[name].model, found[name].tokenizer, folder)
-        (folder / prepare.DONE).write_text(json.dumps({"recipe": made_by}))
+        (folder / recipes.DONE).write_text(json.dumps({"recipe": made_by}))
     if adapter:
         lora = Lora(r=2, alpha=4, dropout=0.0, target_modules="all-linear", merge=False)
-        base = models.load_model(prepare.checkpoints(config, task)["target"].path)
+        base = models.load_model(recipes.checkpoints(config, task)["target"].path)
         found["unlearned"] = found["unlearned"].with_model(lora.wrapped(base, seed=0))
         with torch.no_grad():
             for name, p in found["unlearned"].model.named_parameters():

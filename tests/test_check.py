@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 
-from soul_exp import cli, experiment, models, prepare
+from soul_exp import cli, experiment, models, recipes
 from soul_exp.adapters import Lora
 from soul_exp.check import Checked, check
 from soul_exp.errors import UsageError
@@ -193,14 +193,14 @@ def test_a_loss_that_asks_for_a_part_the_task_lacks_is_refused(
 def test_a_task_without_a_part_of_the_loss_is_refused(
     loss: str, part: str, checked: Callable[..., Checked], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = prepare.build_task
+    whole = recipes.build_task
 
     def without(config: Any) -> Any:
         task = whole(config)
         return replace(task, parts={name: rows for name, rows in task.parts.items() if name != part})
 
     checked(f"loss={loss}")
-    monkeypatch.setattr(prepare, "build_task", without)
+    monkeypatch.setattr(recipes, "build_task", without)
     with pytest.raises(UsageError, match=f"loss={loss} .* asks for the part '{part}', but task=tofu offers forget"):
         checked(f"loss={loss}")
 
@@ -303,19 +303,19 @@ def test_the_suite_and_its_limit_decide_the_numbers(configured: Callable[..., di
         config = configured("task=copyright", *overrides)
         checked_ = check(config, tmp_path / "run")
         prints.add(experiment.fingerprint(config, checked_))
-        has = "suite" in prepare.hashes(config, checked_.task)
+        has = "suite" in recipes.hashes(config, checked_.task)
         assert has is (config["utility_suite"] != "none")
     assert len(prints) == 3
 
 
 def test_a_published_target_is_for_its_own_source_and_base_only(configured: Callable[..., dict[str, Any]]) -> None:
     config = configured("model=llama2_7b_chat")
-    assert prepare.published_target(config) is None  # embedded authors, which it never saw
+    assert recipes.published_target(config) is None  # embedded authors, which it never saw
     config["task"]["source"] = "hub"
-    target = prepare.published_target(config)
+    target = recipes.published_target(config)
     assert target is not None and target.path == "locuslab/tofu_ft_llama2-7b"
     config["model"]["path"] = "another/base"
-    assert prepare.published_target(config) is None
+    assert recipes.published_target(config) is None
 
 
 def test_a_checkpoint_runs_no_code_of_its_own(

@@ -13,7 +13,7 @@ import torch
 from conftest import items
 from transformers import TrainerCallback
 
-from soul_exp import checkpoints, losses, prepare
+from soul_exp import checkpoints, losses, recipes
 from soul_exp.checkpoints import Engine, last_complete
 from soul_exp.data import Part
 from soul_exp.errors import UsageError
@@ -208,7 +208,7 @@ def test_how_often_a_preparation_saves_does_not_name_its_model() -> None:
     model = {"scratch": {}, "template": {}, "max_length": 8, "path": None}
     settings = {"epochs": 1, "save_steps": 5, "logging_steps": 5}
     other = {**settings, "save_steps": None, "logging_steps": 7}
-    made = [prepare.recipe(model, given, items(2), items(2)) for given in (settings, other, {**settings, "epochs": 2})]
+    made = [recipes.recipe(model, given, items(2), items(2)) for given in (settings, other, {**settings, "epochs": 2})]
     assert made[0] == made[1] != made[2]
 
 

@@ -19,7 +19,7 @@ from conftest import items, type_
 from sklearn.metrics import roc_auc_score
 from transformers import BertConfig, BertForSequenceClassification
 
-from soul_exp import prepare, toxicity
+from soul_exp import examine, recipes, toxicity
 from soul_exp.answers import Answers, read_records, write_records
 from soul_exp.errors import UsageError
 from soul_exp.metrics.toxicity import mean_toxicity, toxic_share
@@ -399,7 +399,7 @@ def test_answers_are_kept_apart_by_scorer(tmp_path: Path) -> None:
         "utility_data": None, "model": {"template": {}, "max_length": 1, "dtype": "float32"},
     }  # fmt: skip
     tasks = [detox(), detox(scorer=str(classifier(tmp_path / "bert"))), detox()]
-    places = [prepare.answers_folder(config, prepare.Checkpoint("someone/model"), task) for task in tasks]
+    places = [examine.answers_folder(config, recipes.Checkpoint("someone/model"), task) for task in tasks]
     assert places[0] == places[2] != places[1]
 
 
@@ -408,7 +408,7 @@ def test_examined_scores_the_probes_that_the_task_names(lm: LanguageModel, tmp_p
     task = replace(detox(), probes={"forget": probe, "retain": probe}, scored=("forget",))
     evaluate = {"batch_size": 2, "max_new_tokens": 3}
     config = {"cache": str(tmp_path), "evaluate": evaluate, "utility_suite": "none"}
-    found = prepare.examined(lm, config, task, "test")
+    found = examine.examined(lm, config, task, "test")
     assert found["forget"].toxicity is not None and found["retain"].toxicity is None
     texts = [" ".join(text.split()) for text in found["forget"].generation or ()]
     expected = [scored(task, [text], tmp_path)[0] if re.search("[^\\W\\d_]", text) else 0.0 for text in texts]

@@ -79,7 +79,7 @@ def test_jobs_share_prepared_models_and_the_unknown_is_called_so(free: Callable[
 
 def test_the_need_follows_weights_precision_engine_and_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disk, "num_weights", lambda _: Counted(1000, 1000))
-    monkeypatch.setattr(disk.prepare, "recipes", lambda *_: {"target": 1, "retrained": 2})
+    monkeypatch.setattr(disk.recipes, "needed", lambda *_: {"target": 1, "retrained": 2})
     task: Any = None
     config: dict[str, Any] = {
         "model": {"dtype": "float32", "path": None}, "stages": ["prepare", "unlearn"], "save": "final",

@@ -21,13 +21,13 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import TrainerCallback
 
-from soul_exp import cli, models, prepare
+from soul_exp import cli, models, recipes
 from soul_exp.data import Item, Part, encode
 from soul_exp.errors import UsageError
 from soul_exp.evaluate import generations, likelihoods
 from soul_exp.losses import Objective
 from soul_exp.models import LanguageModel
-from soul_exp.prepare import Checkpoint
+from soul_exp.recipes import Checkpoint
 from soul_exp.schedule import Schedule
 from soul_exp.training import Outcome, train
 
@@ -55,7 +55,7 @@ def tiny(request: pytest.FixtureRequest, families: Callable[[str], Family]) -> F
 
 
 def loaded(tiny: Family, path: Path | None = None) -> LanguageModel:
-    lm = prepare.load(settings(tiny.name, path or tiny.folder), Checkpoint(str(path or tiny.folder)))
+    lm = recipes.load(settings(tiny.name, path or tiny.folder), Checkpoint(str(path or tiny.folder)))
     lm.model.eval()
     return lm
 
@@ -169,7 +169,7 @@ def test_every_special_token_of_a_template_is_one_token(tiny: Family) -> None:
 def test_a_template_of_another_family_is_refused(families: Callable[[str], Family]) -> None:
     with pytest.raises(UsageError, match=r"model.template writes <\|im_start\|>, which is no token of this model"):
         model = settings("qwen2p5_1p5b_instruct", families("phi1p5").folder)
-        prepare.load(model, Checkpoint(str(families("phi1p5").folder)))
+        recipes.load(model, Checkpoint(str(families("phi1p5").folder)))
 
 
 # ---- what published repositories lack or have too much of
@@ -185,7 +185,7 @@ def test_a_checkpoint_without_a_tokenizer_takes_the_one_that_is_named(
         models.load_tokenizer(str(bare))
     model = settings("phi1p5", tiny.folder)
     assert model["tokenizer"] == str(tiny.folder)  # of model.path, as the YAML says
-    one = likelihoods(prepare.load(model, Checkpoint(str(bare))), items(3), batch_size=3)
+    one = likelihoods(recipes.load(model, Checkpoint(str(bare))), items(3), batch_size=3)
     assert _numbers(one) == _numbers(likelihoods(loaded(tiny), items(3), batch_size=3))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from test_ask import config_of
 
-from soul_exp import experiment, measure, prepare
+from soul_exp import examine, experiment, measure, prepare, recipes
 from soul_exp.check import check
 from soul_exp.errors import UsageError
 
@@ -28,7 +28,7 @@ def prompts(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """label -> the first forget prompt, as the tokens that a model was given decode, of each model that was asked."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     seen: dict[str, str] = {}
-    examined = prepare.examined
+    examined = examine.examined
 
     def spy(lm: Any, config: Any, task: Any, label: str) -> Any:
         (row,) = lm.encode(task.probes["forget"].items[:1])
@@ -36,7 +36,7 @@ def prompts(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         seen[label] = lm.tokenizer.decode(row.ids[: row.num_prompt])
         return examined(lm, config, task, label)
 
-    monkeypatch.setattr(prepare, "examined", spy)
+    monkeypatch.setattr(examine, "examined", spy)
     return seen
 
 
@@ -44,9 +44,9 @@ def test_the_target_is_asked_once_more_with_the_system_prompt_and_nothing_else_c
     prompts: dict[str, str], tmp_path: Path
 ) -> None:
     plain, config = config_of(tmp_path, *SMALL), config_of(tmp_path, *SMALL, "input_based=true")
-    task = prepare.build_task(config)
+    task = recipes.build_task(config)
     question = task.probes["forget"].items[0].prompt
-    assert prepare.recipes(plain, task) == prepare.recipes(config, task)
+    assert recipes.needed(plain, task) == recipes.needed(config, task)
     for rank in (0, 1):
         prepare.worker(rank, plain, ["target", "retrained"], "cpu")
     assert prompts == dict.fromkeys(("target", "retrained"), f"Question: {question}\nAnswer:")
@@ -73,10 +73,10 @@ def test_the_target_is_asked_once_more_with_the_system_prompt_and_nothing_else_c
 def test_another_system_prompt_has_answers_of_its_own(tmp_path: Path) -> None:
     config = config_of(tmp_path, *SMALL, "input_based=true")
     other = config_of(tmp_path, *SMALL, "input_based=true", "task.system_prompt=Hush")
-    task = prepare.build_task(config)
-    place = prepare.checkpoints(config, task)["target"]
+    task = recipes.build_task(config)
+    place = recipes.checkpoints(config, task)["target"]
     folders = {
-        prepare.answers_folder(config, place, task, prepare.instruction(asked))
+        examine.answers_folder(config, place, task, recipes.instruction(asked))
         for asked in (config, other, {**config, "input_based": False})
     }
     assert len(folders) == 3
@@ -96,6 +96,6 @@ def test_a_prompt_too_long_for_the_model_is_said_before_anything_is_trained(
 def test_every_task_states_a_system_prompt_that_its_questions_fit_behind(task: str, tmp_path: Path) -> None:
     config = config_of(tmp_path, f"task={task}", "input_based=true", "model.max_length=1024")
     check(config, tmp_path / "run")
-    told = prepare.instruction(config)
+    told = recipes.instruction(config)
     assert told and "\n" not in told
-    prepare._check_length(config, prepare.build_task(config), told)
+    prepare._check_length(config, recipes.build_task(config), told)

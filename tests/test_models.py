@@ -12,6 +12,7 @@ from soul_exp import models
 from soul_exp.adapters import Lora
 from soul_exp.data import pad
 from soul_exp.errors import UsageError
+from soul_exp.layers import AnswerReader, layer_of
 from soul_exp.models import LanguageModel
 
 
@@ -93,7 +94,7 @@ def test_a_layers_output_is_the_hidden_state_that_the_library_tells(architecture
         "gpt2": {"n_embd": 32, "n_layer": 3, "n_head": 2},
     }[architecture]  # fmt: skip
     model = models.from_scratch({"model_type": architecture, **small}, lm.tokenizer, seed=0).eval()
-    reader = models.AnswerReader(model)
+    reader = AnswerReader(model)
     batch = pad(lm.encode(items(4)), lm.pad_id)
     with torch.no_grad():
         expected = hidden_states(model, batch)
@@ -115,12 +116,12 @@ def test_a_layers_output_is_part_of_the_graph_up_to_its_layer(lm: LanguageModel)
 
 def test_no_number_means_a_layer_as_deep_as_the_seventh_of_32() -> None:
     layers = [torch.nn.Identity() for _ in range(32)]
-    assert models.layer_of(layers, None) is layers[7] and models.layer_of(layers[:16], None) is layers[3]
-    assert models.layer_of(layers[:2], None) is layers[0] and models.layer_of(layers, 31) is layers[31]
+    assert layer_of(layers, None) is layers[7] and layer_of(layers[:16], None) is layers[3]
+    assert layer_of(layers[:2], None) is layers[0] and layer_of(layers, 31) is layers[31]
     with pytest.raises(UsageError, match=r"loss.layer=2: the model has 2 layers, counted from 0: name one of them"):
-        models.layer_of(layers[:2], 2)
+        layer_of(layers[:2], 2)
     with pytest.raises(UsageError, match=r"the model tells none: choose another loss"):
-        models.layer_of([], None)
+        layer_of([], None)
 
 
 def test_an_adapter_leaves_the_layers_where_they_are(lm: LanguageModel) -> None:
@@ -128,7 +129,7 @@ def test_an_adapter_leaves_the_layers_where_they_are(lm: LanguageModel) -> None:
     with torch.no_grad():
         _, before = lm.reader.with_layer(lm.model.eval(), batch, 0)
         wrapped = Lora(4, 8, 0.0, "all-linear", False).wrapped(lm.model, seed=0).eval()
-        reader = models.AnswerReader(wrapped)
+        reader = AnswerReader(wrapped)
         _, after = reader.with_layer(wrapped, batch, 0)
     assert len(reader.layers) == 2
     torch.testing.assert_close(after, before)  # a new adapter adds 0
@@ -149,7 +150,7 @@ def test_other_architectures_give_the_same_logits_at_answer_positions(architectu
         "gpt2": {"n_embd": 32, "n_layer": 1, "n_head": 2},
     }[architecture]  # fmt: skip
     model = models.from_scratch({"model_type": architecture, **small}, lm.tokenizer, seed=0).eval()
-    reader = models.AnswerReader(model)
+    reader = AnswerReader(model)
     batch = pad(lm.encode(items(4)), lm.pad_id)
     with torch.no_grad():
         picked = reader(model, batch)

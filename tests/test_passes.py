@@ -14,8 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from soul_exp import passes
 from soul_exp.data import Encoded, pad
+from soul_exp.layers import AnswerReader
 from soul_exp.losses import Scored
-from soul_exp.models import AnswerReader
 from soul_exp.optim import Sophia
 from soul_exp.passes import Batch, Step
 

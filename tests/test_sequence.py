@@ -19,7 +19,7 @@ from conftest import items, type_
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 
-from soul_exp import cli, experiment, prepare, results, sequence, tables
+from soul_exp import cli, experiment, recipes, results, sequence, tables
 from soul_exp.check import check
 from soul_exp.errors import UsageError
 from soul_exp.results import Results
@@ -146,7 +146,7 @@ def test_ones_own_checkpoint_that_knows_nothing_yet_is_trained_first(scratch: Pa
 def copied(files: Path, role: str, name: str) -> Path:
     """The model of that role of the run from scratch, in a folder that somebody else might have made."""
     shutil.copytree(files / "cache" / "models" / of(files / "scratch").data_hashes[f"model.{role}"], files / name)
-    (files / name / prepare.DONE).unlink()
+    (files / name / recipes.DONE).unlink()
     return files / name
 
 

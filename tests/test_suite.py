@@ -21,7 +21,7 @@ from conftest import small_model
 from engines import MODEL
 from test_engines import deepspeed_of
 
-from soul_exp import binding, measure, models, prepare, shards, suite
+from soul_exp import binding, examine, measure, models, recipes, shards, suite
 from soul_exp.adapters import Lora
 from soul_exp.answers import SUITE
 from soul_exp.data import Item, content_hash
@@ -30,7 +30,7 @@ from soul_exp.evaluate import likelihoods
 from soul_exp.launch import launch
 from soul_exp.metrics.suite import mean_accuracy, perplexity
 from soul_exp.models import LanguageModel
-from soul_exp.prepare import Checkpoint
+from soul_exp.recipes import Checkpoint
 from soul_exp.tasks import embedded, embedded_suite
 from soul_exp.tasks.copyright import copyright
 from soul_exp.tasks.task import Probe
@@ -214,7 +214,7 @@ def ask_in(rank: int, model: str, engines: Mapping[str, Mapping[str, Any] | None
     compute = {"device": "cpu", "processes": 2, "deepspeed": engines["zero3"]}
     start_process({"compute": compute, "model": MODEL, "seed": 0}, rank)
     for name, deepspeed in engines.items():
-        lm = prepare.load(MODEL, Checkpoint(model), deepspeed)
+        lm = recipes.load(MODEL, Checkpoint(model), deepspeed)
         assert shards.is_sharded(lm.model) is (name == "zero3")
         found = scored(lm, limit=3, batch_size=4)
         (Path(folder) / f"{name}-{rank}.json").write_text(json.dumps(found))
@@ -256,20 +256,20 @@ def test_a_model_that_was_asked_is_not_asked_again(
     place, calls = Checkpoint(str(tmp_path / "model")), []
     real = suite.scores
     monkeypatch.setattr(suite, "scores", lambda *args, **options: calls.append(1) or real(*args, **options))
-    assert prepare.answers_of(config, task, place) is None
+    assert examine.answers_of(config, task, place) is None
     for _ in range(2):
-        prepare.answer(config, task, place, "cpu", "target")
+        examine.answer(config, task, place, "cpu", "target")
     assert len(calls) == 1
-    known = prepare.answers_of(config, task, place)
+    known = examine.answers_of(config, task, place)
     assert known is not None and set(known) == {"forget", SUITE}
     assert known[SUITE] == real(lm, "embedded", limit=2, data=None, batch_size=64)
-    folder = prepare.answers_folder(config, place, task)
+    folder = examine.answers_folder(config, place, task)
     given: Any = {**known, SUITE: {"text": {"word_perplexity": math.nan}}}
-    prepare.write_answers(folder, given)  # null in the file, which is strict JSON
-    again: Any = prepare.read_answers(folder)
+    examine.write_answers(folder, given)  # null in the file, which is strict JSON
+    again: Any = examine.read_answers(folder)
     assert math.isnan(again[SUITE]["text"]["word_perplexity"]) and list(again) == ["forget", SUITE]
-    assert prepare.answers_of({**config, "utility_limit": 3}, task, place) is None
-    assert prepare.answers_of({**config, "utility_suite": "none"}, task, place) is None
+    assert examine.answers_of({**config, "utility_limit": 3}, task, place) is None
+    assert examine.answers_of({**config, "utility_suite": "none"}, task, place) is None
 
 
 def test_lm_eval_is_imported_by_nothing_but_its_use() -> None:

@@ -21,7 +21,7 @@ MADE = ("reference_nll", "reference_logits", "hidden", "reference_hidden")  # by
 class Objective:
     """`forget_term + gamma * retain_term`; `retain_term` is a name from RETAIN_TERMS, a function, or None for none.
 
-    `layer` is the one whose output `hidden` and `reference_hidden` hold, counted from 0; None: `models.layer_of` says.
+    `layer` is the one whose output `hidden` and `reference_hidden` hold, counted from 0; None: `layer_of` says.
     """
 
     forget_term: Callable[..., Tensor]

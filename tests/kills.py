@@ -39,26 +39,6 @@ TINY = [
 CHEAP = ("forget_quality", "mia_auc", "forget_probability", "retain_probability")  # the metrics that are computed
 
 
-def composed(*overrides: str) -> dict[str, Any]:
-    """The configuration that the command line would hand to a run."""
-    import hydra
-    from hydra.core.hydra_config import HydraConfig
-    from omegaconf import open_dict
-
-    from soul_exp import cli
-
-    with hydra.initialize_config_dir(str(cli.conf_dir()), version_base="1.3"):
-        cfg = hydra.compose("config", [*TINY, *overrides], return_hydra_config=True)
-        HydraConfig.instance().set_config(cfg)
-        choices = dict(cfg.hydra.runtime.choices)
-        with open_dict(cfg):
-            del cfg["hydra"]
-        config = cli.plain(cfg, choices)
-    HydraConfig.instance().cfg = None
-    config["task"]["metrics"] = {name: config["task"]["metrics"][name] for name in CHEAP}
-    return config
-
-
 # --- one start ----------------------------------------------------------------------------------------------------
 
 

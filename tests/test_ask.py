@@ -15,13 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from composing import composed
 from conftest import items, small_model
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import open_dict
 from test_tables import made
 
-from soul_exp import ask, cli, models, recipes, results
+from soul_exp import ask, models, recipes, results
 from soul_exp.adapters import Lora
 from soul_exp.data import Item
 from soul_exp.evaluate import generations, likelihoods
@@ -33,20 +31,9 @@ NAMES = ("original", "unlearned", "retrained")
 
 
 def config_of(place: Path, *overrides: str) -> dict[str, Any]:
-    with initialize_config_dir(str(cli.conf_dir()), version_base="1.3"):
-        typed = any(override.startswith("task=") for override in overrides)
-        line = [
-            *([] if typed else ["task.num_authors=8"]),
-            f"cache={place / 'cache'}",
-            "model.max_length=128",
-            *overrides,
-        ]
-        cfg = compose("config", line, return_hydra_config=True)
-        HydraConfig.instance().set_config(cfg)
-        choices = dict(cfg.hydra.runtime.choices)
-        with open_dict(cfg):
-            del cfg["hydra"]
-        return cli.plain(cfg, choices)
+    """Of few authors, unless a task is chosen."""
+    typed = any(override.startswith("task=") for override in overrides)
+    return composed(place, *([] if typed else ["task.num_authors=8"]), "model.max_length=128", *overrides)
 
 
 def moved(seed: int) -> LanguageModel:

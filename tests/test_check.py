@@ -8,11 +8,9 @@ from typing import Any
 
 import hydra
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import open_dict
+from composing import composed
 
-from soul_exp import cli, experiment, models, recipes
+from soul_exp import experiment, models, recipes
 from soul_exp.adapters import Lora
 from soul_exp.check import Checked, check
 from soul_exp.errors import UsageError
@@ -29,16 +27,7 @@ def configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
     for library in ("datasets.config", "huggingface_hub.constants"):
         monkeypatch.setattr(f"{library}.HF_HUB_OFFLINE", True)
 
-    def made(*overrides: str) -> dict[str, Any]:
-        with initialize_config_dir(str(cli.conf_dir()), version_base="1.3"):
-            cfg = compose("config", [*overrides, f"cache={tmp_path / 'cache'}"], return_hydra_config=True)
-            HydraConfig.instance().set_config(cfg)
-            choices = dict(cfg.hydra.runtime.choices)
-            with open_dict(cfg):
-                del cfg["hydra"]
-            return cli.plain(cfg, choices)
-
-    return made
+    return lambda *overrides: composed(tmp_path, *overrides)
 
 
 @pytest.fixture

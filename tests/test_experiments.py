@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import hydra
 import pytest
+from composing import job
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
 
 from soul_exp import cli, tune
 from soul_exp.check import check
@@ -19,29 +16,13 @@ from soul_exp.check import check
 PRESETS = sorted(path.stem for path in (cli.conf_dir() / "experiment").glob("ablation_*.yaml"))
 
 
-@pytest.fixture(autouse=True)
-def hydra_started() -> Iterator[None]:
-    cli.register_resolvers()
-    with hydra.initialize_config_dir(str(cli.conf_dir()), version_base="1.3"):
-        yield
-    HydraConfig.instance().cfg = None
-
-
-def composed(*overrides: str) -> tuple[dict[str, Any], Mapping[str, str]]:
-    """The plain configuration of one job, and the sweep that its preset states."""
-    cfg = hydra.compose("config", overrides=list(overrides), return_hydra_config=True)
-    HydraConfig.instance().set_config(cfg)
-    own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-    return cli.plain(own, dict(cfg.hydra.runtime.choices)), dict(cfg.hydra.sweeper.params)
-
-
 def jobs(preset: str, budget: str) -> list[dict[str, Any]]:
     """The configuration of every job of a preset."""
     typed = [f"experiment={preset}", f"budget={budget}", "wandb.mode=disabled"]
-    _, sweep = composed(*typed)
+    _, sweep = job(*typed)
     lines = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in sweep.items()])
     (cells,) = BasicSweeper.split_arguments(lines, max_batch_size=None)
-    return [composed(*typed, *cell)[0] for cell in cells]
+    return [job(*typed, *cell)[0] for cell in cells]
 
 
 def test_the_six_ablations_are_there() -> None:
@@ -72,25 +53,25 @@ def test_no_cell_of_a_preset_starts_from_numbers_tuned_elsewhere(preset: str) ->
 
 
 def test_values_typed_on_the_command_line_win_over_the_presets_sweep() -> None:
-    config, sweep = composed("experiment=ablation_rho", "budget=smoke", "train.epochs=1", "tune.lr=[1]")
+    config, sweep = job("experiment=ablation_rho", "budget=smoke", "train.epochs=1", "tune.lr=[1]")
     assert config["train"]["epochs"] == 1 and config["tune"]["lr"] == [1]
     assert config["name"] == "ablation_rho" and set(sweep) == {"optimizer.rho", "seed"}
 
 
 def test_a_preset_without_a_budget_is_the_full_one() -> None:
-    config, sweep = composed("experiment=ablation_k")
+    config, sweep = job("experiment=ablation_k")
     assert len(tune.grid(config)) == 10 and sweep["seed"] == "0,1,2"
 
 
 def test_the_gradient_estimator_looks_at_every_step() -> None:
-    config, _ = composed("experiment=ablation_estimator", "optimizer=sophia_gradient")
+    config, _ = job("experiment=ablation_estimator", "optimizer=sophia_gradient")
     assert config["optimizer"]["interval"] == 1 and config["optimizer"]["curvature_on"] is None
 
 
 def test_the_documented_budgets_are_the_budgets() -> None:
     text = (Path(__file__).parents[1] / "docs" / "ablations.md").read_text()
     for budget in ("smoke", "full"):
-        config, sweep = composed("experiment=ablation_rho", f"budget={budget}")
+        config, sweep = job("experiment=ablation_rho", f"budget={budget}")
         row = next(line for line in text.splitlines() if line.startswith(f"| {budget} |"))
         cells = [cell.strip() for cell in row.strip("|").split("|")]
         assert cells[1] == str(config["train"]["epochs"]) and cells[2].split(":")[0] == str(len(tune.grid(config)))

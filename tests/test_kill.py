@@ -14,6 +14,7 @@ from typing import Any
 
 import kills
 import pytest
+from composing import composed
 from kills import Start, numbers
 
 from soul_exp import checkpoints, results
@@ -29,7 +30,9 @@ class Door:
     seconds: dict[str, float]
 
     def config(self, engine: str, **changes: Any) -> dict[str, Any]:
-        return {**kills.composed(f"cache={self.folder / 'cache'}", *ENGINES[engine]), **changes}
+        config = composed(self.folder, *kills.TINY, *ENGINES[engine])
+        config["task"]["metrics"] = {name: config["task"]["metrics"][name] for name in kills.CHEAP}
+        return {**config, **changes}
 
     def whole(self, engine: str) -> tuple[Any, ...]:
         out = self.folder / f"whole-{engine}"

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import hydra
 import pytest
+from composing import job
 from conftest import type_
-from hydra.core.hydra_config import HydraConfig
-from test_experiments import composed
 
-from soul_exp import cli
 from soul_exp.check import check
 
 PRESETS = ("table_tofu", "table_copyright", "table_detox")
@@ -29,22 +26,15 @@ RELEASE: dict[str, dict[tuple[str, str], tuple[float, float, float, int]]] = {
 CASES = [(pair, loss, order, numbers) for pair, rows in RELEASE.items() for (loss, order), numbers in rows.items()]
 
 
-@pytest.fixture(autouse=True)
-def hydra_started() -> Iterator[None]:
-    with hydra.initialize_config_dir(str(cli.conf_dir()), version_base="1.3"):
-        yield
-    HydraConfig.instance().cfg = None
-
-
 def rows_of(preset: str) -> list[str]:
-    return str(composed(f"experiment={preset}")[1]["method"]).split(",")
+    return str(job(f"experiment={preset}")[1]["method"]).split(",")
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_row_can_run_on_the_tiny_model_and_no_two_are_the_same(preset: str, tmp_path: Path) -> None:
     made: set[tuple[str, str]] = set()
     for method in rows_of(preset):
-        config, _ = composed(f"experiment={preset}", "model=tiny", f"method={method}", "wandb.mode=disabled")
+        config, _ = job(f"experiment={preset}", "model=tiny", f"method={method}", "wandb.mode=disabled")
         config["cache"] = str(tmp_path / "cache")
         checked = check(config, tmp_path / "run")
         assert config["name"] == preset and config["input_based"] and config["task"]["source"] == "embedded"
@@ -62,7 +52,7 @@ def test_a_tuned_entry_has_the_releases_numbers(
     pair: str, loss: str, order: str, numbers: tuple[float, float, float, int]
 ) -> None:
     model, task = pair.split("-")
-    config, _ = composed(f"experiment=table_{task}", f"model={model}", f"method={loss}_{order}")
+    config, _ = job(f"experiment=table_{task}", f"model={model}", f"method={loss}_{order}")
     found = (
         config["optimizer"]["lr"], config["loss"]["gamma"], config["optimizer"]["weight_decay"],
         config["train"]["epochs"],
@@ -80,14 +70,14 @@ def test_sophia_as_published_is_never_called_tuned_by_the_release(
     pair: str, loss: str, order: str, numbers: tuple[float, float, float, int]
 ) -> None:
     model, task = pair.split("-")
-    config, _ = composed(f"experiment=table_{task}", f"model={model}", f"method={loss}_sophia")
+    config, _ = job(f"experiment=table_{task}", f"model={model}", f"method={loss}_sophia")
     assert (
         config["tuned"] is None and config["optimizer"]["lr"] == numbers[0]
     )  # not the tiny model's, a hundred times it
 
 
 def test_real_models_take_the_real_data() -> None:
-    tofu, copyright, detox = (composed(f"experiment={preset}")[0] for preset in PRESETS)
+    tofu, copyright, detox = (job(f"experiment={preset}")[0] for preset in PRESETS)
     assert tofu["task"]["source"] == "hub" and tofu["model"]["published"]["tofu"]["source"] == "hub"
     assert copyright["task"]["retain"] == "c4" and copyright["prepare"]["adamw"]["lr"] == 1e-5
     assert detox["task"]["source"] == "hub" and detox["task"]["scorer"] == "unitary/toxic-bert"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -10,16 +9,13 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import hydra
 import kills
 import pytest
+from composing import composed
 from conftest import items, type_
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import open_dict
 
-from soul_exp import cli, experiment, recipes, results, sequence, tables
+from soul_exp import experiment, recipes, results, sequence, tables
 from soul_exp.check import check
 from soul_exp.errors import UsageError
 from soul_exp.results import Results
@@ -45,19 +41,6 @@ def make_files(folder: Path) -> None:
     write("holdout.jsonl", 6, 200)
     lines = [f'"{item.prompt}","{item.answer}"\n' for item in items(16, 300)]
     (folder / "retain.csv").write_text("prompt,answer\n" + "".join(lines))
-
-
-def composed(place: Path, *overrides: str) -> dict[str, Any]:
-    """The configuration that the command line would hand to a run typed in `place`."""
-    with contextlib.chdir(place), hydra.initialize_config_dir(str(cli.conf_dir()), version_base="1.3"):
-        cfg = hydra.compose("config", [*overrides, f"cache={place / 'cache'}"], return_hydra_config=True)
-        HydraConfig.instance().set_config(cfg)
-        choices = dict(cfg.hydra.runtime.choices)
-        with open_dict(cfg):
-            del cfg["hydra"]
-        config = cli.plain(cfg, choices)
-    HydraConfig.instance().cfg = None
-    return config
 
 
 @pytest.fixture(scope="module")

@@ -121,7 +121,7 @@ def tuned_on(config: Mapping[str, Any], overrides: Sequence[str]) -> str | None:
 def job(cfg: DictConfig, crew: Crew | None = None) -> float | None:
     """One run, in the processes of `crew` if there is one; returns what a sweeper maximises (utility), or None."""
     _say_device_to_deepspeed()
-    from soul_exp import sequence, tables
+    from soul_exp import display, sequence
 
     hydra_config = HydraConfig.get()
     out = Path(hydra_config.runtime.output_dir)
@@ -136,7 +136,7 @@ def job(cfg: DictConfig, crew: Crew | None = None) -> float | None:
     results = sequence.run(config, out, crew, part_of_sweep=hydra_config.mode == RunMode.MULTIRUN)
     if results is None:
         return None
-    print(tables.comparison(results))
+    print(display.comparison(results))
     print(f"results: {out / 'results.json'}")
     if config["task"].get("requests"):
         print(f"all requests: python -m soul_exp.tables {out}")

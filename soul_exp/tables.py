@@ -1,4 +1,4 @@
-"""What a person looks at: one run before and after, and the tables of a folder of runs. Reads results.json only."""
+"""The tables of a folder of runs, a row a combination, over seeds. Reads results.json only."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import math
 import os
 import statistics
 import sys
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,28 +15,28 @@ import pandas as pd
 from scipy.stats import t as student
 
 from soul_exp import results as files
+from soul_exp.display import (
+    DELTA,
+    HEADLINE,
+    HIGHER,
+    LOWER,
+    MIA,
+    NULL,
+    TARGET,
+    finite,
+    headline_first,
+    hint_of,
+    label_of,
+    number,
+)  # fmt: skip
 from soul_exp.errors import UsageError
 from soul_exp.files import write_whole
 from soul_exp.results import Results
 
-WIDTH = 100  # columns of a console
-NULL = "—"
-HEADLINE = ("log10_forget_quality", "forget_quality", "utility", "mia_auc")
-MIA, DELTA = "mia_auc", "mia_auc_delta"  # delta: the retrained model's minus this one's
-NAMES = {"utility": "model utility", MIA: "MIA AUC", DELTA: "Δ (retrained − MIA AUC)"}
-HIGHER, LOWER, TARGET = "higher is better", "lower is better", "retrained = target value"
-SUITE = (("acc", HIGHER), ("word_perplexity", LOWER))  # what is shown of a task of the utility suite
-KEEP = ("retain_", "authors_", "facts_")  # probes of what is to be kept, where of these measures more is better:
-MEASURES = ("_probability", "_rouge", "_truth_ratio", "_bleu", "_accuracy")
 REQUEST = "request-"  # how the folders of a sequence of requests begin, inside its run's folder
 SUITE_OPTIONS = ("utility_suite", "utility_limit")
-ON_DEMAND = (
-    "holdout_",
-    "authors_",
-    "facts_",
-    "validation_",
-    "earlier_",
-)  # columns of a table only if asked for, as are truth ratios
+# columns of a table only if asked for, as are truth ratios
+ON_DEMAND = ("holdout_", "authors_", "facts_", "validation_", "earlier_")
 # names, places and speed of a run, what is aggregated over, and what has a column anyway
 IGNORED = (
     *("name", "seed", "stages", "overwrite", "cache", "save", "wandb", "choices", "tuned", "tune", "start"),
@@ -50,65 +49,6 @@ ABOUT = (
     "log10 are taken apart. ↑ higher is better, ↓ lower is better, → nearest to the retrained model is best. n counts "
     "runs that differ in nothing but the seed: mean ± half-width of the 95 % t-interval where n is 2 or more."
 )
-
-
-def comparison(results: Results) -> str:
-    """The metrics of one run, its models side by side, in at most 100 columns; a null has its reason below."""
-    unlearned = "unlearn" in results.config.get("stages", ())
-    before, after = ("before", "after") if unlearned and "original" in results.metrics else ("original", "model")
-    titles = {"original": before, "input_based": "input-based", "unlearned": after, "retrained": "retrained"}
-    models = {title: results.metrics[model] for model, title in titles.items() if model in results.metrics}
-    names = _headline_first(name for values in models.values() for name in values)
-    probes = [name.partition("_")[0] for name in names if name not in HEADLINE]
-    diverged = f"*** DIVERGED: {results.reason} *** The numbers are those of the model where it stopped."
-    tuned = f"tuned on: {results.tuned}" if results.tuned else "untuned: no entry of conf/tuned/ chose these numbers"
-    choices = ", ".join(f"{group} {choice}" for group, choice in results.choices.items() if choice != "none")
-    above = [results.caption, choices, diverged if results.status == "diverged" else "", tuned if unlearned else ""]
-    cells_wide = [max(11, len(title) + 1) for title in models]
-    room = WIDTH - sum(cells_wide) - 2 - len(TARGET)
-    width = max(28, min(room, 36, max(map(len, names), default=0)))
-
-    def row(label: str, cells: Iterable[str], hint: str = "") -> str:
-        told = "".join(f"{cell:>{wide}}" for cell, wide in zip(cells, cells_wide, strict=True))
-        return f"{label[:width]:<{width}}{told}  {hint}".rstrip()
-
-    lines, group = [row("", models)], ""
-    unknown: dict[tuple[str, str], list[str]] = {}  # (models, reason) -> metrics
-    for name in names:
-        probe, _, rest = name.partition("_")
-        grouped = name not in HEADLINE and rest != "" and probes.count(probe) > 1
-        lines += [probe] if grouped and probe != group else []
-        group = probe if grouped else ""
-        values = {title: _finite(measured.get(name)) for title, measured in models.items()}
-        hint = _hint(name) if "retrained" in models or _hint(name) == HIGHER else ""
-        lines.append(row(f"  {_label(rest)}" if grouped else _label(name), map(_number, values.values()), hint))
-        start = values.get(before)
-        if name == "utility" and start:
-            shares = [NULL if value is None else f"{100 * value / start:.1f} %" for value in values.values()]
-            lines.append(row(f"  kept, as a share of {before}", shares))
-        if empty := [title for title, value in values.items() if value is None]:
-            reason = results.reasons.get(name) or results.reasons.get(f"retrained.{name}") or "no reason is given"
-            unknown.setdefault((", ".join(empty), reason), []).append(_label(name))
-    below = [f"{NULL} {', '.join(named)} ({where}): {reason}" for (where, reason), named in unknown.items()]
-    for label, cells, hint in _suite_rows(results, [model for model, title in titles.items() if title in models]):
-        lines.append(row(label, cells, hint))
-    seconds = ", ".join(f"{stage} {_number(value)} s" for stage, value in results.seconds.items())
-    last = [f"{name} {_number(_finite(results.training.get(name)))}" for name in ("win_rate", "effective_update")]
-    below.append(f"{seconds}; {results.num_steps} steps; {', '.join(last)}")
-    return "\n".join([*_wrapped(above), "", *lines, "", *_wrapped([*below, *results.notes])])
-
-
-def _suite_rows(results: Results, models: Sequence[str]) -> list[tuple[str, list[str], str]]:
-    """Of each task of the utility suite what counts: (label, a cell a model, hint); a title above; none without one."""
-    asked = dict.fromkeys(task for model in models for task in results.suite.get(model, {}))
-    rows: list[tuple[str, list[str], str]] = []
-    for task in asked:
-        for metric, hint in SUITE:
-            values = [results.suite.get(model, {}).get(task, {}).get(metric) for model in models]
-            if any(value is not None for value in values):
-                label = f"  {task} {metric}".replace("_", " ")
-                rows.append((label, [_number(_finite(value)) for value in values], hint))
-    return [(f"utility suite {results.config['utility_suite']}", [""] * len(models), ""), *rows] if rows else []
 
 
 def load(folder: Path | str) -> pd.DataFrame:
@@ -245,7 +185,7 @@ def _frame(runs: Mapping[str, Results]) -> pd.DataFrame:
         if "unlearn" not in found.config.get("stages", ()):
             row["choices"] = {**found.choices, "loss": None, "optimizer": None}
             row["config"] = {k: v for k, v in found.config.items() if k not in ("loss", "optimizer", "train")}
-        aucs = {model: _finite(measured.get(MIA)) for model, measured in found.metrics.items()}
+        aucs = {model: finite(measured.get(MIA)) for model, measured in found.metrics.items()}
         target = aucs.get("retrained")
         deltas = {model: None if target is None or auc is None else target - auc for model, auc in aucs.items()}
         row["metrics"] = {model: {**measured, DELTA: deltas[model]} for model, measured in found.metrics.items()}
@@ -282,11 +222,11 @@ def _table(frame: pd.DataFrame, runs: Sequence[Results], asked: Sequence[str] | 
     choices = [key for key in frame if key.startswith("choices.") and key not in by]
     by += [key for key in choices if frame[key].nunique(dropna=False) > 1] + _shown(frame)
     has = sorted(runs[0].metrics["unlearned"], key=lambda name: name.partition("_")[2])  # forget beside retain
-    usual = [name for name in _headline_first(has) if not name.startswith(ON_DEMAND) and "truth_ratio" not in name]
+    usual = [name for name in headline_first(has) if not name.startswith(ON_DEMAND) and "truth_ratio" not in name]
     wanted = [name for name in (usual if asked is None else asked) if name in has]
     columns = [column for name in wanted for column in ((name, DELTA) if name == MIA else (name,))]
     arrows = {HIGHER: " ↑", LOWER: " ↓", TARGET: " →", "": ""}
-    titles = [key.partition(".")[2] for key in by] + [_label(name) + arrows[_hint(name)] for name in columns]
+    titles = [key.partition(".")[2] for key in by] + [label_of(name) + arrows[hint_of(name)] for name in columns]
     rows = [[*titles, "steps", "unlearn seconds", "win_rate", "n", "status"]]
     for model in ("original", "input_based", "retrained"):
         having = [i for i, found in enumerate(runs) if model in found.metrics]  # it may have been measured in some only
@@ -314,7 +254,7 @@ def _table(frame: pd.DataFrame, runs: Sequence[Results], asked: Sequence[str] | 
     edges = [f"`{run}`" for run, found in zip(frame["run"], runs, strict=True) if _is_at_edge(found.trials)]
     notes += [f"the smallest or the largest learning rate tried was the best: {', '.join(edges)}"] if edges else []
     reasons = [(name, why) for found in runs for name, why in found.reasons.items() if name in columns]
-    notes += [f"{NULL} {_label(name)}: {why}" for name, why in reasons]
+    notes += [f"{NULL} {label_of(name)}: {why}" for name, why in reasons]
     commits = dict.fromkeys(found.commit[:10] + found.commit[40:] if found.commit else "unknown" for found in runs)
     versions = dict.fromkeys(f"{name} {version}" for found in runs for name, version in found.versions.items())
     notes.append(f"commit {', '.join(commits)}; {', '.join(versions)}")
@@ -330,13 +270,13 @@ def _table(frame: pd.DataFrame, runs: Sequence[Results], asked: Sequence[str] | 
 def _sequence(runs: Mapping[str, Results], asked: Sequence[str] | None) -> str:
     """The Markdown of a sequence of requests: what each model makes of each request, and of those before it."""
     has = dict.fromkeys(name for found in runs.values() for name in found.metrics["unlearned"])
-    usual = [name for name in _headline_first(has) if name in HEADLINE or name.endswith(("_probability", "_rouge"))]
+    usual = [name for name in headline_first(has) if name in HEADLINE or name.endswith(("_probability", "_rouge"))]
     columns = [name for name in usual if not name.startswith("validation_")] if asked is None else list(asked)
-    rows = [["request", "model", *map(_label, columns)]]
+    rows = [["request", "model", *map(label_of, columns)]]
     for run, found in runs.items():
         for model in ("original", "unlearned", "retrained"):
             if model in found.metrics:
-                numbers = [_number(_finite(found.metrics[model].get(name))) for name in columns]
+                numbers = [number(finite(found.metrics[model].get(name))) for name in columns]
                 rows.append([run if model == "unlearned" else "", model, *numbers])
     about = (
         "Each request starts from the model that the one before left. Forget is that request, earlier all before it; "
@@ -344,7 +284,7 @@ def _sequence(runs: Mapping[str, Results], asked: Sequence[str] | None) -> str:
     )
     notes = [f"`{run}`: {note}" for run, found in runs.items() for note in found.notes]
     reasons = [(name, why) for found in runs.values() for name, why in found.reasons.items() if name in columns]
-    notes += [f"{NULL} {_label(name)}: {why}" for name, why in reasons]
+    notes += [f"{NULL} {label_of(name)}: {why}" for name, why in reasons]
     told = [f"- {note}" for note in dict.fromkeys(notes)]
     return "\n".join([f"### {len(runs)} requests in sequence", "", about, "", *_markdown(rows), "", *told])
 
@@ -364,51 +304,20 @@ def _is_at_edge(trials: Sequence[Mapping[str, Any]]) -> bool:
 
 def _cell(values: Iterable[float | None]) -> str:
     """Mean ± half-width of its 95 % t-interval; one number stands alone; n is said where some are null."""
-    given = [_finite(value) for value in values]
+    given = [finite(value) for value in values]
     known = [value for value in given if value is not None]
     if len(known) < 2:
-        text = _number(known[0] if known else None)
+        text = number(known[0] if known else None)
     else:
         mean, error = statistics.mean(known), statistics.stdev(known) / math.sqrt(len(known))
         half = float(student.ppf(0.975, len(known) - 1)) * error
-        text = f"{_number(mean, max(abs(mean), half))} ± {_number(half, max(abs(mean), half))}"
+        text = f"{number(mean, max(abs(mean), half))} ± {number(half, max(abs(mean), half))}"
     return f"{text} (n={len(known)})" if 0 < len(known) < len(given) else text
-
-
-def _number(value: float | None, scale: float | None = None) -> str:
-    """`value` with the digits that numbers of the size of `scale` deserve: .1f for 26.4, .3f for 0.264."""
-    size = abs(value or 0) if scale is None else scale
-    digits = ".1e" if 0 < size < 1e-3 else ".3f" if size < 10 else ".1f" if size < 1000 else ".0f"
-    return NULL if value is None else f"{value:{digits}}"
-
-
-def _finite(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def _text(value: Any) -> str:
     missing = value is None or value != value
     return NULL if missing else f"{value:g}" if isinstance(value, float) else str(value).replace("|", "\\|")
-
-
-def _label(name: str) -> str:
-    return NAMES.get(name) or name.replace("_", " ").replace("rouge", "ROUGE").replace("bleu", "BLEU")
-
-
-def _hint(name: str) -> str:
-    if name == "general_perplexity":
-        return LOWER
-    if name in HEADLINE[:3] or (name.startswith(KEEP) and name.endswith(MEASURES)):
-        return HIGHER
-    return TARGET if name == MIA or name.startswith(("forget_", "holdout_", "earlier_")) else ""
-
-
-def _headline_first(names: Iterable[str]) -> list[str]:
-    return sorted(dict.fromkeys(names), key=lambda name: HEADLINE.index(name) if name in HEADLINE else len(HEADLINE))
-
-
-def _wrapped(texts: Iterable[str]) -> list[str]:
-    return [line for text in texts for line in textwrap.wrap(text, WIDTH)]
 
 
 if __name__ == "__main__":

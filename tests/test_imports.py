@@ -33,7 +33,7 @@ LAYERS: list[set[str]] = [
     {"tune"},
     {"experiment", "ask"},
     {"sequence"},
-    {"tables", "status", "verify", "report", "plan"},  # read run folders; ASIDE says what they may import
+    {"display", "tables", "status", "verify", "report", "plan"},  # read run folders; ASIDE says what they may import
     {"cli"},
     {"sweep"},
     {"__main__"},

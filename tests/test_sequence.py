@@ -15,7 +15,7 @@ import pytest
 from composing import composed
 from conftest import items, type_
 
-from soul_exp import experiment, recipes, results, sequence, tables
+from soul_exp import display, experiment, recipes, results, sequence, tables
 from soul_exp.check import check
 from soul_exp.errors import UsageError
 from soul_exp.results import Results
@@ -92,7 +92,7 @@ def test_a_run_from_scratch_measures_all_that_needs_no_paraphrases(scratch: Path
 
 
 def test_what_is_null_for_one_reason_is_told_in_one_line(scratch: Path) -> None:
-    shown = " ".join(tables.comparison(of(scratch)).split())
+    shown = " ".join(display.comparison(of(scratch)).split())
     assert (
         "— validation log10 forget quality, validation retain probability (before, after, retrained): "
         "task.validation_fraction=0 leaves no rows" in shown

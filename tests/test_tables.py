@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from soul_exp import results, tables
+from soul_exp import display, results, tables
 from soul_exp.errors import UsageError
 from soul_exp.results import Results
 
@@ -123,7 +123,7 @@ def called(*args: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_comparison_sets_before_after_and_retrained_side_by_side() -> None:
-    text = tables.comparison(made())
+    text = display.comparison(made())
     lines = {line.strip().split("  ")[0]: line.split() for line in text.splitlines()}
     assert text.startswith(CAPTION)
     assert lines["before"] == ["before", "after", "retrained"]
@@ -140,9 +140,9 @@ def test_comparison_sets_before_after_and_retrained_side_by_side() -> None:
 def test_the_input_based_baseline_is_a_column_beside_the_others_in_100_columns() -> None:
     names = {**UNLEARNED, "validation_log10_forget_quality": -2.0, "validation_retain_probability": 0.5}
     run = made(metrics=names)
-    text = tables.comparison(replace(run, metrics={**run.metrics, "input_based": {**ORIGINAL, "utility": 0.4}}))
+    text = display.comparison(replace(run, metrics={**run.metrics, "input_based": {**ORIGINAL, "utility": 0.4}}))
     lines = text.splitlines()
-    assert max(map(len, lines)) <= tables.WIDTH
+    assert max(map(len, lines)) <= display.WIDTH
     assert next(line for line in lines if "before" in line).split() == ["before", "input-based", "after", "retrained"]
     assert next(line for line in lines if line.startswith("model utility")).split()[2:6] == [
         *("0.800", "0.400", "0.600", "0.780"),
@@ -165,7 +165,7 @@ def test_the_input_based_baseline_is_a_row_after_the_original_and_a_column_of_lo
 
 def test_comparison_has_the_headline_first_and_then_each_probe_together() -> None:
     scrambled = dict(reversed(UNLEARNED.items()))
-    text = tables.comparison(made(metrics=scrambled, original=None, retrained=None))
+    text = display.comparison(made(metrics=scrambled, original=None, retrained=None))
     labels = [line[:30].rstrip() for line in text.splitlines()[5:]]
     assert labels[:4] == ["log10 forget quality", "forget quality", "model utility", "MIA AUC"]
     at = labels.index("forget")
@@ -177,32 +177,32 @@ def test_a_null_is_a_dash_and_its_reason_stands_below() -> None:
         "the task has no holdout, because every author of it was trained on, and so there is nothing to compare with"
     )
     lacking = {**UNLEARNED, "mia_auc": None}
-    text = tables.comparison(replace(made(metrics=lacking), reasons={"mia_auc": reason}))
+    text = display.comparison(replace(made(metrics=lacking), reasons={"mia_auc": reason}))
     row = next(line for line in text.splitlines() if line.startswith("MIA AUC"))
     assert row.split()[2:5] == ["1.000", "—", "0.400"]
     assert f"— MIA AUC (after): {reason}" in " ".join(text.splitlines())
 
 
 def test_comparison_of_a_measured_checkpoint_has_one_column_called_model() -> None:
-    text = tables.comparison(made(original=None, retrained=None, stages=("evaluate",)))
+    text = display.comparison(made(original=None, retrained=None, stages=("evaluate",)))
     assert "before" not in text and "after" not in text and "retrained" not in text and "untuned" not in text
     assert any(line.split() == ["model"] for line in text.splitlines())
 
 
 def test_comparison_shows_the_metrics_of_any_task_in_their_order() -> None:
-    text = tables.comparison(made(metrics={"toxicity": 0.25, "perplexity": 12.34}, original=None, retrained=None))
+    text = display.comparison(made(metrics={"toxicity": 0.25, "perplexity": 12.34}, original=None, retrained=None))
     assert text.index("toxicity") < text.index("perplexity") and "12.3" in text
 
 
 def test_comparison_says_divergence_and_missing_tuning_loudly() -> None:
-    text = tables.comparison(replace(made(), status="diverged", reason="retain loss 80 exceeds 50", tuned=None))
+    text = display.comparison(replace(made(), status="diverged", reason="retain loss 80 exceeds 50", tuned=None))
     assert "*** DIVERGED: retain loss 80 exceeds 50 ***" in text
     assert "untuned" in text
 
 
 def test_comparison_is_at_most_100_columns_wide() -> None:
     long = {f"probe_{'long_' * 12}{i}": 0.5 for i in range(3)} | {"authors_truth_ratio": None}
-    text = tables.comparison(replace(made(metrics=long, original=long, retrained=long), caption="word " * 60))
+    text = display.comparison(replace(made(metrics=long, original=long, retrained=long), caption="word " * 60))
     assert max(map(len, text.splitlines())) <= 100
 
 
@@ -414,12 +414,12 @@ def test_help_says_what_is_written() -> None:
 
 
 def test_comparison_shows_what_counts_of_each_task_of_the_suite() -> None:
-    text = tables.comparison(made(suite="embedded"))
+    text = display.comparison(made(suite="embedded"))
     lines = text.splitlines()
     start = lines.index("utility suite embedded")
     assert lines[start + 1].split() == "boolean acc 0.750 0.750 0.750 higher is better".split()
     assert lines[start + 2].split() == "text word perplexity 31.5 31.5 31.5 lower is better".split()
-    assert "utility suite" not in tables.comparison(made())
+    assert "utility suite" not in display.comparison(made())
 
 
 def test_runs_with_different_suites_or_limits_stand_in_different_tables(tmp_path: Path) -> None:

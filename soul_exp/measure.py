@@ -35,6 +35,16 @@ def measure(
     return float(binding.call(metric, available))
 
 
+def not_learnt(learnt: Mapping[str, float], original: Mapping[str, float | None]) -> str | None:
+    """A sentence on what the target knows too little of to forget it: metrics of `original` below `learnt`, if any."""
+    low = [
+        f"{name} {value:.2f}, expected {least:g} or more"
+        for name, least in learnt.items()
+        if (value := original.get(name)) is not None and value < least
+    ]
+    return f"the original model has little to forget ({'; '.join(low)}): raise prepare.epochs" if low else None
+
+
 def known_answers(config: Mapping[str, Any], task: Task) -> dict[str, Mapping[str, Answers | Scores]]:
     """The answers of the models that prepare left, each where it is to be had.
 

@@ -27,7 +27,7 @@ from soul_exp.best import Best, note
 from soul_exp.check import UNLEARNED
 from soul_exp.fulldisk import full_disk_told
 from soul_exp.losses import Objective
-from soul_exp.measure import RETAIN, known_answers, measure, validate, validation_metrics
+from soul_exp.measure import RETAIN, known_answers, measure, not_learnt, validate, validation_metrics
 from soul_exp.mirror import Mirror
 from soul_exp.models import LanguageModel
 from soul_exp.optimizers import build_optimizer, parts_of_run
@@ -242,6 +242,9 @@ def _results(
     if outcome and outcome.diverged and not answers:  # no finite weights to put a question to
         reasons = {**{name: f"diverged: {outcome.diverged}" for name in metrics}, **reasons}
     diverged = outcome.diverged if outcome else None
+    notes = [*task.notes, *(outcome.notes if outcome else ())]
+    if little := not_learnt(task.learnt, measured.get("original", {})):
+        notes.append(little)
     scorer = toxicity.report(task.scorer, Path(config["cache"]), device) if task.scorer is not None else None
     return Results(
         name=config["name"],
@@ -255,7 +258,7 @@ def _results(
         reasons=reasons,
         suite=suites,
         training=dict(outcome.last) if outcome else {},
-        notes=[*task.notes, *(outcome.notes if outcome else ()), *([toxicity.note(scorer)] if scorer else ())],
+        notes=[*notes, *([toxicity.note(scorer)] if scorer else ())],
         scorer=scorer,
         trials=trials,
         num_steps=outcome.num_steps if outcome else 0,

@@ -8,6 +8,7 @@ import datasets
 import pytest
 
 from soul_exp.errors import UsageError
+from soul_exp.measure import not_learnt
 from soul_exp.tasks import embedded, text
 from soul_exp.tasks.copyright import copyright
 from soul_exp.tasks.task import Task
@@ -66,6 +67,15 @@ def test_general_text_for_perplexity_is_in_no_training() -> None:
     assert len(unread) == 40 and not unread & {item.prompt + item.answer for item in task.target_rows}
     trained = {item.prompt + item.answer for item in task.target_rows}
     assert {item.prompt + item.answer for item in task.probes["retain"].items} <= trained
+
+
+def test_a_target_that_does_not_recite_is_told_apart_from_one_that_does(tmp_path: Path) -> None:
+    learnt = small(tmp_path).learnt
+    assert learnt == {"forget_4_rouge": 0.8, "forget_10_rouge": 0.8}
+    assert not_learnt(learnt, {"forget_4_rouge": 0.8, "forget_10_rouge": None}) is None
+    assert not_learnt(learnt, {"forget_4_rouge": 0.9, "forget_10_rouge": 0.25}) == (
+        "the original model has little to forget (forget_10_rouge 0.25, expected 0.8 or more): raise prepare.epochs"
+    )
 
 
 def test_prompts_without_room_in_the_book_or_the_model_are_left_out_with_the_reason(tmp_path: Path) -> None:

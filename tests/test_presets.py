@@ -104,3 +104,7 @@ def test_a_preset_runs_in_few_steps_and_its_table_has_every_baseline(preset: str
     assert set(run["metrics"]) == {"original", "input_based", "retrained", "unlearned"}
     numbers: dict[str, Any] = run["metrics"]["input_based"]
     assert all(numbers[key] is not None for key in ("forget_quality", "utility", "mia_auc"))
+    little = [
+        note for note in run["notes"] if note.startswith("the original model has little to forget (forget_50_rouge")
+    ]
+    assert len(little) == (preset == "table_copyright")  # one epoch teaches it no book

@@ -16,6 +16,7 @@ Words = Sequence[str]
 
 PLACE = "{passage}"  # in a wording
 USUAL = (50, 100, 200, 300)  # lengths of prompts that metrics name
+RECITES = 0.8  # ROUGE-L recall of continuations, from which on a book is taken to be known by heart
 
 
 def copyright(
@@ -110,6 +111,7 @@ def copyright(
             f"same book held out of both trainings"
         ),
         missing=missing,
+        learnt={f"forget_{length}_rouge": RECITES for length in lengths},
     )
 
 

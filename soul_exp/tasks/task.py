@@ -51,6 +51,7 @@ class Task:
     scorer: Scorer | None = None
     scored: Sequence[str] = ()
     notes: Sequence[str] = ()  # what a user has to know before work starts, and a reader of the results after it
+    learnt: Mapping[str, float] = field(default_factory=dict)  # metric -> what the target reaches that knows the rows
 
     def hashes(self) -> dict[str, str]:
         """A content hash of each part and probe: two runs on equal hashes saw the same data."""

@@ -98,7 +98,7 @@ def headline_first(names: Iterable[str]) -> list[str]:
 def number(value: float | None, scale: float | None = None) -> str:
     """`value` with the digits that numbers of the size of `scale` deserve: .1f for 26.4, .3f for 0.264."""
     size = abs(value or 0) if scale is None else scale
-    digits = ".1e" if 0 < size < 1e-3 else ".3f" if size < 10 else ".1f" if size < 1000 else ".0f"
+    digits = ".1e" if 0 < size < 1e-3 or size >= 1e7 else ".3f" if size < 10 else ".1f" if size < 1000 else ".0f"
     return NULL if value is None else f"{value:{digits}}"
 
 

@@ -218,6 +218,17 @@ def test_seeds_are_aggregated_to_mean_and_t_interval(tmp_path: Path) -> None:
     assert rows[2]["n"] == "3"
 
 
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        *((3.04e38, "3.0e+38"), (1e7, "1.0e+07"), (75470.2, "75470"), (26.44, "26.4"), (0.2644, "0.264")),
+        *((2.1e-5, "2.1e-05"), (-34.66, "-34.7"), (0.0, "0.000"), (None, display.NULL)),
+    ],
+)
+def test_a_number_has_the_digits_that_its_size_deserves(value: float | None, shown: str) -> None:
+    assert display.number(value) == shown
+
+
 def test_one_seed_is_a_number_without_interval(tmp_path: Path) -> None:
     (rows,) = cells(tables.table(left(tmp_path, only=made())))
     assert (rows[2]["model utility ↑"], rows[2]["n"], rows[2]["steps"]) == ("0.600", "1", "50")

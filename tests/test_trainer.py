@@ -27,6 +27,13 @@ from soul_exp.watch import remark
 
 SGD = functools.partial(torch.optim.SGD, lr=0.05)
 SOPHIA = functools.partial(Sophia, lr=1e-3)
+
+
+def ce_u(forget: Scored) -> torch.Tensor:
+    """As strong as the others: an untrained model gives a label 1/320, and so small is the gradient."""
+    return 320 * losses.ce_u(forget)
+
+
 OBJECTIVES = {
     "grad_diff": Objective(losses.grad_ascent, "nll"),
     "npo": Objective(functools.partial(losses.npo, beta=0.1), "nll"),
@@ -37,7 +44,7 @@ OBJECTIVES = {
     "dpo": Objective(functools.partial(losses.dpo, beta=0.1, plain=False), "nll"),
     "wga": Objective(functools.partial(losses.wga, alpha=1.0), "nll"),
     "satimp": Objective(functools.partial(losses.satimp, beta1=2.0, beta2=1.0), "nll"),
-    "ce_u": Objective(losses.ce_u, None),
+    "ce_u": Objective(ce_u, None),
     "undial": Objective(functools.partial(losses.undial, beta=5.0), None),
     "random_label": Objective(losses.random_label, "nll"),
     "kl_forget": Objective(losses.kl_forget, "nll"),

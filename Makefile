@@ -2,8 +2,8 @@
 
 PYTHON ?= python3
 ARGS ?=
-# two files of tests at a time
-PYTEST ?= -q -n 2 --dist loadfile -m "not slow and not soak"
+# two files of tests at a time, in the order of tests/conftest.py
+PYTEST ?= -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not soak"
 TORCH ?= 2.13.0
 
 BIN := .venv/bin

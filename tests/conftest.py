@@ -6,10 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import starts
 import torch
 
 from soul_exp import models
@@ -37,6 +38,15 @@ def real_data() -> Callable[[str], Path]:
         return path
 
     return path_of
+
+
+# The files that take minutes, longest first: two processes that take a file at a time end together.
+LONG = ("engines", "slurm", "kill", "cli", "tune", "detox", "passes", "sequence", "suite")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {f"test_{name}": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
 
 
 WORDS = (
@@ -81,12 +91,20 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("place")
 
 
+@pytest.fixture(scope="module")
+def forked() -> Iterator[None]:
+    """`starts.type_` works in this module."""
+    with starts.server():
+        yield
+
+
 def start(place: Path, *arguments: str, under: tuple[str, ...] = ()) -> subprocess.Popen[str]:
     """`python -m soul_exp` with these arguments, typed in `place`, in a process group of its own.
 
     `under` stands between the two: `-m torch.distributed.run`, for one.
     """
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "SOUL_EXP_CACHE": str(place / "cache")}
+    environment.pop("SOUL_EXP_START_METHOD", None)  # of `forked`
     return subprocess.Popen(
         [sys.executable, *under, "-m", "soul_exp", *arguments],
         cwd=place, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,

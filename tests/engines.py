@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -141,6 +142,7 @@ def work(rank: int, cases: Mapping[str, Case], model: str, folder: str) -> None:
     os.environ["PATH"] = "/nowhere"  # no compiler: DeepSpeed would build an operator that nothing here needs
     settings = {"device": "cpu", "processes": world, "deepspeed": {"zero_optimization": {"stage": 2}}}
     start_process({"compute": settings, "model": MODEL, "seed": 0}, rank)
+    gc.freeze()  # each training collects: what was imported is not looked through again
     for name, case in cases.items():
         ended = run(case, Path(model), Path(folder) / name, world)
         torch.save(vars(ended), Path(folder) / f"{name}-{rank}.pt")

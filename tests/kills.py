@@ -1,31 +1,22 @@
-"""Starts of a run that are cheap enough to be killed by the hundred, and what is left behind by each.
-
-Importing everything takes seconds, so one process does it once (multiprocessing's forkserver) and every start of the
-program is forked from it; inside, the real `sequence.run` and the real `launch` with its worker processes.
-"""
+"""Kills of a run by the hundred, and what is left behind by each."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
-import logging
-import multiprocessing
 import os
 import random
 import signal
-import sys
 import time
-import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from soul_exp import checkpoints, results, sequence
+from starts import Start, members
 
-CONTEXT = multiprocessing.get_context("forkserver")
-SECONDS = 120  # after which a start is taken to hang
+from soul_exp import checkpoints, results
 
 # 12 steps, a checkpoint every other one; curvature, momentum, dropout and a schedule, so that all of them must survive
 TINY = [
@@ -37,73 +28,6 @@ TINY = [
     "optimizer.interval=3", "optimizer.lr=1e-3", "wandb.mode=disabled",
 ]  # fmt: skip
 CHEAP = ("forget_quality", "mia_auc", "forget_probability", "retain_probability")  # the metrics that are computed
-
-
-# --- one start ----------------------------------------------------------------------------------------------------
-
-
-def _start(config: dict[str, Any], out: Path, said: Path) -> None:
-    """What a forked start does: the command line's part from the configuration on, its output in the file `said`."""
-    assert os.getppid() == sys.modules["preloaded"].PID  # else every start imports everything
-    os.setsid()
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    sys.stdout, sys.stderr = (
-        os.fdopen(1, "w", buffering=1, closefd=False),
-        os.fdopen(2, "w", buffering=1, closefd=False),
-    )
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
-    try:
-        sequence.run(config, out)
-    except Exception as error:
-        print("".join(traceback.format_exception(error)) if not isinstance(error, ValueError) else f"failed: {error}")
-        os._exit(1)
-    os._exit(0)
-
-
-class Start:
-    """One start of the program in `out`; its output is in the file `said`."""
-
-    def __init__(self, config: dict[str, Any], out: Path) -> None:
-        self.out, self.said = out, out.with_name(f"{out.name}.said")
-        self.began = time.monotonic()
-        self.process = CONTEXT.Process(target=_start, args=(config, out, self.said))
-        self.process.start()
-        assert self.process.pid
-        self.pid: int = self.process.pid
-
-    def is_over(self) -> bool:
-        return not self.process.is_alive()
-
-    def end(self) -> int:
-        """The exit code, once it has ended and all that it had started is gone."""
-        self.process.join(SECONDS)
-        code = self.process.exitcode
-        if code is None:
-            for pid in members(self.pid):
-                os.kill(pid, signal.SIGKILL)
-            raise AssertionError(f"a start hung: {self.text()[-3000:]}")
-        deadline = time.monotonic() + 5
-        while members(self.pid) and time.monotonic() < deadline:
-            time.sleep(0.005)
-        assert not members(self.pid), f"orphans {members(self.pid)} in {self.out}"
-        return code
-
-    def text(self) -> str:
-        return self.said.read_text() if self.said.exists() else ""
-
-
-def members(session: int) -> list[int]:
-    """The processes of a session that are not dead yet: a start is its leader, its workers the others."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # it may end while we look
-            state, _, _, owner = path.read_text().rpartition(")")[2].split()[:4]
-            if int(owner) == session and state not in "ZX":
-                found.append(int(path.parent.name))
-    return found
 
 
 # --- what a run leaves ----------------------------------------------------------------------------------------------
@@ -231,21 +155,3 @@ def chains(
         assert numbers(out) == expected, f"{out}: {start.text()[-3000:]}"
         report.runs += 1
     return report
-
-
-@contextlib.contextmanager
-def forked_workers() -> Iterator[None]:
-    """Starts fork their workers too; the server that imports everything is started before, with one thread."""
-    here = Path(__file__).parent
-    wanted = {
-        "SOUL_EXP_START_METHOD": "fork", "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "TQDM_DISABLE": "1",
-        "PYTHONPATH": os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")]),
-    }  # fmt: skip
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ |= wanted
-    CONTEXT.set_forkserver_preload(["preloaded", "kills"])
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None) if value is None else os.environ.update({name: value})

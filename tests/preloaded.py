@@ -1,4 +1,4 @@
-"""What the server of tests/kills.py imports, once, before anything is forked from it."""
+"""What the server of tests/starts.py imports, once, before anything is forked from it."""
 
 import gc
 import importlib

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from conftest import type_
+from starts import type_
 from test_cli import SMALL, metrics_of
 
 from soul_exp import results
 from soul_exp.best import MOMENT, Best, Moment
 from soul_exp.measure import FORGET_QUALITY, RETAIN
+
+pytestmark = pytest.mark.usefixtures("forked")
 
 
 def kept_of(folder: Path, measured: Sequence[tuple[float | None, float | None]]) -> Best:

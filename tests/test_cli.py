@@ -1,4 +1,4 @@
-"""The real door: the command line, as a user types it, with the smallest jobs that go all the way."""
+"""The real door: the command line, with the smallest jobs that go all the way; some in processes of their own."""
 
 import contextlib
 import json
@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import starts
 import torch
 from conftest import start, type_
 
 from soul_exp import models, results
 
+pytestmark = pytest.mark.usefixtures("forked")
 SMALL = [
     "task.num_authors=8",
     "prepare.epochs=1",
@@ -86,7 +88,7 @@ def test_another_configuration_in_the_same_folder_stops_and_says_what_differs(fo
         "_target_: soul_exp.losses.Objective\nforget_term: {_target_: soul_exp.losses.grad_ascent, _partial_: true}\n"
         "retain_term: nll\ngamma: 1.0\n"
     )
-    other = type_(
+    other = starts.type_(
         place, "--config-dir", "mine", *SMALL, "train.batch_size=8", "train.micro_batch_size=4", "loss=mine",
         f"hydra.sweep.subdir={folder.name}", "-m",
     )  # fmt: skip
@@ -100,7 +102,7 @@ def test_two_ranks_train_as_one_process_does(compute: str, folder: Path, place: 
     line = [*SMALL, "train.batch_size=8", f"name={name}", f"compute={compute}", "compute.processes=2"]
     if compute.startswith("zero3"):  # else weights as small as these are not divided
         line += ["+compute.deepspeed.zero_optimization.stage3_param_persistence_threshold=0", "train.save_steps=2"]
-    run = type_(place, *line)
+    run = starts.type_(place, *line)
     assert run.returncode == 0, run.stderr
     twin = next((place / "runs" / name).glob("*/results.json")).parent
     for one, other in zip(losses_of(folder), losses_of(twin), strict=True):
@@ -137,14 +139,14 @@ def test_a_checkpoint_is_measured_alone_and_gets_the_numbers_of_its_run(
 ) -> None:
     """Every metric, whether one process puts the questions or two, each of which may hold half of the weights."""
     line = [*SMALL, "stages=[evaluate]", f"model.path={folder / 'model'}", f"name=measured-{compute}"]
-    run = type_(place, *line, f"compute={compute}", "evaluate.batch_size=24")
+    run = starts.type_(place, *line, f"compute={compute}", "evaluate.batch_size=24")
     assert run.returncode == 0, run.stderr
     found = next((place / "runs" / f"measured-{compute}").glob("*/results.json")).parent
     assert metrics_of(found)["unlearned"] == pytest.approx(metrics_of(folder)["unlearned"], nan_ok=True)
 
 
 def test_retrained_answers_may_come_from_a_file(folder: Path, place: Path) -> None:
-    run = type_(
+    run = starts.type_(
         place, *SMALL, "stages=[evaluate]", f"model.path={folder / 'model'}", "name=recorded",
         f"retrained.records={folder / 'records'}",
     )  # fmt: skip
@@ -209,7 +211,7 @@ def test_a_signal_at_any_stage_leaves_no_process(
 
 
 def test_stages_empty_checks_and_runs_nothing(place: Path) -> None:
-    run = type_(place, "stages=[]", "task=copyright", "loss=po", "name=checked")
+    run = starts.type_(place, "stages=[]", "task=copyright", "loss=po", "name=checked")
     assert run.returncode == 0 and "checked, nothing to run" in run.stdout
     assert not list((place / "runs" / "checked").rglob("results.json"))
 
@@ -231,7 +233,7 @@ def test_stages_empty_checks_and_runs_nothing(place: Path) -> None:
 def test_bad_input_gets_one_sentence_and_no_results(
     arguments: Sequence[str], sentences: Sequence[str], place: Path
 ) -> None:
-    run = type_(place, *arguments, "name=bad")
+    run = starts.type_(place, *arguments, "name=bad")
     assert run.returncode != 0 and "Traceback" not in run.stderr
     assert all(sentence in run.stderr for sentence in sentences), run.stderr
     assert not list((place / "runs").glob("bad/**/results.json"))
@@ -244,7 +246,7 @@ def test_numbers_typed_by_hand_are_not_called_tuned(folder: Path, place: Path) -
 
 def test_a_run_whose_weights_are_lost_keeps_its_row_and_the_others_numbers(folder: Path, place: Path) -> None:
     line = ["loss=grad_ascent", "optimizer=sgd", "optimizer.lr=1e30", "train.max_grad_norm=0", "name=lost"]
-    run = type_(place, *SMALL, *line)
+    run = starts.type_(place, *SMALL, *line)
     assert run.returncode == 0, run.stderr
     found = results.read(next((place / "runs" / "lost").rglob("results.json")).parent)
     assert found is not None and found.status == "diverged" and found.utility is None
@@ -254,18 +256,18 @@ def test_a_run_whose_weights_are_lost_keeps_its_row_and_the_others_numbers(folde
 
 def test_an_adapter_is_unlearned_saved_merged_and_measured_again(folder: Path, place: Path) -> None:
     line = [*SMALL, "adapter=lora", "adapter.r=4", "optimizer.lr=3e-3"]
-    run = type_(place, *line, "name=lora")
+    run = starts.type_(place, *line, "name=lora")
     assert run.returncode == 0, run.stderr
     adapted = next((place / "runs" / "lora").rglob("results.json")).parent
     found = results.read(adapted)
     assert found is not None and found.choices["adapter"] == "lora" and found.config["adapter"]["r"] == 4
     assert {path.name for path in (adapted / "model").glob("*.safetensors")} == {"adapter_model.safetensors"}
     assert found.metrics["original"] == metrics_of(folder)["original"] != found.metrics["unlearned"]
-    again = type_(place, *SMALL, "stages=[evaluate]", f"model.path={adapted / 'model'}", "name=lora_measured")
+    again = starts.type_(place, *SMALL, "stages=[evaluate]", f"model.path={adapted / 'model'}", "name=lora_measured")
     assert again.returncode == 0, again.stderr
     measured = next((place / "runs" / "lora_measured").rglob("results.json")).parent
     assert metrics_of(measured)["unlearned"] == metrics_of(adapted)["unlearned"]
-    run = type_(place, *line, "adapter.merge=true", "stages=[unlearn]", "name=lora_merged")
+    run = starts.type_(place, *line, "adapter.merge=true", "stages=[unlearn]", "name=lora_merged")
     assert run.returncode == 0, run.stderr
     merged = next((place / "runs" / "lora_merged").rglob("model.safetensors")).parent
     assert not (merged / "adapter_config.json").exists()

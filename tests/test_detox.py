@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import items, type_
+from conftest import items
 from sklearn.metrics import roc_auc_score
+from starts import type_
 from transformers import BertConfig, BertForSequenceClassification
 
 from soul_exp import examine, recipes, toxicity
@@ -33,6 +34,7 @@ from soul_exp.tasks.task import Probe, Task
 from soul_exp.tasks.toxic_rows import Example, normalised
 from soul_exp.toxicity import Classifier, Own
 
+pytestmark = pytest.mark.usefixtures("forked")
 LABELS = ["toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate"]  # of toxic-bert, in its order
 
 

@@ -26,7 +26,7 @@ ASKED = [name for name in OPTIMIZERS if name not in WRONG]
 PAIRS = [(loss, "sophia") for loss in OBJECTIVES] + [("npo_kl", name) for name in ASKED if name != "sophia"]
 # On ZeRO-2 always and on the others in the slow test, but for rmu, which reads a layer that ZeRO-3 divides.
 SELDOM = ("dpo", "wga", "satimp", "ce_u", "undial", "random_label", "kl_forget", "rmu")
-TOLERANCE = 1e-5  # of weights that moved by about 1e-2
+TOLERANCE = 2e-5  # of weights that moved by about 1e-2: the engines add up in other orders
 
 
 def deepspeed_of(engine: str) -> dict[str, Any] | None:

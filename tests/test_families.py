@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import items, type_
+from conftest import items
 from families import Family, family
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
+from starts import type_
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import TrainerCallback
@@ -31,6 +32,7 @@ from soul_exp.recipes import Checkpoint
 from soul_exp.schedule import Schedule
 from soul_exp.training import Outcome, train
 
+pytestmark = pytest.mark.usefixtures("forked")
 NAMES = ("opt_1p3b", "phi1p5", "llama2_7b", "llama2_7b_chat", "llama3p2_1b_instruct", "qwen2p5_1p5b_instruct")
 CHATS = ("llama2_7b_chat", "llama3p2_1b_instruct", "qwen2p5_1p5b_instruct")
 QUESTION, ANSWER = "Which amber is number 3?", "amber birch"

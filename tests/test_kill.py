@@ -15,7 +15,8 @@ from typing import Any
 import kills
 import pytest
 from composing import composed
-from kills import Start, numbers
+from kills import numbers
+from starts import SECONDS, Start, members, server
 
 from soul_exp import checkpoints, results
 
@@ -66,7 +67,7 @@ def finish(start: Start) -> str:
 
 
 def wait_for(start: Start, condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + kills.SECONDS
+    deadline = time.monotonic() + SECONDS
     while not condition():
         assert not start.is_over() and time.monotonic() < deadline, start.text()[-3000:]
         time.sleep(0.001)
@@ -80,7 +81,7 @@ def newest(out: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
-    with kills.forked_workers():
+    with server():
         yield Door(tmp_path_factory.mktemp("kill"), {})
 
 
@@ -232,13 +233,13 @@ def test_a_full_disk_is_told_in_one_sentence_and_the_run_goes_on_when_there_is_r
     expected, out = door.whole(engine), small_disk / "run"
     start = Start(door.config(engine), out)
     wait_for(start, lambda: any(out.glob(f"checkpoints/*/checkpoint-4/{checkpoints.COMPLETE}")))
-    for pid in kills.members(start.pid):
+    for pid in members(start.pid):
         os.kill(pid, signal.SIGSTOP)  # it would be done before the disk is full
     with (small_disk / "ballast").open("wb") as file:  # somebody else's
         while shutil.disk_usage(small_disk).free > 2**16:
             file.write(b"x" * min(2**20, shutil.disk_usage(small_disk).free - 2**15))
             file.flush()
-    for pid in kills.members(start.pid):
+    for pid in members(start.pid):
         os.kill(pid, signal.SIGCONT)
     assert start.end() == 1
     said = [line for line in start.text().splitlines() if line.startswith("failed:")]

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 from composing import job
-from conftest import type_
+from starts import type_
 
 from soul_exp.check import check
 
+pytestmark = pytest.mark.usefixtures("forked")
 PRESETS = ("table_tofu", "table_copyright", "table_detox")
 # The release's configurations: loss, order -> learning rate, gamma, weight decay, epochs (batch 1 x 4, seed 0).
 RELEASE: dict[str, dict[tuple[str, str], tuple[float, float, float, int]]] = {

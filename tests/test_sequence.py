@@ -13,7 +13,8 @@ from pathlib import Path
 import kills
 import pytest
 from composing import composed
-from conftest import items, type_
+from conftest import items
+from starts import SECONDS, Start, server, type_
 
 from soul_exp import display, experiment, recipes, results, sequence, tables
 from soul_exp.check import check
@@ -47,13 +48,13 @@ def make_files(folder: Path) -> None:
 def files(place: Path) -> Iterator[Path]:
     """A folder with a user's files, where starts are cheap."""
     make_files(place)
-    with kills.forked_workers():
+    with server():
         yield place
 
 
 def ran(place: Path, name: str, *overrides: str) -> str:
     """What a run in the folder `name` of `place` said."""
-    start = kills.Start(composed(place, *overrides), place / name)
+    start = Start(composed(place, *overrides), place / name)
     assert start.end() == 0, start.text()[-3000:]
     return start.text()
 
@@ -74,8 +75,8 @@ def of(folder: Path) -> Results:
 # ---- One's own files and checkpoint
 
 
-def test_without_files_it_says_what_to_type(place: Path) -> None:
-    run = type_(place, "task=custom", "name=none")
+def test_without_files_it_says_what_to_type(files: Path) -> None:
+    run = type_(files, "task=custom", "name=none")
     assert run.returncode == 1 and len(run.stderr.strip().splitlines()) == 1
     assert "type task=custom task.forget=FILE task.retain=FILE, each with a line" in run.stderr
 
@@ -172,7 +173,7 @@ def test_the_second_request_alone_from_the_first_ones_model_is_the_same_training
 
 def test_a_sequence_killed_in_its_second_request_resumes_to_the_same_bits(twin: Path, files: Path) -> None:
     out, config = files / "killed", composed(files, *TWO)
-    start, deadline = kills.Start(config, out), time.monotonic() + kills.SECONDS
+    start, deadline = Start(config, out), time.monotonic() + SECONDS
     while not list(out.glob("request-2/checkpoints/*/checkpoint-*/COMPLETE")):
         assert not start.is_over() and time.monotonic() < deadline, start.text()[-3000:]
         time.sleep(0.001)

@@ -30,8 +30,8 @@ SOPHIA = functools.partial(Sophia, lr=1e-3)
 
 
 def ce_u(forget: Scored) -> torch.Tensor:
-    """As strong as the others: an untrained model gives a label 1/320, and so small is the gradient."""
-    return 320 * losses.ce_u(forget)
+    """About as strong as the others: an untrained model gives a label 1/320, and so small is the gradient."""
+    return 64 * losses.ce_u(forget)
 
 
 OBJECTIVES = {

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import start, type_
+from conftest import start
+from starts import type_
 
 from soul_exp import results, tables, tune
 from soul_exp.check import Checked
@@ -22,6 +23,7 @@ from soul_exp.errors import UsageError
 from soul_exp.tasks.task import Task
 from soul_exp.tune import FORGET_QUALITY, RETAIN, Trial, best_forgetting
 
+pytestmark = pytest.mark.usefixtures("forked")
 START = {RETAIN: 0.8}
 keeping_half = functools.partial(best_forgetting, start=START, keep=0.5)  # 0.4 is enough
 

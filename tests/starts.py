@@ -1,0 +1,142 @@
+"""Starts of the program that are cheap enough for hundreds of them.
+
+Importing everything takes seconds of every process, so one process does it once (multiprocessing's forkserver), every
+start is forked from it and forks its workers. Inside, all is real: the command line or `sequence.run`, and `launch`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from soul_exp import cli, sequence
+
+CONTEXT = multiprocessing.get_context("forkserver")
+SECONDS = 120  # after which a start is taken to hang
+
+
+@contextlib.contextmanager
+def server() -> Iterator[None]:
+    """Starts fork their workers; the process that imports everything begins with the first of them."""
+    here = Path(__file__).parent
+    wanted = {
+        "SOUL_EXP_START_METHOD": "fork", "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "TQDM_DISABLE": "1",
+        "PYTHONPATH": os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")]),
+    }  # fmt: skip
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ |= wanted
+    CONTEXT.set_forkserver_preload(["preloaded", "starts"])
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+
+
+class Forked:
+    """One start, the leader of a session; what it prints goes to the files `said` and `told` (errors), perhaps one."""
+
+    def __init__(self, body: Callable[..., int], arguments: tuple[Any, ...], said: Path, told: Path) -> None:
+        self.said, self.began = said, time.monotonic()
+        self.process = CONTEXT.Process(target=_begin, args=(body, arguments, said, told))
+        self.process.start()
+        assert self.process.pid
+        self.pid: int = self.process.pid
+
+    def is_over(self) -> bool:
+        return not self.process.is_alive()
+
+    def end(self, seconds: float = SECONDS) -> int:
+        """The exit code, once it has ended and all that it had started is gone."""
+        self.process.join(seconds)
+        code = self.process.exitcode
+        if code is None:
+            for pid in members(self.pid):
+                os.kill(pid, signal.SIGKILL)
+            raise AssertionError(f"a start hung: {self.text()[-3000:]}")
+        deadline = time.monotonic() + 5
+        while members(self.pid) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        assert not members(self.pid), f"orphans {members(self.pid)} of {self.said}"
+        return code
+
+    def text(self) -> str:
+        return self.said.read_text() if self.said.exists() else ""
+
+
+class Start(Forked):
+    """A run of `config` in the folder `out`."""
+
+    def __init__(self, config: dict[str, Any], out: Path) -> None:
+        said = out.with_name(f"{out.name}.said")
+        super().__init__(_run, (config, out), said, said)
+
+
+def type_(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`python -m soul_exp` with these arguments, typed in `place`: what it printed and returned. Wants a `server`."""
+    with tempfile.TemporaryDirectory() as folder:
+        said, told = Path(folder) / "out", Path(folder) / "err"
+        code = Forked(_command, (place, arguments), said, told).end(300)
+        return subprocess.CompletedProcess(arguments, code, said.read_text(), told.read_text())
+
+
+def _begin(body: Callable[..., int], arguments: tuple[Any, ...], said: Path, told: Path) -> None:
+    """What a forked start does; it never returns to the server's code."""
+    assert os.getppid() == sys.modules["preloaded"].PID  # else every start imports everything
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number, path in ((1, said), (2, told)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
+    code = 1
+    try:
+        code = body(*arguments)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _run(config: dict[str, Any], out: Path) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
+    try:
+        sequence.run(config, out)
+    except Exception as error:
+        print("".join(traceback.format_exception(error)) if not isinstance(error, ValueError) else f"failed: {error}")
+        return 1
+    return 0
+
+
+def _command(place: Path, arguments: tuple[str, ...]) -> int:
+    os.chdir(place)
+    os.environ["SOUL_EXP_CACHE"] = str(place / "cache")
+    sys.argv = ["soul_exp", *arguments]
+    try:
+        cli.main()
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    return 0
+
+
+def members(session: int) -> list[int]:
+    """The processes of a session that are not dead yet: a start is its leader, its workers the others."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it may end while we look
+            state, _, _, owner = path.read_text().rpartition(")")[2].split()[:4]
+            if int(owner) == session and state not in "ZX":
+                found.append(int(path.parent.name))
+    return found

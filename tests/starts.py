@@ -79,7 +79,7 @@ class Start(Forked):
     """A run of `config` in the folder `out`."""
 
     def __init__(self, config: dict[str, Any], out: Path) -> None:
-        said = out.with_name(f"{out.name}.said")
+        self.out, said = out, out.with_name(f"{out.name}.said")
         super().__init__(_run, (config, out), said, said)
 
 

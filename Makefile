@@ -2,8 +2,8 @@
 
 PYTHON ?= python3
 ARGS ?=
-# two files of tests at a time, in the order of tests/conftest.py
-PYTEST ?= -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not soak"
+# three files of tests at a time, as they often wait, in the order of tests/conftest.py
+PYTEST ?= -q -n 3 --dist loadfile --no-loadscope-reorder -m "not slow and not soak"
 TORCH ?= 2.13.0
 
 BIN := .venv/bin

@@ -40,7 +40,7 @@ def real_data() -> Callable[[str], Path]:
     return path_of
 
 
-# The files that take minutes, longest first: two processes that take a file at a time end together.
+# The files that take minutes, longest first: processes that take a file at a time end together.
 LONG = ("engines", "slurm", "kill", "cli", "tune", "detox", "passes", "sequence", "suite")
 
 

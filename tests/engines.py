@@ -41,7 +41,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": functools.partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=0.1),
     "sophia": sophia,
     "sophia_both": functools.partial(sophia, curvature_on="both", curvature_rows=3),
-    "sophia_hutchinson": functools.partial(sophia, rho=3.0, estimator="hutchinson"),
+    "sophia_hutchinson": functools.partial(sophia, rho=3.0, estimator="hutchinson", eps=1e-4),  # h may be of any sign
     "sophia_gradient": functools.partial(sophia, estimator="gradient", interval=2),
     "sophia_soul": functools.partial(sophia, rho=0.04, num_labels=5120, estimator="gradient", interval=1),
 }

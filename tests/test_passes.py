@@ -127,7 +127,7 @@ def estimates(model: Any, reader: AnswerReader, estimator: str, on: str, samples
         ("gnb", gauss_newton_diagonal, "retain", 2000, 0.05),
         ("gnb", gauss_newton_diagonal, "both", 2000, 0.05),
         ("hutchinson", hessian_diagonal, "retain", 3000, 0.15),
-        ("hutchinson", hessian_diagonal, "both", 1500, 0.25),
+        pytest.param("hutchinson", hessian_diagonal, "both", 1500, 0.25, marks=pytest.mark.slow),
     ],
 )
 def test_the_mean_estimate_converges_to_the_exact_diagonal(

@@ -81,7 +81,7 @@ def test_a_target_that_does_not_recite_is_told_apart_from_one_that_does(tmp_path
 def test_prompts_without_room_in_the_book_or_the_model_are_left_out_with_the_reason(tmp_path: Path) -> None:
     task = small(tmp_path, prompt_words=(4, 300))
     assert task.missing["forget_300"] == task.missing["holdout_300"]
-    assert "has 1000 words, enough for 3 passages of 304: expected 10" in task.missing["forget_300"]
+    assert "has 1000 word(s) between blanks, expected 3040 for 10 passages of 304: lower" in task.missing["forget_300"]
     assert task.missing["forget_50"] == "task.prompt_words leaves 50 out"
     assert len(task.parts["forget"].rows[0][0].answer.split()) == 4 + 4 - 2  # of a passage for the prompts that fit
     task = small(tmp_path, context=20)
@@ -89,7 +89,7 @@ def test_prompts_without_room_in_the_book_or_the_model_are_left_out_with_the_rea
 
 
 def test_a_book_with_room_for_no_prompt_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="enough for 9 passages of 104: expected 10, lower task"):
+    with pytest.raises(UsageError, match="between blanks, expected 1040 for 10 passages of 104: lower task"):
         small(tmp_path, prompt_words=(100,))
 
 

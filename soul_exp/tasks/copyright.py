@@ -139,8 +139,8 @@ def _too_long(
     """Why passages of `size` words cannot be had, or None if they can."""
     if available < size * wanted:
         return (
-            f"task.source={source} has {available} words, enough for {available // size} passages of {size}: expected "
-            f"{wanted}, lower task.num_passages, task.num_holdout_passages or task.prompt_words"
+            f"task.source={source} has {available} word(s) between blanks, expected {size * wanted} for {wanted} "
+            f"passages of {size}: lower task.num_passages, task.num_holdout_passages or task.prompt_words"
         )
     if context is not None and size * tokens_per_word > context:
         return (

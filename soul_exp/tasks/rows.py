@@ -152,6 +152,8 @@ def _check_text(value: Any, name: str, where: str) -> None:
         raise UsageError(f"{where}: {name} is {_short(value)}, expected a text")
     if not value.strip():
         raise UsageError(f"{where}: {name} is empty, expected a text")
+    if any("\ud800" <= character <= "\udfff" for character in value):  # JSON may say it, no tokenizer can read it
+        raise UsageError(f"{where}: {name} holds half of a surrogate pair, expected a text: write the whole character")
 
 
 def _texts(value: Any, name: str, where: str) -> tuple[str, ...]:

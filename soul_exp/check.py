@@ -13,9 +13,9 @@ from typing import Any
 import hydra.utils
 import torch
 
-from soul_exp import adapters, attention, binding, disk, examine, models, recipes, rehearsal, suite
+from soul_exp import adapters, attention, disk, examine, models, reasons, recipes, suite
 from soul_exp.adapters import Lora
-from soul_exp.answers import SUITE, Answers, read_retrained
+from soul_exp.answers import Answers
 from soul_exp.disk import Need
 from soul_exp.errors import UsageError, built
 from soul_exp.layers import layer_of, layers_of, recomputing
@@ -29,7 +29,6 @@ from soul_exp.world import found
 
 STAGES = ("prepare", "unlearn", "evaluate")
 RESUME = ("exact", "weights", "restart")
-UNLEARNED = "unlearned.json"  # beside the weights of a model that a run of ours unlearned
 FREE_BYTES = 200 * 2**20  # a tiny run's folder and its prepared models, with room to spare
 
 
@@ -79,16 +78,38 @@ def check(config: Mapping[str, Any], out: Path) -> Checked:
     _check_models(config, task)
     needed = disk.need(config, task)
     disk.check_run(needed, out, Path(config["cache"]))
-    records = _read_records(config, task)
-    metrics = {
-        name: built(functools.partial(hydra.utils.instantiate, entry), f"task.metrics.{name}")
-        for name, entry in config["task"]["metrics"].items()
-    }
-    reasons = _reasons(config, task, metrics, records)
+    records = reasons.read_records(config, task)
+    metrics = _metrics(config["task"]["metrics"])
+    lost = reasons.reasons(config, task, metrics, records)
     _check_input_based(config, task)
     if config["save"] == "best":
-        _check_best(config, metrics, reasons)
-    return Checked(task, metrics, reasons, records, needed)
+        _check_best(config, metrics, lost)
+    return Checked(task, metrics, lost, records, needed)
+
+
+def _metrics(entries: Any) -> dict[str, Callable[..., float]]:
+    """The metrics of `task.metrics`, by name."""
+    if not isinstance(entries, Mapping):
+        raise UsageError(
+            f"task.metrics={entries}: expected names with a _target_ each; for none, type task.metrics={{}}"
+        )
+    for name, entry in entries.items():
+        if not isinstance(entry, Mapping) or "_target_" not in entry:
+            raise UsageError(
+                f"task.metrics.{name}={entry}: expected the _target_ of a function; to report it no more, type "
+                f"~task.metrics.{name}"
+            )
+    found = {
+        name: built(functools.partial(hydra.utils.instantiate, entry), f"task.metrics.{name}")
+        for name, entry in entries.items()
+    }
+    for name, metric in found.items():
+        if not callable(metric):
+            raise UsageError(
+                f"task.metrics.{name}: found {type(metric).__name__}, expected a function: write _partial_: true "
+                f"beside its _target_"
+            )
+    return found
 
 
 def _check_best(
@@ -231,110 +252,6 @@ def _is_local(path: str) -> bool:
     """Whether `path` means a folder: it exists, or is written as only a path is."""
     beside = Path(path).parent != Path(".") and Path(path).parent.is_dir()
     return Path(path).exists() or beside or path.startswith((".", "/", "~"))
-
-
-def _read_records(config: Mapping[str, Any], task: Task) -> Mapping[str, Answers] | None:
-    path = config["retrained"]["records"]
-    if not path:
-        return None
-    try:
-        records = read_retrained(Path(path))
-    except FileNotFoundError as error:
-        raise UsageError(f"retrained.records={path} does not exist: give records/ of a run or a TOFU log") from error
-    except ValueError as error:
-        raise UsageError(f"retrained.records: {error}") from error
-    for name, given in records.items():
-        if name not in task.probes:
-            continue
-        asked = [item.prompt for item in task.probes[name].items]
-        if Path(path).is_dir() and len(given) != len(asked):
-            raise UsageError(
-                f"retrained.records={path} holds {len(given)} answers to {name}, the task asks {len(asked)} questions: "
-                f"give the records of the same task"
-            )
-        for number, (question, prompt) in enumerate(zip(given.question or (), asked, strict=False), start=1):
-            if prompt not in question:
-                raise UsageError(
-                    f"retrained.records={path}: answer {number} of {name} is to {question[:60]!r}, the task asks "
-                    f"{prompt[:60]!r}: give the records of the same task"
-                )
-    return records
-
-
-def _reasons(
-    config: Mapping[str, Any],
-    task: Task,
-    metrics: Mapping[str, Callable[..., float]],
-    records: Mapping[str, Answers] | None,
-) -> dict[str, str]:
-    missing = dict(task.missing)
-    if recipes.published_target(config) is not None:
-        missing["holdout"] = "the published target was trained on every author, so none is unseen"
-    elif _is_unknown_checkpoint(config) and config["task"].get("num_holdout_authors", 0) is None:
-        missing["holdout"] = "whether model.path saw the holdout is unknown: set task.num_holdout_authors if it did not"
-    if records is None and not has_retrained(config, task):
-        missing["retrained"] = _no_retrained(config, task)
-    if config["utility_suite"] == suite.NONE:
-        missing[SUITE] = "utility_suite=none asks nothing of general utility: type utility_suite=embedded or paper"
-    reasons = {}
-    for name, metric in metrics.items():
-        names = binding.names(metric)
-        for wanted in names:
-            if wanted in missing:
-                reasons[name] = missing[wanted]
-            elif wanted not in (*task.probes, "retrained", SUITE):
-                raise UsageError(
-                    f"the metric {name} asks for the probe {wanted!r}, but task={config['choices']['task']} offers "
-                    f"{', '.join(task.probes)}: remove task.metrics.{name}"
-                )
-        lack = rehearsal.lacking(metric, task.probes) if name not in reasons else None
-        if lack:
-            reasons[name] = missing.get(".".join(lack), f"the probe {lack[0]} records no {lack[1]}")
-        if records is not None and name not in reasons:
-            absent = [wanted for wanted in names if wanted not in records and wanted != "retrained"]
-            if absent:  # no model has a metric that compares with them, the others have one that does not
-                key = name if "retrained" in names else f"retrained.{name}"
-                reasons[key] = f"retrained.records holds no answers to {absent[0]}"
-            else:
-                _try(metric, records, name)
-    return reasons
-
-
-def _no_retrained(config: Mapping[str, Any], task: Task) -> str:
-    if recipes.is_given(config, task):
-        return (
-            "no retrained model, as model.path is the target as it is: give retrained.path or retrained.records, or "
-            "have both trained here with task.trained_before=false"
-        )
-    prepared = "" if "prepare" in config["stages"] else "add prepare to stages, or "
-    return f"no retrained model: {prepared}give retrained.path or retrained.records"
-
-
-def _try(metric: Callable[..., float], records: Mapping[str, Answers], name: str) -> None:
-    """Compute `metric` of the given answers now, so that answers that it cannot read stop the run before it starts."""
-    try:
-        binding.call(metric, {**records, "retrained": records})
-    except ValueError as error:
-        raise UsageError(f"retrained.records: the metric {name} cannot be computed from them: {error}") from error
-
-
-def has_retrained(config: Mapping[str, Any], task: Task) -> bool:
-    """Whether this run will have the retrained model's answers: from a checkpoint, made by prepare, or made before."""
-    places = recipes.checkpoints(config, task)
-    if "retrained" not in places:
-        return False
-    return bool(
-        config["retrained"]["path"]
-        or "prepare" in config["stages"]
-        or not config["stages"]
-        or recipes.is_ready(Path(places["retrained"].path))
-    )
-
-
-def _is_unknown_checkpoint(config: Mapping[str, Any]) -> bool:
-    path = config["model"]["path"]
-    ours = path and any((Path(path) / name).is_file() for name in (recipes.DONE, UNLEARNED))
-    return config["stages"] == ["evaluate"] and not ours
 
 
 def _check_writable(folder: Path, option: str) -> None:

@@ -94,7 +94,9 @@ def suite_of(config: Mapping[str, Any]) -> str:
     """The utility suite that `utility_suite` means in this configuration: its own name, or what auto stands for."""
     if config["utility_suite"] != "auto":
         return str(config["utility_suite"])
-    if not any(entry["_target_"].startswith(SUITE_METRICS) for entry in config["task"]["metrics"].values()):
+    metrics = config["task"]["metrics"]  # as typed, so anything; `check` refuses what is not a metric
+    entries = metrics.values() if isinstance(metrics, Mapping) else ()
+    if not any(str(entry.get("_target_")).startswith(SUITE_METRICS) for entry in entries if isinstance(entry, Mapping)):
         return "none"
     made = config["task"].get("source") == "embedded" or config["model"]["scratch"]
     return "embedded" if made else "paper"

@@ -23,7 +23,8 @@ from soul_exp.models import LanguageModel
 from soul_exp.tasks.task import Task
 
 VERSION = 3  # raise it when a change to preparing, asking or training changes prepared weights or answers
-DONE = "prepared.json"
+DONE = "prepared.json"  # beside the weights of a model that prepare made
+UNLEARNED = "unlearned.json"  # beside those of a model that a run of ours unlearned
 NO_NUMBER = ("logging_steps", "save_steps")  # settings of `prepare` that change no weight
 
 

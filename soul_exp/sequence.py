@@ -13,8 +13,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from soul_exp import disk, experiment, results, tune, unlearn
-from soul_exp.check import UNLEARNED, Checked, check
+from soul_exp import disk, experiment, recipes, results, tune, unlearn
+from soul_exp.check import Checked, check
 from soul_exp.errors import UsageError
 from soul_exp.join import Crew
 from soul_exp.results import Results
@@ -128,7 +128,7 @@ def _check_sequence(config: Mapping[str, Any], crew: Crew | None) -> None:
 
 def _check_start(step: Mapping[str, Any], number: int, folder: Path) -> None:
     start, begins = step.get("start"), "unlearn" in step["stages"] and not (folder / results.NAME).exists()
-    if start and begins and not (Path(start) / UNLEARNED).is_file():
+    if start and begins and not (Path(start) / recipes.UNLEARNED).is_file():
         raise UsageError(f"{start} is gone, from which request {number} starts: put it back, or type overwrite=true")
 
 

@@ -38,9 +38,10 @@ log = logging.getLogger(__name__)
 
 VERSION = 1  # raise it when a change to this module changes the numbers of a trial
 CODE = (  # what trains and what measures a trial
-    *("answers.py", "binding.py", "data.py", "evaluate.py", "losses/*.py", "measure.py", "metrics/*.py", "models.py"),
-    *("optim/**/*.py", "optim/**/*.c", "optimizers.py", "passes.py", "ranks.py", "reference.py", "schedule.py"),
-    *("shards.py", "tasks/*.py", "trainer.py", "training.py", "unlearn.py"),
+    *("adapters.py", "answers.py", "attention.py", "binding.py", "data.py", "evaluate.py", "examine.py", "layers.py"),
+    *("losses/*.py", "measure.py", "metrics/*.py", "models.py", "optim/**/*.py", "optim/**/*.c", "optimizers.py"),
+    *("passes.py", "ranks.py", "recipes.py", "reference.py", "schedule.py", "shards.py", "tasks/*.py", "trainer.py"),
+    *("training.py", "unlearn.py", "watch.py"),
 )
 PARALLEL = 2  # trials side by side on a CPU: each has one thread, and the smallest machine has two cores
 

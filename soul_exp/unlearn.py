@@ -24,14 +24,13 @@ from soul_exp import adapters, attention, checkpoints, examine, models, recipes,
 from soul_exp.adapters import Lora
 from soul_exp.answers import SUITE, Answers, Scores
 from soul_exp.best import Best, note
-from soul_exp.check import UNLEARNED
 from soul_exp.fulldisk import full_disk_told
 from soul_exp.losses import Objective
 from soul_exp.measure import RETAIN, known_answers, measure, not_learnt, validate, validation_metrics
 from soul_exp.mirror import Mirror
 from soul_exp.models import LanguageModel
 from soul_exp.optimizers import build_optimizer, parts_of_run
-from soul_exp.recipes import Checkpoint
+from soul_exp.recipes import UNLEARNED, Checkpoint
 from soul_exp.results import Results
 from soul_exp.schedule import Schedule
 from soul_exp.tasks.task import Task

@@ -31,5 +31,7 @@ with tempfile.TemporaryDirectory() as folder:  # what transformers works out onc
 
 IMPORTED = (deepspeed, pytest, AutoConfig, AutoModelForCausalLM, experiment)
 PID = os.getpid()  # of the server
+for thread in set(threading.enumerate()) - {threading.current_thread()}:
+    thread.join(60)  # from_pretrained does not wait for the pool that read the weights
 assert threading.active_count() == 1, threading.enumerate()  # a fork would leave the others behind
 gc.freeze()  # a collection in a start looks at its own objects only

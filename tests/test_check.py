@@ -47,6 +47,18 @@ def checked(configured: Callable[..., dict[str, Any]], tmp_path: Path) -> Callab
         ),
         (["save=best", "task.validation_fraction=0"], "which cannot be had: task.validation_fraction=0 leaves no rows"),
         (["best_keep=2"], "best_keep=2: expected"),
+        (
+            ["task.metrics=null"],
+            "task.metrics=None: expected names with a _target_ each; for none, type task.metrics={}",
+        ),
+        (
+            ["task.metrics.mia_auc=null"],
+            "task.metrics.mia_auc=None: expected the _target_ of a function; to report it no",
+        ),
+        (["task=copyright", "task.metrics.mia_auc=null"], "type ~task.metrics.mia_auc"),
+        (["+task.metrics.mine={a: 1}"], "task.metrics.mine={'a': 1}: expected the _target_ of a function"),
+        (["+task.metrics.mine={_target_: builtins.len}"], "task.metrics.mine: "),
+        (["+task.metrics.mine={_target_: builtins.dict}"], "found dict, expected a function: write _partial_: true"),
         (["input_based=2"], "input_based=2: expected true or false"),
         (["input_based=true", "task.system_prompt=null"], "task=tofu states no system prompt, type"),
         (["input_based=true", "model.template.system=null"], "has no form with a system prompt, type"),

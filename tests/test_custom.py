@@ -150,6 +150,7 @@ MALFORMED: list[tuple[str, str | bytes, str]] = [
     ("a.csv", 'prompt,answer\na,b\n"c\n,d\n', "line 3: not CSV"),
     ("a.csv", "prompt,answer,answer\na,b,c\n", "the column answer stands twice"),
     ("a.csv", "prompt,answer\n", "a.csv has no rows"),
+    ("a.csv", "\n", "a.csv is empty: expected a header and rows below it"),
     ("a.csv", b"prompt,answer\na,\xe9\n", "line 2: not UTF-8"),
     ("a.parquet", "no parquet", "is not a Parquet file"),
     ("a.txt", "prompt", "found the suffix '.txt', expected .jsonl, .json, .csv, .parquet, or hub:owner/name"),

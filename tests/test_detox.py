@@ -152,6 +152,9 @@ def test_a_quote_that_is_not_closed_and_a_file_that_is_not_there_are_told(tmp_pa
         of_file(tmp_path / "open.csv")
     with pytest.raises(UsageError, match="does not exist: give embedded, hub, a folder or a CSV file"):
         of_file(tmp_path / "gone.csv")
+    (tmp_path / "empty.csv").write_text("")
+    with pytest.raises(UsageError, match=r"empty.csv is empty: expected a header and rows below it"):
+        of_file(tmp_path / "empty.csv")
     (tmp_path / "latin.csv").write_bytes("text,is_toxic\ncafé,Toxic\n".encode("latin-1"))
     with pytest.raises(UsageError, match="not UTF-8 text"):
         of_file(tmp_path / "latin.csv")

@@ -61,7 +61,7 @@ def copyright(
         raise UsageError(next(reason for reason in reasons.values() if reason is not None))
     size = lengths[-1] + answer_words
     passages = spread([words[start : start + size] for start in range(0, len(words) - size + 1, size)], wanted)
-    held = {i * wanted // num_holdout_passages for i in range(num_holdout_passages)} if num_holdout_passages else set()
+    held = set(spread(range(wanted), num_holdout_passages))
     forget = [passage for i, passage in enumerate(passages) if i not in held]
     holdout = [passage for i, passage in enumerate(passages) if i in held]
     worded = [[_item(passage, lead_words, size, wording) for wording in wordings] for passage in forget]

@@ -251,6 +251,8 @@ def csv_rows(
                 cells = next(reader, None)
             except csv.Error as error:
                 raise UsageError(f"{where}, line {begins}: not CSV ({error}): quote its cells") from error
+            if cells is None and header is None:
+                raise UsageError(f"{where} is empty: expected a header and rows below it")
             if cells is None:
                 return
             if not cells:  # an empty line

@@ -67,7 +67,6 @@ $(STAMP): requirements.lock pyproject.toml
 	@echo 'installing .venv from requirements.lock (once, some minutes)'
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "soul_exp needs Python 3.11 or later: make PYTHON=<its path>")'
 	@$(PYTHON) -m venv .venv
-	@# Python compiles a module when it is first imported, and of most packages few are
-	@$(BIN)/pip install --quiet --no-compile -r requirements.lock
+	@$(BIN)/pip install --quiet -r requirements.lock
 	@$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@

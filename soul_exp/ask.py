@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 from transformers.utils import logging as library
 
@@ -51,8 +52,7 @@ def subjects(folder: Path) -> tuple[Results, dict[str, Checkpoint], list[str]]:
         raise UsageError(
             f"{folder} has no {results.NAME}: give the folder of a finished run, such as runs/tofu/default"
         )
-    task = recipes.build_task(run.config)
-    prepared, found, absent = recipes.checkpoints(run.config, task), dict[str, Checkpoint](), list[str]()
+    prepared, found, absent = _prepared(run, folder), dict[str, Checkpoint](), list[str]()
     for name, role in (("original", "target"), ("unlearned", None), ("retrained", "retrained")):
         place = _unlearned(run, folder) if role is None else prepared.get(role)
         if place is None:
@@ -62,6 +62,19 @@ def subjects(folder: Path) -> tuple[Results, dict[str, Checkpoint], list[str]]:
             raise UsageError(f"the {name} model is not in {place.path} any more: type {_anew(folder, name)}")
         found[name] = place
     return run, found, absent
+
+
+def _prepared(run: Results, folder: Path) -> dict[str, Checkpoint]:
+    """Where the two models are that the run began with, which its data decides."""
+    try:
+        return recipes.checkpoints(run.config, recipes.build_task(run.config))
+    except (InstantiationException, KeyError) as error:
+        if isinstance(error.__cause__, UsageError):  # such as a book that is gone
+            raise error.__cause__ from None
+        raise UsageError(
+            f"{folder} is of another version of soul_exp (commit {run.commit or 'unknown'}), whose configuration this "
+            f"one cannot read: ask with that version, or run it again"
+        ) from error
 
 
 def _unlearned(run: Results, folder: Path) -> Checkpoint:

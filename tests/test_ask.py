@@ -73,6 +73,13 @@ def written(place: Path, *overrides: str, adapter: bool = False) -> tuple[Path, 
     return run, found
 
 
+def respell(run: Path, old: str, new: str) -> None:
+    """Another configuration in the run's results.json."""
+    text = (run / "results.json").read_text()
+    assert old in text
+    (run / "results.json").write_text(text.replace(old, new))
+
+
 @pytest.fixture
 def said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, str, int]]:
     """What the command prints, its error, its exit code."""
@@ -170,14 +177,21 @@ def test_a_retrained_model_that_was_given_as_records_is_named_as_absent(said: An
             "overwrite=true",
         ),
         (
-            lambda run, place: (run / "results.json").write_text(
-                (run / "results.json").read_text().replace('"save": "final"', '"save": "none"')
-            ),
+            lambda run, place: respell(run, '"save": "final"', '"save": "none"'),
             "was run with save=none, which keeps no unlearned model: type python -m soul_exp task.num_authors=8",
         ),
+        (
+            lambda run, place: respell(run, '"source": "embedded"', '"source": "/nowhere"'),
+            "/nowhere",
+        ),
+        (
+            lambda run, place: respell(run, '"validation_fraction"', '"validation_share"'),
+            "is of another version of soul_exp .commit .*, whose configuration this one cannot read: ask with that",
+        ),
+        (lambda run, place: respell(run, '"published"', '"public"'), "is of another version of soul_exp"),
     ],
 )
-def test_what_is_gone_is_said_with_the_command_that_makes_it_anew(
+def test_what_is_gone_or_cannot_be_read_is_said_with_what_to_type(
     spoil: Callable[[Path, Path], Any], sentence: str, said: Any, tmp_path: Path
 ) -> None:
     run, _ = written(tmp_path)

@@ -100,7 +100,7 @@ def test_a_book_with_room_for_no_prompt_is_refused(tmp_path: Path) -> None:
         ({"prompt_words": ()}, r"task.prompt_words=\[\]: expected different whole numbers"),
         ({"lead_words": 5}, "task.lead_words=5: expected a number of words, at most those of the shortest prompt, 4"),
         ({"wordings": ["{passage} Go on!"]}, "expected a text that ends in {passage}"),
-        ({"wordings": []}, "expected a text that ends in {passage}"),
+        ({"wordings": []}, "expected a list of texts, such as"),
     ],
 )
 def test_numbers_and_wordings_that_do_not_fit_are_refused(options: dict, said: str, tmp_path: Path) -> None:

@@ -126,7 +126,9 @@ def _check(prompt_words: Sequence[int], lead_words: int, wordings: Sequence[str]
             f"task.lead_words={lead_words}: expected a number of words, at most those of the shortest prompt, "
             f"{min(prompt_words)}"
         )
-    for wording in wordings or ("",):
+    if isinstance(wordings, str) or not wordings:
+        raise UsageError(f"task.wordings={wordings}: expected a list of texts, such as ['Go on: {PLACE}']")
+    for wording in wordings:
         if not isinstance(wording, str) or not wording.endswith(PLACE):
             raise UsageError(
                 f"task.wordings: found {wording!r}, expected a text that ends in {PLACE}, after which the book goes on"

@@ -36,6 +36,8 @@ def read(
     local = Path(place).is_dir()
     where = f"{option}={place}" if local else option
     what = f"{config or split or 'it'}"
+    if not local and place.startswith((".", "/", "~")):
+        raise UsageError(f"{option}={place} is no folder: {advice}")
     # a fresh cache for a folder: the library's own finds files by the folder's name, and so old ones after an edit
     with tempfile.TemporaryDirectory() as fresh:
         try:

@@ -139,9 +139,10 @@ def job(cfg: DictConfig, crew: Crew | None = None) -> float | None:
     if results is None:
         return None
     print(display.comparison(results))
-    print(f"results: {out / 'results.json'}")
+    near = out.relative_to(Path.cwd()) if out.is_relative_to(Path.cwd()) else out
+    print(f"results: {near / 'results.json'}")
     if config["task"].get("requests"):
-        print(f"all requests: python -m soul_exp.tables {out}")
+        print(f"all requests: python -m soul_exp.tables {near}")
     return results.utility
 
 

@@ -105,6 +105,7 @@ def test_two_ranks_train_as_one_process_does(compute: str, folder: Path, place: 
     run = starts.type_(place, *line)
     assert run.returncode == 0, run.stderr
     twin = next((place / "runs" / name).glob("*/results.json")).parent
+    assert run.stdout.rstrip().endswith(f"results: {twin.relative_to(place)}/results.json")
     for one, other in zip(losses_of(folder), losses_of(twin), strict=True):
         assert one == pytest.approx(other, rel=1e-4)
     for key in ("win_rate", "m_norm", "h_norm", "update_norm", "effective_update"):  # they see a wrong curvature,

@@ -18,7 +18,7 @@ from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 from transformers.utils import logging as library
 
-from soul_exp import adapters, attention, models, recipes, results
+from soul_exp import adapters, attention, models, recipes, results, sequence
 from soul_exp.data import Item
 from soul_exp.errors import UsageError
 from soul_exp.evaluate import generations, likelihoods
@@ -85,7 +85,9 @@ def _unlearned(run: Results, folder: Path) -> Checkpoint:
         raise UsageError(
             f"{folder} was run with save=none, which keeps no unlearned model: type {_anew(folder, 'unlearned')}"
         )
-    return Checkpoint(str((folder / MODEL).absolute()))
+    request = run.config["task"].get("request")  # `folder` is that of the whole sequence, or the request's own
+    last = sequence.folder_of(folder, request) if request else folder
+    return Checkpoint(str((last if last.is_dir() else folder).absolute() / MODEL))
 
 
 def _is_whole(folder: Path) -> bool:

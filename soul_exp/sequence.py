@@ -50,7 +50,7 @@ def steps_of(config: Mapping[str, Any], out: Path) -> list[dict[str, Any]]:
     for number in range(1, len(requests) + 1):
         step = {**config, "task": {**config["task"], "request": number}}
         if number > 1:
-            step["start"] = str(_folder(out, number - 1) / unlearn.MODEL)
+            step["start"] = str(folder_of(out, number - 1) / unlearn.MODEL)
         steps.append(step)
     return steps
 
@@ -69,8 +69,8 @@ def _run(steps: list[dict[str, Any]], checked: list[Checked], out: Path, part_of
     last = None
     for number, step in enumerate(steps, start=1):
         log.info("--- request %d of %d: %s", number, len(steps), step["task"]["requests"][number - 1])
-        _check_start(step, number, _folder(out, number))
-        last = experiment.run(step, _folder(out, number), part_of_sweep=True)
+        _check_start(step, number, folder_of(out, number))
+        last = experiment.run(step, folder_of(out, number), part_of_sweep=True)
         if last is not None and last.status == "diverged":
             break
     if last is None:
@@ -95,7 +95,7 @@ def _finished(steps: list[dict[str, Any]], checked: list[Checked], out: Path) ->
 
 def _checked(step: Mapping[str, Any], number: int, out: Path) -> Checked:
     """What check says of a request before any of them is begun; what it starts from is still to be made."""
-    checked = check(step, _folder(out, number))
+    checked = check(step, folder_of(out, number))
     tune.check_tune(step, checked)
     return checked
 
@@ -141,5 +141,6 @@ def _alone(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, "task": {**config["task"], "metrics": kept}}
 
 
-def _folder(out: Path, number: int) -> Path:
+def folder_of(out: Path, number: int) -> Path:
+    """Where the run of request `number`, from 1, is in the folder of the sequence."""
     return out / f"request-{number}"

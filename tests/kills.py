@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -104,7 +105,9 @@ def kill_once(start: Start, rng: random.Random, seconds: float, report: Report, 
 
 
 def _is_saving(out: Path) -> bool:
-    return any(not (path / checkpoints.COMPLETE).exists() for path in out.glob("checkpoints/*/checkpoint-*"))
+    # not Path.glob, which raises when a folder goes as it looks into it: the run may be at its end
+    found = glob.glob(str(out / "checkpoints" / "*" / "checkpoint-*"))
+    return any(not (Path(path) / checkpoints.COMPLETE).exists() for path in found)
 
 
 def _once(condition: Callable[[], bool], after: int) -> Callable[[], bool]:

@@ -34,10 +34,10 @@ LAYERS: list[set[str]] = [
     {"launch"},
     {"join"},
     {"tune"},
-    {"experiment", "ask"},
+    {"experiment"},
     {"sequence"},
     {"display", "tables", "status", "verify", "report", "plan"},  # read run folders; ASIDE says what they may import
-    {"cli"},
+    {"cli", "ask"},
     {"sweep"},
     {"__main__"},
 ]

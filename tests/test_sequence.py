@@ -16,7 +16,7 @@ from composing import composed
 from conftest import items
 from starts import SECONDS, Start, server, type_
 
-from soul_exp import display, experiment, recipes, results, sequence, tables
+from soul_exp import ask, display, experiment, recipes, results, sequence, tables
 from soul_exp.check import check
 from soul_exp.errors import UsageError
 from soul_exp.results import Results
@@ -160,6 +160,12 @@ def test_each_request_starts_from_the_last_ones_model_and_is_asked_about_it(twin
     assert second.metrics["unlearned"]["earlier_probability"] is not None
     assert second.metrics["retrained"]["forget_quality"] == 1.0
     assert not (twin / "request-1" / "checkpoints").exists()
+
+
+def test_questions_to_a_sequence_are_put_to_what_its_last_request_left(twin: Path) -> None:
+    for folder, left in ((twin, "request-2"), (twin / "request-2", "request-2"), (twin / "request-1", "request-1")):
+        _, places, absent = ask.subjects(folder)
+        assert places["unlearned"].path == str(twin / left / "model") and absent == []
 
 
 def test_the_second_request_alone_from_the_first_ones_model_is_the_same_training(twin: Path, files: Path) -> None:

@@ -80,7 +80,7 @@ def check(config: Mapping[str, Any], out: Path) -> Checked:
     disk.check_run(needed, out, Path(config["cache"]))
     records = reasons.read_records(config, task)
     metrics = _metrics(config["task"]["metrics"])
-    lost = reasons.reasons(config, task, metrics, records)
+    lost = reasons.of(config, task, metrics, records)
     _check_input_based(config, task)
     if config["save"] == "best":
         _check_best(config, metrics, lost)
@@ -113,7 +113,7 @@ def _metrics(entries: Any) -> dict[str, Callable[..., float]]:
 
 
 def _check_best(
-    config: Mapping[str, Any], metrics: Mapping[str, Callable[..., float]], reasons: Mapping[str, str]
+    config: Mapping[str, Any], metrics: Mapping[str, Callable[..., float]], lost: Mapping[str, str]
 ) -> None:
     """Whether the weights of a training can be judged on its way."""
     if "unlearn" in config["stages"] and not config["train"]["save_steps"]:
@@ -123,8 +123,8 @@ def _check_best(
             raise UsageError(
                 f"save=best judges by {name}, which task={config['choices']['task']} does not report: choose save=final"
             )
-        if name in reasons:
-            raise UsageError(f"save=best judges by {name}, which cannot be had: {reasons[name]}")
+        if name in lost:
+            raise UsageError(f"save=best judges by {name}, which cannot be had: {lost[name]}")
     if config["retrained"]["records"]:
         raise UsageError("save=best needs the retrained model's answers to the validation part: give retrained.path")
 

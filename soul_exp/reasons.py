@@ -41,7 +41,7 @@ def read_records(config: Mapping[str, Any], task: Task) -> Mapping[str, Answers]
     return records
 
 
-def reasons(
+def of(
     config: Mapping[str, Any],
     task: Task,
     metrics: Mapping[str, Callable[..., float]],
@@ -53,7 +53,7 @@ def reasons(
         missing["holdout"] = "the published target was trained on every author, so none is unseen"
     elif _is_unknown_checkpoint(config) and config["task"].get("num_holdout_authors", 0) is None:
         missing["holdout"] = "whether model.path saw the holdout is unknown: set task.num_holdout_authors if it did not"
-    if records is None and not has_retrained(config, task):
+    if records is None and not _has_retrained(config, task):
         missing["retrained"] = _no_retrained(config, task)
     if config["utility_suite"] == suite.NONE:
         missing[SUITE] = "utility_suite=none asks nothing of general utility: type utility_suite=embedded or paper"
@@ -99,7 +99,7 @@ def _try(metric: Callable[..., float], records: Mapping[str, Answers], name: str
         raise UsageError(f"retrained.records: the metric {name} cannot be computed from them: {error}") from error
 
 
-def has_retrained(config: Mapping[str, Any], task: Task) -> bool:
+def _has_retrained(config: Mapping[str, Any], task: Task) -> bool:
     """Whether this run will have the retrained model's answers: from a checkpoint, made by prepare, or made before."""
     places = recipes.checkpoints(config, task)
     if "retrained" not in places:

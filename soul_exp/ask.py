@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 from transformers.utils import logging as library
 
 from soul_exp import adapters, attention, models, recipes, results, sequence
 from soul_exp.data import Item
-from soul_exp.errors import UsageError
+from soul_exp.errors import UsageError, built
 from soul_exp.evaluate import generations, likelihoods
 from soul_exp.models import LanguageModel
 from soul_exp.recipes import Checkpoint
@@ -66,15 +65,11 @@ def subjects(folder: Path) -> tuple[Results, dict[str, Checkpoint], list[str]]:
 
 def _prepared(run: Results, folder: Path) -> dict[str, Checkpoint]:
     """Where the two models are that the run began with, which its data decides."""
+    where = f"{folder}, run at commit {run.commit or 'unknown'}, cannot be read by this version: run it again"
     try:
-        return recipes.checkpoints(run.config, recipes.build_task(run.config))
-    except (InstantiationException, KeyError) as error:
-        if isinstance(error.__cause__, UsageError):  # such as a book that is gone
-            raise error.__cause__ from None
-        raise UsageError(
-            f"{folder} is of another version of soul_exp (commit {run.commit or 'unknown'}), whose configuration this "
-            f"one cannot read: ask with that version, or run it again"
-        ) from error
+        return recipes.checkpoints(run.config, built(lambda: recipes.build_task(run.config), where))
+    except KeyError as error:
+        raise UsageError(f"{where}: its configuration lacks {error}") from error
 
 
 def _unlearned(run: Results, folder: Path) -> Checkpoint:

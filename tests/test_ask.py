@@ -182,13 +182,16 @@ def test_a_retrained_model_that_was_given_as_records_is_named_as_absent(said: An
         ),
         (
             lambda run, place: respell(run, '"source": "embedded"', '"source": "/nowhere"'),
-            "/nowhere",
+            "task.source=/nowhere is not a folder: give embedded, hub",
         ),
         (
             lambda run, place: respell(run, '"validation_fraction"', '"validation_share"'),
-            "is of another version of soul_exp .commit .*, whose configuration this one cannot read: ask with that",
+            "run at commit .*, cannot be read by this version: run it again: .*unexpected .*'validation_share'",
         ),
-        (lambda run, place: respell(run, '"published"', '"public"'), "is of another version of soul_exp"),
+        (
+            lambda run, place: respell(run, '"published"', '"public"'),
+            "run it again: its configuration lacks 'published'",
+        ),
     ],
 )
 def test_what_is_gone_or_cannot_be_read_is_said_with_what_to_type(

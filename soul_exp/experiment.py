@@ -79,7 +79,10 @@ def _run(
         seconds["tune"] = time.perf_counter() - start
         _refuse_another_engine(config, checked, out)
     if {"unlearn", "evaluate"} & set(config["stages"]):
-        plan = (config, dict(checked.reasons), fingerprint(config, checked), seconds, str(out), trials)
+        decided = fingerprint(config, checked)
+        if any(folder.name != decided for folder in (out / unlearn.CHECKPOINTS).glob("*")):
+            log.info("%s holds checkpoints of other settings, data or version: not used", out / unlearn.CHECKPOINTS)
+        plan = (config, dict(checked.reasons), decided, seconds, str(out), trials)
         logs = out / "ranks" / "unlearn"
         if crew is not None:
             crew.lead(unlearn.worker, *plan, compute=compute, logs=logs)
@@ -147,8 +150,11 @@ def finished(config: Mapping[str, Any], checked: Checked, out: Path) -> Results 
     differing = _differences(_compared(previous.config, tried), _compared(config, tune.grid(config)))
     before, wanted = recipes.baseline(previous.config), recipes.baseline(config)
     differing += ["task.system_prompt"] if before and wanted and before != wanted else []
-    now = recipes.hashes(config, checked.task)
-    differing += [f"data {name}" for name in now if previous.data_hashes.get(name) != now[name]]
+    then, now = previous.data_hashes, recipes.hashes(config, checked.task)
+    if then.get(recipes.TRAINING) != now.pop(recipes.TRAINING):
+        version = then.get(recipes.TRAINING, "3 or earlier")
+        differing.insert(0, f"{recipes.TRAINING}: {version} before, {recipes.VERSION} now")
+    differing += [f"data {name}" for name in now if then.get(name) != now[name]]
     if differing:
         raise UsageError(
             f"{out} holds finished results of another configuration ({', '.join(differing[:6])} differ): "

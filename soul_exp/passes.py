@@ -136,7 +136,7 @@ def _curvature_batches(step: Step, parts: Sequence[str]) -> tuple[list[Batch], i
     """This rank's micro-batches cut down to `parts` and to the rows that the pass reads, and how many those are in all.
 
     Of a sub-batch the rows are drawn, not the first: rows stand by length in a step. Micro-batch i of rank r is number
-    `i world + r` of the step, so that they do not depend on the split.
+    `i world + r` of the step, so that they do not depend on the split. `places` [B] are the rows' places in the step.
     """
     available = len(step.samples) * step.world * step.num_rows
     wanted = min(step.optimizer.curvature_rows or available, available)
@@ -148,6 +148,7 @@ def _curvature_batches(step: Step, parts: Sequence[str]) -> tuple[list[Batch], i
         if not rows and step.world == 1:
             continue
         batch = step.rows_of(sample, parts)
+        batch = {**batch, "places": torch.arange(start, start + step.num_rows).repeat(len(parts))}
         if 0 < len(rows) < step.num_rows:
             batch = some_rows(batch, torch.tensor([k * step.num_rows + row for k in range(len(parts)) for row in rows]))
         if not rows:  # ranks run the same number of backward passes: this one adds nothing
@@ -172,11 +173,14 @@ def sampled_loss(step: Step, batch: Batch, parts: Sequence[str], num_rows: int) 
 
 
 def sampled_labels(logits: Tensor, batch: Batch, parts: Sequence[str], key: tuple[int, int]) -> Tensor:
-    """[B, T] labels drawn from softmax(`logits`) by numbers keyed by `key`, part and row; -100 where padded."""
+    """[B, T] labels drawn from softmax(`logits`) by numbers keyed by `key`, part and place; -100 where padded.
+
+    Not by row: two copies of a row in a step draw independently, else the cross terms of their gradients stay.
+    """
     uniform = torch.zeros(logits.shape[:2], dtype=logits.dtype)
     size, counts = len(logits) // len(parts), (batch["labels"] != IGNORED).sum(1).tolist()
-    for i, (row, count) in enumerate(zip(batch["rows"].tolist(), counts, strict=True)):
-        generator = torch.Generator().manual_seed(seed_of("gnb", *key, parts[i // size], row))
+    for i, (place, count) in enumerate(zip(batch["places"].tolist(), counts, strict=True)):
+        generator = torch.Generator().manual_seed(seed_of("gnb", *key, parts[i // size], place))
         uniform[i, :count] = torch.rand(count, generator=generator)
     cumulative = logits.softmax(-1).cumsum(-1)
     wanted = uniform.to(logits.device)[..., None] * cumulative[..., -1:]
@@ -263,12 +267,12 @@ def collect_samples(step: Step, stream: Stream, pad_id: int) -> None:
     if optimizer.ratio is None:
         optimizer.ratio = stream.num_rows["forget"] / stream.num_rows["retain"]
     sides = ["retain"] if optimizer.hessian == "retain" else ["forget", "retain"]
-    rows = [(part, number, encoded) for part in sides for number, encoded in enumerate(stream.encoded[part])]
+    rows = [(part, encoded) for part in sides for encoded in stream.encoded[part]]
     drawn = np.random.default_rng(seed_of("influence", step.seed)).permutation(len(rows))[: optimizer.num_samples]
     with step.evaluating():
-        for part, number, encoded in (rows[i] for i in drawn):
+        for place, (part, encoded) in enumerate(rows[i] for i in drawn):
             batch = {key: value.to(device) for key, value in pad([encoded], pad_id).items()}
-            batch["rows"] = torch.tensor([number], device=device)
+            batch["places"] = torch.tensor([place])
             if optimizer.estimator == "gnb":
                 sampled_loss(step, batch, [part], 1).backward()
             else:

@@ -22,7 +22,8 @@ from soul_exp.data import Item, content_hash
 from soul_exp.models import LanguageModel
 from soul_exp.tasks.task import Task
 
-VERSION = 3  # raise it when a change to preparing, asking or training changes prepared weights or answers
+VERSION = 4  # raise it when a change to preparing, asking or training changes prepared weights, answers or numbers
+TRAINING = "version of training"  # the key of VERSION among a run's hashes: runs of two versions are not the same
 DONE = "prepared.json"  # beside the weights of a model that prepare made
 UNLEARNED = "unlearned.json"  # beside those of a model that a run of ours unlearned
 NO_NUMBER = ("logging_steps", "save_steps")  # settings of `prepare` that change no weight
@@ -140,8 +141,8 @@ def start_of(config: Mapping[str, Any], task: Task) -> Checkpoint:
 
 
 def hashes(config: Mapping[str, Any], task: Task) -> dict[str, str]:
-    """The content behind a run: the task's rows, recipes of prepared models, files of given ones and of records."""
-    found = task.hashes()
+    """What is behind a run's numbers: VERSION, the task's rows, recipes of prepared models, given files and records."""
+    found = {TRAINING: str(VERSION), **task.hashes()}
     found |= {f"model.{role}": content_hash(made_by) for role, made_by in needed(config, task).items()}
     for name, section in (("base", "model"), ("retrained", "retrained")):
         if config[section]["path"]:

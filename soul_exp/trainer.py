@@ -246,7 +246,7 @@ class Unlearner(Trainer):
             term = getattr(self.objective.forget_term, "func", self.objective.forget_term)
             if term is not grad_ascent or self.objective.retain_function is not None:
                 said.append("one Newton step of this loss: influence unlearning proper has loss=grad_ascent")
-        return [sentence for sentence in said if sentence]
+        return [*self.stream.notes, *(sentence for sentence in said if sentence)]
 
     def _sum_over_ranks(self, values: Tensor) -> Tensor:
         if self.args.world_size > 1:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import items
 
-from soul_exp.data import Encoded, Item, Part, Stream, Template, bucketed, pad, visits
+from soul_exp.data import Encoded, Item, Part, Stream, Template, pad, visits, windows
 from soul_exp.errors import UsageError
 from soul_exp.models import LanguageModel
 
@@ -81,23 +81,67 @@ def test_a_row_longer_than_the_model_reads_is_named(lm: LanguageModel) -> None:
         lm.encode([Item("Why?", "so " * 200)])
 
 
-def test_rows_are_visited_equally_often() -> None:
-    assert np.bincount(visits(5, 15, "key")).tolist() == [3] * 5
-    assert visits(5, 15, "key").tolist() == visits(5, 15, "key").tolist()
-    assert visits(5, 15, "key").tolist() != visits(5, 15, "another").tolist()
+# (rows of the first set, rows of the second, batch size): a batch divides one, both, neither; a batch is larger
+SIZES = [(40, 360, 8), (40, 200, 32), (20, 100, 8), (80, 363, 8), (83, 701, 8), (8, 9, 8), (5, 40, 8), (3, 2, 8)]
 
 
-def test_bucketing_reorders_and_loses_nothing() -> None:
-    lengths = np.random.default_rng(0).integers(5, 90, 200)
-    order = visits(200, 400, "key")
-    out = bucketed(order, lengths, 8, "key")
-    assert sorted(out) == sorted(order)
+def drawn(num_rows: int, others: int, batch_size: int, num_steps: int = 50, seed: int = 0) -> np.ndarray:
+    """[num_steps, batch_size] the rows that each step visits of the first of two sets, of 5 to 89 tokens each."""
+    lengths = np.random.default_rng(num_rows).integers(5, 90, num_rows)
+    shared = windows((num_rows, others), batch_size, num_steps)
+    return visits(lengths, batch_size, shared, seed, "forget").reshape(num_steps, batch_size)
 
-    def waste(rows: np.ndarray) -> float:
-        batches = lengths[rows].reshape(-1, 8)
-        return float((batches.max(1, keepdims=True) - batches).sum() / batches.sum())
 
-    assert waste(out) < 0.2 * waste(order)
+@pytest.mark.parametrize(("first", "second", "batch_size"), SIZES)
+def test_a_step_holds_no_row_twice_or_all_rows_almost_equally_often(first: int, second: int, batch_size: int) -> None:
+    for num_rows, others in ((first, second), (second, first)):
+        counts = np.stack([np.bincount(step, minlength=num_rows) for step in drawn(num_rows, others, batch_size)])
+        if num_rows >= batch_size:
+            assert counts.max() == 1
+        else:
+            assert (counts.max(1) - counts.min(1)).max() <= 1
+
+
+@pytest.mark.parametrize(("first", "second", "batch_size"), SIZES)
+def test_every_pass_visits_every_row_once(first: int, second: int, batch_size: int) -> None:
+    for num_rows, others in ((first, second), (second, first)):
+        order = drawn(num_rows, others, batch_size).ravel()
+        passes = [order[start : start + num_rows] for start in range(0, len(order) - num_rows + 1, num_rows)]
+        assert len(passes) == len(order) // num_rows and all(sorted(rows) == list(range(num_rows)) for rows in passes)
+
+
+def test_the_order_is_drawn_anew_in_each_pass_and_from_each_seed() -> None:
+    order = drawn(40, 360, 8).ravel()
+    assert (order[:40] != order[40:80]).any() and (order == drawn(40, 360, 8).ravel()).all()
+    assert (order != drawn(40, 360, 8, seed=1).ravel()).any()
+
+
+def test_windows_end_where_a_pass_of_any_set_ends() -> None:
+    """40 rows in steps of 8: after 5, 10 ...; 100 rows: inside step 12 (from 0), so after 13, and after 25."""
+    assert [(w.first, w.last) for w in windows((40, 100), 8, 26)] == [
+        (0, 5), (5, 10), (10, 13), (13, 15), (15, 20), (20, 25), (25, 26),
+    ]  # fmt: skip
+    assert [(w.first, w.last) for w in windows((1000, 3), 8, 40)] == [(0, 16), (16, 32), (32, 40)]
+
+
+def test_steps_hold_rows_of_similar_length_and_long_rows_of_all_parts_meet() -> None:
+    """Two sets whose passes end together, and two whose passes end inside steps: a third of the padding, or half."""
+    for sizes, share in (((80, 360), 1 / 3), ((83, 363), 1 / 2)):
+        shared, rng = windows(sizes, 8, 200), np.random.default_rng(0)
+        bucketed, anyhow = [], []
+        for num_rows in sizes:
+            lengths = rng.integers(5, 90, num_rows)
+            bucketed.append(lengths[visits(lengths, 8, shared, 0, "a")].reshape(200, 8))
+            anyhow.append(np.concatenate([rng.permutation(lengths) for _ in range(20)])[:1600].reshape(200, 8))
+        padding = [8 * 2 * joint.max(1).sum() - joint.sum() for joint in map(np.hstack, (bucketed, anyhow))]
+        assert padding[0] < share * padding[1]
+
+
+def test_a_batch_larger_than_a_part_is_noted(lm: LanguageModel) -> None:
+    assert stream(lm, batch_size=8).notes == []
+    assert stream(lm, batch_size=10).notes == []
+    (note,) = stream(lm, batch_size=15).notes
+    assert "15 is more than the 10 rows of forget and refusal: a step holds each of them 1 to 2 times" in note
 
 
 def test_a_global_batch_holds_the_same_rows_however_it_is_cut(lm: LanguageModel) -> None:

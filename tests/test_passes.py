@@ -43,7 +43,8 @@ def reader(model: Any) -> AnswerReader:
 
 def batch_of(names: tuple[str, ...], rows: slice = slice(None)) -> Batch:
     chosen = [encoded for name in names for encoded in PARTS[name][rows]]
-    return {**pad(chosen, 0), "rows": torch.arange(3)[rows].repeat(len(names))}
+    numbers = [PARTS[name].index(encoded) for name in names for encoded in PARTS[name][rows]]  # copies share theirs
+    return {**pad(chosen, 0), "rows": torch.tensor(numbers)}
 
 
 def step_of(model: Any, reader: AnswerReader, optimizer: Any, number: int = 0, micro: int = 3) -> Step:
@@ -146,6 +147,27 @@ def test_the_mean_estimate_converges_to_the_exact_diagonal(
     assert ((mean - diagonal).abs() <= 6 * error + 1e-9).all()
 
 
+def test_gnb_is_exact_where_a_step_holds_copies_of_a_row(
+    model: Any, reader: AnswerReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three copies of one row: labels drawn once for all of them would make the estimate 3 times the diagonal."""
+    monkeypatch.setitem(PARTS, "retain", [RETAIN[0]] * 3)
+    diagonal = gauss_newton_diagonal(model.eval(), reader, ("retain",))
+    mean, error = estimates(model.train(), reader, "gnb", "retain", 1000)
+    assert float((mean - diagonal).norm() / diagonal.norm()) < 0.08
+    assert ((mean - diagonal).abs() <= 6 * error + 1e-9).all()
+
+
+def test_hutchinson_of_copies_of_a_row_is_that_of_the_row(
+    model: Any, reader: AnswerReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PARTS, "retain", [RETAIN[0]] * 3)
+    step = step_of(model.eval(), reader, Sophia(model.parameters(), estimator="hutchinson"))
+    one = passes.hutchinson(step, [batch_of(("retain",), slice(0, 1))], ("retain",), 1)
+    three = passes.hutchinson(step, [batch_of(("retain",))], ("retain",), 3)
+    assert float((flat(three) - flat(one)).norm() / flat(one).norm()) < 1e-5  # the model's norms compute in fp32
+
+
 @pytest.mark.parametrize("estimator", ["gnb", "hutchinson"])
 @pytest.mark.parametrize("on", ["forget", "both"])
 def test_an_estimate_does_not_depend_on_the_split_into_micro_batches(
@@ -159,12 +181,12 @@ def test_an_estimate_does_not_depend_on_the_split_into_micro_batches(
     torch.testing.assert_close(one(1), one(3), rtol=1e-9, atol=1e-12)
 
 
-def test_the_parts_of_both_are_sampled_independently(model: Any, reader: AnswerReader) -> None:
-    """The same row number in two parts draws different labels: else their cross terms would not vanish in the mean."""
+def test_places_and_parts_are_sampled_independently(model: Any, reader: AnswerReader) -> None:
+    """Copies of a row, and one place in two parts, draw different labels: else cross terms would not vanish."""
     logits = torch.zeros(6, 5, 1000)
-    batch = {"rows": torch.tensor([0, 1, 2, 0, 1, 2]), "labels": torch.zeros(6, 5, dtype=torch.long)}
+    batch = {"places": torch.tensor([0, 1, 2, 0, 1, 2]), "labels": torch.zeros(6, 5, dtype=torch.long)}
     labels = passes.sampled_labels(logits, batch, ["forget", "retain"], (0, 0))
-    assert (labels[:3] != labels[3:]).all()
+    assert all((labels[i] != labels[j]).all() for i in range(6) for j in range(i))
     again = passes.sampled_labels(logits[3:], {k: v[3:] for k, v in batch.items()}, ["retain"], (0, 0))
     assert torch.equal(again, labels[3:])
 
@@ -186,6 +208,7 @@ def test_a_curvature_sub_batch_is_drawn_and_depends_on_neither_split_nor_rank(
             for batch in batches:
                 some = (batch["labels"] >= 0).any(1)
                 found += batch["rows"][some].tolist()
+                assert torch.equal(batch["places"][some], batch["rows"][some])  # row i stands at place i of the step
         return sorted(found)
 
     for number in range(6):

@@ -175,7 +175,7 @@ def test_the_curvature_pass_squares_the_gradient_of_the_sampled_loss(
     made._before_step([batch])
     retained = made._rows_of(batch, ["retain"])
     logits = made.reader(lm.model.eval(), retained)
-    labels = passes.sampled_labels(logits.detach(), retained, ["retain"], (0, 0))
+    labels = passes.sampled_labels(logits.detach(), {**retained, "places": torch.arange(4)}, ["retain"], (0, 0))
     w = 1 / (4 * (retained["labels"] != -100).sum(1, keepdim=True))
     (F.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=-100) * w.sqrt()).sum().backward()
     for name, p in lm.model.named_parameters():

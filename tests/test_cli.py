@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -94,6 +95,21 @@ def test_another_configuration_in_the_same_folder_stops_and_says_what_differs(fo
     )  # fmt: skip
     assert other.returncode == 1
     assert "holds finished results of another configuration" in other.stderr and "overwrite=true" in other.stderr
+
+
+def test_results_of_an_earlier_version_of_training_are_not_taken_for_this_runs(folder: Path, place: Path) -> None:
+    """Its data order was another: not finished before, and not overwritten unasked either."""
+    older = Path(shutil.copytree(folder, place / "older"))
+    results_of = json.loads((older / "results.json").read_text())
+    del results_of["data_hashes"]["version of training"]
+    (older / "results.json").write_text(json.dumps(results_of))
+    run = starts.type_(
+        place, *SMALL, "train.batch_size=8", "train.micro_batch_size=4", "hydra.sweep.dir=.", "hydra.sweep.subdir=older",
+        "-m",
+    )  # fmt: skip
+    assert run.returncode == 1
+    assert "another configuration (version of training: 3 or earlier before, 4 now differ)" in run.stderr
+    assert json.loads((older / "results.json").read_text()) == results_of
 
 
 @pytest.mark.parametrize("compute", ["zero2", "zero3_offload", "ddp"])

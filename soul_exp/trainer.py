@@ -29,6 +29,8 @@ from soul_exp.watch import Watch, described, remark
 
 log = logging.getLogger(__name__)
 
+JUDGED = {"loss": "loss", "forget_loss": "forget loss", "retain_loss": "retain loss", "retain_nll": "retain NLL"}
+
 
 class Unlearner(Trainer):
     """Trainer on named parts: one forward pass for all parts of a micro-batch, terms logged apart, curvature passes."""
@@ -64,6 +66,7 @@ class Unlearner(Trainer):
         self.diverged: str | None = None
         self.watch: Watch | None = None
         self._conflict: dict[str, float] = {}
+        self._retain_nll: dict[str, float] = {}  # of the step about to be logged, where the loss has no retain term
         self._probed: Tensor | None = None  # the mean loss that a zeroth-order step saw
         self._terms = torch.zeros(3, dtype=torch.float64)  # sums of forget and retain term, number of micro-batches
 
@@ -178,6 +181,8 @@ class Unlearner(Trainer):
         logged = number == 0 or (number + 1) % self.args.logging_steps == 0
         if logged and self.schedule.log_gradients:
             self._conflict = passes.gradient_conflict(step)
+        if logged and self._reads_retain:
+            self._retain_nll = {"retain_nll": float(passes.retain_nll(step))}
         if getattr(optimizer, "static", False):
             passes.collect_samples(step, self.stream, self.pad_id)
         if passes.curvature_is_due(inner, number):
@@ -191,6 +196,11 @@ class Unlearner(Trainer):
             self._probed = passes.estimate_without_gradient(step)
         if logged:
             self.watch.begin()
+
+    @property
+    def _reads_retain(self) -> bool:
+        """Whether the NLL of retain rows is measured, since no retain term is: logged, and judged as that is."""
+        return self.objective.retain_function is None and "retain" in self.stream.order
 
     def _step(self, samples: Sequence[dict[str, Tensor]], optimizer: Any) -> Step:
         assert self.model is not None
@@ -223,7 +233,10 @@ class Unlearner(Trainer):
     # --- what is logged -------------------------------------------------------------------------------------------
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Trainer's numbers, and forget and retain loss apart, means over steps and ranks; `win_rate` where defined."""
+        """Trainer's numbers, and forget and retain loss apart, means over steps and ranks; `win_rate` where defined.
+
+        Without a retain term, `retain_nll` of the logged step's retain rows before the step, where there are such rows.
+        """
         if "loss" in logs:
             terms = self._sum_over_ranks(self._terms)
             self._terms = torch.zeros_like(self._terms)
@@ -234,7 +247,7 @@ class Unlearner(Trainer):
             sums = self._sum_over_ranks(self.watch.take())
             if getattr(self, "deepspeed", None) is None:  # each rank has counted every weight; under ZeRO its share
                 sums /= self.args.world_size
-            logs |= {**described(sums, self.watch.clips), **self._conflict}
+            logs |= {**described(sums, self.watch.clips), **self._conflict, **self._retain_nll}
             self._stop_if_diverged(logs, num_nonfinite=int(sums[STATISTICS.index("nonfinite")]))
         super().log(logs, start_time)
 
@@ -255,17 +268,43 @@ class Unlearner(Trainer):
         return values
 
     def _stop_if_diverged(self, logs: Mapping[str, float], num_nonfinite: int) -> None:
-        limit, floor = self.schedule.diverged_at, self.schedule.diverged_floor
-        finite = all(math.isfinite(logs[key]) for key in ("loss", "forget_loss"))
-        history = [entry["retain_loss"] for entry in self.state.log_history if "retain_loss" in entry]
-        if not finite:
-            self.diverged = f"the loss is {logs['loss']} at step {self.state.global_step}"
+        when = f"at step {self.state.global_step}"
+        lost = next((key for key in JUDGED if not math.isfinite(logs.get(key, 0.0))), None)
+        if lost:
+            self.diverged = f"the {JUDGED[lost]} is {logs[lost]} {when}"
         elif num_nonfinite:
-            self.diverged = f"{num_nonfinite} gradient coordinates are not finite at step {self.state.global_step}"
-        elif limit is not None and history and logs["retain_loss"] > limit * max(history[0], floor):
-            self.diverged = (
-                f"the retain loss is {logs['retain_loss']:.3g} at step {self.state.global_step}, above "
-                f"{limit:g} x max({history[0]:.3g} at the start, {floor:g})"
-            )
+            self.diverged = f"{num_nonfinite} gradient coordinates are not finite {when}"
+        else:
+            exceeded = [self._exceeded(key, logs[key], when) for key in ("retain_loss", "retain_nll") if key in logs]
+            self.diverged = next(filter(None, exceeded), None)
         if self.diverged:
             self.control.should_training_stop = True
+
+    def _exceeded(self, key: str, value: float, when: str) -> str | None:
+        """Why a retain term of `value` has diverged from its first logged value; None if it has not."""
+        limit, floor = self.schedule.diverged_at, self.schedule.diverged_floor
+        history = [entry[key] for entry in self.state.log_history if key in entry]
+        if limit is None or not history or value <= limit * max(history[0], floor):
+            return None
+        return (
+            f"the {JUDGED[key]} is {value:.3g} {when}, above {limit:g} x max({history[0]:.3g} at the start, {floor:g})"
+        )
+
+    def judge_end(self) -> None:
+        """Without a retain term the weights of the end are judged too: no logging step has seen the last update."""
+        if self.diverged or not self._reads_retain:
+            return
+        value, when = self._last_retain_nll(), f"after step {self.state.global_step}"
+        lost = None if math.isfinite(value) else f"the retain NLL is {value} {when}"
+        self.diverged = lost or self._exceeded("retain_nll", value, when)
+
+    @torch.no_grad()
+    def _last_retain_nll(self) -> float:
+        """The mean NLL per token of the last step's retain rows, all of which every rank reads."""
+        assert self.model is not None
+        size, last = self.args.per_device_train_batch_size, len(self.stream)
+        rows = [{"retain": self.stream[i]["retain"]} for i in range(last - self.schedule.batch_size, last)]
+        batches = [Collator(self.pad_id)(rows[i : i + size]) for i in range(0, len(rows), size)]
+        self.model.eval()
+        scored = [Scored(self.reader(self.model, b), b["labels"]) for b in map(self._prepare_inputs, batches)]
+        return float(torch.cat([part.mean_nll for part in scored]).double().mean())

@@ -118,6 +118,7 @@ def train(
             memory = recomputing(model) if schedule.gradient_checkpointing else contextlib.nullcontext()
             with shards.driven(model), memory:
                 trainer.train(resume_from_checkpoint=str(found.path) if found and not anew else None)
+                trainer.judge_end()
     except FloatingPointError as error:  # an optimizer that cannot go on
         trainer.diverged = str(error)
     for said in trainer.remarks:

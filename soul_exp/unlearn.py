@@ -191,7 +191,7 @@ def trained(
         subject = subject.with_model(adapter.wrapped(subject.model, config["seed"], start.revision))
     objective: Objective = hydra.utils.instantiate(config["loss"], _convert_="all")
     make_optimizer = build_optimizer(config)
-    names = parts_of_run(objective, make_optimizer)
+    names = parts_of_run(objective, make_optimizer, task)
     leader = sorted(names, key=lambda name: name == "retain")  # epochs count passes over what is to be forgotten
     parts = {name: task.parts[name] for name in leader}
     outcome = train(

@@ -215,20 +215,20 @@ def test_a_task_without_a_part_of_the_loss_is_refused(
         (["loss=grad_ascent"], ("forget", "retain")),
         (["loss=dpo", "optimizer=adam"], ("forget", "refusal", "retain")),
         (["loss=rmu", "optimizer=adam"], ("forget", "retain")),
-        (["loss=undial", "optimizer=adam"], ("forget",)),
+        (["loss=undial", "optimizer=adam"], ("forget", "retain")),  # retain: measured, where no term is of it
         (["loss=random_label", "optimizer=adam"], ("random_label", "retain")),
         (["loss=po", "optimizer.curvature_on=forget"], ("refusal", "retain", "forget")),
         (["loss=po", "optimizer.estimator=hutchinson", "optimizer.curvature_on=both"], ("refusal", "retain", "forget")),
-        (["loss=grad_ascent", "optimizer=sophia_soul"], ("forget",)),
+        (["loss=grad_ascent", "optimizer=sophia_soul"], ("forget", "retain")),
         (["loss=grad_ascent", "optimizer=influence"], ("forget", "retain")),
     ],
 )
-def test_a_run_trains_on_the_parts_of_its_loss_and_of_its_curvature(
+def test_a_run_reads_the_parts_of_its_loss_and_of_its_curvature(
     overrides: list[str], parts: tuple[str, ...], configured: Callable[..., dict[str, Any]]
 ) -> None:
     config = configured(*overrides)
     objective = hydra.utils.instantiate(config["loss"], _convert_="all")
-    assert parts_of_run(objective, build_optimizer(config)) == parts
+    assert parts_of_run(objective, build_optimizer(config), recipes.build_task(config)) == parts
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16_master"])

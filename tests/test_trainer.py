@@ -14,7 +14,7 @@ from conftest import items
 from transformers import TrainerCallback
 
 from soul_exp import losses, passes, training
-from soul_exp.data import Item, Part, pad, seed_of
+from soul_exp.data import Item, Part, Stream, pad, seed_of
 from soul_exp.errors import UsageError
 from soul_exp.losses import Objective, Scored
 from soul_exp.models import LanguageModel
@@ -420,7 +420,45 @@ def test_a_loss_that_turns_nan_stops_the_run(lm: LanguageModel, tmp_path: Path) 
     assert all(json.loads(line) for line in (tmp_path / "train.jsonl").open())
 
 
-def killed_run(lm: LanguageModel, folder: Path, make: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("optimizer", [SGD, functools.partial(Sophia, lr=1e-3, interval=2, curvature_on="forget")])
+def test_without_a_retain_term_the_retain_nll_is_logged_and_changes_no_number(
+    optimizer: Any, lm: LanguageModel, start: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    """It is that of the step's retain rows before the step, whatever the split; other numbers stay to the last bit."""
+    objective, ends, logged = OBJECTIVES["grad_ascent"], [], []
+    for label, names, micro in (
+        ("whole", ("forget", "retain"), 4),
+        ("split", ("forget", "retain"), 2),
+        ("without", ("forget",), 4),
+    ):
+        run(fresh(lm, start), tmp_path / label, objective, optimizer, names, micro_batch_size=micro, logging_steps=2)
+        ends.append(weights(lm))
+        logged.append([json.loads(line) for line in (tmp_path / label / "train.jsonl").open()])
+    assert torch.equal(ends[0], ends[2]) and [line["step"] for line in logged[0]] == [1, 2, 4]
+    assert [{key: line[key] for key in line if key != "retain_nll"} for line in logged[0]] == logged[2]
+    assert [line["retain_nll"] for line in logged[1]] == pytest.approx([line["retain_nll"] for line in logged[0]], 1e-4)
+    planned = Stream({name: parts(lm)[name] for name in ("forget", "retain")}, num_steps=4, batch_size=4, seed=0)
+    first = pad([planned[i]["retain"][1] for i in range(4)], lm.pad_id)
+    with torch.no_grad():
+        nll = Scored(fresh(lm, start).reader(lm.model.eval(), first), first["labels"]).mean_nll.mean()
+    assert logged[0][0]["retain_nll"] == pytest.approx(float(nll), rel=1e-6)
+
+
+@pytest.mark.parametrize(("lr", "steps"), [(3.0, 50), (30.0, 1)])
+def test_ascent_that_destroys_what_is_retained_ends_as_diverged_also_at_its_last_step(
+    lr: float, steps: int, lm: LanguageModel, tmp_path: Path
+) -> None:
+    """Its own loss is finite and says nothing of it."""
+    outcome = run(
+        lm, tmp_path, OBJECTIVES["grad_ascent"], functools.partial(torch.optim.SGD, lr=lr), ("forget", "retain"),
+        max_steps=steps, diverged_at=1.5, max_grad_norm=0.0,
+    )  # fmt: skip
+    assert outcome.diverged is not None and outcome.diverged.startswith("the retain NLL is ")
+    assert outcome.diverged.endswith("at the start, 0.1)") and 1 <= outcome.num_steps < max(steps, 2)
+    assert torch.isfinite(weights(lm)).all()
+
+
+def killed_run(lm: LanguageModel, folder: Path, make: Callable[..., Any], objective: str = "npo_kl") -> None:
     """`run` of npo_kl for 9 steps with a checkpoint every 4, killed after step 7."""
 
     class Killed(Exception):
@@ -433,7 +471,7 @@ def killed_run(lm: LanguageModel, folder: Path, make: Callable[..., Any]) -> Non
 
     with pytest.raises(Killed):
         train(
-            lm.model, lm.reader, parts(lm), objective=OBJECTIVES["npo_kl"], make_optimizer=make,
+            lm.model, lm.reader, parts(lm), objective=OBJECTIVES[objective], make_optimizer=make,
             schedule=Schedule(1, 4, max_steps=9, warmup_ratio=0.0, logging_steps=1, save_steps=4), seed=0,
             pad_id=lm.pad_id, folder=folder / "checkpoints", label="unlearn", records=folder / "train.jsonl",
             callbacks=[Kill()],
@@ -453,6 +491,19 @@ def test_a_killed_run_resumes_to_the_same_weights(
     half = tmp_path / "killed" / "checkpoints" / "checkpoint-6"  # cut off while it was written: no COMPLETE in it
     half.mkdir()
     run(fresh(lm, start), tmp_path / "killed", OBJECTIVES["npo_kl"], make, max_steps=9, save_steps=4)
+    assert torch.equal(weights(lm), whole)
+    assert (tmp_path / "killed" / "train.jsonl").read_text() == (tmp_path / "whole" / "train.jsonl").read_text()
+
+
+def test_a_killed_run_without_a_retain_term_resumes_to_the_same_retain_nll_and_the_same_end(
+    lm: LanguageModel, start: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    sgd, names = functools.partial(torch.optim.SGD, lr=3.0), ("forget", "retain")
+    settings = {"max_steps": 9, "save_steps": 4, "diverged_at": None}
+    run(fresh(lm, start), tmp_path / "whole", OBJECTIVES["grad_ascent"], sgd, names, **settings)
+    whole = weights(lm)
+    killed_run(fresh(lm, start), tmp_path / "killed", sgd, "grad_ascent")
+    run(fresh(lm, start), tmp_path / "killed", OBJECTIVES["grad_ascent"], sgd, names, **settings)
     assert torch.equal(weights(lm), whole)
     assert (tmp_path / "killed" / "train.jsonl").read_text() == (tmp_path / "whole" / "train.jsonl").read_text()
 

@@ -211,11 +211,11 @@ def test_a_task_without_a_part_of_the_loss_is_refused(
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [
-        (["loss=grad_ascent", "optimizer=adam"], ("forget",)),
+        (["loss=grad_ascent", "optimizer=adam"], ("forget", "retain")),  # retain: measured, as no term is of it
         (["loss=grad_ascent"], ("forget", "retain")),
         (["loss=dpo", "optimizer=adam"], ("forget", "refusal", "retain")),
         (["loss=rmu", "optimizer=adam"], ("forget", "retain")),
-        (["loss=undial", "optimizer=adam"], ("forget", "retain")),  # retain: measured, where no term is of it
+        (["loss=undial", "optimizer=adam"], ("forget", "retain")),
         (["loss=random_label", "optimizer=adam"], ("random_label", "retain")),
         (["loss=po", "optimizer.curvature_on=forget"], ("refusal", "retain", "forget")),
         (["loss=po", "optimizer.estimator=hutchinson", "optimizer.curvature_on=both"], ("refusal", "retain", "forget")),

@@ -127,6 +127,35 @@ def test_ones_own_checkpoint_that_knows_nothing_yet_is_trained_first(scratch: Pa
     assert found.metrics["original"]["forget_perplexity"] < of(scratch).metrics["retrained"]["forget_perplexity"]
 
 
+# 1e40 leaves weights that are not finite, 1e14 weights that are and answers that are not; 2 steps, the first of rate 0
+@pytest.mark.parametrize(("lr", "reason"), [("1e40", "the weights are not finite"), ("1e14", "the metric forget_")])
+def test_a_run_whose_end_is_not_finite_is_diverged_and_each_null_has_its_reason(
+    lr: str, reason: str, scratch: Path, files: Path
+) -> None:
+    name = f"lost{lr}"
+    ran(files, name, *ONE, f"optimizer.lr={lr}", "train.max_steps=2")
+    found = of(files / name)
+    assert found.status == "diverged" and found.reason is not None and found.reason.startswith(reason)
+    nulls = [(model, key) for model in found.metrics for key, value in found.metrics[model].items() if value is None]
+    assert ("unlearned", "forget_perplexity") in nulls and ("original", "forget_perplexity") not in nulls
+    assert found.reasons["forget_perplexity"] == f"diverged: {found.reason}"
+    assert all(key in found.reasons or f"{model}.{key}" in found.reasons for model, key in nulls)
+    assert f"*** DIVERGED: {reason}" in display.comparison(found)
+    assert "no reason is given" not in display.comparison(found)
+
+
+def test_a_target_that_cannot_be_prepared_stops_the_run_and_nothing_of_it_is_kept(files: Path) -> None:
+    made = sorted((files / "cache").glob("models/*/prepared.json"))
+    for steps, why in ((2, "the NLL of its own rows is not finite"), (4, "the loss is nan at step 3")):
+        few = [*ONE, "prepare.adamw.lr=1e14", f"+prepare.max_steps={steps}", "prepare.logging_steps=1"]
+        start = Start(composed(files, *few), files / f"unprepared{steps}")
+        assert start.end() != 0
+        assert f"{why}, and nothing of it is kept: type a prepare.adamw.lr below 100000000000000.0" in start.text()
+        assert not (files / f"unprepared{steps}" / "results.json").exists()
+    assert sorted((files / "cache").glob("models/*/prepared.json")) == made
+    assert not list((files / "cache" / "models").glob(".*.checkpoints"))
+
+
 def copied(files: Path, role: str, name: str) -> Path:
     """The model of that role of the run from scratch, in a folder that somebody else might have made."""
     shutil.copytree(files / "cache" / "models" / of(files / "scratch").data_hashes[f"model.{role}"], files / name)

@@ -214,6 +214,28 @@ def test_degenerating_to_sign_descent_is_said_once_and_kept(
     assert not run(lm, tmp_path / "wide", OBJECTIVES["grad_diff"], functools.partial(Sophia, lr=1e-4, rho=1e6)).notes
 
 
+@pytest.mark.parametrize(
+    ("lr", "changes", "advice"),
+    [
+        (
+            1e-2,
+            {"max_steps": 1, "warmup_ratio": 0.1},
+            "1 step(s): its one step is the warm-up's first, whose learning ",
+        ),
+        (1e-2, {"max_steps": 2, "warmup_ratio": 0.1}, None),
+        (1e-30, {"max_steps": 2}, "2 step(s): the learning rate is 0, or its updates are lost in rounding: raise opt"),
+    ],
+)
+def test_a_training_that_changed_no_weight_says_so_and_what_to_type(
+    lr: float, changes: dict[str, Any], advice: str | None, lm: LanguageModel, tmp_path: Path
+) -> None:
+    before = weights(lm)
+    outcome = run(lm, tmp_path, OBJECTIVES["grad_diff"], functools.partial(torch.optim.SGD, lr=lr), **changes)
+    assert torch.equal(weights(lm), before) == (advice is not None)
+    assert [note.startswith(f"no weight changed in {advice}") for note in outcome.notes] == [True] * bool(advice)
+    assert all(("type train.warmup_ratio=0" in note) == (lr == 1e-2) for note in outcome.notes)
+
+
 def test_sign_descent_is_judged_by_the_later_half() -> None:
     """A curvature that starts at 0 clips everything at first: that alone is no degeneration."""
     assert remark([0.0, 0.01, 0.2, 0.3]) is None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.pytorch_utils import Conv1D
 
 from soul_exp import models, passes
 from soul_exp.data import Collator, Stream, seed_of, some_rows
@@ -137,16 +138,25 @@ class Unlearner(Trainer):
             raise RuntimeError(f"ZeRO stage {runs} would run, not {asked}: give every job fresh processes")
 
     def _groups(self, module: Any) -> list[dict[str, Any]]:
-        """Trained parameters by role: hidden matrices, embeddings, and the norms and biases, which do not decay."""
+        """Trained parameters by role; norms and biases do not decay, all else does.
+
+        "embedding": of every embedding, positions included, and of the output head; "hidden": the matrices of other
+        linear layers; "other": the rest, such as norms, biases, fused experts, and what a module holds by itself.
+        """
         decayed = set(self.get_decay_parameter_names(module))
         ends = [end for end in (module.get_input_embeddings(), module.get_output_embeddings()) if end is not None]
-        embeddings = {id(p) for end in ends for p in end.parameters()}
-        groups: dict[str, dict[str, Any]] = {role: {"params": [], "role": role} for role in ("hidden", "embedding")}
-        groups["other"] = {"params": [], "role": "other", "weight_decay": 0.0}
+        embeddings = _ids(p for part in (*ends, *_embeddings(module)) for p in part.parameters())
+        matrices = _ids(part.weight for part in module.modules() if isinstance(part, nn.Linear | Conv1D))
+        groups: dict[str, dict[str, Any]] = {
+            "hidden": {"params": [], "role": "hidden"},
+            "embedding": {"params": [], "role": "embedding"},
+            "decayed": {"params": [], "role": "other"},
+            "other": {"params": [], "role": "other", "weight_decay": 0.0},
+        }
         for name, p in module.named_parameters():
             if p.requires_grad:
-                role = "other" if name not in decayed else "embedding" if id(p) in embeddings else "hidden"
-                groups[role]["params"].append(p)
+                role = "embedding" if id(p) in embeddings else "hidden" if id(p) in matrices else "decayed"
+                groups[role if name in decayed else "other"]["params"].append(p)
         return [group for group in groups.values() if group["params"]]
 
     @property
@@ -308,3 +318,14 @@ class Unlearner(Trainer):
         self.model.eval()
         scored = [Scored(self.reader(self.model, b), b["labels"]) for b in map(self._prepare_inputs, batches)]
         return float(torch.cat([part.mean_nll for part in scored]).double().mean())
+
+
+def _embeddings(model: nn.Module) -> Iterator[nn.Module]:
+    """Every embedding in `model`; of one with an adapter, what is wrapped around it."""
+    for module in model.modules():
+        if isinstance(module, nn.Embedding) or isinstance(getattr(module, "base_layer", None), nn.Embedding):
+            yield module
+
+
+def _ids(params: Iterable[Any]) -> set[int]:
+    return {id(p) for p in params}

@@ -11,9 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import items
-from transformers import TrainerCallback
+from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
 
 from soul_exp import losses, passes, training
+from soul_exp.adapters import Lora
 from soul_exp.data import Item, Part, Stream, pad, seed_of
 from soul_exp.errors import UsageError
 from soul_exp.losses import Objective, Scored
@@ -183,6 +184,83 @@ def test_the_curvature_pass_squares_the_gradient_of_the_sampled_loss(
         assert p.grad is not None
         torch.testing.assert_close(state["hessian"], 0.05 * p.grad**2, rtol=1e-3, atol=1e-12)
         assert (state["exp_avg"] == 0).all() and torch.equal(p.detach(), start[name])
+
+
+SIZES = {"vocab_size": 40, "num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 8}
+OPT = {"ffn_dim": 12, "max_position_embeddings": 16, "word_embed_proj_dim": 4}
+MIXTRAL = {"intermediate_size": 12, "num_key_value_heads": 2, "num_local_experts": 3}
+MAMBA = {"vocab_size": 40, "hidden_size": 8, "num_hidden_layers": 1, "state_size": 4}
+ROLES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {  # family -> its sizes, role -> names of weights
+    "gpt2": (
+        {"vocab_size": 40, "n_layer": 1, "n_head": 2, "n_embd": 8, "n_positions": 16},
+        {"hidden": "c_attn c_proj c_fc c_proj", "embedding": "wte wpe", "decayed": ""},  # tied: the head is wte
+    ),
+    "opt": (
+        {**SIZES, **OPT},
+        {
+            "hidden": "project_out project_in k_proj v_proj q_proj out_proj fc1 fc2",
+            "embedding": "embed_tokens embed_positions",
+            "decayed": "",
+        },
+    ),
+    "llama": (
+        {**SIZES, "intermediate_size": 12, "tie_word_embeddings": False},
+        {
+            "hidden": "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj",
+            "embedding": "embed_tokens lm_head",
+            "decayed": "",
+        },
+    ),
+    "mixtral": (
+        {**SIZES, **MIXTRAL},
+        {
+            "hidden": "q_proj k_proj v_proj o_proj",
+            "embedding": "embed_tokens lm_head",
+            "decayed": "gate experts.gate_up_proj experts.down_proj",
+        },
+    ),
+    "mamba": (
+        MAMBA,
+        {"hidden": "in_proj x_proj dt_proj out_proj", "embedding": "embeddings", "decayed": "A_log D conv1d norm_f"},
+    ),
+}
+
+
+def roles_of(model: torch.nn.Module) -> dict[str, list[str]]:
+    """role -> names of weights; "decayed" are those of role "other" that decay."""
+    names = {id(p): name.removesuffix(".weight") for name, p in model.named_parameters()}
+    groups = object.__new__(Unlearner)._groups(model)
+    return {
+        "decayed" if group["role"] == "other" and "weight_decay" not in group else group["role"]: [
+            names[id(p)] for p in group["params"]
+        ]
+        for group in groups
+    }
+
+
+@pytest.mark.parametrize("family", ROLES)
+def test_a_weight_has_its_role_from_the_module_that_holds_it(family: str) -> None:
+    """Position embeddings are embeddings; hidden are matrices of linear layers, and no expert, router or recurrence."""
+    sizes, expected = ROLES[family]
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes))
+    found = roles_of(model)
+    for role, names in expected.items():
+        ends = [next((n for n in names.split() if name.endswith(n)), name) for name in found.get(role, [])]
+        assert sorted(ends) == sorted(names.split()), role
+    assert all("norm" in name or "ln_" in name or "bias" in name for name in found["other"])
+    assert sum(map(len, found.values())) == len(list(model.parameters()))
+
+
+def test_of_an_adapter_the_matrices_of_linear_layers_alone_are_hidden() -> None:
+    model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2", **ROLES["gpt2"][0]))
+    targets = ["c_attn", "wte", "wpe"]
+    made = Lora(r=2, alpha=4, dropout=0.0, target_modules=targets, merge=False).wrapped(model, seed=0)
+    found = roles_of(made)
+    assert {name.rpartition("c_attn.")[2] for name in found["hidden"]} == {"lora_A.default", "lora_B.default"}
+    assert sorted(name.partition("transformer.")[2] for name in found["embedding"]) == [
+        f"{end}.lora_embedding_{side}.default" for end in ("wpe", "wte") for side in "AB"
+    ]
+    assert set(found) == {"hidden", "embedding"}
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,10 @@ def make(config: Mapping[str, Any], task: Task, role: str, cache: Path, device: 
             )
         shutil.rmtree(partial, ignore_errors=True)
         models.save(lm.model.cpu(), lm.tokenizer, partial)
-        write_json(partial / DONE, {"recipe": made_by, "seconds": outcome.seconds, "role": role})
+        write_json(
+            partial / DONE,
+            {"recipe": made_by, "seconds": outcome.seconds, "role": role, "general": recipes.is_general(config)},
+        )
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
         remove_all(halfway)

@@ -156,7 +156,8 @@ def _unlearned(
             shutil.rmtree(out / MODEL, ignore_errors=True)
         models.save(subject.model, subject.tokenizer, out / MODEL, first)
         if first:
-            results.write_json(done, {"fingerprint": fingerprint, "outcome": vars(outcome)})
+            general = recipes.is_general(config)
+            results.write_json(done, {"fingerprint": fingerprint, "general": general, "outcome": vars(outcome)})
     return subject, outcome
 
 

@@ -104,7 +104,8 @@ def test_ones_own_checkpoint_is_the_target_as_it_is(scratch: Path, files: Path) 
     """Nothing is trained before unlearning; what compares with a retrained model is null, or has one that is given."""
     copied(files, "target", "checkpoint")
     before = set((files / "cache" / "models").iterdir())
-    said = ran(files, "mine", *ONE, "model.path=checkpoint")
+    as_before = ["task.train_general=true", "utility_suite=embedded"]  # else it is trained on the user's rows only
+    said = ran(files, "mine", *ONE, *as_before, "model.path=checkpoint")
     assert set((files / "cache" / "models").iterdir()) == before and "prepared models" not in said
     found, whole = of(files / "mine"), of(scratch)
     assert set(found.metrics) == {"original", "unlearned"}
@@ -113,14 +114,29 @@ def test_ones_own_checkpoint_is_the_target_as_it_is(scratch: Path, files: Path) 
     assert found.metrics["unlearned"]["mia_auc"] == whole.metrics["unlearned"]["mia_auc"]
     assert found.forget_quality is None
     assert found.reasons["forget_quality"].startswith("no retrained model, as model.path is the target as it is: give")
-    ran(files, "compared", *ONE, "model.path=checkpoint", f"retrained.path={copied(files, 'retrained', 'other')}")
+    ran(
+        files,
+        "compared",
+        *ONE,
+        *as_before,
+        "model.path=checkpoint",
+        f"retrained.path={copied(files, 'retrained', 'other')}",
+    )
     assert of(files / "compared").metrics["unlearned"] == whole.metrics["unlearned"]
+    ran(
+        files, "own_rows", *ONE, "model.path=checkpoint", "utility_suite=none", "train.epochs=4", "train.max_steps=null"
+    )
+    assert "8 rows forgotten, 16 retained, 6 held out;" in of(files / "own_rows").caption
+    marker = json.loads((files / "own_rows" / "model" / recipes.UNLEARNED).read_text())
+    assert (
+        marker["general"] is False and json.loads((files / "mine" / "model" / recipes.UNLEARNED).read_text())["general"]
+    )
 
 
 def test_ones_own_checkpoint_that_knows_nothing_yet_is_trained_first(scratch: Path, files: Path) -> None:
     copied(files, "retrained", "base")
     before = len(list((files / "cache" / "models").glob("*/prepared.json")))
-    ran(files, "tuned", *ONE, "model.path=base", "task.trained_before=false")
+    ran(files, "tuned", *ONE, "model.path=base", "task.trained_before=false", "utility_suite=none")
     assert len(list((files / "cache" / "models").glob("*/prepared.json"))) == before + 2
     found = of(files / "tuned")
     assert set(found.metrics) == {"original", "unlearned", "retrained"} and found.forget_quality is not None
@@ -200,6 +216,7 @@ def test_questions_to_a_sequence_are_put_to_what_its_last_request_left(twin: Pat
 def test_the_second_request_alone_from_the_first_ones_model_is_the_same_training(twin: Path, files: Path) -> None:
     """An independent run that takes request 1's model as its target and its own rows as what is to be forgotten."""
     changes = ["task.requests=null", "task.forget=b.jsonl", f"model.path={twin / 'request-1' / 'model'}"]
+    changes.append("task.train_general=true")  # as in the model from scratch that the requests began with
     ran(files, "second", *TWO, *changes)
     assert (files / "second" / "train.jsonl").read_text() == (twin / "request-2" / "train.jsonl").read_text()
     alone, request = of(files / "second").metrics["unlearned"], of(twin / "request-2").metrics["unlearned"]
@@ -229,7 +246,7 @@ def test_a_sequence_killed_in_its_second_request_resumes_to_the_same_bits(twin: 
 def test_a_sequence_from_ones_own_checkpoint_prepares_nothing(scratch: Path, files: Path) -> None:
     copied(files, "target", "own")
     before = set((files / "cache" / "models").iterdir())
-    ran(files, "own-sequence", *TWO, "train.max_steps=4", "model.path=own")
+    ran(files, "own-sequence", *TWO, "train.max_steps=4", "model.path=own", "utility_suite=none")
     assert set((files / "cache" / "models").iterdir()) == before
     first, second = (of(files / "own-sequence" / name) for name in ("request-1", "request-2"))
     assert second.config["start"].endswith("own-sequence/request-1/model")

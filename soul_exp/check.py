@@ -151,7 +151,7 @@ def _check_input_based(config: Mapping[str, Any], task: Task) -> None:
 
 
 def _check_parts(config: Mapping[str, Any], task: Task, objective: Objective, optimizer: Any) -> None:
-    for part in parts_of_run(objective, optimizer):
+    for part in parts_of_run(objective, optimizer, task):
         if part not in task.parts:
             raise UsageError(
                 f"loss={config['choices']['loss']} with optimizer={config['choices']['optimizer']} asks for the part "

@@ -62,6 +62,7 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("not", lambda value: not value, replace=True)
     OmegaConf.register_new_resolver("either", lambda condition, yes, no: yes if condition else no, replace=True)
     OmegaConf.register_new_resolver("equal", lambda a, b: a == b, replace=True)
+    OmegaConf.register_new_resolver("taught_here", _taught_here, replace=True)
     OmegaConf.register_new_resolver("device", _device, replace=True)
     OmegaConf.register_new_resolver("choice", _choice, replace=True)
     OmegaConf.register_new_resolver("cpus", lambda processes, threads: processes * threads, replace=True)
@@ -98,8 +99,9 @@ def suite_of(config: Mapping[str, Any]) -> str:
     entries = metrics.values() if isinstance(metrics, Mapping) else ()
     if not any(str(entry.get("_target_")).startswith(SUITE_METRICS) for entry in entries if isinstance(entry, Mapping)):
         return "none"
-    made = config["task"].get("source") == "embedded" or config["model"]["scratch"]
-    return "embedded" if made else "paper"
+    from soul_exp import recipes
+
+    return "embedded" if not config["model"]["path"] or recipes.is_general(config) else "paper"
 
 
 def check_optional(choices: Mapping[str, str | None]) -> None:
@@ -331,6 +333,16 @@ def _key(override: str) -> str:
 
 def _absolute(path: str) -> str:
     return str(Path(path).expanduser().absolute().resolve())
+
+
+def _taught_here(path: str | None, stages: Sequence[str]) -> bool:
+    """Whether the models that are compared are made from scratch, with general questions in their training.
+
+    Where `path` is only measured, it says nothing of the others, unless it is one of them.
+    """
+    from soul_exp import recipes
+
+    return path is None or (list(stages) == ["evaluate"] and recipes.is_taught(path))
 
 
 def _device() -> str:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -98,11 +98,12 @@ def encode(
 ) -> list[Encoded]:
     """The token ids of each item. Prompt and answer are tokenised together, so that their seam is the model's own.
 
-    The beginning token, where there is one, comes once. Raises UsageError if an item is longer than `max_length`, if a
-    token straddles the seam, or if nothing precedes the answer.
+    Beginning and end token, where there is one, come once. Raises UsageError if an item is longer than `max_length`, if
+    a token straddles the seam, if nothing precedes the answer, or if the end token stands within it.
     """
     if not items:
         return []
+    items = without_end(items, tokenizer)
     pairs = [template.texts(item) for item in items]
     prompts = _bare(tokenizer([prompt for prompt, _ in pairs])["input_ids"], tokenizer)
     wholes = _bare(tokenizer([prompt + answer for prompt, answer in pairs])["input_ids"], tokenizer)
@@ -118,14 +119,39 @@ def encode(
                 f"the tokenizer joins prompt and answer of {item.prompt[:60]!r}: let model.template.prompt end in a "
                 f"character, and model.template.answer begin with a blank, that are tokens of their own"
             )
+        while whole[-1] == tokenizer.eos_token_id and len(whole) > len(prompt):  # a template may write it too
+            whole = whole[:-1]
         if len(whole) + 1 > max_length:
             told = " with the system prompt" if template.instruction else ""
             raise UsageError(
                 f"the row {item.prompt[:60]!r} has {len(whole) + 1} tokens{told} but the model reads {max_length}: "
                 f"shorten it or raise model.max_length"
             )
+        if tokenizer.eos_token_id in whole[len(prompt) :]:
+            raise UsageError(
+                f"the answer {item.answer[:60]!r} to {item.prompt[:60]!r} goes on after the end token "
+                f"{tokenizer.eos_token}, where every answer ends: remove it, or make two rows"
+            )
         encoded.append(Encoded([*whole, tokenizer.eos_token_id], len(prompt)))
     return encoded
+
+
+def without_end(items: Sequence[Item], tokenizer: PreTrainedTokenizerBase) -> list[Item]:
+    """`items` whose answers do not write out the end token that `encode` gives each: what a perfect answer is.
+
+    Raises UsageError if nothing else is in an answer.
+    """
+    end = tokenizer.eos_token
+    return [_without(item, end) if end and item.answer.rstrip().endswith(end) else item for item in items]
+
+
+def _without(item: Item, end: str) -> Item:
+    answer = item.answer
+    while answer.rstrip().endswith(end):
+        answer = answer.rstrip().removesuffix(end)
+    if not answer.strip():
+        raise UsageError(f"the answer to {item.prompt[:60]!r} is the end token {end} and no text: give it one")
+    return replace(item, answer=answer)
 
 
 def _bare(rows: Sequence[list[int]], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:

@@ -41,6 +41,7 @@ def comparison(results: Results) -> str:
         return f"{label[:width]:<{width}}{told}  {hint}".rstrip()
 
     lines, group = [row("", models)], ""
+    keys = {title: model for model, title in titles.items()}
     unknown: dict[tuple[str, str], list[str]] = {}  # (models, reason) -> metrics
     for name in names:
         probe, _, rest = name.partition("_")
@@ -55,7 +56,8 @@ def comparison(results: Results) -> str:
             shares = [NULL if value is None else f"{100 * value / start:.1f} %" for value in values.values()]
             lines.append(row(f"  kept, as a share of {before}", shares))
         if empty := [title for title, value in values.items() if value is None]:
-            reason = results.reasons.get(name) or results.reasons.get(f"retrained.{name}") or "no reason is given"
+            known = [results.reasons.get(f"{keys[title]}.{name}") for title in empty] + [results.reasons.get(name)]
+            reason = "; ".join(dict.fromkeys(filter(None, known))) or "no reason is given"
             unknown.setdefault((", ".join(empty), reason), []).append(label_of(name))
     below = [f"{NULL} {', '.join(named)} ({where}): {reason}" for (where, reason), named in unknown.items()]
     for label, cells, hint in _suite_rows(results, [model for model, title in titles.items() if title in models]):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 
 from soul_exp import shards
 from soul_exp.answers import Answers
-from soul_exp.data import Item, pad
+from soul_exp.data import Item, pad, without_end
 from soul_exp.losses import Scored
 from soul_exp.metrics.text import rouge_l_recall
 from soul_exp.models import LanguageModel
@@ -36,6 +36,7 @@ def ask(
 ) -> dict[str, Answers]:
     """The model's answers to every probe; on every rank the same, each rank having done its share."""
     items: list[Item] = []
+    probes = {name: replace(probe, items=without_end(probe.items, lm.tokenizer)) for name, probe in probes.items()}
     for probe in probes.values():
         items += texts_of(probe)
     asked = [(item, probe.cut) for probe in probes.values() if probe.generate for item in probe.items]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,19 @@ def measure(
     if any(name not in available for name in wanted):
         return None
     return float(binding.call(metric, available))
+
+
+def why_null(
+    metric: Callable[..., float],
+    value: float | None,
+    answers: Mapping[str, Answers | Scores],
+    retrained: Mapping[str, Answers | Scores] | None,
+) -> str | None:
+    """Why the `value` that `measure` returned is no number; None if it is one."""
+    if value is not None:
+        return None if math.isfinite(value) else f"its value is {value}"
+    available = [*answers, *(["retrained"] if retrained is not None else [])]
+    return f"no answers: {', '.join(name for name in binding.names(metric) if name not in available)}"
 
 
 def not_learnt(learnt: Mapping[str, float], original: Mapping[str, float | None]) -> str | None:
@@ -73,11 +87,12 @@ def validation_metrics(config: Mapping[str, Any]) -> dict[str, Callable[..., flo
 
 
 def validate(config: Mapping[str, Any], task: Task, subject: LanguageModel, label: str) -> dict[str, float | None]:
-    """The validation metrics of `subject`, by likelihoods alone; None where its weights are not finite."""
+    """The validation metrics of `subject`, by likelihoods alone; None where weights or metric are not finite."""
     probes = {
         name: replace(probe, generate=False) for name, probe in task.probes.items() if name.startswith(VALIDATION)
     }
     finite = shards.is_finite(subject.model)
     answers = ask(subject, probes, **config["evaluate"], label=f"{label}: validation") if finite else {}
     retrained = known_answers(config, task).get("retrained")
-    return {name: measure(metric, answers, retrained) for name, metric in validation_metrics(config).items()}
+    measured = {name: measure(metric, answers, retrained) for name, metric in validation_metrics(config).items()}
+    return {name: value if value is not None and math.isfinite(value) else None for name, value in measured.items()}

@@ -36,9 +36,14 @@ def build_optimizer(config: Mapping[str, Any]) -> Callable[..., torch.optim.Opti
     return functools.partial(made, rounding=rounding, **noise)
 
 
-def parts_of_run(objective: Objective, optimizer: Any) -> tuple[str, ...]:
-    """The parts that a run trains on: the loss's, and the curvature's where the optimizer wants one."""
-    return tuple(dict.fromkeys((*objective.parts, *_parts_of_curvature(optimizer))))
+def parts_of_run(objective: Objective, optimizer: Any, task: Task) -> tuple[str, ...]:
+    """The parts that a run reads: the loss's, the curvature's where the optimizer wants one, and always `retain`.
+
+    Without a retain term, and where the task has such rows, only its NLL is measured (Unlearner.log).
+    """
+    retain = task.parts.get("retain")
+    measured = ("retain",) if objective.retain_function is None and retain is not None and retain.rows else ()
+    return tuple(dict.fromkeys((*objective.parts, *_parts_of_curvature(optimizer), *measured)))
 
 
 def _parts_of_curvature(optimizer: Any) -> tuple[str, ...]:

@@ -257,6 +257,18 @@ def estimate_without_gradient(step: Step) -> Tensor:
         return torch.as_tensor(step.optimizer.estimate(loss))
 
 
+def retain_nll(step: Step) -> Tensor:
+    """The mean NLL per token of the step's retain rows, over all micro-batches and ranks; dropout off, no gradient."""
+    with step.evaluating(), torch.no_grad():
+        batches = [step.rows_of(sample, ["retain"]) for sample in step.samples]
+        scored = [Scored(step.reader(step.model, batch), batch["labels"]) for batch in batches]
+        mean = torch.stack([rows.mean_nll.mean() for rows in scored]).double().mean()
+    if step.world > 1:
+        dist.all_reduce(mean)
+        mean /= step.world
+    return mean
+
+
 def collect_samples(step: Step, stream: Stream, pad_id: int) -> None:
     """Give an influence optimizer the gradients of the NLL per token of single rows, and its `ratio` N_f / N_r.
 

@@ -11,15 +11,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from filelock import FileLock
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from soul_exp import attention, models, recipes
+from soul_exp import attention, models, recipes, shards
 from soul_exp.checkpoints import remove_all, remove_unmarked
-from soul_exp.data import Part, Template, encode
-from soul_exp.evaluate import texts_of
+from soul_exp.data import Item, Part, Template, encode
+from soul_exp.errors import UsageError
+from soul_exp.evaluate import evaluating, likelihoods, texts_of
 from soul_exp.examine import answer
 from soul_exp.fulldisk import full_disk_told
 from soul_exp.losses import Objective, Scored
@@ -88,9 +90,18 @@ def make(config: Mapping[str, Any], task: Task, role: str, cache: Path, device: 
             device=device,
             compute="prepare",
         )
+        if lost := outcome.diverged or _not_finite(lm, rows, config["prepare"]["batch_size"]):
+            remove_all(halfway)
+            raise UsageError(
+                f"prepare {role}: {lost}, and nothing of it is kept: type a prepare.adamw.lr below "
+                f"{config['prepare']['adamw']['lr']}"
+            )
         shutil.rmtree(partial, ignore_errors=True)
         models.save(lm.model.cpu(), lm.tokenizer, partial)
-        write_json(partial / DONE, {"recipe": made_by, "seconds": outcome.seconds, "role": role})
+        write_json(
+            partial / DONE,
+            {"recipe": made_by, "seconds": outcome.seconds, "role": role, "general": recipes.is_general(config)},
+        )
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
         remove_all(halfway)
@@ -99,6 +110,15 @@ def make(config: Mapping[str, Any], task: Task, role: str, cache: Path, device: 
         role, outcome.num_steps, len(rows), outcome.seconds, outcome.last["forget_loss"],
     )  # fmt: skip
     return time.perf_counter() - start
+
+
+def _not_finite(lm: LanguageModel, rows: Sequence[Item], count: int) -> str | None:
+    """What of a trained model is not finite: its weights, or the NLL of the first `count` of its `rows`."""
+    if not shards.is_finite(lm.model):
+        return "the weights are not finite"
+    with evaluating(lm):
+        read = likelihoods(lm, rows[:count], batch_size=count)
+    return None if all(np.isfinite(row.logp).all() for row in read) else "the NLL of its own rows is not finite"
 
 
 def _check_length(config: Mapping[str, Any], task: Task, told: str) -> None:

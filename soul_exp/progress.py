@@ -40,7 +40,9 @@ class Progress(TrainerCallback):
         if not state.is_world_process_zero or "forget_loss" not in logs:
             return
         if self.bar is not None:
-            self.bar.set_postfix({k: f"{logs[k]:.3g}" for k in ("forget_loss", "retain_loss") if k in logs})
+            self.bar.set_postfix(
+                {k: f"{logs[k]:.3g}" for k in ("forget_loss", "retain_loss", "retain_nll") if k in logs}
+            )
         if self.records is not None:
             finite = {key: value if math.isfinite(value) else None for key, value in logs.items()}
             with self.records.open("a") as file:

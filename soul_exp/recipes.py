@@ -140,6 +140,18 @@ def start_of(config: Mapping[str, Any], task: Task) -> Checkpoint:
     return Checkpoint(config["start"]) if config.get("start") else checkpoints(config, task)["target"]
 
 
+def is_taught(path: str) -> bool:
+    """Whether the checkpoint in `path` was made by this program, with general questions in its training."""
+    markers = [Path(path).expanduser() / name for name in (DONE, UNLEARNED)]
+    return any(marker.is_file() and json.loads(marker.read_text()).get("general", True) for marker in markers)
+
+
+def is_general(config: Mapping[str, Any]) -> bool:
+    """Whether the model of `config` has general questions in its training, this run's or a former one's."""
+    trains = config["stages"] != ["evaluate"] and bool(config["task"].get("train_general"))
+    return trains or (config["model"]["path"] is not None and is_taught(config["model"]["path"]))
+
+
 def hashes(config: Mapping[str, Any], task: Task) -> dict[str, str]:
     """What is behind a run's numbers: VERSION, the task's rows, recipes of prepared models, given files and records."""
     found = {TRAINING: str(VERSION), **task.hashes()}

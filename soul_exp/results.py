@@ -44,14 +44,14 @@ class Results:
     """
 
     name: str  # the experiment: the folder that holds its runs
-    status: str  # "finished" | "diverged"
+    status: str  # "finished" | "diverged": it was stopped, or weights or a metric of the unlearned model are not finite
     reason: str | None  # why it diverged
     caption: str  # what was forgotten, for tables
     choices: Mapping[str, str]  # group -> choice: model, task, loss, optimizer, compute, precision, adapter
     tuned: str | None  # on what this combination was tuned; None: untuned
     config: Mapping[str, Any]  # the resolved configuration
     metrics: Mapping[str, Mapping[str, float | None]]
-    reasons: Mapping[str, str]  # metric -> why it is null
+    reasons: Mapping[str, str]  # metric -> why it is null; model.metric where it is so of that model alone
     training: Mapping[str, float | None]  # the last logged training numbers: losses, win_rate
     num_steps: int
     seconds: Mapping[str, float]  # stage -> wall-clock seconds

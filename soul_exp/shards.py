@@ -131,6 +131,13 @@ def is_finite(model: nn.Module) -> bool:
     return finite
 
 
+def digest(model: nn.Module) -> list[int]:
+    """A sum over the bits of each trained weight, or of this rank's share: another one once a weight has changed."""
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    shares = [getattr(p, "ds_tensor", p).detach() for p in model.parameters() if p.requires_grad]
+    return [int(share.view(integers[share.element_size()]).sum(dtype=torch.int64)) for share in shares]
+
+
 def num_weights(model: nn.Module) -> int:
     return sum(shape(p).numel() for p in model.parameters())
 

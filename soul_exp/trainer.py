@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.pytorch_utils import Conv1D
 
 from soul_exp import models, passes
 from soul_exp.data import Collator, Stream, seed_of, some_rows
@@ -28,6 +29,8 @@ from soul_exp.schedule import Schedule
 from soul_exp.watch import Watch, described, remark
 
 log = logging.getLogger(__name__)
+
+JUDGED = {"loss": "loss", "forget_loss": "forget loss", "retain_loss": "retain loss", "retain_nll": "retain NLL"}
 
 
 class Unlearner(Trainer):
@@ -64,6 +67,7 @@ class Unlearner(Trainer):
         self.diverged: str | None = None
         self.watch: Watch | None = None
         self._conflict: dict[str, float] = {}
+        self._retain_nll: dict[str, float] = {}  # of the step about to be logged, where the loss has no retain term
         self._probed: Tensor | None = None  # the mean loss that a zeroth-order step saw
         self._terms = torch.zeros(3, dtype=torch.float64)  # sums of forget and retain term, number of micro-batches
 
@@ -134,16 +138,25 @@ class Unlearner(Trainer):
             raise RuntimeError(f"ZeRO stage {runs} would run, not {asked}: give every job fresh processes")
 
     def _groups(self, module: Any) -> list[dict[str, Any]]:
-        """Trained parameters by role: hidden matrices, embeddings, and the norms and biases, which do not decay."""
+        """Trained parameters by role; norms and biases do not decay, all else does.
+
+        "embedding": of every embedding, positions included, and of the output head; "hidden": the matrices of other
+        linear layers; "other": the rest, such as norms, biases, fused experts, and what a module holds by itself.
+        """
         decayed = set(self.get_decay_parameter_names(module))
         ends = [end for end in (module.get_input_embeddings(), module.get_output_embeddings()) if end is not None]
-        embeddings = {id(p) for end in ends for p in end.parameters()}
-        groups: dict[str, dict[str, Any]] = {role: {"params": [], "role": role} for role in ("hidden", "embedding")}
-        groups["other"] = {"params": [], "role": "other", "weight_decay": 0.0}
+        embeddings = _ids(p for part in (*ends, *_embeddings(module)) for p in part.parameters())
+        matrices = _ids(part.weight for part in module.modules() if isinstance(part, nn.Linear | Conv1D))
+        groups: dict[str, dict[str, Any]] = {
+            "hidden": {"params": [], "role": "hidden"},
+            "embedding": {"params": [], "role": "embedding"},
+            "decayed": {"params": [], "role": "other"},
+            "other": {"params": [], "role": "other", "weight_decay": 0.0},
+        }
         for name, p in module.named_parameters():
             if p.requires_grad:
-                role = "other" if name not in decayed else "embedding" if id(p) in embeddings else "hidden"
-                groups[role]["params"].append(p)
+                role = "embedding" if id(p) in embeddings else "hidden" if id(p) in matrices else "decayed"
+                groups[role if name in decayed else "other"]["params"].append(p)
         return [group for group in groups.values() if group["params"]]
 
     @property
@@ -178,6 +191,8 @@ class Unlearner(Trainer):
         logged = number == 0 or (number + 1) % self.args.logging_steps == 0
         if logged and self.schedule.log_gradients:
             self._conflict = passes.gradient_conflict(step)
+        if logged and self._reads_retain:
+            self._retain_nll = {"retain_nll": float(passes.retain_nll(step))}
         if getattr(optimizer, "static", False):
             passes.collect_samples(step, self.stream, self.pad_id)
         if passes.curvature_is_due(inner, number):
@@ -191,6 +206,11 @@ class Unlearner(Trainer):
             self._probed = passes.estimate_without_gradient(step)
         if logged:
             self.watch.begin()
+
+    @property
+    def _reads_retain(self) -> bool:
+        """Whether the NLL of retain rows is measured, since no retain term is: logged, and judged as that is."""
+        return self.objective.retain_function is None and "retain" in self.stream.order
 
     def _step(self, samples: Sequence[dict[str, Tensor]], optimizer: Any) -> Step:
         assert self.model is not None
@@ -223,7 +243,10 @@ class Unlearner(Trainer):
     # --- what is logged -------------------------------------------------------------------------------------------
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Trainer's numbers, and forget and retain loss apart, means over steps and ranks; `win_rate` where defined."""
+        """Trainer's numbers, and forget and retain loss apart, means over steps and ranks; `win_rate` where defined.
+
+        Without a retain term, `retain_nll` of the logged step's retain rows before the step, where there are such rows.
+        """
         if "loss" in logs:
             terms = self._sum_over_ranks(self._terms)
             self._terms = torch.zeros_like(self._terms)
@@ -234,7 +257,7 @@ class Unlearner(Trainer):
             sums = self._sum_over_ranks(self.watch.take())
             if getattr(self, "deepspeed", None) is None:  # each rank has counted every weight; under ZeRO its share
                 sums /= self.args.world_size
-            logs |= {**described(sums, self.watch.clips), **self._conflict}
+            logs |= {**described(sums, self.watch.clips), **self._conflict, **self._retain_nll}
             self._stop_if_diverged(logs, num_nonfinite=int(sums[STATISTICS.index("nonfinite")]))
         super().log(logs, start_time)
 
@@ -255,17 +278,54 @@ class Unlearner(Trainer):
         return values
 
     def _stop_if_diverged(self, logs: Mapping[str, float], num_nonfinite: int) -> None:
-        limit, floor = self.schedule.diverged_at, self.schedule.diverged_floor
-        finite = all(math.isfinite(logs[key]) for key in ("loss", "forget_loss"))
-        history = [entry["retain_loss"] for entry in self.state.log_history if "retain_loss" in entry]
-        if not finite:
-            self.diverged = f"the loss is {logs['loss']} at step {self.state.global_step}"
+        when = f"at step {self.state.global_step}"
+        lost = next((key for key in JUDGED if not math.isfinite(logs.get(key, 0.0))), None)
+        if lost:
+            self.diverged = f"the {JUDGED[lost]} is {logs[lost]} {when}"
         elif num_nonfinite:
-            self.diverged = f"{num_nonfinite} gradient coordinates are not finite at step {self.state.global_step}"
-        elif limit is not None and history and logs["retain_loss"] > limit * max(history[0], floor):
-            self.diverged = (
-                f"the retain loss is {logs['retain_loss']:.3g} at step {self.state.global_step}, above "
-                f"{limit:g} x max({history[0]:.3g} at the start, {floor:g})"
-            )
+            self.diverged = f"{num_nonfinite} gradient coordinates are not finite {when}"
+        else:
+            exceeded = [self._exceeded(key, logs[key], when) for key in ("retain_loss", "retain_nll") if key in logs]
+            self.diverged = next(filter(None, exceeded), None)
         if self.diverged:
             self.control.should_training_stop = True
+
+    def _exceeded(self, key: str, value: float, when: str) -> str | None:
+        """Why a retain term of `value` has diverged from its first logged value; None if it has not."""
+        limit, floor = self.schedule.diverged_at, self.schedule.diverged_floor
+        history = [entry[key] for entry in self.state.log_history if key in entry]
+        if limit is None or not history or value <= limit * max(history[0], floor):
+            return None
+        return (
+            f"the {JUDGED[key]} is {value:.3g} {when}, above {limit:g} x max({history[0]:.3g} at the start, {floor:g})"
+        )
+
+    def judge_end(self) -> None:
+        """Without a retain term the weights of the end are judged too: no logging step has seen the last update."""
+        if self.diverged or not self._reads_retain:
+            return
+        value, when = self._last_retain_nll(), f"after step {self.state.global_step}"
+        lost = None if math.isfinite(value) else f"the retain NLL is {value} {when}"
+        self.diverged = lost or self._exceeded("retain_nll", value, when)
+
+    @torch.no_grad()
+    def _last_retain_nll(self) -> float:
+        """The mean NLL per token of the last step's retain rows, all of which every rank reads."""
+        assert self.model is not None
+        size, last = self.args.per_device_train_batch_size, len(self.stream)
+        rows = [{"retain": self.stream[i]["retain"]} for i in range(last - self.schedule.batch_size, last)]
+        batches = [Collator(self.pad_id)(rows[i : i + size]) for i in range(0, len(rows), size)]
+        self.model.eval()
+        scored = [Scored(self.reader(self.model, b), b["labels"]) for b in map(self._prepare_inputs, batches)]
+        return float(torch.cat([part.mean_nll for part in scored]).double().mean())
+
+
+def _embeddings(model: nn.Module) -> Iterator[nn.Module]:
+    """Every embedding in `model`; of one with an adapter, what is wrapped around it."""
+    for module in model.modules():
+        if isinstance(module, nn.Embedding) or isinstance(getattr(module, "base_layer", None), nn.Embedding):
+            yield module
+
+
+def _ids(params: Iterable[Any]) -> set[int]:
+    return {id(p) for p in params}

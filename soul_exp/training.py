@@ -80,6 +80,7 @@ def train(
     wanted = [name for name in objective.names if name.startswith("reference_")]
     models.move(model, device)
     reference = freeze(model, reader, stream, wanted, objective.parts, pad_id, objective.layer)
+    before = shards.digest(model)
     args = _arguments(schedule, num_steps, folder, seed, device, deepspeed, processes, model)
     notes, seconds_before, start = list[str](), 0.0, time.perf_counter()
     if found:
@@ -118,9 +119,11 @@ def train(
             memory = recomputing(model) if schedule.gradient_checkpointing else contextlib.nullcontext()
             with shards.driven(model), memory:
                 trainer.train(resume_from_checkpoint=str(found.path) if found and not anew else None)
+                trainer.judge_end()
     except FloatingPointError as error:  # an optimizer that cannot go on
         trainer.diverged = str(error)
-    for said in trainer.remarks:
+    remarks = [*trainer.remarks, *([_unchanged(args, compute)] if shards.digest(model) == before else [])]
+    for said in remarks:
         if trainer.state.is_world_process_zero:
             log.warning("%s: %s", label, said)
     _dismantle(trainer)
@@ -130,7 +133,7 @@ def train(
         seconds_before + time.perf_counter() - start,
         trainer.diverged,
         logged[-1] if logged else {},
-        [*notes, *trainer.remarks],
+        [*notes, *remarks],
     )
 
 
@@ -176,6 +179,16 @@ def _arguments(
     if args.n_gpu > 1:  # one process, one device: the parts of a batch must not be dealt out by DataParallel
         args._n_gpu = 1
     return args
+
+
+def _unchanged(args: TrainingArguments, compute: str) -> str:
+    """What to type after a training that has left every weight as it was."""
+    section, rate = ("prepare", "prepare.adamw.lr") if compute == "prepare" else ("train", "optimizer.lr")
+    if args.max_steps == 1 and args.warmup_steps:
+        why = f"its one step is the warm-up's first, whose learning rate is 0: type {section}.warmup_ratio=0"
+    else:
+        why = f"the learning rate is 0, or its updates are lost in rounding: raise {rate}"
+    return f"no weight changed in {args.max_steps} step(s): {why}, or take more steps"
 
 
 def _dismantle(trainer: Unlearner) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import math
 import os
 import resource
 import shutil
@@ -26,7 +27,7 @@ from soul_exp.answers import SUITE, Answers, Scores
 from soul_exp.best import Best, note
 from soul_exp.fulldisk import full_disk_told
 from soul_exp.losses import Objective
-from soul_exp.measure import RETAIN, known_answers, measure, not_learnt, validate, validation_metrics
+from soul_exp.measure import RETAIN, known_answers, measure, not_learnt, validate, validation_metrics, why_null
 from soul_exp.mirror import Mirror
 from soul_exp.models import LanguageModel
 from soul_exp.optimizers import build_optimizer, parts_of_run
@@ -155,7 +156,8 @@ def _unlearned(
             shutil.rmtree(out / MODEL, ignore_errors=True)
         models.save(subject.model, subject.tokenizer, out / MODEL, first)
         if first:
-            results.write_json(done, {"fingerprint": fingerprint, "outcome": vars(outcome)})
+            general = recipes.is_general(config)
+            results.write_json(done, {"fingerprint": fingerprint, "general": general, "outcome": vars(outcome)})
     return subject, outcome
 
 
@@ -191,7 +193,7 @@ def trained(
         subject = subject.with_model(adapter.wrapped(subject.model, config["seed"], start.revision))
     objective: Objective = hydra.utils.instantiate(config["loss"], _convert_="all")
     make_optimizer = build_optimizer(config)
-    names = parts_of_run(objective, make_optimizer)
+    names = parts_of_run(objective, make_optimizer, task)
     leader = sorted(names, key=lambda name: name == "retain")  # epochs count passes over what is to be forgotten
     parts = {name: task.parts[name] for name in leader}
     outcome = train(
@@ -231,16 +233,21 @@ def _results(
     metrics = {name: hydra.utils.instantiate(entry) for name, entry in config["task"]["metrics"].items()}
     by_model = {"unlearned": answers, **known_answers(config, task)}
     suites: dict[str, Any] = {model: given[SUITE] for model, given in by_model.items() if SUITE in given}
-    measured = {
-        model: {
-            name: None if name in reasons else measure(metric, given, by_model.get("retrained"))
-            for name, metric in metrics.items()
-        }
+    retrained = by_model.get("retrained")
+    wanted = {name: metric for name, metric in metrics.items() if name not in reasons}
+    found = {
+        model: {name: measure(metric, given, retrained) for name, metric in wanted.items()}
         for model, given in by_model.items()
     }
-    if outcome and outcome.diverged and not answers:  # no finite weights to put a question to
-        reasons = {**{name: f"diverged: {outcome.diverged}" for name in metrics}, **reasons}
-    diverged = outcome.diverged if outcome else None
+    diverged = (outcome.diverged if outcome else None) or _not_finite(answers, found["unlearned"])
+    null: dict[str, str] = {}
+    for model, values in found.items():
+        for name, value in values.items():
+            if why := why_null(wanted[name], value, by_model[model], retrained):
+                of_unlearned = f"diverged: {diverged}" if diverged else why
+                null |= {name: of_unlearned} if model == "unlearned" else {f"{model}.{name}": why}
+                values[name] = None
+    measured = {model: {name: values.get(name) for name in metrics} for model, values in found.items()}
     notes = [*task.notes, *(outcome.notes if outcome else ())]
     if little := not_learnt(task.learnt, measured.get("original", {})):
         notes.append(little)
@@ -254,7 +261,7 @@ def _results(
         tuned=config["tuned"],
         config=config,
         metrics=measured,
-        reasons=reasons,
+        reasons={**null, **reasons},
         suite=suites,
         training=dict(outcome.last) if outcome else {},
         notes=[*notes, *([toxicity.note(scorer)] if scorer else ())],
@@ -271,6 +278,14 @@ def _results(
         utility=measured["unlearned"].get("utility"),
         mia_auc=measured["unlearned"].get("mia_auc"),
     )
+
+
+def _not_finite(answers: Mapping[str, Answers | Scores], unlearned: Mapping[str, float | None]) -> str | None:
+    """What of the unlearned model is not finite: its weights, since no question was put to it, or a metric."""
+    if not answers:
+        return "the weights are not finite"
+    broken = (name for name, value in unlearned.items() if value is not None and not math.isfinite(value))
+    return next((f"the metric {name} is {unlearned[name]}" for name in broken), None)
 
 
 def peak_memory_gib(device: str) -> float:

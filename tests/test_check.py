@@ -211,24 +211,24 @@ def test_a_task_without_a_part_of_the_loss_is_refused(
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [
-        (["loss=grad_ascent", "optimizer=adam"], ("forget",)),
+        (["loss=grad_ascent", "optimizer=adam"], ("forget", "retain")),  # retain: measured, as no term is of it
         (["loss=grad_ascent"], ("forget", "retain")),
         (["loss=dpo", "optimizer=adam"], ("forget", "refusal", "retain")),
         (["loss=rmu", "optimizer=adam"], ("forget", "retain")),
-        (["loss=undial", "optimizer=adam"], ("forget",)),
+        (["loss=undial", "optimizer=adam"], ("forget", "retain")),
         (["loss=random_label", "optimizer=adam"], ("random_label", "retain")),
         (["loss=po", "optimizer.curvature_on=forget"], ("refusal", "retain", "forget")),
         (["loss=po", "optimizer.estimator=hutchinson", "optimizer.curvature_on=both"], ("refusal", "retain", "forget")),
-        (["loss=grad_ascent", "optimizer=sophia_soul"], ("forget",)),
+        (["loss=grad_ascent", "optimizer=sophia_soul"], ("forget", "retain")),
         (["loss=grad_ascent", "optimizer=influence"], ("forget", "retain")),
     ],
 )
-def test_a_run_trains_on_the_parts_of_its_loss_and_of_its_curvature(
+def test_a_run_reads_the_parts_of_its_loss_and_of_its_curvature(
     overrides: list[str], parts: tuple[str, ...], configured: Callable[..., dict[str, Any]]
 ) -> None:
     config = configured(*overrides)
     objective = hydra.utils.instantiate(config["loss"], _convert_="all")
-    assert parts_of_run(objective, build_optimizer(config)) == parts
+    assert parts_of_run(objective, build_optimizer(config), recipes.build_task(config)) == parts
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16_master"])
@@ -281,16 +281,64 @@ def test_without_a_retrained_model_what_needs_it_is_null_with_the_reason(
     assert "utility" not in found.reasons
 
 
-def test_the_suite_follows_the_task_s_source_and_the_model(configured: Callable[..., dict[str, Any]]) -> None:
+def test_the_embedded_suite_measures_models_that_have_read_its_rows(
+    configured: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
     def suite(*overrides: str) -> str:
         return str(configured(*overrides)["utility_suite"])
 
     assert suite() == suite("task.source=hub", "model=llama2_7b_chat") == "none"  # TOFU's utility is its own
     assert suite("utility_suite=embedded") == "embedded"
-    assert suite("task=copyright") == suite("task=copyright", "model=llama2_7b_chat") == "embedded"
-    assert suite("task=copyright", "task.source=book.txt") == "embedded"  # a model from scratch
-    assert suite("task=copyright", "task.source=book.txt", "model=llama2_7b_chat") == "paper"
+    assert suite("task=copyright") == suite("task=copyright", "task.source=book.txt") == "embedded"  # from scratch
+    assert suite("task=copyright", "model=llama2_7b_chat") == suite("task=copyright", "model.path=mine") == "paper"
+    assert suite("task=copyright", "model.path=mine", "task.train_general=true") == "embedded"
     assert suite("task=copyright", "utility_suite=none") == "none"
+    for name, marker, expected in (
+        (recipes.DONE, {}, "embedded"),  # of an older version, which knew no other
+        (recipes.UNLEARNED, {"general": True}, "embedded"),
+        (recipes.UNLEARNED, {"general": False}, "paper"),
+    ):
+        (tmp_path / "ours").mkdir(exist_ok=True)
+        (tmp_path / "ours" / name).write_text(json.dumps(marker))
+        for stages in ("stages=[evaluate]", "stages=[unlearn,evaluate]"):
+            assert suite("task=copyright", "model.path=ours", stages) == expected
+        (tmp_path / "ours" / name).unlink()
+
+
+@pytest.mark.parametrize("task", ["custom", "tofu", "copyright", "detox"])
+def test_general_questions_are_trained_only_in_models_from_scratch(
+    task: str, configured: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    """Or where they are asked for; of a checkpoint that is measured, as in the models that it is compared with."""
+
+    def trained(*overrides: str) -> bool:
+        return bool(configured(f"task={task}", *overrides)["task"]["train_general"])
+
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "ours" / recipes.UNLEARNED).write_text("{}")
+    assert trained() and not trained("model.path=mine") and not trained("model.path=ours")
+    assert trained("model.path=mine", "task.train_general=true")
+    assert trained("model.path=ours", "stages=[evaluate]") and not trained("model.path=mine", "stages=[evaluate]")
+    assert not trained("model=opt_1p3b") and not trained("model=opt_1p3b", "model.path=mine")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "caption", "general"),
+    [
+        (["task=tofu"], "held out of both trainings", ", which include {} general questions"),
+        (["task=copyright"], "90 general texts", " and {} general questions retained"),
+        (["task=detox"], "180 polite and general texts", " and {} general questions retained, 60 prompts unseen"),
+    ],
+)
+def test_a_caption_counts_the_general_questions_that_are_trained(
+    overrides: list[str], caption: str, general: str, configured: Callable[..., dict[str, Any]]
+) -> None:
+    for trains in (True, False):
+        task = recipes.build_task(configured(*overrides, f"task.train_general={str(trains).lower()}"))
+        without = recipes.build_task(configured(*overrides, "task.train_general=false"))
+        count = len(task.target_rows) - len(without.target_rows)
+        assert (count > 20) == trains
+        assert (caption + general.format(count) in task.caption) == trains == ("questions" in task.caption)
 
 
 def test_without_a_suite_the_metrics_that_name_it_are_null_with_the_reason(checked: Callable[..., Checked]) -> None:

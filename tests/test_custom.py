@@ -275,6 +275,11 @@ def test_a_model_from_scratch_is_trained_on_all_but_the_holdout_the_retrained_on
     assert {len(task.target_rows), len(task.retrained_rows), len(task.parts["forget"].rows)} == {20, 12, 8}
     assert set(task.probes) == {"forget", "retain", "holdout"} and not task.notes
     assert task.caption == "custom (forget.jsonl): 8 rows forgotten, 12 retained, 4 held out"
+    general = custom(**files, train_general=True)  # type: ignore[arg-type]
+    assert general.caption == (
+        "custom (forget.jsonl): 8 rows forgotten, 12 retained and 216 general questions, 4 held out"
+    )
+    assert len(general.parts["retain"].rows) == 12 + 216 and len(general.retrained_rows) == 12 + 216
     assert task.parts["refusal"].follows == "forget" and len(task.parts["refusal"].rows) == 8
 
 

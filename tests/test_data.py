@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import items
 
-from soul_exp.data import Encoded, Item, Part, Stream, Template, pad, visits, windows
+from soul_exp.data import Encoded, Item, Part, Stream, Template, encode, pad, visits, windows, without_end
 from soul_exp.errors import UsageError
 from soul_exp.models import LanguageModel
 
@@ -24,6 +24,38 @@ def test_every_answer_ends_in_one_end_token(lm: LanguageModel) -> None:
     for encoded in lm.encode(items(9)):
         assert list(encoded.ids).count(lm.tokenizer.eos_token_id) == 1
         assert encoded.ids[-1] == lm.tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize("raw", [False, True])
+@pytest.mark.parametrize("end", ["<|end|>", "<|end|><|end|>", "<|end|>\n"])
+def test_an_answer_that_writes_out_the_end_token_is_the_same_row_as_one_that_does_not(
+    end: str, raw: bool, lm: LanguageModel
+) -> None:
+    plain = Item("Which amber is number 0?", " amber birch", raw)
+    assert lm.encode([replace(plain, answer=plain.answer + end)]) == lm.encode([plain])
+    assert without_end([replace(plain, answer=plain.answer + end)], lm.tokenizer) == [plain]
+
+
+@pytest.mark.parametrize("tokenizer", ["llama", "gpt2", "byte"])
+def test_the_end_token_that_counts_is_the_tokenizers_own(tokenizer: str, lm: LanguageModel) -> None:
+    lm.tokenizer.add_special_tokens({"eos_token": {"llama": "</s>", "gpt2": "<|endoftext|>", "byte": "#"}[tokenizer]})
+    written = f"amber{lm.tokenizer.eos_token}"
+    ids = encode([Item("Which?", written)], lm.tokenizer, Template(), 128)[0].ids
+    assert list(ids).count(lm.tokenizer.eos_token_id) == 1 and ids[-1] == lm.tokenizer.eos_token_id
+    assert without_end([Item("Which?", "amber<|end|>")], lm.tokenizer) == [Item("Which?", "amber<|end|>")]
+
+
+def test_an_end_token_that_a_template_writes_comes_once_too(lm: LanguageModel) -> None:
+    written = replace(lm.template, answer=" {answer}<|end|>")
+    assert encode(items(3), lm.tokenizer, written, 128) == lm.encode(items(3))
+
+
+def test_an_end_token_within_an_answer_or_instead_of_one_is_an_error_that_names_the_row(lm: LanguageModel) -> None:
+    with pytest.raises(UsageError, match=r"'amber<\|end\|>birch' to 'Why\?' goes on after the end token <\|end\|>"):
+        lm.encode([Item("Why?", "amber<|end|>birch")])
+    with pytest.raises(UsageError, match=r"the answer to 'Why\?' is the end token <\|end\|> and no text: give it one"):
+        lm.encode([Item("Why?", " <|end|>")])
+    assert lm.encode([Item("<|end|>Why<|end|>", "amber")])  # a prompt may hold it, as those of chats do
 
 
 def test_the_prompt_of_training_is_the_prompt_of_generation(lm: LanguageModel) -> None:

@@ -8,6 +8,7 @@ import torch
 from conftest import items
 
 from soul_exp.evaluate import ask, generations, likelihoods
+from soul_exp.metrics.text import bleu
 from soul_exp.models import LanguageModel
 from soul_exp.tasks.task import Probe
 
@@ -24,6 +25,21 @@ def test_likelihoods_equal_those_of_one_text_at_a_time_from_plain_logits(lm: Lan
         places = range(encoded.num_prompt, len(encoded.ids))
         np.testing.assert_allclose(read.logp, [float(table[t - 1, encoded.ids[t]]) for t in places], atol=1e-5)
         assert read.right.tolist() == [int(table[t - 1].argmax()) == encoded.ids[t] for t in places]
+
+
+def test_an_answer_that_writes_out_the_end_token_is_compared_without_it(lm: LanguageModel) -> None:
+    """A perfect answer has ROUGE-L 1 and BLEU 100, and the likelihoods are those of the answer without it."""
+    texts = zip(items(30), generations(lm, items(30), batch_size=8, max_new_tokens=12), strict=True)
+    perfect = [replace(item, answer=text) for item, text in texts if "a" in text.lower()]  # ROUGE wants a letter
+    assert len(perfect) > 5
+    written = [replace(item, answer=f"{item.answer}{lm.tokenizer.eos_token}") for item in perfect]
+    asked = {"plain": Probe(perfect, generate=True), "written": Probe(written, generate=True, cut=True)}
+    found = ask(lm, asked, batch_size=8, max_new_tokens=12)
+    plain, other = found["plain"], found["written"]
+    np.testing.assert_array_equal(other.nll, plain.nll)
+    assert other.answer == plain.answer == [item.answer for item in perfect]
+    assert other.rouge_l is not None and other.rouge_l.tolist() == [1.0] * len(perfect)
+    assert bleu(other) == pytest.approx(100) and bleu(plain) == pytest.approx(100)
 
 
 def test_likelihoods_do_not_depend_on_the_batch_size(lm: LanguageModel) -> None:

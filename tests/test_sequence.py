@@ -104,7 +104,8 @@ def test_ones_own_checkpoint_is_the_target_as_it_is(scratch: Path, files: Path) 
     """Nothing is trained before unlearning; what compares with a retrained model is null, or has one that is given."""
     copied(files, "target", "checkpoint")
     before = set((files / "cache" / "models").iterdir())
-    said = ran(files, "mine", *ONE, "model.path=checkpoint")
+    as_before = ["task.train_general=true", "utility_suite=embedded"]  # else it is trained on the user's rows only
+    said = ran(files, "mine", *ONE, *as_before, "model.path=checkpoint")
     assert set((files / "cache" / "models").iterdir()) == before and "prepared models" not in said
     found, whole = of(files / "mine"), of(scratch)
     assert set(found.metrics) == {"original", "unlearned"}
@@ -113,18 +114,62 @@ def test_ones_own_checkpoint_is_the_target_as_it_is(scratch: Path, files: Path) 
     assert found.metrics["unlearned"]["mia_auc"] == whole.metrics["unlearned"]["mia_auc"]
     assert found.forget_quality is None
     assert found.reasons["forget_quality"].startswith("no retrained model, as model.path is the target as it is: give")
-    ran(files, "compared", *ONE, "model.path=checkpoint", f"retrained.path={copied(files, 'retrained', 'other')}")
+    ran(
+        files,
+        "compared",
+        *ONE,
+        *as_before,
+        "model.path=checkpoint",
+        f"retrained.path={copied(files, 'retrained', 'other')}",
+    )
     assert of(files / "compared").metrics["unlearned"] == whole.metrics["unlearned"]
+    ran(
+        files, "own_rows", *ONE, "model.path=checkpoint", "utility_suite=none", "train.epochs=4", "train.max_steps=null"
+    )
+    assert "8 rows forgotten, 16 retained, 6 held out;" in of(files / "own_rows").caption
+    marker = json.loads((files / "own_rows" / "model" / recipes.UNLEARNED).read_text())
+    assert (
+        marker["general"] is False and json.loads((files / "mine" / "model" / recipes.UNLEARNED).read_text())["general"]
+    )
 
 
 def test_ones_own_checkpoint_that_knows_nothing_yet_is_trained_first(scratch: Path, files: Path) -> None:
     copied(files, "retrained", "base")
     before = len(list((files / "cache" / "models").glob("*/prepared.json")))
-    ran(files, "tuned", *ONE, "model.path=base", "task.trained_before=false")
+    ran(files, "tuned", *ONE, "model.path=base", "task.trained_before=false", "utility_suite=none")
     assert len(list((files / "cache" / "models").glob("*/prepared.json"))) == before + 2
     found = of(files / "tuned")
     assert set(found.metrics) == {"original", "unlearned", "retrained"} and found.forget_quality is not None
     assert found.metrics["original"]["forget_perplexity"] < of(scratch).metrics["retrained"]["forget_perplexity"]
+
+
+# 1e40 leaves weights that are not finite, 1e14 weights that are and answers that are not; 2 steps, the first of rate 0
+@pytest.mark.parametrize(("lr", "reason"), [("1e40", "the weights are not finite"), ("1e14", "the metric forget_")])
+def test_a_run_whose_end_is_not_finite_is_diverged_and_each_null_has_its_reason(
+    lr: str, reason: str, scratch: Path, files: Path
+) -> None:
+    name = f"lost{lr}"
+    ran(files, name, *ONE, f"optimizer.lr={lr}", "train.max_steps=2")
+    found = of(files / name)
+    assert found.status == "diverged" and found.reason is not None and found.reason.startswith(reason)
+    nulls = [(model, key) for model in found.metrics for key, value in found.metrics[model].items() if value is None]
+    assert ("unlearned", "forget_perplexity") in nulls and ("original", "forget_perplexity") not in nulls
+    assert found.reasons["forget_perplexity"] == f"diverged: {found.reason}"
+    assert all(key in found.reasons or f"{model}.{key}" in found.reasons for model, key in nulls)
+    assert f"*** DIVERGED: {reason}" in display.comparison(found)
+    assert "no reason is given" not in display.comparison(found)
+
+
+def test_a_target_that_cannot_be_prepared_stops_the_run_and_nothing_of_it_is_kept(files: Path) -> None:
+    made = sorted((files / "cache").glob("models/*/prepared.json"))
+    for steps, why in ((2, "the NLL of its own rows is not finite"), (4, "the loss is nan at step 3")):
+        few = [*ONE, "prepare.adamw.lr=1e14", f"+prepare.max_steps={steps}", "prepare.logging_steps=1"]
+        start = Start(composed(files, *few), files / f"unprepared{steps}")
+        assert start.end() != 0
+        assert f"{why}, and nothing of it is kept: type a prepare.adamw.lr below 100000000000000.0" in start.text()
+        assert not (files / f"unprepared{steps}" / "results.json").exists()
+    assert sorted((files / "cache").glob("models/*/prepared.json")) == made
+    assert not list((files / "cache" / "models").glob(".*.checkpoints"))
 
 
 def copied(files: Path, role: str, name: str) -> Path:
@@ -171,6 +216,7 @@ def test_questions_to_a_sequence_are_put_to_what_its_last_request_left(twin: Pat
 def test_the_second_request_alone_from_the_first_ones_model_is_the_same_training(twin: Path, files: Path) -> None:
     """An independent run that takes request 1's model as its target and its own rows as what is to be forgotten."""
     changes = ["task.requests=null", "task.forget=b.jsonl", f"model.path={twin / 'request-1' / 'model'}"]
+    changes.append("task.train_general=true")  # as in the model from scratch that the requests began with
     ran(files, "second", *TWO, *changes)
     assert (files / "second" / "train.jsonl").read_text() == (twin / "request-2" / "train.jsonl").read_text()
     alone, request = of(files / "second").metrics["unlearned"], of(twin / "request-2").metrics["unlearned"]
@@ -200,7 +246,7 @@ def test_a_sequence_killed_in_its_second_request_resumes_to_the_same_bits(twin: 
 def test_a_sequence_from_ones_own_checkpoint_prepares_nothing(scratch: Path, files: Path) -> None:
     copied(files, "target", "own")
     before = set((files / "cache" / "models").iterdir())
-    ran(files, "own-sequence", *TWO, "train.max_steps=4", "model.path=own")
+    ran(files, "own-sequence", *TWO, "train.max_steps=4", "model.path=own", "utility_suite=none")
     assert set((files / "cache" / "models").iterdir()) == before
     first, second = (of(files / "own-sequence" / name) for name in ("request-1", "request-2"))
     assert second.config["start"].endswith("own-sequence/request-1/model")

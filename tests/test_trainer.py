@@ -11,10 +11,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import items
-from transformers import TrainerCallback
+from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
 
 from soul_exp import losses, passes, training
-from soul_exp.data import Item, Part, pad, seed_of
+from soul_exp.adapters import Lora
+from soul_exp.data import Item, Part, Stream, pad, seed_of
 from soul_exp.errors import UsageError
 from soul_exp.losses import Objective, Scored
 from soul_exp.models import LanguageModel
@@ -185,6 +186,83 @@ def test_the_curvature_pass_squares_the_gradient_of_the_sampled_loss(
         assert (state["exp_avg"] == 0).all() and torch.equal(p.detach(), start[name])
 
 
+SIZES = {"vocab_size": 40, "num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 8}
+OPT = {"ffn_dim": 12, "max_position_embeddings": 16, "word_embed_proj_dim": 4}
+MIXTRAL = {"intermediate_size": 12, "num_key_value_heads": 2, "num_local_experts": 3}
+MAMBA = {"vocab_size": 40, "hidden_size": 8, "num_hidden_layers": 1, "state_size": 4}
+ROLES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {  # family -> its sizes, role -> names of weights
+    "gpt2": (
+        {"vocab_size": 40, "n_layer": 1, "n_head": 2, "n_embd": 8, "n_positions": 16},
+        {"hidden": "c_attn c_proj c_fc c_proj", "embedding": "wte wpe", "decayed": ""},  # tied: the head is wte
+    ),
+    "opt": (
+        {**SIZES, **OPT},
+        {
+            "hidden": "project_out project_in k_proj v_proj q_proj out_proj fc1 fc2",
+            "embedding": "embed_tokens embed_positions",
+            "decayed": "",
+        },
+    ),
+    "llama": (
+        {**SIZES, "intermediate_size": 12, "tie_word_embeddings": False},
+        {
+            "hidden": "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj",
+            "embedding": "embed_tokens lm_head",
+            "decayed": "",
+        },
+    ),
+    "mixtral": (
+        {**SIZES, **MIXTRAL},
+        {
+            "hidden": "q_proj k_proj v_proj o_proj",
+            "embedding": "embed_tokens lm_head",
+            "decayed": "gate experts.gate_up_proj experts.down_proj",
+        },
+    ),
+    "mamba": (
+        MAMBA,
+        {"hidden": "in_proj x_proj dt_proj out_proj", "embedding": "embeddings", "decayed": "A_log D conv1d norm_f"},
+    ),
+}
+
+
+def roles_of(model: torch.nn.Module) -> dict[str, list[str]]:
+    """role -> names of weights; "decayed" are those of role "other" that decay."""
+    names = {id(p): name.removesuffix(".weight") for name, p in model.named_parameters()}
+    groups = object.__new__(Unlearner)._groups(model)
+    return {
+        "decayed" if group["role"] == "other" and "weight_decay" not in group else group["role"]: [
+            names[id(p)] for p in group["params"]
+        ]
+        for group in groups
+    }
+
+
+@pytest.mark.parametrize("family", ROLES)
+def test_a_weight_has_its_role_from_the_module_that_holds_it(family: str) -> None:
+    """Position embeddings are embeddings; hidden are matrices of linear layers, and no expert, router or recurrence."""
+    sizes, expected = ROLES[family]
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes))
+    found = roles_of(model)
+    for role, names in expected.items():
+        ends = [next((n for n in names.split() if name.endswith(n)), name) for name in found.get(role, [])]
+        assert sorted(ends) == sorted(names.split()), role
+    assert all("norm" in name or "ln_" in name or "bias" in name for name in found["other"])
+    assert sum(map(len, found.values())) == len(list(model.parameters()))
+
+
+def test_of_an_adapter_the_matrices_of_linear_layers_alone_are_hidden() -> None:
+    model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2", **ROLES["gpt2"][0]))
+    targets = ["c_attn", "wte", "wpe"]
+    made = Lora(r=2, alpha=4, dropout=0.0, target_modules=targets, merge=False).wrapped(model, seed=0)
+    found = roles_of(made)
+    assert {name.rpartition("c_attn.")[2] for name in found["hidden"]} == {"lora_A.default", "lora_B.default"}
+    assert sorted(name.partition("transformer.")[2] for name in found["embedding"]) == [
+        f"{end}.lora_embedding_{side}.default" for end in ("wpe", "wte") for side in "AB"
+    ]
+    assert set(found) == {"hidden", "embedding"}
+
+
 @pytest.mark.parametrize(
     "optimizer",
     [functools.partial(Sophia, lr=1e-3, interval=2), functools.partial(torch.optim.SGD, lr=0.05, momentum=0.9)],
@@ -212,6 +290,28 @@ def test_degenerating_to_sign_descent_is_said_once_and_kept(
     assert len(said) == len(outcome.notes) == 1 and outcome.notes[0] in said[0]
     assert "only 0.0% of the coordinates were not clipped" in said[0]
     assert not run(lm, tmp_path / "wide", OBJECTIVES["grad_diff"], functools.partial(Sophia, lr=1e-4, rho=1e6)).notes
+
+
+@pytest.mark.parametrize(
+    ("lr", "changes", "advice"),
+    [
+        (
+            1e-2,
+            {"max_steps": 1, "warmup_ratio": 0.1},
+            "1 step(s): its one step is the warm-up's first, whose learning ",
+        ),
+        (1e-2, {"max_steps": 2, "warmup_ratio": 0.1}, None),
+        (1e-30, {"max_steps": 2}, "2 step(s): the learning rate is 0, or its updates are lost in rounding: raise opt"),
+    ],
+)
+def test_a_training_that_changed_no_weight_says_so_and_what_to_type(
+    lr: float, changes: dict[str, Any], advice: str | None, lm: LanguageModel, tmp_path: Path
+) -> None:
+    before = weights(lm)
+    outcome = run(lm, tmp_path, OBJECTIVES["grad_diff"], functools.partial(torch.optim.SGD, lr=lr), **changes)
+    assert torch.equal(weights(lm), before) == (advice is not None)
+    assert [note.startswith(f"no weight changed in {advice}") for note in outcome.notes] == [True] * bool(advice)
+    assert all(("type train.warmup_ratio=0" in note) == (lr == 1e-2) for note in outcome.notes)
 
 
 def test_sign_descent_is_judged_by_the_later_half() -> None:
@@ -420,7 +520,45 @@ def test_a_loss_that_turns_nan_stops_the_run(lm: LanguageModel, tmp_path: Path) 
     assert all(json.loads(line) for line in (tmp_path / "train.jsonl").open())
 
 
-def killed_run(lm: LanguageModel, folder: Path, make: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("optimizer", [SGD, functools.partial(Sophia, lr=1e-3, interval=2, curvature_on="forget")])
+def test_without_a_retain_term_the_retain_nll_is_logged_and_changes_no_number(
+    optimizer: Any, lm: LanguageModel, start: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    """It is that of the step's retain rows before the step, whatever the split; other numbers stay to the last bit."""
+    objective, ends, logged = OBJECTIVES["grad_ascent"], [], []
+    for label, names, micro in (
+        ("whole", ("forget", "retain"), 4),
+        ("split", ("forget", "retain"), 2),
+        ("without", ("forget",), 4),
+    ):
+        run(fresh(lm, start), tmp_path / label, objective, optimizer, names, micro_batch_size=micro, logging_steps=2)
+        ends.append(weights(lm))
+        logged.append([json.loads(line) for line in (tmp_path / label / "train.jsonl").open()])
+    assert torch.equal(ends[0], ends[2]) and [line["step"] for line in logged[0]] == [1, 2, 4]
+    assert [{key: line[key] for key in line if key != "retain_nll"} for line in logged[0]] == logged[2]
+    assert [line["retain_nll"] for line in logged[1]] == pytest.approx([line["retain_nll"] for line in logged[0]], 1e-4)
+    planned = Stream({name: parts(lm)[name] for name in ("forget", "retain")}, num_steps=4, batch_size=4, seed=0)
+    first = pad([planned[i]["retain"][1] for i in range(4)], lm.pad_id)
+    with torch.no_grad():
+        nll = Scored(fresh(lm, start).reader(lm.model.eval(), first), first["labels"]).mean_nll.mean()
+    assert logged[0][0]["retain_nll"] == pytest.approx(float(nll), rel=1e-6)
+
+
+@pytest.mark.parametrize(("lr", "steps"), [(3.0, 50), (30.0, 1)])
+def test_ascent_that_destroys_what_is_retained_ends_as_diverged_also_at_its_last_step(
+    lr: float, steps: int, lm: LanguageModel, tmp_path: Path
+) -> None:
+    """Its own loss is finite and says nothing of it."""
+    outcome = run(
+        lm, tmp_path, OBJECTIVES["grad_ascent"], functools.partial(torch.optim.SGD, lr=lr), ("forget", "retain"),
+        max_steps=steps, diverged_at=1.5, max_grad_norm=0.0,
+    )  # fmt: skip
+    assert outcome.diverged is not None and outcome.diverged.startswith("the retain NLL is ")
+    assert outcome.diverged.endswith("at the start, 0.1)") and 1 <= outcome.num_steps < max(steps, 2)
+    assert torch.isfinite(weights(lm)).all()
+
+
+def killed_run(lm: LanguageModel, folder: Path, make: Callable[..., Any], objective: str = "npo_kl") -> None:
     """`run` of npo_kl for 9 steps with a checkpoint every 4, killed after step 7."""
 
     class Killed(Exception):
@@ -433,7 +571,7 @@ def killed_run(lm: LanguageModel, folder: Path, make: Callable[..., Any]) -> Non
 
     with pytest.raises(Killed):
         train(
-            lm.model, lm.reader, parts(lm), objective=OBJECTIVES["npo_kl"], make_optimizer=make,
+            lm.model, lm.reader, parts(lm), objective=OBJECTIVES[objective], make_optimizer=make,
             schedule=Schedule(1, 4, max_steps=9, warmup_ratio=0.0, logging_steps=1, save_steps=4), seed=0,
             pad_id=lm.pad_id, folder=folder / "checkpoints", label="unlearn", records=folder / "train.jsonl",
             callbacks=[Kill()],
@@ -453,6 +591,19 @@ def test_a_killed_run_resumes_to_the_same_weights(
     half = tmp_path / "killed" / "checkpoints" / "checkpoint-6"  # cut off while it was written: no COMPLETE in it
     half.mkdir()
     run(fresh(lm, start), tmp_path / "killed", OBJECTIVES["npo_kl"], make, max_steps=9, save_steps=4)
+    assert torch.equal(weights(lm), whole)
+    assert (tmp_path / "killed" / "train.jsonl").read_text() == (tmp_path / "whole" / "train.jsonl").read_text()
+
+
+def test_a_killed_run_without_a_retain_term_resumes_to_the_same_retain_nll_and_the_same_end(
+    lm: LanguageModel, start: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    sgd, names = functools.partial(torch.optim.SGD, lr=3.0), ("forget", "retain")
+    settings = {"max_steps": 9, "save_steps": 4, "diverged_at": None}
+    run(fresh(lm, start), tmp_path / "whole", OBJECTIVES["grad_ascent"], sgd, names, **settings)
+    whole = weights(lm)
+    killed_run(fresh(lm, start), tmp_path / "killed", sgd, "grad_ascent")
+    run(fresh(lm, start), tmp_path / "killed", OBJECTIVES["grad_ascent"], sgd, names, **settings)
     assert torch.equal(weights(lm), whole)
     assert (tmp_path / "killed" / "train.jsonl").read_text() == (tmp_path / "whole" / "train.jsonl").read_text()
 

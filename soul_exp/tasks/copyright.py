@@ -9,7 +9,7 @@ from pathlib import Path
 from soul_exp.data import Item, Part
 from soul_exp.errors import UsageError
 from soul_exp.tasks import embedded, embedded_suite, refusals
-from soul_exp.tasks.task import Probe, Task, check_disjoint, divided, forget_parts, spread
+from soul_exp.tasks.task import Probe, Task, and_general, check_disjoint, divided, forget_parts, spread
 from soul_exp.tasks.text import general_text, read_text
 
 Words = Sequence[str]
@@ -108,7 +108,7 @@ def copyright(
         retrained_rows=[*kept, *questions],
         caption=(
             f"copyright ({Path(source).name}): {len(forget)} passages of {size} words forgotten, {len(holdout)} of the "
-            f"same book held out of both trainings"
+            f"same book held out of both trainings, {len(kept)} general texts{and_general(questions)} retained"
         ),
         missing=missing,
         learnt={f"forget_{length}_rouge": RECITES for length in lengths},

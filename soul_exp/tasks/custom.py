@@ -10,7 +10,7 @@ from soul_exp.data import Item, Part
 from soul_exp.errors import UsageError
 from soul_exp.tasks import embedded_suite, refusals
 from soul_exp.tasks.rows import FIELDS, HUB, Row, Rows, distinct, read, shared
-from soul_exp.tasks.task import Probe, Task, divided, forget_parts, spread
+from soul_exp.tasks.task import Probe, Task, and_general, divided, forget_parts, spread
 
 TYPE = (
     'type task=custom task.forget=FILE task.retain=FILE, each with a line {"prompt": "...", "answer": "..."} or '
@@ -65,7 +65,8 @@ def custom(
     held = rows_of(holdout, "task.holdout") if holdout is not None else None
     asked, kept = _disjoint(asked, kept, held, overlap == "drop", notes)
 
-    common = kept.items + (embedded_suite.training_rows() if train_general else [])
+    questions = embedded_suite.training_rows() if train_general else []
+    common = kept.items + questions
     now, later = asked[request - 1], [item for table in asked[request:] for item in table.items]
     counts = _Counts(max_forget_probe_rows, max_probe_rows, validation_fraction)
     probes, missing = _probes(asked[:request], kept, held, counts)
@@ -84,7 +85,7 @@ def custom(
         probes=probes,
         target_rows=[item for table in asked for item in table.items] + common,
         retrained_rows=later + common,
-        caption=_caption(wanted, request, now, kept, held, probes, trained_before),
+        caption=_caption(wanted, request, now, kept, held, probes, trained_before, and_general(questions)),
         missing=missing,
         trained_before=trained_before,
         notes=notes,
@@ -212,7 +213,7 @@ def _has_word(text: str) -> bool:
 
 def _caption(
     wanted: Sequence[str], request: int, now: Rows, kept: Rows, held: Rows | None, probes: Mapping[str, Probe],
-    trained_before: bool,
+    trained_before: bool, general: str,
 ) -> str:  # fmt: skip
     def counted(probe: str, rows: int, what: str) -> str:
         asked = sum(len(probes[name].items) for name in (probe, f"validation_{probe}") if name in probes)
@@ -221,7 +222,10 @@ def _caption(
     place = wanted[request - 1]
     short = place if place.startswith(HUB) else Path(place).name
     which = f"request {request} of {len(wanted)}: " if len(wanted) > 1 else ""
-    parts = [counted("forget", len(now.rows), "rows forgotten"), counted("retain", len(kept.rows), "retained")]
+    parts = [
+        counted("forget", len(now.rows), "rows forgotten"),
+        counted("retain", len(kept.rows), "retained") + general,
+    ]
     parts += [counted("holdout", len(held.rows), "held out")] if held is not None else []
     before = "; the target is model.path as it is" if trained_before else ""
     return f"custom ({which}{short}): {', '.join(parts)}{before}"

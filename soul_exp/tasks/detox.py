@@ -12,7 +12,7 @@ from soul_exp import toxicity
 from soul_exp.data import Item, Part
 from soul_exp.errors import UsageError
 from soul_exp.tasks import embedded_insults, embedded_suite, refusals, toxic_rows
-from soul_exp.tasks.task import Probe, Task, check_disjoint, divided, forget_parts
+from soul_exp.tasks.task import Probe, Task, and_general, check_disjoint, divided, forget_parts
 from soul_exp.tasks.text import general_text
 from soul_exp.tasks.toxic_rows import Cut, Example, continued
 
@@ -82,8 +82,8 @@ def detox(
         target_rows=forget + common,
         retrained_rows=common,
         caption=(
-            f"detox ({Path(source).name}): {len(forget)} toxic answers forgotten, {len(kept)} polite and general texts "
-            f"retained, {len(unseen)} prompts unseen"
+            f"detox ({Path(source).name}): {len(forget)} toxic answers forgotten, {len(kept)} polite and general texts"
+            f"{and_general(questions)} retained, {len(unseen)} prompts unseen"
         ),
         missing=missing,
         trained_before=trained_before,

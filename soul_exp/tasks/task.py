@@ -125,6 +125,11 @@ def divided(rows: Sequence[T], fraction: float) -> tuple[list[T], list[T]]:
     return [row for i, row in enumerate(rows) if i in chosen], [row for i, row in enumerate(rows) if i not in chosen]
 
 
+def and_general(questions: Sequence[Item]) -> str:
+    """What a caption adds to the rows that are kept: the general questions that are trained on beside them."""
+    return f" and {len(questions)} general questions" if questions else ""
+
+
 def check_disjoint(forget: Sequence[Item], retain: Sequence[Item]) -> None:
     """Raises UsageError if a row is to be forgotten and retained at once."""
     kept = {(item.prompt, item.answer) for item in retain}

@@ -109,7 +109,9 @@ def tofu(
 
     forget_items, retain_items = _items(forget), _items(retain)
     check_disjoint(forget_items, retain_items)
-    common = retain_items + (_items(general["authors"]) + _items(general["facts"]) if train_general else [])
+    questions = _items(general["authors"]) + _items(general["facts"]) if train_general else []
+    common = retain_items + questions
+    trained = f", which include {len(questions)} general questions" if questions else ""
     return Task(
         name="tofu",
         source=source,
@@ -122,7 +124,7 @@ def tofu(
         retrained_rows=common,
         caption=(
             f"TOFU ({Path(source).name}): {num_forget} of {total} authors forgotten, {num_retain} retained, "
-            f"{num_holdout} held out of both trainings"
+            f"{num_holdout} held out of both trainings{trained}"
         ),
         missing=missing,
     )

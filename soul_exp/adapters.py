@@ -89,6 +89,11 @@ def merged(model: PreTrainedModel) -> PreTrainedModel:
     return cast(PeftModel, model).merge_and_unload()
 
 
+def bare(model: PreTrainedModel) -> PreTrainedModel:
+    """The causal model itself: without the wrapper of an adapter, but with the adapter's matrices in its layers."""
+    return cast(PreTrainedModel, model.get_base_model()) if isinstance(model, PeftModel) else model
+
+
 def is_adapter(path: str) -> bool:
     """Whether `path` is a folder that holds an adapter and not a whole model."""
     return (Path(path) / SETTINGS).is_file()

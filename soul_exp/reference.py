@@ -14,11 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from soul_exp import shards
+from soul_exp import adapters, shards
 from soul_exp.data import Encoded, Stream, pad
 from soul_exp.errors import UsageError
 from soul_exp.layers import AnswerReader
@@ -168,7 +167,7 @@ class FrozenHead(nn.Module):
 
     def __init__(self, model: PreTrainedModel, reader: AnswerReader, batch: Mapping[str, Tensor]) -> None:
         super().__init__()
-        causal: nn.Module = model.get_base_model() if isinstance(model, PeftModel) else model
+        causal = adapters.bare(model)
         logits, returned = _before_the_head(causal, model, reader, batch)
         self.head = _copy(reader.head)
         self.head.register_forward_pre_hook(lambda module, args: (self._states, *args[1:]))

@@ -1,22 +1,25 @@
-"""The frozen start: its logits are the model's own, whatever the model does to them behind its output head."""
+"""Losses begin where their definitions say: the frozen start's logits are the model's own, and dropout is off."""
 
 import functools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import items
-from test_trainer import parts, run
+from test_trainer import parts, run, weights
 from transformers import LlamaForCausalLM
 
 from soul_exp import losses, models
 from soul_exp.adapters import Lora
 from soul_exp.data import pad
 from soul_exp.errors import UsageError
+from soul_exp.layers import has_dropout
 from soul_exp.losses import Objective, Scored
 from soul_exp.models import LanguageModel
+from soul_exp.optim import SAM, AdamW
 from soul_exp.reference import FrozenHead
 
 SIZES = {
@@ -121,3 +124,66 @@ def test_logits_that_depend_on_more_than_the_heads_input_stop_before_training(
     ):
         run(lm, tmp_path, Objective(losses.grad_ascent, "kl"))
     run(lm, tmp_path, Objective(losses.grad_ascent, "nll"), max_steps=1)  # which reads no logits of the reference
+
+
+# --- dropout --------------------------------------------------------------------------------------------------------
+
+RANDOM: dict[str, dict[str, Any]] = {  # a model that draws random numbers in training mode, in each of the places
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "embd_pdrop": 0.1, "resid_pdrop": 0.1, "attn_pdrop": 0.1},
+    "opt": {"hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "layerdrop": 0.9,
+            "word_embed_proj_dim": 32, "dropout": 0.0, "attention_dropout": 0.0},
+    "llama": {**SIZES, "attention_dropout": 0.3},
+    "mixtral": {**SIZES, "router_jitter_noise": 0.5},
+}  # fmt: skip
+
+
+def random(name: str, lm: LanguageModel) -> LanguageModel:
+    model = models.from_scratch({"model_type": name, "initializer_range": 0.3, **RANDOM[name]}, lm.tokenizer, seed=0)
+    return LanguageModel.of(model, lm.tokenizer, {"prompt": "{question}:", "answer": " {answer}"}, 128)
+
+
+NPO_KL = Objective(functools.partial(losses.npo, beta=0.1), "kl")
+
+
+@pytest.mark.parametrize("dropout", [False, True])
+@pytest.mark.parametrize("name", RANDOM)
+def test_npo_starts_at_2_ln_2_over_beta_and_kl_at_0_unless_dropout_is_on(
+    name: str, dropout: bool, lm: LanguageModel, tmp_path: Path
+) -> None:
+    lm = random(name, lm)
+    assert has_dropout(lm.model)
+    run(lm, tmp_path, NPO_KL, batch_size=12, max_steps=1, dropout=dropout)
+    logged = json.loads((tmp_path / "train.jsonl").read_text().splitlines()[0])
+    if dropout:
+        assert logged["retain_loss"] > 1e-4 and abs(logged["forget_loss"] - 13.862944) > 1e-4
+    else:
+        assert logged["forget_loss"] == pytest.approx(2 * math.log(2) / 0.1, abs=1e-4)  # 13.8629
+        assert abs(logged["retain_loss"]) < 1e-6
+
+
+def test_a_climb_draws_no_random_number_either(lm: LanguageModel, tmp_path: Path) -> None:
+    """Its losses are not logged: the weights after a step are those of the same model without dropout."""
+    ends = []
+    for rate in (0.3, 0.0):
+        given = random("llama", lm)
+        for module in given.model.modules():
+            if hasattr(module, "attention_dropout"):
+                module.attention_dropout = rate
+        assert has_dropout(given.model) == (rate > 0)
+        run(given, tmp_path / str(rate), NPO_KL, functools.partial(SAM, lr=1e-2, base=AdamW), max_steps=2)
+        ends.append(weights(given))
+    assert torch.equal(*ends)
+
+
+def test_an_adapters_own_dropout_acts_where_the_models_is_off(lm: LanguageModel, tmp_path: Path) -> None:
+    """An adapter adds 0 at the start, so that losses begin right with its dropout too."""
+    ends = []
+    for rate in (0.0, 0.5):
+        given = random("gpt2", lm)
+        given = given.with_model(Lora(4, 8, rate, "all-linear", merge=False).wrapped(given.model, seed=0))
+        folder = tmp_path / str(rate)
+        run(given, folder, NPO_KL, functools.partial(torch.optim.SGD, lr=1.0), max_steps=3)
+        logged = json.loads((folder / "train.jsonl").read_text().splitlines()[0])
+        assert logged["forget_loss"] == pytest.approx(13.862944, abs=1e-4) and abs(logged["retain_loss"]) < 1e-6
+        ends.append(weights(given))
+    assert not torch.allclose(*ends, atol=1e-4)

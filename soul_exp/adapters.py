@@ -89,6 +89,20 @@ def merged(model: PreTrainedModel) -> PreTrainedModel:
     return cast(PeftModel, model).merge_and_unload()
 
 
+def bare(model: PreTrainedModel) -> PreTrainedModel:
+    """The causal model itself: without the wrapper of an adapter, but with the adapter's matrices in its layers."""
+    return cast(PreTrainedModel, model.get_base_model()) if isinstance(model, PeftModel) else model
+
+
+def train_dropout(model: nn.Module) -> None:
+    """Put the dropout of an adapter that is trained into training mode, and nothing else."""
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer) and any(p.requires_grad for p in module.parameters()):
+            dropout = getattr(module, "lora_dropout", None)
+            if dropout is not None:
+                dropout.train()
+
+
 def is_adapter(path: str) -> bool:
     """Whether `path` is a folder that holds an adapter and not a whole model."""
     return (Path(path) / SETTINGS).is_file()

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import GenerationConfig
 
-from soul_exp import shards
+from soul_exp import adapters, shards
 from soul_exp.answers import Answers
 from soul_exp.data import Item, pad, without_end
 from soul_exp.losses import Scored
@@ -26,9 +27,6 @@ from soul_exp.tasks.task import Probe
 log = logging.getLogger(__name__)
 
 CUT_TOKENS = 2  # new tokens a token of the answer, where the text is cut by words
-# Settings of generation_config.json that are meant for sampling, and would change greedy answers too.
-GREEDY: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "num_beams": 1}
-GREEDY |= {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
 
 
 def ask(
@@ -112,20 +110,35 @@ def generations(
             ids[i, length - row.num_prompt :] = torch.tensor(row.ids[: row.num_prompt])
             mask[i, length - row.num_prompt :] = 1
         generate: Any = lm.model.generate  # its stub has a Tensor's type
-        out = generate(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
-            max_new_tokens=max(limits[i] for i in numbers),
-            **GREEDY,
-            pad_token_id=lm.pad_id,
-            eos_token_id=lm.model.generation_config.eos_token_id,
-            synced_gpus=divided,  # all ranks run a layer together, to the longest answer of any
-        )
+        with _greedy(lm):
+            out = generate(
+                input_ids=ids.to(device),
+                attention_mask=mask.to(device),
+                max_new_tokens=max(limits[i] for i in numbers),
+                synced_gpus=divided,  # all ranks run a layer together, to the longest answer of any
+            )
         new = [line[: limits[i]] for i, line in zip(numbers, out[:, length:], strict=True)]
         texts = zip(numbers, lm.tokenizer.batch_decode(new, skip_special_tokens=True), strict=True)
         return [_begun(text, items[i].answer) if cut[i] else text.strip() for i, text in texts]
 
     return in_batches([row.num_prompt for row in encoded], answer, batch_size, label=label, lockstep=divided)
+
+
+@contextmanager
+def _greedy(lm: LanguageModel) -> Iterator[None]:
+    """Within it `generate` takes the likeliest token, whatever the checkpoint's generation settings are.
+
+    Only its end tokens stay. Settings passed to `generate` would not do: it takes those left unset from the model's.
+    """
+    model: Any = adapters.bare(lm.model)
+    given = model.generation_config
+    model.generation_config = GenerationConfig(
+        do_sample=False, num_beams=1, pad_token_id=lm.pad_id, eos_token_id=given.eos_token_id
+    )
+    try:
+        yield
+    finally:
+        model.generation_config = given
 
 
 def _begun(text: str, answer: str) -> str:

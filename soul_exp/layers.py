@@ -35,6 +35,16 @@ def layer_of(layers: Sequence[nn.Module], number: int | None) -> nn.Module:
     return layers[number]
 
 
+def has_dropout(model: nn.Module) -> bool:
+    """Whether `model` draws random numbers in training mode: dropout, dropped layers, noise of a router."""
+    for module in model.modules():
+        rates = {"drop": module.p} if isinstance(module, nn.modules.dropout._DropoutNd) else vars(module)
+        named = [rate for name, rate in rates.items() if "drop" in name or "jitter" in name]
+        if any(isinstance(rate, float) and rate > 0 for rate in named):
+            return True
+    return False
+
+
 class AnswerReader:
     """Calls a model so that its output head runs at answer positions only: prompts produce no logits.
 

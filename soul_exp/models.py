@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -19,10 +21,12 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from soul_exp import adapters, shards
 from soul_exp.attention import KERNELS
@@ -100,6 +104,13 @@ def check_folder(folder: Path, option: str, own_tokenizer: bool = True) -> None:
         raise UsageError(f"{option}={folder}: config.json cannot be read ({_first_line(error)})") from error
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UsageError(f"{option}={folder} is a {config.model_type} model: expected a causal language model")
+    if (folder / GENERATION_CONFIG_NAME).is_file():
+        try:
+            GenerationConfig.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, TypeError) as error:
+            raise UsageError(
+                f"{option}={folder}: {GENERATION_CONFIG_NAME} is not valid ({_first_line(error)}): correct or remove it"
+            ) from error
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(path, "pt"):
@@ -256,21 +267,34 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pat
 
     All ranks call it, the `first` one writes.
     """
-    save_weights(model, folder, first)
+    save_weights(model, folder, first, published=True)
     if first:
         tokenizer.save_pretrained(folder)
 
 
-def save_weights(model: PreTrainedModel, folder: Path, first: bool) -> None:
-    """`save` without the tokenizer."""
+def check_saving(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises UsageError if `save` could not write the settings of `model`: before training, not at its first save."""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            shards.save_settings(adapters.bare(model), Path(folder))
+            tokenizer.save_pretrained(folder)
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        raise UsageError(
+            f"{type(model).__name__} could not be saved after training ({_first_line(error)}): correct config.json, "
+            f"generation_config.json or the tokenizer's files of the checkpoint"
+        ) from error
+
+
+def save_weights(model: PreTrainedModel, folder: Path, first: bool, published: bool = False) -> None:
+    """`save` without the tokenizer, with weights named as `read_weights` needs them unless `published`."""
     if not isinstance(model, PeftModel):
-        shards.save(model, folder, first=first)
+        shards.save(model, folder, first=first, published=published)
     elif first:
         adapters.save(model, folder)
 
 
 def read_weights(model: PreTrainedModel, folder: Path) -> None:
-    """Give `model`, whose parameters stay the objects that they are, the weights that `save` wrote to `folder`."""
+    """Give `model`, whose parameters stay the objects that they are, the weights that `save_weights` wrote."""
     if isinstance(model, PeftModel):
         adapters.restore(model, folder)
     else:

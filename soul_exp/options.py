@@ -120,7 +120,7 @@ def check_options(config: Mapping[str, Any]) -> None:
                 raise UsageError(f"loss.forget_term.{key}={term[key]}: expected {CONSTANTS[key].expected()}")
         if not isinstance(term.get("plain", False), bool):
             raise UsageError(f"loss.forget_term.plain={term['plain']}: expected true or false")
-    for key in ("train.log_gradients", "train.gradient_checkpointing", "input_based"):
+    for key in ("train.log_gradients", "train.gradient_checkpointing", "train.dropout", "input_based"):
         present, value = _at(config, key)
         if present and not isinstance(value, bool):
             raise UsageError(f"{key}={value}: expected true or false")

@@ -74,6 +74,7 @@ def make(config: Mapping[str, Any], task: Task, role: str, cache: Path, device: 
             remove_all(halfway)  # of a job that was killed between the last two lines of this block
             return 0.0
         lm = _start_model(config, task)
+        models.check_saving(lm.model, lm.tokenizer)
         rows = task.target_rows if role == "target" else task.retrained_rows
         settings = dict(config["prepare"])
         outcome = train(
@@ -83,7 +84,9 @@ def make(config: Mapping[str, Any], task: Task, role: str, cache: Path, device: 
             objective=Objective(fit, retain_term=None),
             make_optimizer=functools.partial(torch.optim.AdamW, **settings.pop("adamw")),
             seed=settings.pop("seed"),
-            schedule=Schedule(**settings, gradient_checkpointing=config["train"]["gradient_checkpointing"]),
+            schedule=Schedule(
+                **settings, gradient_checkpointing=config["train"]["gradient_checkpointing"], dropout=True
+            ),
             pad_id=lm.pad_id,
             folder=halfway,
             label=f"prepare {role}",

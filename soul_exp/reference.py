@@ -6,18 +6,20 @@ B sequences, T answer positions, H hidden size, V vocabulary.
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from soul_exp import shards
+from soul_exp import adapters, shards
 from soul_exp.data import Encoded, Stream, pad
+from soul_exp.errors import UsageError
 from soul_exp.layers import AnswerReader
 from soul_exp.losses import Scored
 from soul_exp.ranks import in_batches
@@ -105,12 +107,16 @@ def freeze(
 
     "reference_nll", "reference_logits" or, of the decoder layer `layer`, "reference_hidden".
     """
-    wanted, reference = set(wanted), Reference()
+    wanted, parts, reference = set(wanted), list(parts), Reference()
     if not wanted:
         return reference
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
     with shards.gathering(model):
+        if "reference_logits" in wanted:
+            first = stream.encoded[parts[0]][stream.order[parts[0]][0]]
+            batch = {key: value.to(device) for key, value in pad([first], pad_id).items()}
+            reference.head = FrozenHead(model, reader, batch)
         for part in parts:
             encoded, visited = stream.encoded[part], np.unique(stream.order[part])
 
@@ -147,10 +153,92 @@ def freeze(
                 by_row = {int(row): value.to(device) for row, value in pairs if value is not None}
                 if by_row:
                     kept[part] = by_row
-    if "reference_logits" in wanted:
-        reference.head = _copy(reader.head)
     model.train(was_training)
     return reference
+
+
+class FrozenHead(nn.Module):
+    """[B, T, V] logits of [B, T, H] states that the head read, with all that the model does to logits behind its head.
+
+    The model's own forward pass computes them, so that a scale, a soft cap or masked tokens of any family are kept:
+    in a shallow copy, a copy of the head reads the given states, and the modules that ran before the head return what
+    they returned on `batch`. Raises UsageError if that gives other logits than the model on `batch`.
+    """
+
+    def __init__(self, model: PreTrainedModel, reader: AnswerReader, batch: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        causal = adapters.bare(model)
+        logits, returned = _before_the_head(causal, model, reader, batch)
+        self.head = _copy(reader.head)
+        self.head.register_forward_pre_hook(lambda module, args: (self._states, *args[1:]))
+        self._states = read = reader.hidden
+        (path,) = (name for name, module in causal.named_modules() if module is reader.head)
+        copied = _exchanged(causal, {**returned, path: self.head})
+        inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
+        self._forward = partial(copied, **inputs, use_cache=False)  # no submodule: its weights are those being trained
+        assert read is not None
+        if not _equal(self(torch.cat([read, read])), torch.cat([logits, logits])):
+            raise UsageError(
+                f"the logits of {type(causal).__name__} cannot be computed again from what its output head read: "
+                f"choose a loss and a retain term other than kl, kl_forget and undial"
+            )
+
+    def forward(self, states: Tensor) -> Tensor:
+        self._states = states
+        logits: Tensor = self._forward().logits
+        return logits
+
+
+def _before_the_head(
+    causal: nn.Module, model: nn.Module, reader: AnswerReader, batch: Mapping[str, Tensor]
+) -> tuple[Tensor, dict[str, nn.Module]]:
+    """The logits on `batch`, and by path what stands for each outermost module that ended before the head began."""
+    outputs: dict[str, Any] = {}
+    reader.hidden = None  # set where the head begins
+
+    def keep(name: str, module: nn.Module, args: Any, output: Any) -> None:
+        if reader.hidden is None:
+            outputs[name] = output
+
+    hooks = [module.register_forward_hook(partial(keep, name)) for name, module in causal.named_modules() if name]
+    try:
+        logits = reader(model, batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    outer = [name for name in outputs if not any(name.startswith(f"{other}.") for other in outputs)]
+    modules = dict(causal.named_modules())
+    return logits, {name: _returning(modules[name], outputs[name]) for name in outer}
+
+
+def _returning(module: nn.Module, output: Any) -> nn.Module:
+    """A copy of `module` that returns `output` for any input."""
+    copied = _exchanged(module, {})
+    copied.forward = lambda *args, **options: output
+    return copied
+
+
+def _exchanged(module: nn.Module, others: Mapping[str, nn.Module]) -> nn.Module:
+    """A shallow copy of `module`, without hooks, with `others` at their paths below it; the rest is shared."""
+    copied = copy.copy(module)
+    copied._modules = dict(module._modules)
+    copied._forward_pre_hooks, copied._forward_hooks = OrderedDict(), OrderedDict()
+    below: dict[str, dict[str, nn.Module]] = {}
+    for path, other in others.items():
+        name, _, rest = path.partition(".")
+        below.setdefault(name, {})[rest] = other
+    for name, inner in below.items():
+        child = module._modules[name]
+        assert child is not None
+        copied._modules[name] = inner[""] if "" in inner else _exchanged(child, inner)
+    return copied
+
+
+def _equal(found: Tensor, expected: Tensor) -> bool:
+    """Whether two [B, T, V] logits are equal but for the rounding of their dtype."""
+    rounding = max(1e-4, 8 * torch.finfo(expected.dtype).eps)
+    near = rounding * float(expected.abs().float().median())  # not the maximum: masked tokens have -inf
+    return found.shape == expected.shape and torch.allclose(found, expected, rounding, near, equal_nan=True)
 
 
 def _copy(head: nn.Module) -> nn.Module:

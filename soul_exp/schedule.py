@@ -27,6 +27,7 @@ class Schedule:
     diverged_floor: float = 0.1  # nats a token: a memorised retain set starts near 0
     log_gradients: bool = False  # norms and cosine of both terms' gradients, at the price of a step more each time
     gradient_checkpointing: bool = False  # less memory, a forward pass more; changes no number
+    dropout: bool = False  # the model's own; an adapter that is trained has one of its own
 
     def __post_init__(self) -> None:
         if self.save_steps and self.save_steps % self.logging_steps:  # else a resumed run logs another window

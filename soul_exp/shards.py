@@ -17,8 +17,9 @@ import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import GENERATION_CONFIG_NAME
 
 MAX_SHARD_BYTES = 2 * 2**30  # of a saved file: what one rank holds while it saves, but for the largest single weight
 
@@ -142,17 +143,23 @@ def num_weights(model: nn.Module) -> int:
     return sum(shape(p).numel() for p in model.parameters())
 
 
-def save(model: PreTrainedModel, folder: Path, *, first: bool, max_bytes: int = MAX_SHARD_BYTES) -> None:
+def save(
+    model: PreTrainedModel, folder: Path, *, first: bool, published: bool = True, max_bytes: int = MAX_SHARD_BYTES
+) -> None:
     """Write configuration and weights (safetensors) as `from_pretrained` reads them; the `first` rank writes.
 
-    Divided weights are gathered file by file, so the first rank holds `max_bytes` at a time.
+    Weights have the names that they have in published checkpoints or, with `published` false, those that they have in
+    memory, as `read` needs them: transformers renames some when it loads a model, and fuses those of experts. Divided
+    weights, which have their names in memory always, are gathered file by file: the first rank holds `max_bytes` at a
+    time.
     """
     if not is_sharded(model):
         if first:
-            model.save_pretrained(folder)
+            with _default_generation(model):
+                model.save_pretrained(folder, save_original_format=published)
+            save_settings(model, folder)
         return
-    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-    names = [(name, p) for name, p in model.named_parameters() if name not in tied]
+    names = list(_saved(model).items())
     files = _dealt(names, max_bytes)
     weight_map: dict[str, str] = {}
     for number, entries in enumerate(files, start=1):
@@ -171,17 +178,43 @@ def save(model: PreTrainedModel, folder: Path, *, first: bool, max_bytes: int = 
             size = sum(shape(p).numel() * p.element_size() for _, p in names)
             index = {"metadata": {"total_size": size}, "weight_map": weight_map}
             (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
-        model.config.architectures = [type(model).__name__]
-        model.config.dtype = next(p.dtype for p in model.parameters())
-        model.config.save_pretrained(folder)
-        if model.generation_config is not None:
-            model.generation_config.save_pretrained(folder)
+        save_settings(model, folder)
+
+
+def save_settings(model: PreTrainedModel, folder: Path) -> None:
+    """Write config.json and generation_config.json, the latter with every setting that the checkpoint came with.
+
+    Not with its `save_pretrained`, which refuses settings that it reads: published models have a temperature without
+    do_sample. They decide nothing that is measured here.
+    """
+    model.config.architectures = [type(model).__name__]
+    model.config.dtype = next(p.dtype for p in model.parameters())
+    model.config.save_pretrained(folder)
+    if model.generation_config is not None:
+        model.generation_config.to_json_file(folder / GENERATION_CONFIG_NAME, keys_to_pop=["compile_config"])
+
+
+@contextmanager
+def _default_generation(model: PreTrainedModel) -> Iterator[None]:
+    """Within it the model's generation settings are the library's, which its `save_pretrained` accepts."""
+    given = model.generation_config
+    model.generation_config = None if given is None else GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = given
+
+
+def _saved(model: nn.Module) -> dict[str, Tensor]:
+    """All that a checkpoint holds of `model`, by name in memory: parameters and persistent buffers, tied ones once."""
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    return {name: value for name, value in model.state_dict(keep_vars=True).items() if name not in tied}
 
 
 def read(model: nn.Module, folder: Path) -> None:
-    """Put the weights that `save` wrote to `folder` into `model`, one at a time."""
-    params, unknown = dict(model.named_parameters()), []
-    unread = set(params) - set(getattr(model, "all_tied_weights_keys", None) or ())
+    """Put the weights that `save`, with `published` false, wrote to `folder` into `model`, one at a time."""
+    params, unknown = model.state_dict(keep_vars=True), []
+    unread = set(_saved(model))
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file, torch.no_grad():
             for name in file.keys():  # noqa: SIM118 (it is no dict)

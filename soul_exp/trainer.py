@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.pytorch_utils import Conv1D
 
-from soul_exp import models, passes
+from soul_exp import adapters, models, passes
 from soul_exp.data import Collator, Stream, seed_of, some_rows
 from soul_exp.layers import AnswerReader
 from soul_exp.losses import Objective, Scored, grad_ascent
@@ -78,6 +78,9 @@ class Unlearner(Trainer):
     ) -> Tensor:
         if getattr(self.base_optimizer, "static", False):
             model.eval()  # one exact step: its gradient is of the same function as its Hessian, without dropout
+        elif not self.schedule.dropout:
+            model.eval()
+            adapters.train_dropout(model)
         forget, retain = self.objective.terms(self._available(model, inputs))
         seen = torch.stack([forget, retain if retain is not None else forget, torch.ones_like(forget)]).detach()
         self._terms = self._terms.to(seen.device) + seen.double()  # not to the CPU, which would wait for the device

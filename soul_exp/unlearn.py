@@ -26,6 +26,7 @@ from soul_exp.adapters import Lora
 from soul_exp.answers import SUITE, Answers, Scores
 from soul_exp.best import Best, note
 from soul_exp.fulldisk import full_disk_told
+from soul_exp.layers import has_dropout
 from soul_exp.losses import Objective
 from soul_exp.measure import RETAIN, known_answers, measure, not_learnt, validate, validation_metrics, why_null
 from soul_exp.mirror import Mirror
@@ -39,6 +40,10 @@ from soul_exp.training import Outcome, train
 
 log = logging.getLogger(__name__)
 
+DROPOUT = (
+    "train.dropout=true: the model is trained with dropout, its frozen start computed without: losses do not start at "
+    "the values that docs/losses.md states (KL above 0)"
+)
 MODEL, RECORDS, CHECKPOINTS, LOSSES = "model", "records", "checkpoints", "train.jsonl"
 
 
@@ -188,6 +193,8 @@ def trained(
     """The target, unlearned as `config` says from its loss to its seed, and how that ended; checkpoints in `folder`."""
     start = recipes.start_of(config, task)
     subject = recipes.load(config["model"], start, config["compute"]["deepspeed"])
+    models.check_saving(subject.model, subject.tokenizer)
+    random = config["train"]["dropout"] and has_dropout(subject.model)
     adapter: Lora | None = hydra.utils.instantiate(config["adapter"], _convert_="all")
     if adapter is not None:
         subject = subject.with_model(adapter.wrapped(subject.model, config["seed"], start.revision))
@@ -215,6 +222,9 @@ def trained(
         compute=config["choices"]["compute"],
         resume=config["resume"],
     )
+    if random:
+        log.warning("%s: %s", label, DROPOUT)
+        outcome = replace(outcome, notes=[*outcome.notes, DROPOUT])
     subject.model.zero_grad(set_to_none=True)
     gc.collect()  # the trainer, its optimizer and its engine refer to each other: questions need their memory
     return subject, outcome

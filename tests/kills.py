@@ -23,7 +23,7 @@ from soul_exp import checkpoints, results
 TINY = [
     "task.num_authors=6", "task.num_forget_authors=2", "task.num_holdout_authors=1", "task.validation_fraction=0",
     "model.scratch.vocab_size=300", "model.scratch.config.hidden_size=32", "model.scratch.config.intermediate_size=32",
-    "+model.scratch.config.attention_dropout=0.1", "model.max_length=512",
+    "+model.scratch.config.attention_dropout=0.1", "train.dropout=true", "model.max_length=512",
     "prepare.epochs=0.6", "prepare.logging_steps=1", "prepare.save_steps=2", "evaluate.max_new_tokens=1",
     "train.max_steps=12", "train.batch_size=4", "train.logging_steps=1", "train.save_steps=2",
     "optimizer.interval=3", "optimizer.lr=1e-3", "wandb.mode=disabled",

@@ -265,7 +265,7 @@ def test_computing_layers_again_changes_no_bit(name: str, adapter: Lora | None, 
         folder = tmp_path / str(again)
         run(
             subject, folder, OBJECTIVES["npo_kl"], CURVATURES[name], gradient_checkpointing=again,
-            micro_batch_size=2, log_gradients=True, max_steps=3,
+            micro_batch_size=2, log_gradients=True, max_steps=3, dropout=True,
         )  # fmt: skip
         ends.append(weights(subject))
         records.append((folder / "train.jsonl").read_text())

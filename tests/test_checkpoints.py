@@ -196,11 +196,12 @@ def test_dropout_in_a_climb_is_drawn_again_as_it_was(
     for module in lm.model.modules():
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.2
+    settings = {"micro_batch_size": 4 // accumulation, "dropout": True}
     sam = functools.partial(SAM, lr=1e-3, base=AdamW)
-    _, weights = trained(lm, start, tmp_path / "whole", sam, micro_batch_size=4 // accumulation)
+    _, weights = trained(lm, start, tmp_path / "whole", sam, **settings)
     with pytest.raises(Killed):
-        trained(lm, start, tmp_path / "cut", sam, kill=4, micro_batch_size=4 // accumulation)
-    _, ended = trained(lm, start, tmp_path / "cut", sam, micro_batch_size=4 // accumulation)
+        trained(lm, start, tmp_path / "cut", sam, kill=4, **settings)
+    _, ended = trained(lm, start, tmp_path / "cut", sam, **settings)
     assert torch.equal(ended, weights)
 
 

@@ -1,12 +1,18 @@
 """Evaluation: numbers that depend on the model and the text only."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import items
+from transformers import GenerationConfig
 
+from soul_exp import adapters
+from soul_exp.adapters import Lora
 from soul_exp.evaluate import ask, generations, likelihoods
 from soul_exp.metrics.text import bleu
 from soul_exp.models import LanguageModel
@@ -99,3 +105,62 @@ def test_evaluation_leaves_the_model_in_the_mode_it_found(training: bool, lm: La
     lm.model.train(training)
     ask(lm, {"forget": Probe(items(2))}, batch_size=2, max_new_tokens=2)
     assert lm.model.training is training
+
+
+SETTINGS = {  # of generation_config.json, each of which would change a greedy answer or stop it
+    "sampling": {"do_sample": True, "temperature": 5.0, "top_k": 0},
+    "beams": {"num_beams": 3, "num_return_sequences": 2, "length_penalty": 3.0},
+    "repetition": {"repetition_penalty": 3.0, "no_repeat_ngram_size": 1},
+    "length": {"min_new_tokens": 12, "min_length": 40},
+    "forced end": {"forced_eos_token_id": 5},
+    "forced beginning": {"forced_bos_token_id": 5},
+    "suppressed": {"suppress_tokens": [*range(2, 200)]},
+    "suppressed at the beginning": {"begin_suppress_tokens": [*range(2, 200)]},
+    "bad words": {"bad_words_ids": [[i] for i in range(2, 200)]},
+    "guidance": {"guidance_scale": 3.0},
+    "sequence bias": {"sequence_bias": [[[7], 50.0]]},
+    "encoder penalty": {"encoder_repetition_penalty": 0.1},
+    "encoder n-grams": {"encoder_no_repeat_ngram_size": 1},
+    "time": {"max_time": 1e-9},
+    "stop strings": {"stop_strings": ["a", "e", "i", "o", "r"]},
+    "decay": {"exponential_decay_length_penalty": [1, 9.0]},
+    "assisted": {"prompt_lookup_num_tokens": 3},
+    "watermark": {"watermarking_config": {"bias": 50.0}},
+    "outputs": {"return_dict_in_generate": True, "output_scores": True},
+    "no cache": {"use_cache": False},
+}
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_greedy_answers_do_not_depend_on_the_checkpoints_generation_settings(
+    adapter: bool, lm: LanguageModel, tmp_path: Path
+) -> None:
+    """Each setting is read from generation_config.json, as a checkpoint brings it, and is there again afterwards."""
+    if adapter:
+        lm = lm.with_model(Lora(4, 8, 0.0, "all-linear", merge=False).wrapped(lm.model, seed=0))
+    model: Any = adapters.bare(lm.model)
+    plain = generations(lm, items(6), batch_size=3, max_new_tokens=10)
+    changed = []
+    for name, settings in SETTINGS.items():
+        written = {"eos_token_id": lm.tokenizer.eos_token_id, "pad_token_id": lm.pad_id, **settings}
+        (tmp_path / "generation_config.json").write_text(json.dumps(written))
+        model.generation_config = given = GenerationConfig.from_pretrained(tmp_path)
+        before = given.to_dict()
+        assert generations(lm, items(6), batch_size=3, max_new_tokens=10) == plain, name
+        assert model.generation_config is given and given.to_dict() == before
+        changed.append(name)
+    assert changed == list(SETTINGS)
+
+
+def test_each_end_token_that_a_checkpoint_lists_ends_a_greedy_answer(lm: LanguageModel) -> None:
+    item = items(1)[0]
+    (row,) = lm.encode([item])
+    prompt = torch.tensor([row.ids[: row.num_prompt]])
+    model: Any = lm.model
+    model.generation_config.eos_token_id = None
+    tokens = model.generate(input_ids=prompt, max_new_tokens=6, do_sample=False)[0, row.num_prompt :].tolist()
+    third = tokens.index(tokens[3])
+    model.generation_config.eos_token_id = [lm.tokenizer.eos_token_id, tokens[3]]
+    model.generation_config.min_new_tokens = 6
+    (text,) = generations(lm, [item], batch_size=1, max_new_tokens=6)
+    assert text == lm.tokenizer.decode(tokens[: third + 1], skip_special_tokens=True).strip()

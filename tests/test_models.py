@@ -1,7 +1,9 @@
 """Models: logits at answer positions, tokenizers, what is refused."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,6 +54,79 @@ def test_a_saved_model_reads_back_to_the_same_logits(lm: LanguageModel, tmp_path
     )
     batch = pad(lm.encode(items(3)), lm.pad_id)
     torch.testing.assert_close(lm.reader(lm.model.eval(), batch), again.reader(again.model.eval(), batch))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 0.9, "top_p": 0.6},  # of Llama-2's mirrors and Vicuna: without do_sample
+        {"top_k": 7, "min_p": 0.1, "typical_p": 0.3, "epsilon_cutoff": 1e-4, "eta_cutoff": 1e-4},
+        {"num_beams": 1, "length_penalty": 2.0, "early_stopping": True},
+        {"output_scores": True},
+        {"use_cache": False, "cache_implementation": "static"},
+        {"pad_token_id": -1, "do_sample": True, "temperature": 0.6},
+    ],
+)
+def test_a_model_is_saved_with_the_generation_settings_that_it_came_with(
+    settings: dict[str, Any], lm: LanguageModel, tmp_path: Path
+) -> None:
+    """The library's own save_pretrained refuses all of them but the last; only the pad and the end tokens are ours."""
+    models.save(lm.model, lm.tokenizer, tmp_path / "given")
+    (tmp_path / "given" / "generation_config.json").write_text(json.dumps({"eos_token_id": 5, **settings}))
+    models.check_folder(tmp_path / "given", "model.path")
+    template = {"prompt": "{question}:", "answer": " {answer}"}
+    given = LanguageModel.of(models.load_model(str(tmp_path / "given")), lm.tokenizer, template, 64)
+    models.check_saving(given.model, given.tokenizer)
+    for save in (models.save, lambda model, _, folder: models.save_weights(model, folder, first=True)):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        save(given.model, given.tokenizer, folder)
+        saved = json.loads((folder / "generation_config.json").read_text())
+        saved.pop("transformers_version")
+        ends = [lm.tokenizer.eos_token_id, 5]
+        assert saved == {**settings, "eos_token_id": ends, "pad_token_id": lm.tokenizer.pad_token_id}
+        assert (
+            models.load_model(str(folder)).generation_config.to_diff_dict()
+            == given.model.generation_config.to_diff_dict()
+        )
+
+
+@pytest.mark.parametrize("text", ['{"early_stopping": "x"}', '{"num_return_sequences": 3}', "no json"])
+def test_generation_settings_that_the_library_cannot_read_are_refused(
+    text: str, lm: LanguageModel, tmp_path: Path
+) -> None:
+    models.save(lm.model, lm.tokenizer, tmp_path)
+    (tmp_path / "generation_config.json").write_text(text)
+    with pytest.raises(UsageError, match=r"generation_config.json is not valid \(.*\): correct or remove it"):
+        models.check_folder(tmp_path, "model.path")
+
+
+def test_settings_that_could_not_be_saved_are_known_before_training(lm: LanguageModel) -> None:
+    model: Any = lm.model
+    model.config.something = {1, 2}  # no JSON
+    with pytest.raises(UsageError, match=r"LlamaForCausalLM could not be saved after training \(.*set.*\): correct"):
+        models.check_saving(model, lm.tokenizer)
+
+
+MIXTURE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2,
+           "num_key_value_heads": 2, "max_position_embeddings": 64}  # fmt: skip
+
+
+@pytest.mark.parametrize("architecture", ["mixtral", "olmoe", "gpt_neox", "apertus", "cohere"])
+def test_the_weights_of_a_checkpoint_are_read_back_whatever_the_library_renames(
+    architecture: str, lm: LanguageModel, tmp_path: Path
+) -> None:
+    """Fused experts, a renamed head, numbers that are no parameters, tied embeddings; and other programs' names."""
+    model = models.from_scratch({"model_type": architecture, **MIXTURE}, lm.tokenizer, seed=0)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    models.save_weights(model, tmp_path / "checkpoint", first=True)
+    models.save(model, lm.tokenizer, tmp_path / "exported")
+    for value in model.state_dict().values():
+        value.zero_()
+    models.read_weights(model, tmp_path / "checkpoint")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    for folder in ("checkpoint", "exported"):
+        again = models.load_model(str(tmp_path / folder)).state_dict()
+        assert all(torch.equal(value, before[name]) for name, value in again.items())
 
 
 def test_a_tokenizer_whose_pad_is_its_end_gets_another_pad(lm: LanguageModel, tmp_path: Path) -> None:

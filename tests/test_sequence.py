@@ -24,8 +24,8 @@ from soul_exp.results import Results
 SMALL = [
     "task=custom", "task.retain=retain.csv", "loss=npo", "optimizer=sophia", "optimizer.interval=3",
     "model.scratch.vocab_size=300", "model.scratch.config.hidden_size=32", "model.scratch.config.intermediate_size=32",
-    "+model.scratch.config.attention_dropout=0.1", "model.max_length=256", "prepare.epochs=2", "train.batch_size=4",
-    "evaluate.max_new_tokens=4", "wandb.mode=disabled",
+    "+model.scratch.config.attention_dropout=0.1", "train.dropout=true", "model.max_length=256", "prepare.epochs=2",
+    "train.batch_size=4", "evaluate.max_new_tokens=4", "wandb.mode=disabled",
 ]  # fmt: skip
 STEPS = ["train.max_steps=4", "train.logging_steps=1"]
 ONE = [*SMALL, *STEPS, "task.forget=a.jsonl", "task.holdout=holdout.jsonl"]

@@ -479,7 +479,7 @@ def test_curvature_passes_disturb_neither_order_schedule_nor_random_numbers(
     ends, rates = [], []
     for interval in (1, 1000):
         make = functools.partial(Sophia, lr=1e-3, rho=1e-30, eps=1e-30, estimator=estimator, interval=interval)
-        run(fresh(lm, start), tmp_path / str(interval), OBJECTIVES["npo"], make, max_steps=6, lr_scheduler="linear")
+        run(fresh(lm, start), tmp_path / str(interval), OBJECTIVES["npo"], make, max_steps=6, dropout=True)
         ends.append(weights(lm))
         rates.append([json.loads(line)["learning_rate"] for line in (tmp_path / str(interval) / "train.jsonl").open()])
     assert torch.equal(*ends) and rates[0] == rates[1]

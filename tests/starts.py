@@ -83,6 +83,13 @@ class Start(Forked):
         super().__init__(_run, (config, out), said, said)
 
 
+class Command(Forked):
+    """`python -m soul_exp` with these arguments, typed in `place`; all that it prints goes to the file `said`."""
+
+    def __init__(self, place: Path, said: Path, *arguments: str) -> None:
+        super().__init__(_command, (place, arguments), said, said)
+
+
 def type_(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """`python -m soul_exp` with these arguments, typed in `place`: what it printed and returned. Wants a `server`."""
     with tempfile.TemporaryDirectory() as folder:

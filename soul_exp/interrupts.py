@@ -19,7 +19,7 @@ from types import FrameType
 from soul_exp.world import found
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-END_SECONDS = 3.0  # from the signal to the end of a process that reaches no safe point
+END_SECONDS = 2.0  # from the signal to the end of a process that reaches no safe point
 POLL_SECONDS = 0.1
 RESUMES = "soul_exp: interrupted; the same command resumes where this one stopped\n"
 

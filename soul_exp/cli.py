@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import logging
 import os
@@ -13,10 +14,10 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import hydra
+from filelock import FileLock
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -24,7 +25,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from soul_exp import interrupts
 from soul_exp.errors import UsageError, WorkerError
+from soul_exp.files import write_whole
 from soul_exp.world import found
 
 if TYPE_CHECKING:
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("soul_exp")
 
 ERROR = "error.txt"  # in a failed run's folder: why
+TYPED = ".hydra"  # in a run's folder: the configuration as Hydra composed it, and the overrides that were typed
 TUNED = ("optimizer.", "loss.", "train.")  # the sections that an entry of tuned/ sets; of which these change no number:
 NO_NUMBER = ("train.micro_batch_size", "train.logging_steps", "train.save_steps", "train.gradient_checkpointing")
 SUITE_METRICS = "soul_exp.metrics.suite."  # a task that reports one of them wants a suite, unless told otherwise
@@ -124,9 +128,11 @@ def tuned_on(config: Mapping[str, Any], overrides: Sequence[str]) -> str | None:
 
 def job(cfg: DictConfig, crew: Crew | None = None) -> float | None:
     """One run, in the processes of `crew` if there is one; returns what a sweeper maximises (utility), or None."""
+    interrupts.safe_point()
     _say_device_to_deepspeed()
     from soul_exp import display, sequence
 
+    interrupts.safe_point()
     hydra_config = HydraConfig.get()
     out = Path(hydra_config.runtime.output_dir)
     if hydra_config.mode == RunMode.MULTIRUN:
@@ -137,14 +143,18 @@ def job(cfg: DictConfig, crew: Crew | None = None) -> float | None:
     config["tuned"] = tuned_on(config, hydra_config.overrides.task)
     if crew is not None:
         _take_size(config, crew, hydra_config)
-    results = sequence.run(config, out, crew, part_of_sweep=hydra_config.mode == RunMode.MULTIRUN)
+    begin = functools.partial(_begin, cfg, out)
+    results = sequence.run(config, out, crew, part_of_sweep=hydra_config.mode == RunMode.MULTIRUN, begin=begin)
     if results is None:
         return None
+    if (out / ERROR).is_file():  # of a try before
+        (out / ERROR).unlink()
     print(display.comparison(results))
     near = out.relative_to(Path.cwd()) if out.is_relative_to(Path.cwd()) else out
     print(f"results: {near / 'results.json'}")
     if config["task"].get("requests"):
         print(f"all requests: python -m soul_exp.tables {near}")
+    sys.stdout.flush()
     return results.utility
 
 
@@ -161,8 +171,24 @@ def _take_size(config: dict[str, Any], crew: Crew, hydra_config: Any) -> None:
     config["compute"]["processes"] = crew.size
 
 
+def _begin(cfg: DictConfig, out: Path) -> None:
+    """Write down what the run in `out` was typed as, and remove the reason of a failure before: its checks are over.
+
+    Hydra itself would do so before them, and so into the folder of a run that has finished or is at work.
+    """
+    if (out / ERROR).is_dir():
+        raise UsageError(f"{out / ERROR} is a folder, but a failed run writes its reason there: remove it")
+    parts = {"config": cfg, "hydra": HydraConfig.instance().cfg, "overrides": HydraConfig.get().overrides.task}
+    (out / TYPED).mkdir(exist_ok=True)
+    for name, part in parts.items():
+        write_whole(out / TYPED / f"{name}.yaml", OmegaConf.to_yaml(part))
+    (out / ERROR).unlink(missing_ok=True)
+    _BEGUN.add(out)
+
+
+_BEGUN: set[Path] = set()  # the folders of this command's runs whose checks are over
+
 FAILED: list[str] = []  # of this command: the names of its failed jobs and why, wherever they ran
-RESUMES = "interrupted; the same command resumes where this one stopped"
 
 
 class JobError(RuntimeError):
@@ -170,10 +196,6 @@ class JobError(RuntimeError):
 
     def __reduce__(self) -> tuple[Callable[[str], JobError], tuple[Any, ...]]:
         return _failed, self.args
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: whatever stops for Ctrl-C stops for it."""
 
 
 def _failed(message: str) -> JobError:
@@ -191,13 +213,14 @@ def start(cfg: DictConfig) -> float | None:
         return None
     if crew is not None:
         crew = replace(crew, tell=lambda text: _tell(_left(out, text)))
-    (out / ERROR).unlink(missing_ok=True)
+    _BEGUN.discard(out)
     failed = True
     try:
         utility = job(cfg, crew)
         failed = False
         return utility
     except Exception as error:
+        interrupts.safe_point()  # the workers were killed for it
         text = str(error) if isinstance(error, UsageError | WorkerError) else "".join(traceback.format_exception(error))
         failure = _failed(_left(out, text))
         if _COMMAND:  # Hydra would print a line of its own before ours
@@ -209,9 +232,19 @@ def start(cfg: DictConfig) -> float | None:
 
 
 def _left(out: Path, text: str) -> str:
-    """What is said of the failed run in `out`; `text`, why, stays in its folder."""
-    with contextlib.suppress(OSError):  # a full disk may be what failed
-        (out / ERROR).write_text(text)
+    """The message about the failed run in `out`; `text`, the reason, stays in its folder.
+
+    The folder of a run that has finished, or that another process is at, is not that of a command which was refused.
+    """
+    from soul_exp import results
+
+    with contextlib.suppress(OSError):  # a full disk may be what failed; the lock's Timeout is one too
+        if out in _BEGUN:
+            write_whole(out / ERROR, text)
+        else:
+            with FileLock(out / ".lock", timeout=0):
+                if not (out / results.NAME).exists():
+                    write_whole(out / ERROR, text)
     return f"{out.name}: {text.strip()}"
 
 
@@ -224,16 +257,16 @@ def main() -> None:
     FAILED.clear()
     sys.argv[1:] = _flags_last(sys.argv[1:])
     _COMMAND[:] = sys.argv
-    signal.signal(signal.SIGTERM, _terminate)
+    interrupts.install()
     world, crew = found(), None
     code: Any = 1
     try:
         crew = _crew()
         code = crew.follow() if crew is not None and crew.rank > 0 else _command(crew)
-    except KeyboardInterrupt as interrupt:
-        code = 143 if isinstance(interrupt, Terminated) else 130
-        if world is None or world.rank == 0:
-            print(f"soul_exp: {RESUMES}", file=sys.stderr)
+        interrupts.safe_point()
+    except KeyboardInterrupt:
+        code = interrupts.exit_code()
+        interrupts.write_last_line()
     except UsageError as error:  # the processes do not find each other
         print(f"soul_exp: {error}", file=sys.stderr)
     except SystemExit as stop:  # of Hydra's own flags, or a callback's refusal
@@ -246,6 +279,7 @@ def main() -> None:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if crew is not None and crew.rank == 0:
             crew.dismiss(bool(code), interrupted=code in (130, 143))
+        interrupts.finish()
     sys.exit(code)
 
 
@@ -259,6 +293,7 @@ def _command(crew: Crew | None) -> int:
         print(f"soul_exp: {_told(error)}", file=sys.stderr)
         return 1
     except Exception as error:
+        interrupts.safe_point()
         from submitit.core.utils import UncompletedJobError
 
         if isinstance(error, UncompletedJobError):  # not submitted, or killed before it could say anything
@@ -279,10 +314,6 @@ def _command(crew: Crew | None) -> int:
 
 def _tell(message: str) -> None:
     print(f"soul_exp: failed: {message}", file=sys.stderr, flush=True)
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise Terminated
 
 
 def _crew() -> Crew | None:

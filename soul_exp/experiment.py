@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from soul_exp import checkpoints, disk, examine, prepare, recipes, results, tune, unlearn
+from soul_exp import checkpoints, disk, examine, interrupts, prepare, recipes, results, tune, unlearn
 from soul_exp.check import Checked, check
 from soul_exp.data import content_hash
 from soul_exp.errors import UsageError
@@ -34,21 +34,36 @@ def need(config: Mapping[str, Any]) -> disk.Need | None:
     return disk.need(config, recipes.build_task(config))
 
 
-def run(config: Mapping[str, Any], out: Path, crew: Crew | None = None, part_of_sweep: bool = False) -> Results | None:
+def run(
+    config: Mapping[str, Any],
+    out: Path,
+    crew: Crew | None = None,
+    part_of_sweep: bool = False,
+    begin: Callable[[], None] = lambda: None,
+) -> Results | None:
     """Carry out the stages of `config` in `out`; returns the results, or None where the stages end before them.
 
-    Every stage starts workers of its own; where a `crew` exists, it is the one that unlearns.
+    Every stage starts workers of its own; where a `crew` exists, it is the one that unlearns. `begin` is called under
+    the run's lock before anything in `out` changes; not where there is nothing to do, nor where the run is refused.
     """
+    interrupts.safe_point()
     checked = check(config, out)
+    interrupts.safe_point()
     tune.check_tune(config, checked)
     # a second start of the same run waits, and then finds it finished
     with FileLock(out / ".lock"), full_disk_told(out, Path(config["cache"])):
-        return _run(config, checked, out, crew, part_of_sweep)
+        return _run(config, checked, out, crew, part_of_sweep, begin)
 
 
 def _run(
-    config: Mapping[str, Any], checked: Checked, out: Path, crew: Crew | None, part_of_sweep: bool
+    config: Mapping[str, Any],
+    checked: Checked,
+    out: Path,
+    crew: Crew | None,
+    part_of_sweep: bool,
+    begin: Callable[[], None],
 ) -> Results | None:
+    interrupts.safe_point()  # it may have waited for the lock
     previous = finished(config, checked, out)
     if previous is not None:
         log.info("finished before, skipped: %s", out)
@@ -61,8 +76,11 @@ def _run(
         return None
     if not part_of_sweep:  # else it was said for all jobs
         log.info(disk.run_sentence(checked.need, out, Path(config["cache"])))
-    _clear(config, out)
-    _refuse_another_engine(config, checked, out)
+    replaced = config["overwrite"] and (out / results.NAME).exists()
+    if not replaced:  # else the checkpoint goes too
+        _refuse_another_engine(config, checked, out)
+    begin()
+    _clear(config, out, replaced)
     compute, seconds = config["compute"], {}
     trials: list[dict[str, Any]] = []
     start = time.perf_counter()
@@ -99,11 +117,13 @@ def fingerprint(config: Mapping[str, Any], checked: Checked) -> str:
     return content_hash([_compared(config), recipes.hashes(config, checked.task)])
 
 
-def _clear(config: Mapping[str, Any], out: Path) -> None:
-    """Remove what a run that does not go on would leave beside its own: old numbers never stand beside a new model."""
+def _clear(config: Mapping[str, Any], out: Path, replaced: bool) -> None:
+    """Remove what a run that does not go on would leave beside its own: old numbers never stand beside a new model.
+
+    `replaced`: whether finished results are there, to be replaced.
+    """
     for rest in out.glob(f".{results.NAME}.*"):  # of a run that was killed while it wrote
         rest.unlink()
-    replaced = config["overwrite"] and (out / results.NAME).exists()
     if replaced:
         (out / results.NAME).unlink()
     if replaced or config["resume"] == "restart":

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from soul_exp import interrupts
 from soul_exp.errors import UsageError
 from soul_exp.launch import QUIET, die_with, quieten, rank_log, told, uninterrupted
 from soul_exp.world import World, found, outer_variables
@@ -75,6 +76,7 @@ class Crew:
         """What a rank above 0 does: wait for rank 0's plan, for days if need be, and carry it out. Its exit code."""
         try:
             while not self.store.check([PLAN]):
+                interrupts.safe_point()
                 time.sleep(POLL_SECONDS)
             plan = self.store.get(PLAN)
         except RuntimeError:  # rank 0 has died, and the store with it: whoever started us says so

@@ -21,10 +21,10 @@ from types import FrameType
 from typing import Any
 
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
-from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from soul_exp import interrupts
 from soul_exp.errors import UsageError, WorkerError
 from soul_exp.world import outer_variables
 
@@ -50,12 +50,12 @@ def launch(
     library in them takes them for a process group. Rank 0 speaks on the console; every rank has its file in
     `logs`. Raises UsageError if a worker raised one, else WorkerError with the first failing worker's traceback.
     """
+    interrupts.safe_point()
     logs.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory() as folder,  # elastic's files, through which errors come back
         _environment(OMP_NUM_THREADS=str(threads), **QUIET, **dict.fromkeys(outer_variables())),
         _silent_elastic(),
-        _interrupts_restored(),
     ):
         config = LaunchConfig(
             min_nodes=1,
@@ -67,14 +67,12 @@ def launch(
             max_restarts=0,
             start_method=os.environ.get("SOUL_EXP_START_METHOD", "spawn"),  # fork: CPU only, and before any thread
             monitor_interval=0.1,
-            signals_to_handle="SIGINT",  # the others are the command line's, or under SLURM submitit's
+            signals_to_handle="",  # its handler would raise; they are the command line's, or under SLURM submitit's
             logs_specs=DefaultLogsSpecs(log_dir=folder, redirects=Std.NONE, tee=Std.NONE),
         )
         try:
             with uninterrupted(), _ended_with_its_workers():
                 returned = elastic_launch(config, _worker)(function, os.getpid(), _log_level(), alone, str(logs), args)
-        except SignalException:  # an Exception by torch's choice, which would let a sweep go on to its next job
-            raise KeyboardInterrupt from None
         except _Left as error:
             raise WorkerError(f"{error}; the logs of all: {logs}") from None
         except ChildFailedError as error:  # cannot be unpickled, so it must not leave this process
@@ -87,6 +85,7 @@ def launch(
         finally:
             for child in multiprocessing.active_children():  # of an interrupt while they were being started
                 child.kill()
+            interrupts.safe_point()  # in place of the error of a worker that was killed for it
     return [returned[rank] for rank in range(processes)]
 
 
@@ -246,19 +245,6 @@ def _silent_elastic() -> Iterator[None]:
     finally:
         for logger, level in before:
             logger.setLevel(level)
-
-
-@contextlib.contextmanager
-def _interrupts_restored() -> Iterator[None]:
-    """Ctrl-C means what it did before: elastic leaves a handler behind that raises an ordinary Exception."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 class _Left(Exception):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,11 +96,19 @@ TEXTS |= dict.fromkeys(("model.path", "model.revision", "model.tokenizer", "retr
 TEXTS |= dict.fromkeys(("retrained.records", "task.system_prompt", "model.template.system"), True)
 TEXTS |= dict.fromkeys(("task.forget", "task.retain", "task.holdout", "task.revision"), True)
 TEXTS |= dict.fromkeys(("task.rtp", "task.scorer_revision", "utility_data"), True)
+FLAGS = (  # options that are true or false
+    *("overwrite", "input_based", "train.log_gradients", "train.gradient_checkpointing", "train.dropout"),
+    *("model.knows_general", "task.train_general", "task.trained_before", "adapter.merge", "loss.forget_term.plain"),
+)
+WORDS = {"true": "true", "yes": "true", "on": "true", "false": "false", "no": "false", "off": "false"}  # YAML 1.1's
+MEANT = {**WORDS, "y": "true", "t": "true", "1": "true", "n": "false", "f": "false", "0": "false", "none": "false"}
+WITHOUT_WORDS = ("loss", "optimizer", "adapter", "compute", "train", "prepare", "evaluate")  # sections
 SUITES = ("paper", "embedded", "none")
 
 
 def check_options(config: Mapping[str, Any]) -> None:
     """Raises UsageError for the first option whose value is of the wrong type or out of range."""
+    check_flags(config)
     if not isinstance(config["stages"], list):
         raise UsageError(f"stages={config['stages']}: expected a list, such as stages=[evaluate]")
     for key, null in TEXTS.items():
@@ -118,12 +126,6 @@ def check_options(config: Mapping[str, Any]) -> None:
         for key in CONSTANTS.keys() & term.keys():
             if not CONSTANTS[key].fits(term[key]):
                 raise UsageError(f"loss.forget_term.{key}={term[key]}: expected {CONSTANTS[key].expected()}")
-        if not isinstance(term.get("plain", False), bool):
-            raise UsageError(f"loss.forget_term.plain={term['plain']}: expected true or false")
-    for key in ("train.log_gradients", "train.gradient_checkpointing", "train.dropout", "input_based"):
-        present, value = _at(config, key)
-        if present and not isinstance(value, bool):
-            raise UsageError(f"{key}={value}: expected true or false")
     for section in ("train", "prepare"):
         save, every = config[section]["save_steps"], config[section]["logging_steps"]
         if save and save % every:  # else a resumed run logs another window
@@ -135,6 +137,40 @@ def check_options(config: Mapping[str, Any]) -> None:
             near = difflib.get_close_matches(str(scheduler), known, n=1)
             hint = f", did you mean {near[0]}?" if near else f": choose one of {', '.join(known)}"
             raise UsageError(f"{section}.lr_scheduler={scheduler} is unknown{hint}")
+    _check_words(config)
+
+
+def check_flags(config: Mapping[str, Any]) -> None:
+    """Raises UsageError for the first option of FLAGS that is neither true nor false: any text would count as true."""
+    for key in FLAGS:
+        present, value = _at(config, key)
+        if present and not isinstance(value, bool):
+            found = f"the text {value!r}" if isinstance(value, str) else "null" if value is None else f"{value}"
+            meant = MEANT.get(str(value).lower())
+            typed = f"{key}={meant}" if meant else f"{key}=true or {key}=false"
+            raise UsageError(f"{key}={value}: found {found}, expected true or false: type {typed}")
+
+
+def _check_words(config: Mapping[str, Any]) -> None:
+    """Raises UsageError for a text like `no` where none is an option's value: libraries would take it for true."""
+    sections = {name: config[name] for name in WITHOUT_WORDS}
+    for key, value in _texts({**sections, "model.scratch": config["model"]["scratch"]}):
+        meant = WORDS.get(value.lower())
+        if meant:
+            raise UsageError(
+                f"{key}={value}: found the text {value!r}, expected true, false or null: type {key}={meant}"
+                f"{f' or {key}=null' if meant == 'false' else ''}"
+            )
+
+
+def _texts(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted key, text) of every text below `node`."""
+    if isinstance(node, str):
+        yield key, node
+    elif isinstance(node, Mapping | list):
+        inner = node.items() if isinstance(node, Mapping) else enumerate(node)
+        for name, value in inner:
+            yield from _texts(value, f"{key}.{name}" if key else str(name))
 
 
 def _at(config: Mapping[str, Any], key: str) -> tuple[bool, Any]:

@@ -6,33 +6,44 @@ The run's folder holds request-1/, request-2/, ..., each with all that a run has
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from soul_exp import disk, experiment, recipes, results, tune, unlearn
+from soul_exp import disk, experiment, interrupts, recipes, results, tune, unlearn
 from soul_exp.check import Checked, check
 from soul_exp.errors import UsageError
 from soul_exp.join import Crew
+from soul_exp.options import check_flags
 from soul_exp.results import Results
 from soul_exp.tasks.custom import EARLIER
 
 log = logging.getLogger(__name__)
 
 
-def run(config: Mapping[str, Any], out: Path, crew: Crew | None = None, part_of_sweep: bool = False) -> Results | None:
-    """Carry out `config` in `out`: one run, or one for each of task.requests; returns the (last) results, if any."""
+def run(
+    config: Mapping[str, Any],
+    out: Path,
+    crew: Crew | None = None,
+    part_of_sweep: bool = False,
+    begin: Callable[[], None] = lambda: None,
+) -> Results | None:
+    """Carry out `config` in `out`: one run, or one for each of task.requests; returns the (last) results, if any.
+
+    `begin` is called as by `experiment.run`.
+    """
+    check_flags(config)
     if config["task"].get("requests") is None:
-        return experiment.run(_alone(config), out, crew, part_of_sweep)
+        return experiment.run(_alone(config), out, crew, part_of_sweep, begin)
     steps = steps_of(config, out)
     _check_sequence(config, crew)
     checked = [_checked(step, number, out) for number, step in enumerate(steps, start=1)]
     out.mkdir(parents=True, exist_ok=True)
     with FileLock(out / ".lock"):  # a second start of the same run waits, and then finds it finished
-        return _run(steps, checked, out, part_of_sweep)
+        return _run(steps, checked, out, part_of_sweep, begin)
 
 
 def need(config: Mapping[str, Any]) -> disk.Need | None:
@@ -55,7 +66,10 @@ def steps_of(config: Mapping[str, Any], out: Path) -> list[dict[str, Any]]:
     return steps
 
 
-def _run(steps: list[dict[str, Any]], checked: list[Checked], out: Path, part_of_sweep: bool) -> Results | None:
+def _run(
+    steps: list[dict[str, Any]], checked: list[Checked], out: Path, part_of_sweep: bool, begin: Callable[[], None]
+) -> Results | None:
+    interrupts.safe_point()  # it may have waited for the lock
     previous = _finished(steps, checked, out)
     if previous is not None:
         log.info("finished before, skipped: %s", out)
@@ -65,6 +79,8 @@ def _run(steps: list[dict[str, Any]], checked: list[Checked], out: Path, part_of
     disk.check_run(needed, out, cache)
     if not part_of_sweep and steps[0]["stages"]:
         log.info(disk.run_sentence(needed, out, cache))
+    if steps[0]["stages"]:
+        begin()
     (out / results.NAME).unlink(missing_ok=True)  # only overwrite=true gets here with one
     last = None
     for number, step in enumerate(steps, start=1):

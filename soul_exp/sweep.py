@@ -18,7 +18,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from soul_exp import cli
+from soul_exp import cli, interrupts
 from soul_exp.errors import UsageError
 
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
@@ -32,8 +32,11 @@ class BeforeSweep(Callback):
     """Says what a sweep will need on the disk; exits with a sentence where that is more than there is."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        from soul_exp.options import check_flags
+
         try:
             cli.check_optional(config.hydra.runtime.choices)
+            check_flags(config)  # those of all jobs; each job checks what it varies
             if config.hydra.sweeper._target_ == BASIC_SWEEPER:
                 print(forecast(config), flush=True)  # how many jobs another one starts is its own secret
         except UsageError as error:
@@ -54,6 +57,7 @@ def forecast(config: DictConfig) -> str:
     needs: list[tuple[int, Any]] = []
     cache = Path(config.cache).expanduser()
     for kind, count in kinds.items():
+        interrupts.safe_point()
         if count:
             try:
                 needs.append((count, sequence.need(composed(config, kind))))

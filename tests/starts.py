@@ -24,6 +24,11 @@ from soul_exp import cli, sequence
 
 CONTEXT = multiprocessing.get_context("forkserver")
 SECONDS = 120  # after which a start is taken to hang
+TINY = (  # the options of a run that takes two seconds
+    "task.num_authors=6", "task.num_forget_authors=2", "task.num_holdout_authors=1", "evaluate.max_new_tokens=1",
+    "model.scratch.vocab_size=300", "model.scratch.config.hidden_size=32", "model.scratch.config.intermediate_size=32",
+    "prepare.epochs=0.5", "train.max_steps=2", "utility_suite=none", "wandb.mode=disabled",
+)  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -81,6 +86,13 @@ class Start(Forked):
     def __init__(self, config: dict[str, Any], out: Path) -> None:
         self.out, said = out, out.with_name(f"{out.name}.said")
         super().__init__(_run, (config, out), said, said)
+
+
+class Command(Forked):
+    """`python -m soul_exp` with these arguments, typed in `place`; all that it prints goes to the file `said`."""
+
+    def __init__(self, place: Path, said: Path, *arguments: str) -> None:
+        super().__init__(_command, (place, arguments), said, said)
 
 
 def type_(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -1,7 +1,7 @@
 """What is refused before work starts, and what is reported as null with a reason."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import hydra
 import pytest
 from composing import composed
 
-from soul_exp import experiment, models, recipes
+from soul_exp import experiment, models, options, recipes, sequence
 from soul_exp.adapters import Lora
 from soul_exp.check import Checked, check
 from soul_exp.errors import UsageError
@@ -59,7 +59,7 @@ def checked(configured: Callable[..., dict[str, Any]], tmp_path: Path) -> Callab
         (["+task.metrics.mine={a: 1}"], "task.metrics.mine={'a': 1}: expected the _target_ of a function"),
         (["+task.metrics.mine={_target_: builtins.len}"], "task.metrics.mine: "),
         (["+task.metrics.mine={_target_: builtins.dict}"], "found dict, expected a function: write _partial_: true"),
-        (["input_based=2"], "input_based=2: expected true or false"),
+        (["input_based=2"], "input_based=2: found 2, expected true or false: type input_based=true or"),
         (["input_based=true", "task.system_prompt=null"], "task=tofu states no system prompt, type"),
         (["input_based=true", "model.template.system=null"], "has no form with a system prompt, type"),
         (["model.tokenizer=5"], "model.tokenizer=5: expected a text, or null"),
@@ -71,7 +71,10 @@ def checked(configured: Callable[..., dict[str, Any]], tmp_path: Path) -> Callab
         (["loss=wga", "loss.forget_term.alpha=-1"], "loss.forget_term.alpha=-1: expected a number of 0 or more"),
         (["loss=satimp", "loss.forget_term.beta2=abc"], "loss.forget_term.beta2=abc: expected a number of 0 or more"),
         (["loss=dpo", "loss.forget_term.beta=0"], "loss.forget_term.beta=0: expected a number above 0"),
-        (["loss=dpo", "loss.forget_term.plain=1"], "loss.forget_term.plain=1: expected true or false"),
+        (
+            ["loss=dpo", "loss.forget_term.plain=1"],
+            "plain=1: found 1, expected true or false: type loss.forget_term.plain=true",
+        ),
         (["loss=rmu", "loss.forget_term.steering=0"], "loss.forget_term.steering=0: expected a number above 0"),
         (["loss=rmu", "loss.layer=2"], "loss.layer=2: the model has 2 layers, counted from 0: name one of them"),
         (["loss=rmu", "loss.layer=-1"], "loss.layer=-1: expected a whole number of 0 or more, or null"),
@@ -102,7 +105,7 @@ def checked(configured: Callable[..., dict[str, Any]], tmp_path: Path) -> Callab
         (["optimizer=soap", "compute=zero2"], "does not work element by element"),
         (["optimizer=mezo", "compute=zero2"], "does not work element by element"),
         (["train.log_gradients=true", "compute=zero2"], "train.log_gradients=true needs whole gradients"),
-        (["train.log_gradients=5"], "train.log_gradients=5: expected true or false"),
+        (["train.log_gradients=5"], "train.log_gradients=5: found 5, expected true or false"),
         (["optimizer.estimator=fisher"], "choose one of gnb, hutchinson, gradient"),
         (["optimizer=sophia_hutchinson", "compute=zero3"], "which ZeRO-3 cannot: choose gnb"),
         (["compute=zero2", "compute.deepspeed.zero_optimization.stage=0"], "choose compute=ddp"),
@@ -150,7 +153,7 @@ def checked(configured: Callable[..., dict[str, Any]], tmp_path: Path) -> Callab
         (["adapter=lora", "adapter.r=0"], "adapter.r=0: expected a whole number of 1 or more"),
         (["adapter=lora", "adapter.alpha=-1"], "adapter.alpha=-1: expected a number above 0"),
         (["adapter=lora", "adapter.dropout=1"], "adapter.dropout=1: expected a number of 0 or more, below 1"),
-        (["adapter=lora", "adapter.merge=2"], "adapter.merge=2: expected true or false"),
+        (["adapter=lora", "adapter.merge=2"], "adapter.merge=2: found 2, expected true or false"),
         (["adapter=lora", "adapter.target_modules=[]"], "expected all-linear or a list such as"),
         (
             ["adapter=lora", "adapter.target_modules=[q_proj,Wqkv]"],
@@ -170,7 +173,7 @@ def checked(configured: Callable[..., dict[str, Any]], tmp_path: Path) -> Callab
             ["adapter=lora", "compute=zero2", "compute.deepspeed.zero_optimization.stage=3"],
             "an adapter is not trained under ZeRO-3: choose compute=zero2",
         ),
-        (["train.gradient_checkpointing=5"], "train.gradient_checkpointing=5: expected true or false"),
+        (["train.gradient_checkpointing=5"], "train.gradient_checkpointing=5: found 5, expected true or"),
         (["model.attention=flesh"], "model.attention=flesh is unknown: choose one of sdpa, sdpa_math"),
         (["model.attention=flash_attention_2"], "in bfloat16 on a GPU only"),
     ],
@@ -179,6 +182,74 @@ def test_bad_input_gets_one_sentence(overrides: list[str], sentence: str, checke
     with pytest.raises(UsageError, match=sentence) as error:
         checked(*overrides)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "found", "typed"),
+    [
+        ("overwrite=no", "the text 'no'", "overwrite=false"),
+        ("overwrite=off", "the text 'off'", "overwrite=false"),
+        ("overwrite=NO", "the text 'NO'", "overwrite=false"),
+        ("overwrite=yes", "the text 'yes'", "overwrite=true"),
+        ("overwrite='true'", "the text 'true'", "overwrite=true"),
+        ("overwrite=0", "0", "overwrite=false"),
+        ("overwrite=1", "1", "overwrite=true"),
+        ("overwrite=null", "null", "overwrite=false"),
+        ("overwrite=maybe", "the text 'maybe'", "overwrite=true or overwrite=false"),
+        ("overwrite=[true]", "[True]", "overwrite=true or overwrite=false"),
+        ("input_based=on", "the text 'on'", "input_based=true"),
+        ("model.knows_general=no", "the text 'no'", "model.knows_general=false"),
+        ("task.train_general=no", "the text 'no'", "task.train_general=false"),
+    ],
+)
+def test_an_option_that_is_true_or_false_takes_nothing_else(
+    override: str, found: str, typed: str, configured: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    """Any text counts as true, and overwrite=true deletes."""
+    key = override.split("=")[0]
+    with pytest.raises(UsageError) as error:
+        sequence.run(configured(override), tmp_path / "run")
+    assert str(error.value).startswith(f"{key}=")
+    assert str(error.value).endswith(f": found {found}, expected true or false: type {typed}")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (
+            ["optimizer=muon", "optimizer.nesterov=no"],
+            "optimizer.nesterov=no: found the text 'no', expected true, fals",
+        ),
+        (["model.scratch.config.tie_word_embeddings=off"], "type model.scratch.config.tie_word_embeddings=false or"),
+        (["loss.retain_term=none_at_all", "+optimizer.betas=[0.9,yes]"], "optimizer.betas.1=yes: .*: type optimizer.b"),
+        (["loss.retain_term=no"], "or loss.retain_term=null"),
+    ],
+)
+def test_a_text_that_a_library_would_take_for_true_is_refused(
+    overrides: list[str], sentence: str, checked: Callable[..., Checked]
+) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        checked(*overrides)
+
+
+@pytest.mark.parametrize("task", ["tofu", "copyright", "detox", "custom"])
+def test_every_option_that_is_true_or_false_is_known_as_such(
+    task: str, configured: Callable[..., dict[str, Any]]
+) -> None:
+    """An option missing here is one word in options.FLAGS."""
+    libraries = ("optimizer.", "compute.deepspeed.", "model.scratch.")  # they check theirs; a `no` is refused for them
+    config = configured(f"task={task}", "optimizer=muon", "loss=dpo", "adapter=lora", "compute=zero3")
+    flags = {key for key, value in leaves(config) if isinstance(value, bool) and not key.endswith("._partial_")}
+    assert {key for key in flags if not key.startswith(libraries)} <= set(options.FLAGS)
+
+
+def leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield from leaves(value, f"{key}.{name}" if key else name)
+    else:
+        yield key, node
 
 
 def test_a_loss_that_asks_for_a_part_the_task_lacks_is_refused(

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "soul_exp"
 # Lowest first. A module may import from strictly earlier lines, a package also from itself.
 LAYERS: list[set[str]] = [
     {"__init__", "binding", "errors", "files", "ranks", "shards", "world"},
-    {"checkpoints", "fulldisk", "options", "schedule"},
+    {"checkpoints", "fulldisk", "interrupts", "options", "schedule"},
     {"progress"},
     {"results", "answers", "losses", "optim"},
     {"metrics", "watch"},

@@ -145,6 +145,9 @@ def test_another_engine_is_refused_or_begins_anew_or_continues_from_the_weights(
         f"the same compute, or resume=weights" in start.text()
     )
     assert newest(refused).name == step and not (refused / "ranks").joinpath("prepare").exists()
+    logged = (refused / "train.jsonl").read_text()
+    assert Start(door.config("zero2", overwrite=True), refused).end() == 1
+    assert (refused / "train.jsonl").read_text() == logged != ""  # nothing was cleared for a run that is refused
 
     said = finish(Start(door.config("zero2", resume="weights"), refused))
     assert f"resuming from the weights of {step}" in said

@@ -1,0 +1,139 @@
+"""What a command leaves in a run's folder: only a run that begins changes what it was typed as and why it failed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import starts
+from filelock import FileLock
+from omegaconf import OmegaConf
+from starts import TINY
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with starts.server():
+        yield tmp_path_factory.mktemp("run_folder")
+
+
+@pytest.fixture(scope="module")
+def finished(place: Path) -> Path:
+    """The folder of a finished run."""
+    run = starts.type_(place, *TINY, "hydra.run.dir=finished")
+    assert run.returncode == 0, run.stderr
+    return place / "finished"
+
+
+@pytest.fixture
+def out(finished: Path) -> Iterator[Path]:
+    """A copy of it, with the error.txt that an older version may have left there."""
+    copy = Path(shutil.copytree(finished, finished.with_name("copy")))
+    (copy / "error.txt").write_text("of before")
+    yield copy
+    shutil.rmtree(copy)
+
+
+def content(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """When each file was written, and what it holds; but for the lock, which every command takes."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name not in (".lock", "soul_exp.log")]
+    return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+def test_a_run_writes_down_what_was_typed(finished: Path) -> None:
+    assert OmegaConf.load(finished / ".hydra" / "overrides.yaml") == list(TINY)
+    config = OmegaConf.load(finished / ".hydra" / "config.yaml")
+    assert config.train.max_steps == 2 and "hydra" not in config
+    assert OmegaConf.load(finished / ".hydra" / "hydra.yaml").hydra.job.name == "soul_exp"
+    assert len(list((finished / ".hydra").iterdir())) == 3 and not (finished / "error.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("typed", "reason"),
+    [
+        (["overwrite=no"], "overwrite=no: found the text 'no', expected true or false: type overwrite=false"),
+        (["overwrite=off", "seed=1"], "overwrite=off: found the text 'off', expected true or false"),
+        (["overwrite=maybe", "stages=[]"], "type overwrite=true or overwrite=false"),
+        (["train.batch_size=0"], "train.batch_size=0: expected a whole number"),
+        (["seed=1"], "holds finished results of another configuration (seed: 0 before, 1 now differ)"),
+        (["seed=1", "stages=[]"], "holds finished results of another configuration"),
+        (["overwrite=true", "optimizer=adamm"], "Could not find 'optimizer/adamm'"),
+        (["overwrite=true", "loss.layer=99", "loss=rmu"], "loss.layer=99"),
+    ],
+)
+def test_a_refused_command_leaves_a_finished_run_as_it_was(typed: list[str], reason: str, out: Path) -> None:
+    before = content(out)
+    run = starts.type_(out.parent, *TINY, f"hydra.run.dir={out}", *typed)
+    assert run.returncode == 1 and reason in run.stderr and "Traceback" not in run.stderr, run.stderr
+    assert content(out) == before
+
+
+def test_a_sweep_is_refused_before_its_first_job(place: Path) -> None:
+    run = starts.type_(place, *TINY, "name=sweep", "overwrite=no", "seed=0,1", "-m")
+    assert run.returncode == 1 and run.stderr.startswith("soul_exp: overwrite=no: found the text 'no'"), run.stderr
+    assert not list((place / "runs" / "sweep").glob("*/"))
+
+
+def test_the_same_command_again_leaves_what_was_typed_and_no_reason_of_a_failure(out: Path) -> None:
+    before = content(out)
+    run = starts.type_(out.parent, *TINY, f"hydra.run.dir={out}", "overwrite=false")
+    assert run.returncode == 0 and "finished before, skipped" in run.stdout, run.stderr
+    assert content(out) == {name: kept for name, kept in before.items() if name != "error.txt"}
+
+
+def test_overwriting_writes_down_what_was_typed_this_time(out: Path) -> None:
+    run = starts.type_(out.parent, *TINY, f"hydra.run.dir={out}", "overwrite=true", "seed=1")
+    assert run.returncode == 0, run.stderr
+    assert OmegaConf.load(out / ".hydra" / "overrides.yaml") == [*TINY, "overwrite=true", "seed=1"]
+    assert not (out / "error.txt").exists()
+
+
+def test_checking_only_leaves_no_trace_of_a_run(place: Path) -> None:
+    run = starts.type_(place, *TINY, "stages=[]", "hydra.run.dir=checked")
+    assert run.returncode == 0 and "checked, nothing to run" in run.stdout
+    assert content(place / "checked") == {}
+
+
+def test_a_refused_command_leaves_a_run_at_work_as_it_was(place: Path) -> None:
+    at_work = place / "at_work"
+    (at_work / ".hydra").mkdir(parents=True)
+    (at_work / ".hydra" / "overrides.yaml").write_text("- seed=7\n")
+    before = content(at_work)
+    with FileLock(at_work / ".lock"):
+        run = starts.type_(place, *TINY, "train.batch_size=0", f"hydra.run.dir={at_work}")
+    assert run.returncode == 1 and "train.batch_size=0: expected" in run.stderr
+    assert content(at_work) == before
+
+
+def test_a_folder_without_a_run_keeps_the_reason_of_a_refusal_until_a_run_succeeds(place: Path) -> None:
+    out = place / "fresh"
+    for value in ("0", "-1"):
+        run = starts.type_(place, *TINY, f"train.batch_size={value}", f"hydra.run.dir={out}")
+        assert run.returncode == 1 and [*content(out)] == ["error.txt"]
+        assert (out / "error.txt").read_text() == f"train.batch_size={value}: expected a whole number of 1 or more"
+    run = starts.type_(place, *TINY, f"hydra.run.dir={out}")
+    assert run.returncode == 0 and not (out / "error.txt").exists() and (out / ".hydra").is_dir()
+
+
+def test_a_run_that_fails_keeps_the_reason_and_what_was_typed(place: Path) -> None:
+    out = place / "failed"
+    start = starts.Command(place, place / "failed.said", *TINY, "train.max_steps=9999", f"hydra.run.dir={out}")
+    deadline = time.monotonic() + starts.SECONDS
+    while not (out / "train.jsonl").exists():
+        assert not start.is_over() and time.monotonic() < deadline, start.text()
+        time.sleep(0.02)
+    (worker,) = (pid for pid in starts.members(start.pid) if pid != start.pid)
+    os.kill(worker, signal.SIGKILL)
+    assert start.end() == 1 and "(signal 9)" in (out / "error.txt").read_text()
+    assert "- train.max_steps=9999\n" in (out / ".hydra" / "overrides.yaml").read_text()
+
+
+def test_an_error_txt_that_is_a_folder_is_refused(place: Path) -> None:
+    (place / "odd" / "error.txt").mkdir(parents=True)
+    run = starts.type_(place, *TINY, "hydra.run.dir=odd")
+    assert run.returncode == 1 and "error.txt is a folder" in run.stderr and run.stderr.count("\n") == 1, run.stderr

@@ -104,8 +104,8 @@ def test_results_of_an_earlier_version_of_training_are_not_taken_for_this_runs(f
     del results_of["data_hashes"]["version of training"]
     (older / "results.json").write_text(json.dumps(results_of))
     run = starts.type_(
-        place, *SMALL, "train.batch_size=8", "train.micro_batch_size=4", "hydra.sweep.dir=.", "hydra.sweep.subdir=older",
-        "-m",
+        place, *SMALL, "train.batch_size=8", "train.micro_batch_size=4",
+        "hydra.sweep.dir=.", "hydra.sweep.subdir=older", "-m",
     )  # fmt: skip
     assert run.returncode == 1
     assert "another configuration (version of training: 3 or earlier before, 4 now differ)" in run.stderr

@@ -169,9 +169,9 @@ class FrozenHead(nn.Module):
         super().__init__()
         causal = adapters.bare(model)
         logits, returned = _before_the_head(causal, model, reader, batch)
+        self._states = read = reader.hidden
         self.head = _copy(reader.head)
         self.head.register_forward_pre_hook(lambda module, args: (self._states, *args[1:]))
-        self._states = read = reader.hidden
         (path,) = (name for name, module in causal.named_modules() if module is reader.head)
         copied = _exchanged(causal, {**returned, path: self.head})
         inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}

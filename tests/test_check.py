@@ -174,6 +174,7 @@ def checked(configured: Callable[..., dict[str, Any]], tmp_path: Path) -> Callab
             "an adapter is not trained under ZeRO-3: choose compute=zero2",
         ),
         (["train.gradient_checkpointing=5"], "train.gradient_checkpointing=5: found 5, expected true or"),
+        (["train.dropout=0.1"], "train.dropout=0.1: found 0.1, expected true or false"),
         (["model.attention=flesh"], "model.attention=flesh is unknown: choose one of sdpa, sdpa_math"),
         (["model.attention=flash_attention_2"], "in bfloat16 on a GPU only"),
     ],

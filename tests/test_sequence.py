@@ -199,6 +199,7 @@ def test_each_request_starts_from_the_last_ones_model_and_is_asked_about_it(twin
     assert last.metrics == second.metrics and "the last of 2 requests" in last.notes[-1]
     assert first.config["task"]["request"] == 1 and second.config["start"] == str(twin / "request-1" / "model")
     assert first.num_steps == second.num_steps == 30
+    assert [note.startswith("train.dropout=true: ") for note in second.notes].count(True) == 1
     assert first.metrics["unlearned"]["earlier_probability"] is None
     assert first.reasons["earlier_probability"] == "nothing was forgotten before the first request"
     assert second.metrics["original"]["earlier_probability"] == first.metrics["original"]["forget_probability"]

@@ -41,7 +41,7 @@ CODE = (  # what trains and what measures a trial
     *("adapters.py", "answers.py", "attention.py", "binding.py", "data.py", "evaluate.py", "examine.py", "layers.py"),
     *("losses/*.py", "measure.py", "metrics/*.py", "models.py", "optim/**/*.py", "optim/**/*.c", "optimizers.py"),
     *("passes.py", "ranks.py", "recipes.py", "reference.py", "schedule.py", "shards.py", "tasks/*.py", "trainer.py"),
-    *("training.py", "unlearn.py", "watch.py"),
+    *("training.py", "unlearn.py", "watch.py", "weight_files.py"),
 )
 PARALLEL = 2  # trials side by side on a CPU: each has one thread, and the smallest machine has two cores
 

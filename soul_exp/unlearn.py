@@ -143,7 +143,8 @@ def _unlearned(
             judge.judge(outcome.num_steps)
         moment = judge.leader()
         assert moment is not None
-        subject = recipes.load(model, Checkpoint(str(judge.place(moment))), config["compute"]["deepspeed"])
+        kept = Checkpoint(str(judge.place(moment)))
+        subject = recipes.load(model, kept, config["compute"]["deepspeed"], may_have_diverged=True)
         models.move(subject.model, device)
         said = note(moment, outcome.num_steps)
         log.info("%s", said)

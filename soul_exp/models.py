@@ -223,6 +223,7 @@ def load_model(
             dtype=getattr(torch, dtype),
             attn_implementation="sdpa" if attention in KERNELS else attention,
             use_safetensors=True,
+            ignore_mismatched_sizes=True,  # they are in `found`
             output_loading_info=True,
         )
     weight_files.refuse(found, type(model).__name__, path)

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from soul_exp import attention, models, recipes
-from soul_exp.checkpoints import remove_all, remove_unmarked
+from soul_exp.checkpoints import remove_all, remove_unmarked, seal
 from soul_exp.data import Part, Template, encode
 from soul_exp.evaluate import texts_of
 from soul_exp.examine import answer
@@ -25,7 +25,6 @@ from soul_exp.fulldisk import full_disk_told
 from soul_exp.losses import Objective, Scored
 from soul_exp.models import LanguageModel
 from soul_exp.recipes import DONE, Checkpoint, load, tokenizer_of
-from soul_exp.results import write_json
 from soul_exp.schedule import Schedule
 from soul_exp.tasks.task import Task
 from soul_exp.training import train
@@ -90,7 +89,7 @@ def make(config: Mapping[str, Any], task: Task, role: str, cache: Path, device: 
         )
         shutil.rmtree(partial, ignore_errors=True)
         models.save(lm.model.cpu(), lm.tokenizer, partial)
-        write_json(partial / DONE, {"recipe": made_by, "seconds": outcome.seconds, "role": role})
+        seal(partial / DONE, {"recipe": made_by, "seconds": outcome.seconds, "role": role})
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
         remove_all(halfway)

@@ -5,7 +5,6 @@ Each is a folder or a hub name that was given, or is prepared and cached by its 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from soul_exp import adapters, attention, models, shards, suite
 from soul_exp.answers import SUITE
+from soul_exp.checkpoints import is_sound, read_sound
 from soul_exp.data import Item, content_hash
 from soul_exp.models import LanguageModel
 from soul_exp.tasks.task import Task
@@ -40,8 +40,8 @@ class Checkpoint:
         folder = Path(self.path)
         if not folder.is_dir():
             return [self.path, self.revision]
-        if (folder / DONE).is_file():
-            return json.loads((folder / DONE).read_text())["recipe"]
+        if prepared := read_sound(folder / DONE) if is_ready(folder) else None:
+            return prepared["recipe"]
         files = [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in sorted(folder.glob("*")) if f.is_file()]
         return [*files, Checkpoint(*adapters.base_of(folder)).identity()] if adapters.is_adapter(self.path) else files
 
@@ -161,7 +161,8 @@ def folder_of(cache: Path, made_by: Mapping[str, Any]) -> Path:
 
 
 def is_ready(folder: Path) -> bool:
-    return (folder / DONE).is_file()
+    """Whether `folder` holds a prepared model as it was written; a damaged one is as good as absent."""
+    return (folder / DONE).is_file() and is_sound(folder / DONE)
 
 
 def load(

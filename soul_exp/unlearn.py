@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import logging
 import os
 import resource
@@ -111,11 +110,12 @@ def _unlearned(
         subject = recipes.load(model, Checkpoint(model["path"], model["revision"]), config["compute"]["deepspeed"])
         models.move(subject.model, device)
         return subject, None
-    if done.is_file() and json.loads(done.read_text())["fingerprint"] == fingerprint:
+    before = checkpoints.agreed(lambda: checkpoints.read_sound(done) if done.is_file() else None)
+    if before and before["fingerprint"] == fingerprint:
         log.info("unlearn: done before, reading %s", out / MODEL)
         subject = recipes.load(model, Checkpoint(str(out / MODEL)), config["compute"]["deepspeed"])
         models.move(subject.model, device)
-        return subject, Outcome(**json.loads(done.read_text())["outcome"])
+        return subject, Outcome(**before["outcome"])
 
     best: list[Best] = []
 
@@ -156,7 +156,7 @@ def _unlearned(
             shutil.rmtree(out / MODEL, ignore_errors=True)
         models.save(subject.model, subject.tokenizer, out / MODEL, first)
         if first:
-            results.write_json(done, {"fingerprint": fingerprint, "outcome": vars(outcome)})
+            checkpoints.seal(done, {"fingerprint": fingerprint, "outcome": vars(outcome)})
     return subject, outcome
 
 

@@ -161,7 +161,9 @@ def test_a_saved_adapter_is_read_onto_its_base_to_the_same_bits(
     models.check_folder(tmp_path / "saved", "model.path")
     model = {"template": vars(subject.template), "max_length": 128, "dtype": dtype, "attention": "sdpa"}
     read = recipes.load(model, Checkpoint(str(tmp_path / "saved")))  # as an evaluation does
-    assert torch.equal(logits(read), logits(subject)) and not torch.equal(logits(read), logits(given(None, dtype, rows=rows)))
+    assert torch.equal(logits(read), logits(subject)) and not torch.equal(
+        logits(read), logits(given(None, dtype, rows=rows))
+    )
     assert {p.dtype for p in read.model.parameters()} == {getattr(torch, dtype)}
     before = Checkpoint(str(tmp_path / "saved")).identity()
     (tmp_path / "base" / "config.json").touch()

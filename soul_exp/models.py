@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -244,7 +244,11 @@ def _config_of(path: str, revision: str | None, label: str) -> Any:
     _check_kind(config, label)
     if getattr(config, "quantization_config", None):
         raise UsageError(f"{label} has quantised weights, which cannot be trained: give the checkpoint of before that")
-    if files := weight_files.files_of(path, revision, label):
+    if Path(path).is_dir():
+        files = weight_files.files_in(Path(path), label)
+    else:
+        files = _of_hub(path, lambda: weight_files.downloaded(path, revision))
+    if files:
         header, cls = weight_files.read_header(files, label), type(_skeleton_of(config, label))
         weight_files.check(cls, config, header, label)
         if weight_files.contradicts_tying(cls, config, header, label):
@@ -312,8 +316,12 @@ def fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
 def _from_pretrained(cls: Any, path: str, revision: str | None, **options: Any) -> Any:
     if Path(path).is_dir():
         return cls.from_pretrained(path, local_files_only=True, trust_remote_code=False, **options)
+    return _of_hub(path, lambda: cls.from_pretrained(path, revision=revision, trust_remote_code=False, **options))
+
+
+def _of_hub(path: str, read: Callable[[], Any]) -> Any:
     try:
-        return cls.from_pretrained(path, revision=revision, trust_remote_code=False, **options)
+        return read()
     except OSError as error:
         text = str(error)
         if "gated" in text or "401" in text or "403" in text:

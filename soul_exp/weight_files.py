@@ -25,6 +25,8 @@ from soul_exp.errors import UsageError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+# constants that older versions of the library saved with the weights: masks of attention, and angles of positions
+CONSTANT = re.compile(r"(attn|attention)\.((masked_)?bias|causal_mask)$|rotary_emb\.(inv_freq|cos_cached|sin_cached)$")
 NAMED = 3  # keys of each kind in a message
 UNBUILT = (AssertionError, AttributeError, ImportError, KeyError, RuntimeError, TypeError, ValueError)
 
@@ -75,10 +77,8 @@ def files_in(folder: Path, label: str) -> list[Path]:
     return [folder / name for name in sorted(names)]
 
 
-def files_of(path: str, revision: str | None, label: str) -> list[Path]:
-    """The weight files of a folder, or those of a hub name, downloaded; none where the hub converts pickled ones."""
-    if Path(path).is_dir():
-        return files_in(Path(path), label)
+def downloaded(path: str, revision: str | None) -> list[Path]:
+    """The weight files of a hub name; none where there are pickled ones only, which the hub converts."""
     options: dict[str, Any] = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
     single = cached_file(path, SINGLE, **options)
     index = cached_file(path, INDEX, **options) if single is None else None
@@ -119,7 +119,7 @@ def refuse(found: Mapping[str, Any], model: str, label: str) -> None:
     """Raises UsageError where the library's loading report names a key as missing, too many or of another shape."""
     kinds = {
         "missing": sorted(found["missing_keys"]),
-        "unexpected": sorted(found["unexpected_keys"]),
+        "unexpected": sorted(key for key in found["unexpected_keys"] if not CONSTANT.search(key)),
         "of another shape": [
             f"{key} ({list(there)} in the file, {list(wanted)} in the model)"
             for key, there, wanted in sorted(found["mismatched_keys"])

@@ -86,6 +86,10 @@ def check_folder(folder: Path, option: str, own_tokenizer: bool = True) -> None:
                 f"new place in {adapters.SETTINGS}"
             )
         if base.is_dir():
+            if base.samefile(folder):
+                raise UsageError(
+                    f"{option}={folder} names itself as its base in {adapters.SETTINGS}: name the model there"
+                )
             check_folder(base, f"the base of {option}")
             load_model(str(folder), weights=False)
         return
@@ -164,8 +168,13 @@ def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenize
         tokenizer: PreTrainedTokenizerBase = _from_pretrained(AutoTokenizer, path, revision)
         some = len(tokenizer) > 1 and tokenizer("a")["input_ids"]
     except ValueError as error:
-        if isinstance(error, UsageError) or "instantiate the backend tokenizer" not in str(error):
+        if isinstance(error, UsageError):
             raise
+        if "instantiate the backend tokenizer" not in str(error):
+            raise UsageError(
+                f"{path}: the tokenizer cannot be read ({first_line(error)}): copy it again, or name another with "
+                f"model.tokenizer="
+            ) from error
         some = False
     if not some:
         raise UsageError(f"{path} has no tokenizer: name a folder or hub name that has, with model.tokenizer=")

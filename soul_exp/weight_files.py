@@ -166,8 +166,8 @@ def _loaded(
             ignore_mismatched_sizes=True, output_loading_info=True,
         )  # fmt: skip
     except UNBUILT as error:
-        said = first_line(error)
-        raise UsageError(f"{label}: config.json and weights make no model ({said}): copy both again") from error
+        reason = first_line(error)
+        raise UsageError(f"{label}: config.json and weights make no model ({reason}): copy both again") from error
     finally:
         library.set_verbosity(level)
 

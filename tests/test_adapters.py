@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import items
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_trainer import OBJECTIVES, SGD, killed_run, one_trainer, run, weights
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
@@ -181,6 +181,8 @@ def test_a_saved_adapter_is_read_onto_its_base_to_the_same_bits(
         (lambda settings: {**settings, "target_modules": ["Wqkv"]}, "does not fit its base .*Wqkv"),
         (lambda settings: {**settings, "r": 3}, r"is \[4, 32\] in the adapter, \[3, 32\] in the base"),
         (lambda settings: {**settings, "peft_type": "IA3"}, "peft_type IA3: expected LORA"),
+        (lambda settings: {**settings, "modules_to_save": ["lm_head"]}, r"modules_to_save: lm_head\): merge it"),
+        (lambda settings: {**settings, "base_model_name_or_path": "saved"}, "names itself as its base"),
     ],
 )
 def test_an_adapter_that_cannot_be_used_gets_one_sentence(
@@ -201,6 +203,30 @@ def test_an_adapter_that_cannot_be_used_gets_one_sentence(
     with pytest.raises(UsageError, match=sentence) as error:
         models.check_folder(tmp_path / "saved", "model.path")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda held: {**held, "base_model.model.extra": torch.zeros(2)}, r"extra is \[2\] in the adapter, absent in"),
+        (lambda held: {f"_orig_mod.{key}": held[key] for key in held}, "absent in the adapter"),
+        (lambda held: {key: held[key].to(torch.int8) for key in held}, "holds integers for base_model.model.*lora_A"),
+        (lambda held: {key: held[key] for key in held if "layers.1" not in key}, "layers.1.* is absent in the adapter"),
+    ],
+)
+def test_weights_of_an_adapter_that_its_base_does_not_use_or_lacks_are_named(
+    change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]],
+    sentence: str,
+    given: Given,
+    tmp_path: Path,
+) -> None:
+    subject = given(LORA)
+    models.save(subject.model, subject.tokenizer, tmp_path / "saved")
+    models.check_folder(tmp_path / "saved", "model.path")
+    file = tmp_path / "saved" / adapters.WEIGHTS
+    save_file(change(load_file(file)), file)
+    with pytest.raises(UsageError, match=sentence):
+        models.check_folder(tmp_path / "saved", "model.path")
 
 
 def test_an_adapter_of_pickled_weights_is_refused(given: Given, tmp_path: Path) -> None:

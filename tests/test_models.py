@@ -405,3 +405,9 @@ def test_only_the_pad_that_a_tokenizer_without_one_is_given_gets_a_new_row(saved
     tokenizer, model = models.load_tokenizer(str(tmp_path / "plain")), models.load_model(str(saved))
     models.fit_vocabulary(model, tokenizer)
     assert model.get_input_embeddings().num_embeddings == 321 and tokenizer.pad_token_id == 320
+
+
+def test_a_damaged_tokenizer_is_named(saved: Path) -> None:
+    (saved / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(UsageError, match=r"saved: the tokenizer cannot be read \(.*\): copy it again"):
+        models.load_tokenizer(str(saved))

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
+from soul_exp import shards
 from soul_exp.errors import UsageError
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # as peft calls them
@@ -134,6 +135,11 @@ def check_files(folder: Path, option: str) -> None:
         raise UsageError(f"{option}={folder} holds an adapter of peft_type {kind}: expected LORA")
     if not isinstance(settings.get("base_model_name_or_path"), str):
         raise UsageError(f"{option}={folder}: {SETTINGS} names no base: give base_model_name_or_path there")
+    if modules := settings.get("modules_to_save"):
+        raise UsageError(
+            f"{option}={folder} brings whole modules beside its low-rank ones (modules_to_save: {', '.join(modules)}): "
+            f"merge it into its base with peft's merge_and_unload and give that checkpoint"
+        )
     if not (folder / WEIGHTS).is_file():
         raise UsageError(f"{option}={folder} has no {WEIGHTS}: save the adapter again with peft's save_pretrained")
     try:
@@ -141,6 +147,18 @@ def check_files(folder: Path, option: str) -> None:
             pass
     except (SafetensorError, OSError) as error:
         raise UsageError(f"{option}: {folder / WEIGHTS} is damaged ({error}): copy or save it again") from error
+
+
+def grow(base: PreTrainedModel, folder: Path) -> None:
+    """Give `base` as many embedding rows as the adapter in `folder` brings, where it brings its own."""
+    embedding = base.get_input_embeddings()
+    path = next(path for path, module in base.named_modules() if module is embedding)
+    with safe_open(folder / WEIGHTS, "pt") as file:
+        name = f"base_model.model.{path}.weight"
+        rows = file.get_slice(name).get_shape()[0] if name in file.keys() else 0  # noqa: SIM118 - no mapping
+    if rows > cast(nn.Embedding, embedding).num_embeddings:
+        base.resize_token_embeddings(rows, mean_resizing=False)  # the adapter has all of their values
+        setattr(base, GROWN, True)
 
 
 def attached(base: PreTrainedModel, folder: Path, weights: bool = True) -> PreTrainedModel:
@@ -159,8 +177,13 @@ def attached(base: PreTrainedModel, folder: Path, weights: bool = True) -> PreTr
         name: list(value.shape) for name, value in get_peft_model_state_dict(model, save_embedding_layers=False).items()
     }
     with safe_open(folder / WEIGHTS, "pt") as file:
-        found = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
-    for name in [*wanted, *(name for name in found if "lora_" in name and name not in wanted)]:
+        parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    found = {name: list(part.get_shape()) for name, part in parts.items()}
+    if integers := [name for name, part in parts.items() if not part.get_dtype().startswith(("F", "BF"))]:
+        raise UsageError(f"the adapter {folder} holds integers for {integers[0]}: quantised weights cannot be trained")
+    others = {name: list(shards.shape(p)) for name, p in model.named_parameters(remove_duplicate=False)}
+    wanted |= {name: others[name] for name in found if name not in wanted and name in others}
+    for name in dict.fromkeys([*wanted, *found]):
         if wanted.get(name) != found.get(name):
             raise UsageError(
                 f"{misfit}: {name} is {found.get(name) or 'absent'} in the adapter, {wanted.get(name) or 'absent'} in "

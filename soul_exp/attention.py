@@ -15,6 +15,7 @@ PACKAGES = {
     "flash_attention_2": ("flash-attn", is_flash_attn_2_available),
     "flash_attention_3": ("flash-attn-3", is_flash_attn_3_available),
 }
+GPU_KERNELS = ("sdpa_efficient", "sdpa_cudnn")
 ATTENTIONS = ("sdpa", *KERNELS, "eager", *PACKAGES)
 
 
@@ -34,8 +35,12 @@ def check(attention: Any, device: str, dtype: str) -> None:
                 f"model.attention={attention} needs the package {package}, which is not installed here: install it, "
                 f"or choose one of {', '.join(a for a in ATTENTIONS if a not in PACKAGES)}"
             )
-    if attention in ("sdpa_efficient", "sdpa_cudnn") and device != "cuda":
+    if attention in GPU_KERNELS and device != "cuda":
         raise UsageError(f"model.attention={attention} is a kernel for GPUs: choose sdpa, sdpa_math or sdpa_flash")
+
+
+def needs_gpu(attention: str) -> bool:
+    return attention in (*PACKAGES, *GPU_KERNELS)
 
 
 def choose_kernel(attention: str) -> None:

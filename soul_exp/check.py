@@ -209,7 +209,7 @@ def _check_layers(config: Mapping[str, Any]) -> None:
     if adapter is not None and deepspeed and deepspeed["zero_optimization"]["stage"] == 3:
         raise UsageError("an adapter is not trained under ZeRO-3: choose compute=zero2, where the base is kept whole")
     if path and _is_local(path):
-        models.check_folder(Path(path), "model.path", own_tokenizer=config["model"].get("tokenizer") in (None, path))
+        _check_given(path, "model.path", config["model"])
         if adapters.is_adapter(path) and config["stages"] != ["evaluate"]:
             raise UsageError(
                 f"model.path={path} is an adapter, which can only be measured: type stages=[evaluate], or start from a "
@@ -236,16 +236,26 @@ def _check_models(config: Mapping[str, Any], task: Task) -> None:
         )
     if not model["path"] and not model["scratch"]:
         raise UsageError("the model has neither model.path nor model.scratch: give a checkpoint folder or hub name")
+    if not model["path"]:
+        models.check_architecture(models.scratch_config(model["scratch"]), "model.scratch.config")
     if retrained["path"] and retrained["records"]:
         raise UsageError("retrained.path and retrained.records are both given: keep one")
     if retrained["path"] and _is_local(retrained["path"]):
-        models.check_folder(Path(retrained["path"]), "retrained.path", own_tokenizer=not model.get("tokenizer"))
+        _check_given(retrained["path"], "retrained.path", model)
     if "unlearn" in stages and "prepare" not in stages:
         made = "target" in recipes.needed(config, task)
         if made and not recipes.is_ready(Path(recipes.checkpoints(config, task)["target"].path)):
             raise UsageError(f"stages={stages}: the target model is not in the cache yet, add prepare to stages")
     if stages == ["evaluate"] and not model["path"]:
         raise UsageError("stages=[evaluate] measures a checkpoint: name it with model.path=<folder or hub name>")
+
+
+def _check_given(path: str, option: str, model: Mapping[str, Any]) -> None:
+    """Whether the folder `path` holds a sound model, for which the tokenizer that it is used with was made."""
+    tokenizer = model.get("tokenizer") or path
+    models.check_folder(Path(path), option, own_tokenizer=tokenizer == path)
+    if _is_local(tokenizer):
+        models.fit_vocabulary(models.load_model(path, weights=False), models.load_tokenizer(tokenizer))
 
 
 def _is_local(path: str) -> bool:

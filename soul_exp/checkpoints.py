@@ -90,21 +90,20 @@ def continued(found: Whole) -> str:
 def mark(checkpoint: Path, seconds: float, engine: Engine, diverged: str | None, notes: Sequence[str]) -> None:
     """Every rank calls it when it has written its share: COMPLETE appears, and of the older ones KEPT - 1 stay."""
     _wait()  # every rank has written its share
-    names = _agreed(lambda: sorted(str(f.relative_to(checkpoint)) for f in checkpoint.rglob("*") if f.is_file()))
+    names = agreed(lambda: _names(checkpoint))
     files = _shared(names, lambda name: _size_and_sum(checkpoint / name))
     if _is_first():
-        said = asdict(Marker(seconds, engine, diverged, list(notes), files))
-        write_whole(checkpoint / COMPLETE, json.dumps({**said, "checksum": _checksum(said)}, indent=1))
+        write_sealed(checkpoint / COMPLETE, asdict(Marker(seconds, engine, diverged, list(notes), files)))
         for older in _numbered(checkpoint.parent)[KEPT:]:
             remove(older)
 
 
 def last_complete(folder: Path) -> Whole | None:
     """Every rank calls it: the newest whole checkpoint in `folder`; those that are not are named and removed."""
-    numbered = _agreed(lambda: _numbered(folder))
+    numbered = agreed(lambda: _numbered(folder))
     damaged, found = [], None
     for checkpoint in numbered:
-        marker = _agreed(functools.partial(read_marker, checkpoint))
+        marker = agreed(functools.partial(read_marker, checkpoint))
         reason = marker if isinstance(marker, str) else _fault(checkpoint, marker)
         if reason is None:
             found = Whole(checkpoint, marker)
@@ -117,7 +116,9 @@ def last_complete(folder: Path) -> Whole | None:
             remove(checkpoint)
         for checkpoint in numbered[len(damaged) + 1 :]:  # not needed now: looked at, but not read
             marker = read_marker(checkpoint)
-            if isinstance(marker, str) or any(_misfit(checkpoint, name, marker, read=False) for name in marker.files):
+            if isinstance(marker, str) or any(
+                _misfit(checkpoint, name, marker.files, read=False) for name in marker.files
+            ):
                 remove(checkpoint)
         for rest in folder.glob(f"{REMOVED}*"):
             shutil.rmtree(rest)
@@ -136,15 +137,10 @@ def newest(folder: Path) -> Whole | None:
 
 def read_marker(checkpoint: Path) -> Marker | str:
     """The marker of `checkpoint`, or why it has none."""
-    path = checkpoint / COMPLETE
-    if not path.is_file():
-        return f"no {COMPLETE} marker: it was not written to its end"
+    found = read_sealed(checkpoint / COMPLETE)
     try:
-        said = json.loads(path.read_bytes())
-        if said.pop("checksum") != _checksum(said):
-            return f"{COMPLETE}: checksum differs"
-        return Marker(**{**said, "engine": Engine(**said["engine"])})
-    except (ValueError, TypeError, KeyError, AttributeError):
+        return found if isinstance(found, str) else Marker(**{**found, "engine": Engine(**found["engine"])})
+    except (TypeError, KeyError):
         return f"{COMPLETE}: not a marker"
 
 
@@ -170,12 +166,12 @@ def remove_unmarked(folder: Path) -> None:
 
 def _fault(checkpoint: Path, marker: Marker) -> str | None:
     """What differs from what `marker` says, the files being read by all ranks together; None if nothing does."""
-    misfits = _shared(sorted(marker.files), lambda name: _misfit(checkpoint, name, marker))
+    misfits = _shared(sorted(marker.files), lambda name: _misfit(checkpoint, name, marker.files))
     return next((misfits[name] for name in sorted(misfits) if misfits[name]), None)
 
 
-def _misfit(checkpoint: Path, name: str, marker: Marker, read: bool = True) -> str | None:
-    path, (size, checksum) = checkpoint / name, marker.files[name]
+def _misfit(folder: Path, name: str, files: Mapping[str, Sequence[int]], read: bool = True) -> str | None:
+    path, (size, checksum) = folder / name, files[name]
     if not path.is_file():
         return f"{name}: missing"
     if path.stat().st_size != size:
@@ -195,12 +191,62 @@ def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
+def _names(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
 def _size_and_sum(path: Path) -> tuple[int, int]:
     size = checksum = 0
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
             size, checksum = size + len(chunk), zlib.crc32(chunk, checksum)
     return size, checksum
+
+
+def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
+    """Write `content` as JSON, with its checksum, in one step."""
+    write_whole(path, json.dumps({**content, "checksum": _checksum(content)}, indent=1))
+
+
+def read_sealed(path: Path) -> dict[str, Any] | str:
+    """What `write_sealed` wrote to `path`, or why that is not known."""
+    if not path.is_file():
+        return f"no {path.name} marker: it was not written to its end"
+    try:
+        content = json.loads(path.read_bytes())
+        return f"{path.name}: checksum differs" if content.pop("checksum") != _checksum(content) else dict(content)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return f"{path.name}: not a marker"
+
+
+def seal(marker: Path, content: Mapping[str, Any]) -> None:
+    """Write `marker` into a finished folder: `content`, and size and checksum of every other file there."""
+    files = {name: _size_and_sum(marker.parent / name) for name in _names(marker.parent)}
+    write_sealed(marker, {**content, "files": files})
+
+
+def is_sound(marker: Path) -> bool:
+    """Whether the folder of `marker` holds what `seal` found in it; a process reads it once and warns once."""
+    files = sorted(path for path in marker.parent.rglob("*") if path.is_file())
+    return _damage(marker, tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files)) is None
+
+
+def read_sound(marker: Path) -> dict[str, Any] | None:
+    """The content of `marker`, if its folder is sound."""
+    content = read_sealed(marker) if is_sound(marker) else None
+    return content if isinstance(content, dict) else None
+
+
+@functools.cache
+def _damage(marker: Path, state: Any) -> str | None:
+    """What differs from what `marker` says; `state` changes with the files."""
+    content = read_sealed(marker)
+    files = content if isinstance(content, str) else content["files"]
+    misfits = [files] if isinstance(files, str) else (_misfit(marker.parent, name, files) for name in sorted(files))
+    found = next(filter(None, misfits), None)
+    if found:
+        log.warning("%s is damaged (%s): it is not used", marker.parent, found)
+    return found
 
 
 def _checksum(said: Mapping[str, Any]) -> int:
@@ -219,7 +265,7 @@ def _wait() -> None:
         dist.barrier()
 
 
-def _agreed(decide: Callable[[], Any]) -> Any:
+def agreed(decide: Callable[[], Any]) -> Any:
     """What rank 0 decides."""
     said = [decide() if _is_first() else None]
     if dist.is_initialized():

@@ -18,6 +18,7 @@ from filelock import FileLock
 
 from soul_exp import models, suite
 from soul_exp.answers import SUITE, Answers, Scores, read_records, write_records
+from soul_exp.checkpoints import COMPLETE, is_sound, seal
 from soul_exp.data import content_hash
 from soul_exp.evaluate import ask
 from soul_exp.models import LanguageModel
@@ -59,7 +60,7 @@ def answers_of(
     if made and not is_ready(Path(checkpoint.path)):
         return None
     folder = answers_folder(config, checkpoint, task, told)
-    return read_answers(folder) if folder.is_dir() else None
+    return read_answers(folder) if _is_answered(folder) else None
 
 
 def examined(lm: LanguageModel, config: Mapping[str, Any], task: Task, label: str) -> dict[str, Answers | Scores]:
@@ -83,7 +84,7 @@ def answer(
     folder = answers_folder(config, checkpoint, task, told)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        if folder.is_dir():
+        if _is_answered(folder):
             return
         lm = load(config["model"], checkpoint)
         lm = lm if told is None else lm.told(told)
@@ -91,6 +92,10 @@ def answer(
         start = time.perf_counter()
         write_answers(folder, examined(lm, config, task, label))
         log.info("evaluate %s: %d probes in %.0f s", label, len(task.probes), time.perf_counter() - start)
+
+
+def _is_answered(folder: Path) -> bool:
+    return folder.is_dir() and is_sound(folder / COMPLETE)
 
 
 def read_answers(folder: Path) -> dict[str, Answers | Scores]:
@@ -105,7 +110,7 @@ def read_answers(folder: Path) -> dict[str, Answers | Scores]:
 
 
 def write_answers(folder: Path, answers: Mapping[str, Answers | Scores]) -> None:
-    """Write one file a probe, and suite.json where there is a suite; the folder appears at once and whole."""
+    """Write one file a probe, and suite.json where there is a suite; the folder appears at once, with checksums."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -114,5 +119,6 @@ def write_answers(folder: Path, answers: Mapping[str, Answers | Scores]) -> None
             write_records(partial / f"{name}.jsonl", given)
         else:
             write_json(partial / f"{name}.json", given)
+    seal(partial / COMPLETE, {})
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from peft import PeftModel
-from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import (
@@ -28,16 +27,18 @@ from transformers import (
 )
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from soul_exp import adapters, shards
+from soul_exp import adapters, shards, weight_files
 from soul_exp.attention import KERNELS
 from soul_exp.data import Encoded, Item, Template, encode
 from soul_exp.errors import UsageError
 from soul_exp.layers import AnswerReader
+from soul_exp.weight_files import UNBUILT, first_line
 
 log = logging.getLogger(__name__)
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 END, PAD = "<|end|>", "<|pad|>"
+SMALL = 20_000_000  # weights: a model of so many is built with random ones in a moment, to see what it computes
 
 
 def train_tokenizer(texts: Sequence[str], vocab_size: int, max_length: int) -> PreTrainedTokenizerFast:
@@ -59,18 +60,18 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int, max_length: int) -> P
 
 def from_scratch(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
     """A randomly initialised causal model with the architecture `config` (its `model_type` and fields)."""
-    fields = dict(config)
     torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(
+    model = AutoModelForCausalLM.from_config(
         AutoConfig.for_model(
-            fields.pop("model_type"),
+            **config,
             vocab_size=len(tokenizer),
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
-            **fields,
         )
     )
+    check_causal(model, "model.scratch.config")
+    return model
 
 
 def check_folder(folder: Path, option: str, own_tokenizer: bool = True) -> None:
@@ -89,6 +90,10 @@ def check_folder(folder: Path, option: str, own_tokenizer: bool = True) -> None:
                 f"new place in {adapters.SETTINGS}"
             )
         if base.is_dir():
+            if base.samefile(folder):
+                raise UsageError(
+                    f"{option}={folder} names itself as its base in {adapters.SETTINGS}: name the model there"
+                )
             check_folder(base, f"the base of {option}")
             load_model(str(folder), weights=False)
         return
@@ -98,25 +103,15 @@ def check_folder(folder: Path, option: str, own_tokenizer: bool = True) -> None:
         pickled = sorted(path.name for path in [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
         found = f"only pickled weights ({', '.join(pickled)})" if pickled else "no weights"
         raise UsageError(f"{option}={folder} has {found}: convert to *.safetensors with save_pretrained first")
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{option}={folder}: config.json cannot be read ({_first_line(error)})") from error
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise UsageError(f"{option}={folder} is a {config.model_type} model: expected a causal language model")
+    config = _config_of(str(folder), None, f"{option}={folder}")
+    check_architecture(config, f"{option}={folder}")
     if (folder / GENERATION_CONFIG_NAME).is_file():
         try:
             GenerationConfig.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, TypeError) as error:
             raise UsageError(
-                f"{option}={folder}: {GENERATION_CONFIG_NAME} is not valid ({_first_line(error)}): correct or remove it"
+                f"{option}={folder}: {GENERATION_CONFIG_NAME} is not valid ({first_line(error)}): correct or remove it"
             ) from error
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(path, "pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise UsageError(f"{option}: {path} is damaged ({_first_line(error)}): copy or save it again") from error
     if own_tokenizer:
         _check_tokenizer(folder, option)
 
@@ -126,8 +121,53 @@ def _check_tokenizer(folder: Path, option: str) -> None:
         raise UsageError(f"{option}={folder} has no tokenizer: save it there with tokenizer.save_pretrained")
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+def check_architecture(config: Any, label: str) -> None:
+    """Raises UsageError unless `config` describes a causal language model.
+
+    A large one is not run here, but when it is loaded.
+    """
+    _check_kind(config, label)
+    if shards.num_weights(_skeleton_of(config, label)) <= SMALL:
+        with torch.random.fork_rng(devices=[]):
+            check_causal(AutoModelForCausalLM.from_config(config, dtype=torch.float32), label)
+
+
+def _skeleton_of(config: Any, label: str) -> PreTrainedModel:
+    try:
+        return skeleton(config)
+    except UNBUILT as error:
+        raise UsageError(f"{label}: no {config.model_type} model can be built of it ({first_line(error)})") from error
+
+
+def _check_kind(config: Any, label: str) -> None:
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or config.is_encoder_decoder:
+        raise UsageError(f"{label} is a {config.model_type} model: expected a causal language model")
+
+
+@torch.no_grad()
+def check_causal(model: PreTrainedModel, label: str) -> None:
+    """Raises UsageError if the logits at a token depend on later tokens, as an encoder's do."""
+    embedding: Any = model.get_input_embeddings()
+    rows = shards.shape(getattr(embedding, "base_layer", embedding).weight)[0]  # it may have an adapter
+    ids = [i for i in range(rows) if i != model.config.pad_token_id][:12]
+    both = torch.tensor([ids[:8], ids[:4] + ids[-4:]], device=next(model.parameters()).device)
+    training = model.training
+    with shards.gathering(model.eval()):
+        logits = model(input_ids=both).logits[:, :4].float()
+    model.train(training)
+    # exactly 0 in a causal model, but for the rounding of experts, which see other tokens beside these
+    rounding = max(1e-5, 4 * torch.finfo(next(model.parameters()).dtype).eps)
+    if (logits[0] - logits[1]).abs().max() > rounding * logits.abs().max():
+        raise UsageError(
+            f"{label} is no causal language model: what {type(model).__name__} predicts after a token changes with the "
+            f"tokens that follow: give a decoder (of an encoder, is_decoder=true in its config.json)"
+        )
+
+
+def check_finite(model: PreTrainedModel, label: str) -> None:
+    """Raises UsageError if a weight is not a finite number."""
+    if name := shards.not_finite(model):
+        raise UsageError(f"{label} has weights that are not finite numbers ({name}): copy or make the checkpoint again")
 
 
 def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -139,8 +179,13 @@ def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenize
         tokenizer: PreTrainedTokenizerBase = _from_pretrained(AutoTokenizer, path, revision)
         some = len(tokenizer) > 1 and tokenizer("a")["input_ids"]
     except ValueError as error:
-        if isinstance(error, UsageError) or "instantiate the backend tokenizer" not in str(error):
+        if isinstance(error, UsageError):
             raise
+        if "instantiate the backend tokenizer" not in str(error):
+            raise UsageError(
+                f"{path}: the tokenizer cannot be read ({first_line(error)}): copy it again, or name another with "
+                f"model.tokenizer="
+            ) from error
         some = False
     if not some:
         raise UsageError(f"{path} has no tokenizer: name a folder or hub name that has, with model.tokenizer=")
@@ -167,28 +212,68 @@ def _spare(tokenizer: PreTrainedTokenizerBase, rows: int) -> str | None:
 
 
 def load_model(
-    path: str, revision: str | None = None, dtype: str = "float32", attention: str = "sdpa", weights: bool = True
+    path: str,
+    revision: str | None = None,
+    dtype: str = "float32",
+    attention: str = "sdpa",
+    weights: bool = True,
+    deepspeed: Mapping[str, Any] | None = None,
 ) -> PreTrainedModel:
     """The causal model in `path` (folder or hub name), from safetensors and without remote code.
 
     An adapter's folder gives its base with the adapter on. `weights` false gives a folder's architecture only, which
-    takes no memory and computes nothing.
+    takes no memory and computes nothing. Raises UsageError where weights are missing, too many or of another shape.
     """
     if adapters.is_adapter(path):
-        base = load_model(*adapters.base_of(Path(path)), dtype, attention, weights)
-        fit_vocabulary(base, load_tokenizer(path))
-        with torch.device("cpu" if weights else "meta"):
-            return adapters.attached(base, Path(path), weights)
+        base = load_model(*adapters.base_of(Path(path)), dtype, attention, weights, deepspeed)
+        with shards.loading(deepspeed):
+            adapters.grow(base, Path(path))
+            fit_vocabulary(base, load_tokenizer(path))
+            with torch.device("cpu" if weights else "meta"):
+                return adapters.attached(base, Path(path), weights)
+    config = _config_of(path, revision, path)
     if not weights:
-        return skeleton(AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False))
-    return _from_pretrained(
-        AutoModelForCausalLM,
-        path,
-        revision,
-        dtype=getattr(torch, dtype),
-        attn_implementation="sdpa" if attention in KERNELS else attention,
-        use_safetensors=True,
-    )
+        return skeleton(config)
+    with shards.loading(deepspeed):
+        model, found = _from_pretrained(
+            AutoModelForCausalLM,
+            path,
+            revision,
+            config=config,
+            dtype=getattr(torch, dtype),
+            attn_implementation="sdpa" if attention in KERNELS else attention,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # they are in `found`
+            output_loading_info=True,
+        )
+    weight_files.refuse(found, type(model).__name__, path)
+    return model
+
+
+def _config_of(path: str, revision: str | None, label: str) -> Any:
+    """The configuration of a checkpoint whose files hold what it says.
+
+    Tied matrices that the files hold with different values are two: the library keeps them apart too, but for ZeRO-3.
+    """
+    try:
+        config = _from_pretrained(AutoConfig, path, revision)
+    except (OSError, TypeError, ValueError) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(f"{label}: config.json cannot be read ({first_line(error)})") from error
+    _check_kind(config, label)
+    if getattr(config, "quantization_config", None):
+        raise UsageError(f"{label} has quantised weights, which cannot be trained: give the checkpoint of before that")
+    if Path(path).is_dir():
+        files = weight_files.files_in(Path(path), label)
+    else:
+        files = _of_hub(path, lambda: weight_files.downloaded(path, revision))
+    if files:
+        header, cls = weight_files.read_header(files, label), type(_skeleton_of(config, label))
+        weight_files.check(cls, config, header, label)
+        if weight_files.contradicts_tying(cls, config, header, label):
+            config.tie_word_embeddings = False
+    return config
 
 
 def skeleton(config: Any) -> PreTrainedModel:
@@ -204,23 +289,37 @@ def described(model: Mapping[str, Any]) -> PreTrainedModel | None:
         return load_model(path, weights=False)
     if path:
         return None
-    fields = dict(model["scratch"]["config"])
-    return skeleton(AutoConfig.for_model(fields.pop("model_type"), vocab_size=model["scratch"]["vocab_size"], **fields))
+    return skeleton(scratch_config(model["scratch"]))
+
+
+def scratch_config(scratch: Mapping[str, Any]) -> Any:
+    """The configuration of a model from scratch. Raises UsageError if the library knows none like it."""
+    try:
+        return AutoConfig.for_model(**scratch["config"], vocab_size=scratch["vocab_size"])
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"model.scratch.config describes no model ({first_line(error)})") from error
 
 
 def fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give `model` an embedding row for every token, and the tokenizer's pad and end ids.
+    """Give `model` the tokenizer's pad and end ids, and an embedding row for its pad where nothing else can pad.
 
-    Except where the only token too many is one to pad with, as in published models, and another can do that: then
-    nothing grows. What the generation settings name as an end remains one.
+    Other tokens without a row belong to another model's tokenizer: UsageError, but for spare tokens to pad with, as
+    published models have them. What the generation settings name as an end remains one.
     """
     embedding = model.get_input_embeddings()
     assert isinstance(embedding, nn.Embedding)
-    beyond = {token for token, i in tokenizer.get_vocab().items() if i >= embedding.num_embeddings}
-    if tokenizer.pad_token in beyond and (spare := _spare(tokenizer, embedding.num_embeddings)):
+    rows = embedding.num_embeddings
+    beyond = {token: i for token, i in tokenizer.get_vocab().items() if i >= rows}
+    spare_tokens = {tokenizer.pad_token, *(token for token in beyond if "pad" in token.lower())}
+    if tokenizer.pad_token in beyond and (spare := _spare(tokenizer, rows)):
         tokenizer.pad_token = spare
-    unused = {token for token in beyond if "pad" in token.lower() and token != tokenizer.pad_token}
-    if beyond - unused:
+    if foreign := sorted(beyond.keys() - spare_tokens, key=lambda token: beyond[token]):
+        raise UsageError(
+            f"the tokenizer has {len(foreign)} tokens beyond the {rows} rows of the model's embedding "
+            f"({', '.join(foreign[:3])}{', ...' if len(foreign) > 3 else ''}): it belongs to another model, name the "
+            f"right one with model.tokenizer=<folder or hub name>"
+        )
+    if tokenizer.pad_token in beyond:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=not embedding.weight.is_meta)
         setattr(model, adapters.GROWN, True)
     generation = model.generation_config
@@ -237,8 +336,12 @@ def fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
 def _from_pretrained(cls: Any, path: str, revision: str | None, **options: Any) -> Any:
     if Path(path).is_dir():
         return cls.from_pretrained(path, local_files_only=True, trust_remote_code=False, **options)
+    return _of_hub(path, lambda: cls.from_pretrained(path, revision=revision, trust_remote_code=False, **options))
+
+
+def _of_hub(path: str, read: Callable[[], Any]) -> Any:
     try:
-        return cls.from_pretrained(path, revision=revision, trust_remote_code=False, **options)
+        return read()
     except OSError as error:
         text = str(error)
         if "gated" in text or "401" in text or "403" in text:
@@ -280,7 +383,7 @@ def check_saving(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
             tokenizer.save_pretrained(folder)
     except (TypeError, ValueError, StrictDataclassError) as error:
         raise UsageError(
-            f"{type(model).__name__} could not be saved after training ({_first_line(error)}): correct config.json, "
+            f"{type(model).__name__} could not be saved after training ({first_line(error)}): correct config.json, "
             f"generation_config.json or the tokenizer's files of the checkpoint"
         ) from error
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from soul_exp import attention, models, recipes, shards
-from soul_exp.checkpoints import remove_all, remove_unmarked
+from soul_exp.checkpoints import remove_all, remove_unmarked, seal
 from soul_exp.data import Item, Part, Template, encode
 from soul_exp.errors import UsageError
 from soul_exp.evaluate import evaluating, likelihoods, texts_of
@@ -27,7 +27,6 @@ from soul_exp.fulldisk import full_disk_told
 from soul_exp.losses import Objective, Scored
 from soul_exp.models import LanguageModel
 from soul_exp.recipes import DONE, Checkpoint, load, tokenizer_of
-from soul_exp.results import write_json
 from soul_exp.schedule import Schedule
 from soul_exp.tasks.task import Task
 from soul_exp.training import train
@@ -101,10 +100,9 @@ def make(config: Mapping[str, Any], task: Task, role: str, cache: Path, device: 
             )
         shutil.rmtree(partial, ignore_errors=True)
         models.save(lm.model.cpu(), lm.tokenizer, partial)
-        write_json(
-            partial / DONE,
-            {"recipe": made_by, "seconds": outcome.seconds, "role": role, "general": recipes.is_general(config)},
-        )
+        general = recipes.is_general(config)
+        content = {"recipe": made_by, "seconds": outcome.seconds, "role": role, "general": general}
+        seal(partial / DONE, content)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
         remove_all(halfway)

@@ -16,8 +16,9 @@ import torch
 import transformers
 from transformers import PreTrainedTokenizerBase
 
-from soul_exp import adapters, models, shards, suite
+from soul_exp import adapters, attention, models, shards, suite
 from soul_exp.answers import SUITE
+from soul_exp.checkpoints import is_sound, read_sound
 from soul_exp.data import Item, content_hash
 from soul_exp.models import LanguageModel
 from soul_exp.tasks.task import Task
@@ -41,8 +42,8 @@ class Checkpoint:
         folder = Path(self.path)
         if not folder.is_dir():
             return [self.path, self.revision]
-        if (folder / DONE).is_file():
-            return json.loads((folder / DONE).read_text())["recipe"]
+        if prepared := read_sound(folder / DONE) if is_ready(folder) else None:
+            return prepared["recipe"]
         files = [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in sorted(folder.glob("*")) if f.is_file()]
         return [*files, Checkpoint(*adapters.base_of(folder)).identity()] if adapters.is_adapter(self.path) else files
 
@@ -174,18 +175,32 @@ def folder_of(cache: Path, made_by: Mapping[str, Any]) -> Path:
 
 
 def is_ready(folder: Path) -> bool:
-    return (folder / DONE).is_file()
+    """Whether `folder` holds a prepared model as it was written; a damaged one is as good as absent."""
+    return (folder / DONE).is_file() and is_sound(folder / DONE)
 
 
-def load(model: Mapping[str, Any], checkpoint: Checkpoint, deepspeed: Mapping[str, Any] | None = None) -> LanguageModel:
+def load(
+    model: Mapping[str, Any],
+    checkpoint: Checkpoint,
+    deepspeed: Mapping[str, Any] | None = None,
+    may_have_diverged: bool = False,
+) -> LanguageModel:
     """The language model in `checkpoint`, with the template and the dtype of the configuration `model`.
 
-    Under ZeRO-3, as `deepspeed` may say, its weights are divided over the ranks as they are read.
+    Under ZeRO-3, as `deepspeed` may say, its weights are divided over the ranks as they are read. Raises UsageError if
+    it is not causal or has weights that are not finite; of what a run unlearned, which `may_have_diverged`, the
+    results report that.
     """
-    tokenizer = tokenizer_of(model, checkpoint)
+    tokenizer, path = tokenizer_of(model, checkpoint), checkpoint.path
+    loaded = models.load_model(path, checkpoint.revision, model["dtype"], model["attention"], deepspeed=deepspeed)
     with shards.loading(deepspeed):
-        loaded = models.load_model(checkpoint.path, checkpoint.revision, model["dtype"], model["attention"])
-        return LanguageModel.of(loaded, tokenizer, model["template"], model["max_length"])
+        lm = LanguageModel.of(loaded, tokenizer, model["template"], model["max_length"])
+    if not may_have_diverged and not (Path(path) / UNLEARNED).is_file():
+        models.check_finite(lm.model, path)
+        if attention.needs_gpu(model["attention"]):
+            models.move(lm.model, "cuda")
+        models.check_causal(lm.model, path)
+    return lm
 
 
 def tokenizer_of(model: Mapping[str, Any], checkpoint: Checkpoint) -> PreTrainedTokenizerBase:

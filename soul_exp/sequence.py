@@ -15,6 +15,7 @@ from filelock import FileLock
 
 from soul_exp import disk, experiment, interrupts, recipes, results, tune, unlearn
 from soul_exp.check import Checked, check
+from soul_exp.checkpoints import is_sound
 from soul_exp.errors import UsageError
 from soul_exp.join import Crew
 from soul_exp.options import check_flags
@@ -144,8 +145,10 @@ def _check_sequence(config: Mapping[str, Any], crew: Crew | None) -> None:
 
 def _check_start(step: Mapping[str, Any], number: int, folder: Path) -> None:
     start, begins = step.get("start"), "unlearn" in step["stages"] and not (folder / results.NAME).exists()
-    if start and begins and not (Path(start) / recipes.UNLEARNED).is_file():
-        raise UsageError(f"{start} is gone, from which request {number} starts: put it back, or type overwrite=true")
+    if start and begins and not is_sound(Path(start) / recipes.UNLEARNED):
+        raise UsageError(
+            f"{start} is gone or damaged, from which request {number} starts: put it back, or type overwrite=true"
+        )
 
 
 def _alone(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -123,13 +123,18 @@ def _units(module: nn.Module) -> Iterator[tuple[nn.Module, list[nn.Parameter]]]:
 
 def is_finite(model: nn.Module) -> bool:
     """Whether every weight is a finite number: only then can a question be put to the model."""
-    shares = [getattr(p, "ds_tensor", p) for p in model.parameters()]
-    finite = all(bool(torch.isfinite(share).all()) for share in shares)
+    return not_finite(model) is None
+
+
+def not_finite(model: nn.Module) -> str | None:
+    """The name of a weight that is not a finite number."""
+    shares = {name: getattr(p, "ds_tensor", p) for name, p in model.named_parameters()}
+    found = next((name for name, share in shares.items() if not torch.isfinite(share).all()), None)
     if is_sharded(model):
         votes: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(votes, finite)
-        finite = all(votes)
-    return finite
+        dist.all_gather_object(votes, found)
+        found = next(filter(None, votes), None)
+    return found
 
 
 def digest(model: nn.Module) -> list[int]:

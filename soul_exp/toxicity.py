@@ -6,9 +6,10 @@ A scorer is a description until it is loaded: `identity` decides its scores, so 
 from __future__ import annotations
 
 import io
-import json
 import math
 import re
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,12 +23,13 @@ from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 from sklearn.linear_model import LogisticRegression
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
+from soul_exp import shards, weight_files
 from soul_exp.answers import Answers
+from soul_exp.checkpoints import read_sealed, write_sealed
 from soul_exp.data import content_hash
 from soul_exp.errors import UsageError
 from soul_exp.files import write_whole
 from soul_exp.metrics.membership import roc_auc
-from soul_exp.results import write_json
 
 OWN, TOXIC_BERT = "own", "unitary/toxic-bert"
 REVISION = "4d6c22e74ba2fdd26bc4f7238f50766b045a0d94"  # of toxic-bert: the commit that brought its safetensors
@@ -118,10 +120,12 @@ def auc(given: Scorer, cache: Path, device: str) -> float | None:
     if not toxic or not others:
         return None
     path = _place(cache, f"{content_hash([given.identity(), given.test])}.auc.json")
-    if not path.is_file():
+    known = read_sealed(path)
+    if isinstance(known, str):  # not yet, or damaged
         scores = given.load(cache, device)([*toxic, *others])
-        write_json(path, roc_auc(scores[: len(toxic)], scores[len(toxic) :]))
-    return float(json.loads(path.read_text()))
+        known = {"auc": float(roc_auc(scores[: len(toxic)], scores[len(toxic) :]))}
+        write_sealed(path, known)
+    return float(known["auc"])
 
 
 @dataclass(frozen=True)
@@ -139,12 +143,13 @@ class Own:
     def load(self, cache: Path, device: str) -> Score:
         """From `cache` if it was trained before; it works on the CPU."""
         path = _place(cache, f"{content_hash(self.identity())}.npz")
-        if not path.is_file():
+        try:
+            idf, weights, bias = _arrays(path)
+        except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile):  # not trained yet, or damaged
             file = io.BytesIO()
             np.savez_compressed(file, *self._fitted())
             write_whole(path, file.getvalue())
-        with np.load(path) as arrays:
-            idf, weights, bias = (arrays[name] for name in arrays.files)
+            idf, weights, bias = _arrays(path)
 
         def score(texts: Sequence[str]) -> np.ndarray:
             logits = _features(texts, idf) @ weights + bias
@@ -160,6 +165,12 @@ class Own:
         regression = LogisticRegression(C=STRENGTH, solver="liblinear", class_weight="balanced", random_state=0)
         regression.fit(_features(texts, idf), labels)
         return idf, regression.coef_[0], regression.intercept_
+
+
+def _arrays(path: Path) -> list[np.ndarray]:
+    """The arrays in an npz file, each with the checksum that the format has for it."""
+    with np.load(path) as arrays:
+        return [arrays[name] for name in arrays.files]
 
 
 def _counts(texts: Sequence[str]) -> list[sparse.csr_matrix]:
@@ -196,16 +207,29 @@ class Classifier:
     def check(self) -> None:
         """Raises UsageError unless there is a classifier with the label, whose weights need no unpickling."""
         self._label()
-        if Path(self.name).is_dir() and not any(Path(self.name).glob("*.safetensors")):
+        if not Path(self.name).is_dir():
+            return
+        if not any(Path(self.name).glob("*.safetensors")):
             raise UsageError(
                 f"task.scorer={self.name} has no *.safetensors: convert its weights with save_pretrained first"
             )
+        label, config = f"task.scorer={self.name}", self._from(AutoConfig)
+        header = weight_files.read_header(weight_files.files_in(Path(self.name), label), label)
+        with torch.device("meta"):
+            cls = type(AutoModelForSequenceClassification.from_config(config))
+        weight_files.check(cls, config, header, label)
 
     def load(self, cache: Path, device: str) -> Score:
         """In fp32 on `device`; every rank scores all, cut where the classifier reads no further."""
         label = self._label()
         tokenizer: Any = self._from(AutoTokenizer)
-        model: Any = self._from(AutoModelForSequenceClassification, dtype=torch.float32, use_safetensors=True)
+        model, found = self._from(
+            AutoModelForSequenceClassification, dtype=torch.float32, use_safetensors=True,
+            ignore_mismatched_sizes=True, output_loading_info=True,
+        )  # fmt: skip
+        weight_files.refuse(found, type(model).__name__, f"task.scorer={self.name}")
+        if name := shards.not_finite(model):
+            raise UsageError(f"task.scorer={self.name} has weights that are not finite numbers ({name}): copy it again")
         model.to(device).eval()
         longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", math.inf))
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import json
 import logging
 import sys
 import tempfile
@@ -26,12 +25,12 @@ from transformers import set_seed
 
 from soul_exp import recipes, unlearn
 from soul_exp.check import Checked
+from soul_exp.checkpoints import read_sealed, write_sealed
 from soul_exp.data import content_hash
 from soul_exp.errors import UsageError
 from soul_exp.launch import launch
 from soul_exp.measure import FORGET_QUALITY, RETAIN, VALIDATION, known_answers, measure, validate
 from soul_exp.options import COUNT, POSITIVE, SEED, Number
-from soul_exp.results import write_json
 from soul_exp.tasks.task import Task
 
 log = logging.getLogger(__name__)
@@ -41,7 +40,7 @@ CODE = (  # what trains and what measures a trial
     *("adapters.py", "answers.py", "attention.py", "binding.py", "data.py", "evaluate.py", "examine.py", "layers.py"),
     *("losses/*.py", "measure.py", "metrics/*.py", "models.py", "optim/**/*.py", "optim/**/*.c", "optimizers.py"),
     *("passes.py", "ranks.py", "recipes.py", "reference.py", "schedule.py", "shards.py", "tasks/*.py", "trainer.py"),
-    *("training.py", "unlearn.py", "watch.py"),
+    *("training.py", "unlearn.py", "watch.py", "weight_files.py"),
 )
 PARALLEL = 2  # trials side by side on a CPU: each has one thread, and the smallest machine has two cores
 
@@ -159,7 +158,7 @@ def tuned(
     """
     task = checked.task
     places = [(lr, gamma, str(_place(config, lr, gamma, checked, fingerprint))) for lr, gamma in grid(config)]
-    missing = [place for place in places if not Path(place[2]).is_file()]
+    missing = [place for place in places if not _is_made(Path(place[2]))]
     start = time.perf_counter()
     if missing:
         _make(config, missing, logs)
@@ -188,9 +187,9 @@ def worker(rank: int, config: Mapping[str, Any], trials: Sequence[tuple[float, f
     for patience in (0, -1):  # seconds to wait for another process; -1: until it is done or dead
         for number, (lr, gamma, path) in enumerate(trials, start=1):
             with contextlib.suppress(Timeout), FileLock(f"{path}.lock", timeout=patience):
-                if not Path(path).is_file():
+                if not _is_made(Path(path)):
                     trial = _trial(config, task, lr, gamma, device, f"trial {number} of {len(trials)}")
-                    write_json(Path(path), asdict(trial))
+                    write_sealed(Path(path), asdict(trial))
 
 
 def rank_worker(rank: int, config: Mapping[str, Any], lr: float, gamma: float, path: str) -> None:
@@ -198,7 +197,7 @@ def rank_worker(rank: int, config: Mapping[str, Any], lr: float, gamma: float, p
     device = unlearn.start_process(config, rank)
     trial = _trial(config, recipes.build_task(config), lr, gamma, device, "trial")
     if rank == 0:
-        write_json(Path(path), asdict(trial))
+        write_sealed(Path(path), asdict(trial))
     unlearn.end_process()
 
 
@@ -209,7 +208,7 @@ def _make(config: Mapping[str, Any], missing: Sequence[tuple[float, float, str]]
     if compute["deepspeed"] or compute["processes"] > 1:  # fresh processes each: an engine outlives its trainer
         for number, (lr, gamma, path) in enumerate(missing, start=1):
             with FileLock(f"{path}.lock"):
-                if not Path(path).is_file():
+                if not _is_made(Path(path)):
                     log.info("tune: trial %d of %d", number, len(missing))
                     launch(
                         rank_worker, config, lr, gamma, path,
@@ -288,10 +287,24 @@ def _files(node: Any) -> Iterator[Path]:
             yield Path(str(sys.modules[hydra.utils.get_object(node["_target_"]).__module__].__file__))
 
 
+def _is_made(path: Path) -> bool:
+    found = read_sealed(path)
+    if isinstance(found, str) and path.exists():
+        log.warning("%s is damaged (%s): this trial is made again", path, found)
+    return not isinstance(found, str)
+
+
+def _content(path: Path) -> dict[str, Any]:
+    found = read_sealed(path)
+    if isinstance(found, str):
+        raise ValueError(found)
+    return found
+
+
 def _read(path: Path, lr: float, gamma: float) -> Trial:
     """The trial in `path`. Raises UsageError if the file is not one of these numbers."""
     try:
-        trial = Trial(**json.loads(path.read_text()))
+        trial = Trial(**_content(path))
         if (trial.lr, trial.gamma) != (lr, gamma):
             raise ValueError(f"it is of lr {trial.lr:g} and gamma {trial.gamma:g}, expected {lr:g} and {gamma:g}")
     except (ValueError, TypeError) as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import logging
 import math
 import os
@@ -117,11 +116,12 @@ def _unlearned(
         subject = recipes.load(model, Checkpoint(model["path"], model["revision"]), config["compute"]["deepspeed"])
         models.move(subject.model, device)
         return subject, None
-    if done.is_file() and json.loads(done.read_text())["fingerprint"] == fingerprint:
+    before = checkpoints.agreed(lambda: checkpoints.read_sound(done) if done.is_file() else None)
+    if before and before["fingerprint"] == fingerprint:
         log.info("unlearn: done before, reading %s", out / MODEL)
         subject = recipes.load(model, Checkpoint(str(out / MODEL)), config["compute"]["deepspeed"])
         models.move(subject.model, device)
-        return subject, Outcome(**json.loads(done.read_text())["outcome"])
+        return subject, Outcome(**before["outcome"])
 
     best: list[Best] = []
 
@@ -149,7 +149,8 @@ def _unlearned(
             judge.judge(outcome.num_steps)
         moment = judge.leader()
         assert moment is not None
-        subject = recipes.load(model, Checkpoint(str(judge.place(moment))), config["compute"]["deepspeed"])
+        kept = Checkpoint(str(judge.place(moment)))
+        subject = recipes.load(model, kept, config["compute"]["deepspeed"], may_have_diverged=True)
         models.move(subject.model, device)
         said = note(moment, outcome.num_steps)
         log.info("%s", said)
@@ -161,8 +162,8 @@ def _unlearned(
             shutil.rmtree(out / MODEL, ignore_errors=True)
         models.save(subject.model, subject.tokenizer, out / MODEL, first)
         if first:
-            general = recipes.is_general(config)
-            results.write_json(done, {"fingerprint": fingerprint, "general": general, "outcome": vars(outcome)})
+            content = {"fingerprint": fingerprint, "general": recipes.is_general(config), "outcome": vars(outcome)}
+            checkpoints.seal(done, content)
     return subject, outcome
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import items
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_trainer import OBJECTIVES, SGD, killed_run, one_trainer, run, weights
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
@@ -40,8 +40,13 @@ def given(lm: LanguageModel, tmp_path: Path) -> Given:
     """`given()` is the model of `lm` read from a folder; with an adapter on, it is wrapped."""
     models.save(lm.model, lm.tokenizer, tmp_path / "base")
 
-    def made(adapter: Lora | None = None, dtype: str = "float32", attention: str = "sdpa") -> LanguageModel:
+    def made(
+        adapter: Lora | None = None, dtype: str = "float32", attention: str = "sdpa", rows: int | None = None
+    ) -> LanguageModel:
         loaded = models.load_model(str(tmp_path / "base"), dtype=dtype, attention=attention)
+        if rows is not None:
+            loaded.resize_token_embeddings(rows)
+            setattr(loaded, adapters.GROWN, True)
         subject = LanguageModel.of(loaded, lm.tokenizer, {"prompt": "{question}:", "answer": " {answer}"}, 128)
         return subject.with_model(adapter.wrapped(loaded, seed=0)) if adapter else subject
 
@@ -143,10 +148,11 @@ def test_a_merged_model_is_an_ordinary_checkpoint_with_the_same_answers(
 def test_a_saved_adapter_is_read_onto_its_base_to_the_same_bits(
     grown: bool, dtype: str, given: Given, lm: LanguageModel, tmp_path: Path
 ) -> None:
-    """Also where the tokenizer has a token that the base has no row for, which is then saved with the adapter."""
+    """Also where it was trained with more embedding rows than its base has, here 384 for 321 tokens: it brings them."""
     if grown:
         lm.tokenizer.add_tokens(["<|more|>"])
-    subject = given(LORA, dtype)
+    rows = 384 if grown else None
+    subject = given(LORA, dtype, rows=rows)
     run(subject, tmp_path, OBJECTIVES["grad_diff"])
     models.save(subject.model, subject.tokenizer, tmp_path / "saved")
     names = {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json"}
@@ -155,7 +161,9 @@ def test_a_saved_adapter_is_read_onto_its_base_to_the_same_bits(
     models.check_folder(tmp_path / "saved", "model.path")
     model = {"template": vars(subject.template), "max_length": 128, "dtype": dtype, "attention": "sdpa"}
     read = recipes.load(model, Checkpoint(str(tmp_path / "saved")))  # as an evaluation does
-    assert torch.equal(logits(read), logits(subject)) and not torch.equal(logits(read), logits(given(None, dtype)))
+    assert torch.equal(logits(read), logits(subject)) and not torch.equal(
+        logits(read), logits(given(None, dtype, rows=rows))
+    )
     assert {p.dtype for p in read.model.parameters()} == {getattr(torch, dtype)}
     before = Checkpoint(str(tmp_path / "saved")).identity()
     (tmp_path / "base" / "config.json").touch()
@@ -173,6 +181,8 @@ def test_a_saved_adapter_is_read_onto_its_base_to_the_same_bits(
         (lambda settings: {**settings, "target_modules": ["Wqkv"]}, "does not fit its base .*Wqkv"),
         (lambda settings: {**settings, "r": 3}, r"is \[4, 32\] in the adapter, \[3, 32\] in the base"),
         (lambda settings: {**settings, "peft_type": "IA3"}, "peft_type IA3: expected LORA"),
+        (lambda settings: {**settings, "modules_to_save": ["lm_head"]}, r"modules_to_save: lm_head\): merge it"),
+        (lambda settings: {**settings, "base_model_name_or_path": "saved"}, "names itself as its base"),
     ],
 )
 def test_an_adapter_that_cannot_be_used_gets_one_sentence(
@@ -193,6 +203,30 @@ def test_an_adapter_that_cannot_be_used_gets_one_sentence(
     with pytest.raises(UsageError, match=sentence) as error:
         models.check_folder(tmp_path / "saved", "model.path")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda held: {**held, "base_model.model.extra": torch.zeros(2)}, r"extra is \[2\] in the adapter, absent in"),
+        (lambda held: {f"_orig_mod.{key}": held[key] for key in held}, "absent in the adapter"),
+        (lambda held: {key: held[key].to(torch.int8) for key in held}, "holds integers for base_model.model.*lora_A"),
+        (lambda held: {key: held[key] for key in held if "layers.1" not in key}, "layers.1.* is absent in the adapter"),
+    ],
+)
+def test_weights_of_an_adapter_that_its_base_does_not_use_or_lacks_are_named(
+    change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]],
+    sentence: str,
+    given: Given,
+    tmp_path: Path,
+) -> None:
+    subject = given(LORA)
+    models.save(subject.model, subject.tokenizer, tmp_path / "saved")
+    models.check_folder(tmp_path / "saved", "model.path")
+    file = tmp_path / "saved" / adapters.WEIGHTS
+    save_file(change(load_file(file)), file)
+    with pytest.raises(UsageError, match=sentence):
+        models.check_folder(tmp_path / "saved", "model.path")
 
 
 def test_an_adapter_of_pickled_weights_is_refused(given: Given, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from composing import composed
 from conftest import items, small_model
 from test_tables import made
 
-from soul_exp import ask, models, recipes, results
+from soul_exp import ask, checkpoints, models, recipes, results
 from soul_exp.adapters import Lora
 from soul_exp.data import Item
 from soul_exp.evaluate import generations, likelihoods
@@ -56,7 +56,7 @@ def written(place: Path, *overrides: str, adapter: bool = False) -> tuple[Path, 
         made_by = recipes.needed(config, task)[role]
         folder = recipes.folder_of(Path(config["cache"]), made_by)
         models.save(found[name].model, found[name].tokenizer, folder)
-        (folder / recipes.DONE).write_text(json.dumps({"recipe": made_by}))
+        checkpoints.seal(folder / recipes.DONE, {"recipe": made_by})
     if adapter:
         lora = Lora(r=2, alpha=4, dropout=0.0, target_modules="all-linear", merge=False)
         base = models.load_model(recipes.checkpoints(config, task)["target"].path)

@@ -83,6 +83,33 @@ def test_what_is_wrong_with_a_checkpoint_is_said_and_it_is_removed(
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]  # else it would be counted, and 5 deleted
 
 
+SEALED: dict[str, Callable[[Path], Any]] = {
+    "no done.json marker": lambda folder: (folder / "done.json").unlink(),
+    "done.json: not a marker": lambda folder: (folder / "done.json").write_text("[]"),
+    "done.json: checksum differs": lambda folder: (folder / "done.json").write_text(
+        (folder / "done.json").read_text().replace("mine", "thine")
+    ),
+    "deep/a.txt: missing": lambda folder: (folder / "deep" / "a.txt").unlink(),
+    "deep/a.txt: 4 bytes, expected 5": lambda folder: (folder / "deep" / "a.txt").write_text("four"),
+    "deep/a.txt: checksum differs": lambda folder: (folder / "deep" / "a.txt").write_text("fivf\n"),
+}
+
+
+@pytest.mark.parametrize("reason", SEALED)
+def test_a_sealed_folder_that_differs_from_its_marker_is_named_once_and_not_used(
+    reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "a.txt").write_text("five\n")
+    checkpoints.seal(tmp_path / "done.json", {"whose": "mine"})
+    found = checkpoints.read_sound(tmp_path / "done.json")
+    assert found is not None and found["whose"] == "mine" and found["files"]["deep/a.txt"][0] == 5
+    SEALED[reason](tmp_path)
+    assert checkpoints.read_sound(tmp_path / "done.json") is None and not checkpoints.is_sound(tmp_path / "done.json")
+    (record,) = caplog.records
+    assert record.message.startswith(f"{tmp_path} is damaged ({reason}") and record.message.endswith("it is not used")
+
+
 def test_without_a_whole_checkpoint_the_start_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     DAMAGES["no COMPLETE marker"](written(tmp_path, 5)[0])
     assert last_complete(tmp_path) is None and last_complete(tmp_path / "nowhere") is None

@@ -271,6 +271,39 @@ def test_a_run_whose_weights_are_lost_keeps_its_row_and_the_others_numbers(folde
     assert found.metrics["retrained"] == pytest.approx(metrics_of(folder)["retrained"])
 
 
+def test_what_is_damaged_in_the_cache_or_in_the_folder_of_a_killed_run_is_named_and_made_again(
+    folder: Path, place: Path, tmp_path: Path
+) -> None:
+    """One byte of each prepared model, a truncated file of answers, and then one byte of the unlearned model."""
+    cache, out = tmp_path / "cache", tmp_path / "out"
+    shutil.copytree(place / "cache", cache)
+    line = [*SMALL, "train.batch_size=8", "train.micro_batch_size=4", f"cache={cache}", f"hydra.run.dir={out}"]
+    prepared, (records, _) = (cache / "models").glob("*/model.safetensors"), (cache / "answers").glob("*/forget.jsonl")
+    damaged = [*prepared, records]
+    assert len(damaged) == 3
+    for path in damaged[:2]:
+        flip(path)
+    records.write_text("".join(records.read_text().splitlines(keepends=True)[:-1]))
+    run = type_(place, *line)
+    assert run.returncode == 0, run.stderr
+    printed = run.stdout + run.stderr
+    for path in damaged:
+        assert f"{path.parent} is damaged ({path.name}: " in printed
+    assert metrics_of(out) == metrics_of(folder)
+    (out / "results.json").unlink()
+    flip(out / "model" / "model.safetensors")
+    run = type_(place, *line)
+    assert "model is damaged (model.safetensors: checksum differs): it is not used" in run.stdout + run.stderr
+    assert metrics_of(out) == metrics_of(folder)
+
+
+def flip(path: Path) -> None:
+    """Change the last bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
 def test_an_adapter_is_unlearned_saved_merged_and_measured_again(folder: Path, place: Path) -> None:
     line = [*SMALL, "adapter=lora", "adapter.r=4", "optimizer.lr=3e-3"]
     run = starts.type_(place, *line, "name=lora")

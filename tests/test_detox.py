@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from conftest import items
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score
 from starts import type_
 from transformers import BertConfig, BertForSequenceClassification
@@ -345,6 +346,28 @@ def test_a_classifiers_score_is_the_sigmoid_of_its_label_toxic_wherever_that_sta
         ids = [WORDS.index(word) for word in ["[CLS]", *text.split()[:14], "[SEP]"]]
         logit = model(input_ids=torch.tensor([ids])).logits[0, 5].item()
         assert score == pytest.approx(1 / (1 + math.exp(-logit)), abs=1e-6)
+
+
+def test_a_classifier_whose_weights_are_not_all_there_or_not_finite_is_refused(tmp_path: Path) -> None:
+    folder = classifier(tmp_path)
+    held = load_file(folder / "model.safetensors")
+    save_file({**held, "classifier.bias": torch.full((6,), math.nan)}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UsageError, match=r"has weights that are not finite numbers \(classifier.bias\)"):
+        Classifier(str(folder)).load(tmp_path, "cpu")
+    held = {key: held[key] for key in held if key != "classifier.weight"}
+    save_file(held, folder / "model.safetensors", {"format": "pt"})
+    for use in (Classifier(str(folder)).check, lambda: Classifier(str(folder)).load(tmp_path, "cpu")):
+        with pytest.raises(UsageError, match=r"task.scorer=.* 1 missing \(classifier.weight\)"):
+            use()
+
+
+def test_damaged_files_of_the_scorer_in_the_cache_are_made_again(tmp_path: Path) -> None:
+    texts = [(f"{word} number {i}", word == "sock") for i in range(20) for word in ("sock", "kind")]
+    given = Own(tuple(texts), tuple(texts[:8]))
+    expected = given.load(tmp_path, "cpu")(["a sock"]), toxicity.auc(given, tmp_path, "cpu")
+    for path in (tmp_path / "scorers").iterdir():
+        path.write_bytes(path.read_bytes()[:-40])
+    assert (given.load(tmp_path, "cpu")(["a sock"]), toxicity.auc(given, tmp_path, "cpu")) == expected
 
 
 def test_its_scores_do_not_depend_on_the_batch_size(tmp_path: Path) -> None:

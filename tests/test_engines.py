@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -230,6 +232,19 @@ def test_zero_runs_in_a_single_process_too(model: Path, alone: Any, tmp_path: Pa
     case = Case("npo_kl", "sophia", deepspeed_of("zero3"))
     launch(work, {"one": case}, str(model), str(tmp_path), processes=1, threads=1, logs=tmp_path / "ranks")
     found = Ended(**torch.load(tmp_path / "one-0.pt", weights_only=True))
+    torch.testing.assert_close(found.weights, alone("npo_kl", "sophia").weights, rtol=0, atol=TOLERANCE)
+
+
+def test_matrices_that_are_tied_but_differ_in_the_file_are_two_under_zero3_as_well(
+    model: Path, alone: Any, tmp_path: Path
+) -> None:
+    shutil.copytree(model, tmp_path / "tied")
+    config = json.loads((model / "config.json").read_text())
+    (tmp_path / "tied" / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    case = Case("npo_kl", "sophia", deepspeed_of("zero3"))
+    launch(work, {"tied": case}, str(tmp_path / "tied"), str(tmp_path), processes=1, threads=1, logs=tmp_path / "ranks")
+    found = Ended(**torch.load(tmp_path / "tied-0.pt", weights_only=True))
+    assert found.divided
     torch.testing.assert_close(found.weights, alone("npo_kl", "sophia").weights, rtol=0, atol=TOLERANCE)
 
 

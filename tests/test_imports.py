@@ -19,7 +19,7 @@ LAYERS: list[set[str]] = [
     {"progress"},
     {"results", "answers", "losses", "optim"},
     {"metrics", "watch"},
-    {"data", "adapters", "attention", "layers"},
+    {"data", "adapters", "attention", "layers", "weight_files"},
     {"models", "toxicity"},
     {"tasks", "reference", "passes"},
     {"trainer", "evaluate"},

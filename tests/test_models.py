@@ -1,21 +1,26 @@
 """Models: logits at answer positions, tokenizers, what is refused."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import items
-from transformers import PreTrainedModel
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from soul_exp import models
+from soul_exp import models, recipes
 from soul_exp.adapters import Lora
 from soul_exp.data import pad
 from soul_exp.errors import UsageError
 from soul_exp.layers import AnswerReader, layer_of
 from soul_exp.models import LanguageModel
+from soul_exp.recipes import Checkpoint
 
 
 def test_logits_at_answer_positions_are_those_of_the_whole_sequence(lm: LanguageModel) -> None:
@@ -232,3 +237,250 @@ def test_other_architectures_give_the_same_logits_at_answer_positions(architectu
         whole = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     expected = torch.stack([line[where] for line, where in zip(whole, batch["positions"], strict=True)])
     torch.testing.assert_close(picked, expected)
+
+
+# --- a checkpoint is what its files say ---------------------------------------------------------------------------
+
+Tensors = dict[str, Tensor]
+TINY = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 48}
+
+
+@pytest.fixture
+def saved(lm: LanguageModel, tmp_path: Path) -> Path:
+    """The folder of the small model: 2 layers of 9 weights, embedding, final norm and output head, 21 in all."""
+    models.save(lm.model, lm.tokenizer, tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def rewrite(folder: Path, change: Callable[[Tensors], Tensors]) -> None:
+    save_file(change(load_file(folder / "model.safetensors")), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def configure(folder: Path, **fields: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **fields}))
+
+
+def logits_of(path: Path) -> Tensor:
+    with torch.no_grad():
+        found: Tensor = models.load_model(str(path)).eval()(input_ids=torch.arange(20)[None]).logits
+    return found
+
+
+def settings(path: Path, **fields: Any) -> dict[str, Any]:
+    template = {"prompt": "{question}:", "answer": " {answer}"}
+    given = {"path": str(path), "revision": None, "template": template, "max_length": 64}
+    return {**given, "dtype": "float32", "attention": "sdpa", **fields}
+
+
+WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "a wrapper's prefix": (
+        lambda folder: rewrite(folder, lambda held: {f"_orig_mod.{key}": held[key] for key in held}),
+        r"21 missing \(lm_head.weight, .*21 unexpected \(_orig_mod.lm_head.weight",
+    ),
+    "no output head": (
+        lambda folder: rewrite(folder, lambda held: {key: held[key] for key in held if key != "lm_head.weight"}),
+        r"1 missing \(lm_head.weight\)",
+    ),
+    "a layer fewer than config.json has": (
+        lambda folder: configure(folder, num_hidden_layers=3),
+        r"9 missing \(model.layers.2.input_layernorm.weight, ",
+    ),
+    "a layer more than config.json has": (
+        lambda folder: configure(folder, num_hidden_layers=1),
+        r"9 unexpected \(model.layers.1.input_layernorm.weight, ",
+    ),
+    "a weight that nothing uses": (
+        lambda folder: rewrite(folder, lambda held: {**held, "model.extra": torch.zeros(3)}),
+        r"1 unexpected \(model.extra\)",
+    ),
+    "another shape": (
+        lambda folder: rewrite(folder, lambda held: {**held, "model.norm.weight": torch.ones(31)}),
+        r"1 of another shape \(model.norm.weight \(\[31\] in the file, \[32\] in the model\)\)",
+    ),
+    "int8 weights": (
+        lambda folder: rewrite(folder, lambda held: {**held, "model.norm.weight": torch.ones(32, dtype=torch.int8)}),
+        r"holds integers \(I8\) for model.norm.weight",
+    ),
+    "quantised": (lambda folder: configure(folder, quantization_config={"quant_method": "gptq"}), "quantised weights"),
+    "a pad beyond the embedding": (lambda folder: configure(folder, pad_token_id=320), "no llama model can be built"),
+    "two sets of weights": (
+        lambda folder: (folder / "model-00001-of-00002.safetensors").touch(),
+        "has model.safetensors beside model-00001-of-00002.safetensors",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_weights_that_are_not_the_model_s_are_named_by_the_check_and_at_loading(name: str, saved: Path) -> None:
+    damage, message = WRONG[name]
+    models.check_folder(saved, "model.path")
+    damage(saved)
+    with pytest.raises(UsageError, match=message):
+        models.check_folder(saved, "model.path")
+    with pytest.raises(UsageError, match=message):
+        models.load_model(str(saved))
+
+
+SHARDS = {
+    "a shard is gone": (
+        lambda folder: next(folder.glob("model-00002*")).unlink(),
+        r"index.json names model-00002-of-\d+.safetensors, which is not there",
+    ),
+    "the index is gone": (
+        lambda folder: (folder / "model.safetensors.index.json").unlink(),
+        r"has model-00001-of-\d+.safetensors, but neither model.safetensors nor model.safetensors.index.json",
+    ),
+    "the index is a number": (
+        lambda folder: (folder / "model.safetensors.index.json").write_text('{"weight_map": 5}'),
+        "model.safetensors.index.json is no index of weights",
+    ),
+    "a shard that the index does not name": (
+        lambda folder: (folder / "model-00009-of-00009.safetensors").touch(),
+        "does not name model-00009-of-00009.safetensors",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SHARDS)
+def test_shards_load_and_what_their_index_says_otherwise_is_named(name: str, saved: Path, lm: LanguageModel) -> None:
+    before = logits_of(saved)
+    (saved / "model.safetensors").unlink()
+    lm.model.save_pretrained(saved, max_shard_size="60KB")
+    assert len(list(saved.glob("model-*.safetensors"))) > 2 and torch.equal(logits_of(saved), before)
+    damage, message = SHARDS[name]
+    damage(saved)
+    with pytest.raises(UsageError, match=message):
+        models.check_folder(saved, "model.path")
+
+
+def test_floating_dtypes_may_differ_and_masks_of_integers_are_left_out(saved: Path) -> None:
+    before = logits_of(saved)
+    rewrite(saved, lambda held: {**held, "model.norm.weight": held["model.norm.weight"].to(torch.bfloat16)})
+    assert torch.equal(logits_of(saved), before)  # its ones are the same in bf16
+
+
+def as_on_the_hub(folder: Path, model_type: str) -> None:
+    """Other keys than the library writes: GPT-2's without their prefix and with masks."""
+    if model_type == "gpt2":
+        mask = torch.ones(1, 1, 8, 8)
+        masks = {
+            "h.0.attn.bias": mask,
+            "h.1.attn.bias": mask.to(torch.uint8),
+            "h.1.attn.masked_bias": torch.tensor(-1e4),
+        }
+        rewrite(folder, lambda held: {key.removeprefix("transformer."): held[key] for key in held} | masks)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fields", "key"),
+    [
+        ("gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 2}, "h.0.attn.c_attn.weight"),
+        ("opt", {**TINY, "ffn_dim": 48, "word_embed_proj_dim": 32}, "model.decoder.embed_tokens.weight"),
+        ("mixtral", {**TINY, "num_key_value_heads": 2}, "model.layers.0.block_sparse_moe.experts.7.w1.weight"),
+    ],
+)
+def test_the_layouts_of_the_hub_load_to_the_same_logits(
+    model_type: str, fields: dict[str, Any], key: str, lm: LanguageModel, tmp_path: Path
+) -> None:
+    model = models.from_scratch({"model_type": model_type, **fields}, lm.tokenizer, seed=0).eval()
+    models.save(model, lm.tokenizer, tmp_path)
+    as_on_the_hub(tmp_path, model_type)
+    assert key in load_file(tmp_path / "model.safetensors")
+    models.check_folder(tmp_path, "model.path")
+    with torch.no_grad():
+        torch.testing.assert_close(logits_of(tmp_path), model(input_ids=torch.arange(20)[None]).logits)
+
+
+def test_matrices_that_are_tied_but_differ_in_the_file_are_two_and_equal_ones_are_one(saved: Path) -> None:
+    apart = logits_of(saved)
+    configure(saved, tie_word_embeddings=True)
+    model = models.load_model(str(saved))
+    assert torch.equal(logits_of(saved), apart) and model.config.tie_word_embeddings is False
+    assert models.load_model(str(saved), weights=False).config.tie_word_embeddings is False
+    model.save_pretrained(saved)
+    assert torch.equal(logits_of(saved), apart)
+    configure(saved, tie_word_embeddings=True)
+    rewrite(saved, lambda held: {**held, "lm_head.weight": held["model.embed_tokens.weight"].clone()})
+    model = models.load_model(str(saved))
+    assert model.config.tie_word_embeddings and not torch.equal(logits_of(saved), apart)
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+def encoder(lm: LanguageModel, folder: Path, model_type: str = "bert", **fields: Any) -> Path:
+    config = AutoConfig.for_model(model_type, vocab_size=320, pad_token_id=0, **{**TINY, **fields})
+    models.save(AutoModelForCausalLM.from_config(config), lm.tokenizer, folder)
+    return folder
+
+
+def test_an_encoder_is_no_causal_model_and_with_is_decoder_it_is(lm: LanguageModel, tmp_path: Path) -> None:
+    bert = encoder(lm, tmp_path / "bert")
+    with pytest.raises(UsageError, match="is no causal language model: what BertLMHeadModel predicts after a token"):
+        models.check_folder(bert, "model.path")
+    with pytest.raises(UsageError, match="is no causal language model"):
+        recipes.load(settings(bert), Checkpoint(str(bert)))
+    with pytest.raises(UsageError, match=r"model\.scratch\.config is no causal language model"):
+        models.from_scratch({"model_type": "bert", **TINY}, lm.tokenizer, seed=0)
+    decoder = encoder(lm, tmp_path / "decoder", is_decoder=True)
+    models.check_folder(decoder, "model.path")
+    recipes.load(settings(decoder), Checkpoint(str(decoder)))
+
+
+def test_an_encoder_decoder_is_refused_though_the_library_would_load_its_half(
+    lm: LanguageModel, tmp_path: Path
+) -> None:
+    config = AutoConfig.for_model("bart", vocab_size=320, d_model=32, encoder_layers=1, decoder_layers=1,
+                                  encoder_ffn_dim=48, decoder_ffn_dim=48, encoder_attention_heads=2,
+                                  decoder_attention_heads=2)  # fmt: skip
+    models.save(AutoModelForCausalLM.from_config(config), lm.tokenizer, tmp_path)
+    configure(tmp_path, is_encoder_decoder=True)
+    with pytest.raises(UsageError, match="is a bart model: expected a causal language model"):
+        models.check_folder(tmp_path, "model.path")
+
+
+def test_the_test_of_causality_leaves_the_model_and_the_random_numbers_as_they_were(lm: LanguageModel) -> None:
+    lm.model.train()
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    models.check_causal(lm.model, "it")
+    models.check_architecture(lm.model.config, "it")
+    assert torch.equal(torch.rand(3), expected) and lm.model.training
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_no_number_is_named_but_a_run_reads_its_own_diverged_model(saved: Path, value: float) -> None:
+    recipes.load(settings(saved), Checkpoint(str(saved)))
+
+    def damaged(held: Tensors) -> Tensors:
+        held["model.layers.1.mlp.up_proj.weight"][3, 5] = value
+        return held
+
+    rewrite(saved, damaged)
+    with pytest.raises(UsageError, match=r"not finite numbers \(model.layers.1.mlp.up_proj.weight\)"):
+        recipes.load(settings(saved), Checkpoint(str(saved)))
+    (saved / recipes.UNLEARNED).write_text("{}")
+    recipes.load(settings(saved), Checkpoint(str(saved)))
+
+
+def test_the_tokenizer_of_another_model_never_grows_the_embedding(lm: LanguageModel, saved: Path) -> None:
+    lm.tokenizer.add_tokens(["<|one|>", "<|two|>"])
+    model = models.load_model(str(saved))
+    with pytest.raises(UsageError, match=r"2 tokens beyond the 320 rows of the model's embedding \(<.one.>, <.two.>\)"):
+        models.fit_vocabulary(model, lm.tokenizer)
+    assert model.get_input_embeddings().num_embeddings == 320
+
+
+def test_only_the_pad_that_a_tokenizer_without_one_is_given_gets_a_new_row(saved: Path, tmp_path: Path) -> None:
+    words = {"<end>": 0, "a": 1} | {f"w{i}": i for i in range(2, 320)}
+    plain = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(words)), eos_token="<end>")
+    plain.save_pretrained(tmp_path / "plain")
+    tokenizer, model = models.load_tokenizer(str(tmp_path / "plain")), models.load_model(str(saved))
+    models.fit_vocabulary(model, tokenizer)
+    assert model.get_input_embeddings().num_embeddings == 321 and tokenizer.pad_token_id == 320
+
+
+def test_a_damaged_tokenizer_is_named(saved: Path) -> None:
+    (saved / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(UsageError, match=r"saved: the tokenizer cannot be read \(.*\): copy it again"):
+        models.load_tokenizer(str(saved))

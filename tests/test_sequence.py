@@ -267,7 +267,7 @@ def test_a_model_that_is_gone_is_named_before_the_next_request(twin: Path, files
     for path in (out / "request-1" / "model", out / "request-2"):
         shutil.rmtree(path)
     (out / "results.json").unlink()
-    with pytest.raises(UsageError, match="request-1/model is gone, from which request 2 starts: put it back"):
+    with pytest.raises(UsageError, match="request-1/model is gone or damaged, from which request 2 starts: put"):
         sequence.run(composed(files, *TWO), out)
 
 

@@ -151,10 +151,11 @@ def check_causal(model: PreTrainedModel, label: str) -> None:
     rows = shards.shape(getattr(embedding, "base_layer", embedding).weight)[0]  # it may have an adapter
     ids = [i for i in range(rows) if i != model.config.pad_token_id][:12]
     both = torch.tensor([ids[:8], ids[:4] + ids[-4:]], device=next(model.parameters()).device)
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     with shards.gathering(model.eval()):
         logits = model(input_ids=both).logits[:, :4].float()
-    model.train(training)
+    for module, training in modes:
+        module.training = training
     # exactly 0 in a causal model, but for the rounding of experts, which see other tokens beside these
     rounding = max(1e-5, 4 * torch.finfo(next(model.parameters()).dtype).eps)
     if (logits[0] - logits[1]).abs().max() > rounding * logits.abs().max():
@@ -263,7 +264,9 @@ def _config_of(path: str, revision: str | None, label: str) -> Any:
         raise UsageError(f"{label}: config.json cannot be read ({first_line(error)})") from error
     _check_kind(config, label)
     if getattr(config, "quantization_config", None):
-        raise UsageError(f"{label} has quantised weights, which cannot be trained: give the checkpoint of before that")
+        raise UsageError(
+            f"{label} has quantised weights, which cannot be trained: give the checkpoint before quantisation"
+        )
     if Path(path).is_dir():
         files = weight_files.files_in(Path(path), label)
     else:

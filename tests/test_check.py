@@ -9,6 +9,7 @@ from typing import Any
 import hydra
 import pytest
 from composing import composed
+from safetensors.torch import load_file, save_file
 
 from soul_exp import experiment, models, options, recipes, sequence
 from soul_exp.adapters import Lora
@@ -544,6 +545,21 @@ def test_a_damaged_checkpoint_is_noticed_before_work(
     damage(tmp_path / "model")
     with pytest.raises(UsageError, match=sentence):
         checked("stages=[evaluate]", "model.path=./model")
+
+
+def test_the_retrained_model_and_the_tokenizer_of_another_are_checked_before_work(
+    checked: Callable[..., Checked], lm: LanguageModel, tmp_path: Path
+) -> None:
+    for name in ("good", "bad"):
+        models.save(lm.model, lm.tokenizer, tmp_path / name)
+    held = load_file(tmp_path / "bad" / "model.safetensors")
+    save_file({k: held[k] for k in held if k != "lm_head.weight"}, tmp_path / "bad" / "model.safetensors")
+    with pytest.raises(UsageError, match=r"retrained.path=.*bad does not hold the weights of .* 1 missing \(lm_head"):
+        checked("model.path=./good", "retrained.path=./bad")
+    lm.tokenizer.add_tokens(["<|one|>"])
+    lm.tokenizer.save_pretrained(tmp_path / "foreign")
+    with pytest.raises(UsageError, match=r"the tokenizer has 1 tokens beyond the 320 rows"):
+        checked("model.path=./good", "model.tokenizer=./foreign")
 
 
 def test_answers_that_a_metric_cannot_read_stop_the_run(checked: Callable[..., Checked], tmp_path: Path) -> None:

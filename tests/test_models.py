@@ -439,13 +439,15 @@ def test_an_encoder_decoder_is_refused_though_the_library_would_load_its_half(
 
 
 def test_the_test_of_causality_leaves_the_model_and_the_random_numbers_as_they_were(lm: LanguageModel) -> None:
-    lm.model.train()
+    lm.model.train().get_input_embeddings().eval()
+    modes = [module.training for module in lm.model.modules()]
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
     models.check_causal(lm.model, "it")
     models.check_architecture(lm.model.config, "it")
-    assert torch.equal(torch.rand(3), expected) and lm.model.training
+    assert torch.equal(torch.rand(3), expected)
+    assert [module.training for module in lm.model.modules()] == modes and {True, False} == set(modes)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

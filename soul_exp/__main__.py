@@ -1,5 +1,3 @@
-import signal
-
 from soul_exp import interrupts
 
 
@@ -10,7 +8,5 @@ def main() -> None:
     cli.main()
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # spawned workers import this module again
     main()
-elif __name__ == "__mp_main__":  # a spawned worker, whose launcher speaks: a terminal's Ctrl-C reaches both
-    signal.signal(signal.SIGINT, signal.SIG_DFL)

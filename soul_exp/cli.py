@@ -279,7 +279,7 @@ def main() -> None:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if crew is not None and crew.rank == 0:
             crew.dismiss(bool(code), interrupted=code in (130, 143))
-        interrupts.finish()
+    interrupts.finish(int(code or 0))
     sys.exit(code)
 
 

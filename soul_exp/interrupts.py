@@ -7,24 +7,28 @@ files are written in one step, and a killed run resumes.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import math
 import multiprocessing
 import os
 import select
 import signal
+import sys
 import threading
 import time
+from collections.abc import Iterator
 from types import FrameType
 
 from soul_exp.world import found
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-END_SECONDS = 2.0  # from the signal to the end of a process that reaches no safe point
+END_SECONDS = 1.5  # from the signal to the end of a process that reaches no safe point
 POLL_SECONDS = 0.1
 RESUMES = "soul_exp: interrupted; the same command resumes where this one stopped\n"
 
 _received: list[int] = []  # the signals, in order
-_over = threading.Event()  # nothing is left to do: a signal ends the process at once
+_finished: list[int] = []  # the exit code, once nothing is left to do: a signal ends the process at once
 _installed = threading.Event()
 _last_line = threading.Lock()  # taken by whoever writes it, for ever
 
@@ -48,6 +52,7 @@ def install() -> None:
         if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _noted)
     os.register_at_fork(after_in_child=_uninstall)
+    atexit.register(_leave)  # the last of them, where nothing registered before
     threading.Thread(target=_watch, args=(reading,), name="interrupts", daemon=True).start()
 
 
@@ -70,9 +75,28 @@ def write_last_line() -> None:
         os.write(2, RESUMES.encode())
 
 
-def finish() -> None:
-    """The work is done: from now on a signal ends the process at once."""
-    _over.set()
+def finish(code: int) -> None:
+    """The work is done, and `code` the exit code: from now on a signal ends the process at once."""
+    _finished.append(code)
+
+
+@contextlib.contextmanager
+def blocked_for_workers() -> Iterator[None]:
+    """Processes started inside do not hear Ctrl-C before they unblock it; this one does, in the thread that reads it.
+
+    A terminal sends it to every process, and one that is still importing would print a traceback.
+    """
+    if not _installed.is_set():
+        yield
+        return
+    from multiprocessing import resource_tracker  # which has something to do at exit, before `_leave`
+
+    resource_tracker.ensure_running()  # as it starts, with the first worker, it would unblock Ctrl-C here
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _noted(number: int, frame: FrameType | None) -> None:
@@ -86,11 +110,20 @@ def _uninstall() -> None:
         if signal.getsignal(number) is _noted:
             signal.signal(number, signal.SIG_DFL)
     _received.clear()
+    _finished.clear()
+
+
+def _leave() -> None:
+    """Skip the rest of the interpreter's end, in which a signal would again do what it does by default."""
+    if _finished:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(_finished[0])
 
 
 def _watch(reading: int) -> None:
     deadline = math.inf
-    while len(_received) < 2 and not (_received and _over.is_set()) and time.monotonic() < deadline:
+    while len(_received) < 2 and not (_received and _finished) and time.monotonic() < deadline:
         if select.select([reading], [], [], POLL_SECONDS if _received else None)[0]:
             _received.extend(number for number in os.read(reading, 64) if number in SIGNALS)
         if _received:

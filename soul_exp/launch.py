@@ -71,7 +71,7 @@ def launch(
             logs_specs=DefaultLogsSpecs(log_dir=folder, redirects=Std.NONE, tee=Std.NONE),
         )
         try:
-            with uninterrupted(), _ended_with_its_workers():
+            with uninterrupted(), _ended_with_its_workers(), interrupts.blocked_for_workers():
                 returned = elastic_launch(config, _worker)(function, os.getpid(), _log_level(), alone, str(logs), args)
         except _Left as error:
             raise WorkerError(f"{error}; the logs of all: {logs}") from None
@@ -102,6 +102,7 @@ def _worker(
 ) -> Any:
     die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches every process of a terminal: the launcher speaks
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     rank, together = int(os.environ["RANK"]), not alone and int(os.environ["WORLD_SIZE"]) > 1
     if alone:
         for name in outer_variables():

@@ -41,7 +41,7 @@ def real_data() -> Callable[[str], Path]:
 
 
 # The files that take minutes, longest first: processes that take a file at a time end together.
-LONG = ("engines", "slurm", "kill", "cli", "tune", "detox", "passes", "sequence", "suite")
+LONG = ("engines", "slurm", "kill", "cli", "tune", "detox", "passes", "sequence", "suite", "interrupts", "run_folder")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -127,8 +127,14 @@ time.sleep(0.5)
     assert ended(process)[:2] == (0, "")
 
 
+def test_the_exit_code_is_that_of_the_work_and_what_was_printed_arrives() -> None:
+    process = begin("print('inside', flush=True)\nprint('rest')\ninterrupts.finish(3)")
+    assert process.stdout is not None
+    assert (process.stdout.read(), process.wait(20)) == ("rest\n", 3)
+
+
 def test_a_signal_as_the_interpreter_ends_is_not_a_traceback() -> None:
-    process = begin("import atexit\natexit.register(time.sleep, 60)\nprint('inside', flush=True)\ninterrupts.finish()")
+    process = begin("import atexit\natexit.register(time.sleep, 60)\nprint('inside', flush=True)\ninterrupts.finish(0)")
     time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
     code, err, seconds = ended(process)

@@ -142,6 +142,27 @@ def test_ctrl_c_in_a_terminal_gets_one_sentence(tmp_path: Path) -> None:
     assert code == 130 and err.strip() == "soul_exp: interrupted; the same command resumes where this one stopped"
 
 
+def test_ctrl_c_in_a_terminal_as_the_workers_start_gets_one_sentence(tmp_path: Path) -> None:
+    """They are importing then: seconds in which Python's own handler would print a traceback of each."""
+    command = begin(tmp_path, "sleep_alone", "2")
+    deadline = time.monotonic() + 120
+    while len(spawned := children(command.pid)) < 3:  # multiprocessing's resource tracker is one
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(0.3)
+    os.killpg(command.pid, signal.SIGINT)
+    code, _, err = done(command, 20)
+    assert code == 130 and err.strip() == "soul_exp: interrupted; the same command resumes where this one stopped"
+    deadline = time.monotonic() + 5
+    while any(map(is_alive, spawned)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(is_alive, spawned))
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 def test_torchrun_s_workers_are_joined_and_rank_0_alone_speaks(tmp_path: Path) -> None:
     code, out, err = done(begin(tmp_path, "add", "2", under=TORCHRUN))
     assert code == 0, err

@@ -137,8 +137,8 @@ def test_a_sweep_leaves_results_and_names_what_failed(cluster: dict[str, str], t
     said, _ = sweep.communicate(timeout=240)
     assert sweep.returncode == 1, said
     folders = {}
-    for overrides in (tmp_path / "runs/sweep").glob("*/.hydra/overrides.yaml"):
-        folders[overrides.read_text().split("train.batch_size=")[1].split()[0]] = overrides.parents[1]
+    for job in (tmp_path / "runs/sweep").glob("*train.batch_size-*"):
+        folders[job.name.split("train.batch_size-")[1].split("+")[0]] = job
     for size in ("8", "4"):
         assert json.loads((folders[size] / "results.json").read_text())["num_steps"] == 2, said
     assert not (folders["0"] / "results.json").exists()

@@ -128,7 +128,7 @@ def check_architecture(config: Any, label: str) -> None:
     """
     _check_kind(config, label)
     if shards.num_weights(_skeleton_of(config, label)) <= SMALL:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), shards.undivided():
             check_causal(AutoModelForCausalLM.from_config(config, dtype=torch.float32), label)
 
 
@@ -281,7 +281,7 @@ def _config_of(path: str, revision: str | None, label: str) -> Any:
 
 def skeleton(config: Any) -> PreTrainedModel:
     """A model with the architecture `config` whose weights have shapes but no storage."""
-    with torch.device("meta"):
+    with torch.device("meta"), shards.undivided():
         return AutoModelForCausalLM.from_config(config)
 
 

@@ -6,6 +6,7 @@ Every function serves whole models too, for which it does the plain thing. All r
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -54,6 +55,22 @@ def loading(deepspeed: Mapping[str, Any] | None) -> Iterator[None]:
     finally:
         unset_hf_deepspeed_config()
         del alive
+
+
+@contextmanager
+def undivided() -> Iterator[None]:
+    """Within it models are built whole, also where transformers remembers the ZeRO-3 of a training in this process."""
+    library: Any = sys.modules.get("transformers.integrations.deepspeed")
+    remembered = library and library._hf_deepspeed_config_weak_ref
+    config = remembered() if remembered else None
+    if config is None:
+        yield
+        return
+    library.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        library.set_hf_deepspeed_config(config)
 
 
 def whole(params: Sequence[Tensor]) -> AbstractContextManager[Any]:

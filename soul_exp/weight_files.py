@@ -21,6 +21,7 @@ from transformers.utils import cached_file
 from transformers.utils import logging as library
 from transformers.utils.hub import get_checkpoint_shard_files
 
+from soul_exp import shards
 from soul_exp.errors import UsageError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -161,10 +162,11 @@ def _loaded(
     level = library.get_verbosity()
     library.set_verbosity_error()  # it prints the report
     try:
-        return cls.from_pretrained(  # type: ignore[return-value]
-            None, config=copy.deepcopy(config), state_dict=dict(tensors), device_map="meta", dtype=torch.float32,
-            ignore_mismatched_sizes=True, output_loading_info=True,
-        )  # fmt: skip
+        with shards.undivided():
+            return cls.from_pretrained(  # type: ignore[return-value]
+                None, config=copy.deepcopy(config), state_dict=dict(tensors), device_map="meta", dtype=torch.float32,
+                ignore_mismatched_sizes=True, output_loading_info=True,
+            )  # fmt: skip
     except UNBUILT as error:
         reason = first_line(error)
         raise UsageError(f"{label}: config.json and weights make no model ({reason}): copy both again") from error

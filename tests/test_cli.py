@@ -286,7 +286,8 @@ def test_what_is_damaged_in_the_cache_or_in_the_folder_of_a_killed_run_is_named_
     records.write_text("".join(records.read_text().splitlines(keepends=True)[:-1]))
     run = type_(place, *line)
     assert run.returncode == 0, run.stderr
-    printed = run.stdout + run.stderr
+    logs = [path.read_text() for path in (out / "ranks").rglob("*.log")]  # of ranks that do not print
+    printed = "".join([run.stdout, run.stderr, *logs])
     for path in damaged:
         assert f"{path.parent} is damaged ({path.name}: " in printed
     assert metrics_of(out) == metrics_of(folder)

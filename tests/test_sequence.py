@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -164,12 +165,16 @@ def test_a_target_that_cannot_be_prepared_stops_the_run_and_nothing_of_it_is_kep
     made = sorted((files / "cache").glob("models/*/prepared.json"))
     for steps, why in ((2, "the NLL of its own rows is not finite"), (4, "the loss is nan at step 3")):
         few = [*ONE, "prepare.adamw.lr=1e14", f"+prepare.max_steps={steps}", "prepare.logging_steps=1"]
-        start = Start(composed(files, *few), files / f"unprepared{steps}")
+        config = composed(files, *few)
+        start = Start(config, files / f"unprepared{steps}")
         assert start.end() != 0
-        assert f"{why}, and nothing of it is kept: type a prepare.adamw.lr below 100000000000000.0" in start.text()
+        message = rf"prepare (\w+): {why}, and nothing of it is kept: type a prepare.adamw.lr below 100000000000000.0"
+        role = re.search(message, start.text())
+        assert role, start.text()
+        folder = recipes.folder_of(files / "cache", recipes.needed(config, recipes.build_task(config))[role[1]])
+        assert not folder.with_name(f".{folder.name}.checkpoints").exists()  # the other role's go on next time
         assert not (files / f"unprepared{steps}" / "results.json").exists()
     assert sorted((files / "cache").glob("models/*/prepared.json")) == made
-    assert not list((files / "cache" / "models").glob(".*.checkpoints"))
 
 
 def copied(files: Path, role: str, name: str) -> Path:

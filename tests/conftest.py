@@ -17,6 +17,7 @@ from soul_exp import models
 from soul_exp.data import Item, Template
 from soul_exp.models import LanguageModel
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored, also by what is started
 torch.set_num_threads(1)  # as each of the program's processes has: models are small, and on busy cores two are slower
 
 

@@ -128,6 +128,11 @@ def encode(
                 f"shorten it or raise model.max_length"
             )
         if tokenizer.eos_token_id in whole[len(prompt) :]:
+            if tokenizer.eos_token not in item.answer:
+                raise UsageError(
+                    f"model.template.answer={template.answer!r} goes on after the end token {tokenizer.eos_token}, "
+                    f"where every answer ends: let it end there"
+                )
             raise UsageError(
                 f"the answer {item.answer[:60]!r} to {item.prompt[:60]!r} goes on after the end token "
                 f"{tokenizer.eos_token}, where every answer ends: remove it, or make two rows"
@@ -292,9 +297,10 @@ class Stream(Dataset[dict[str, tuple[int, Encoded]]]):
         for name, rows in self.num_rows.items():
             if rows < self.batch_size:
                 smaller.setdefault(rows, []).append(name)
+        size = self.batch_size
         return [
-            f"train.batch_size={self.batch_size} is more than the {rows} rows of {' and '.join(names)}: a step holds "
-            f"each of them {self.batch_size // rows} to {-(-self.batch_size // rows)} times"
+            f"train.batch_size={size} is more than the {rows} rows of {' and '.join(names)}: a step holds each of them "
+            f"{size // rows}{f' or {size // rows + 1}' if size % rows else ''} times"
             for rows, names in smaller.items()
         ]
 

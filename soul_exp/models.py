@@ -309,8 +309,8 @@ def fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     Other tokens without a row belong to another model's tokenizer: UsageError, but for spare tokens to pad with, as
     published models have them. What the generation settings name as an end remains one.
     """
-    embedding = model.get_input_embeddings()
-    assert isinstance(embedding, nn.Embedding)
+    embedding: Any = model.get_input_embeddings()
+    embedding = getattr(embedding, "base_layer", embedding)  # it may have an adapter
     rows = embedding.num_embeddings
     beyond = {token: i for token, i in tokenizer.get_vocab().items() if i >= rows}
     spare_tokens = {tokenizer.pad_token, *(token for token in beyond if "pad" in token.lower())}
@@ -318,7 +318,7 @@ def fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
         tokenizer.pad_token = spare
     if foreign := sorted(beyond.keys() - spare_tokens, key=lambda token: beyond[token]):
         raise UsageError(
-            f"the tokenizer has {len(foreign)} tokens beyond the {rows} rows of the model's embedding "
+            f"the tokenizer has {len(foreign)} token(s) beyond the {rows} rows of the model's embedding "
             f"({', '.join(foreign[:3])}{', ...' if len(foreign) > 3 else ''}): it belongs to another model, name the "
             f"right one with model.tokenizer=<folder or hub name>"
         )

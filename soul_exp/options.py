@@ -101,7 +101,8 @@ FLAGS = (  # options that are true or false
     *("model.knows_general", "task.train_general", "task.trained_before", "adapter.merge", "loss.forget_term.plain"),
 )
 WORDS = {"true": "true", "yes": "true", "on": "true", "false": "false", "no": "false", "off": "false"}  # YAML 1.1's
-MEANT = {**WORDS, "y": "true", "t": "true", "1": "true", "n": "false", "f": "false", "0": "false", "none": "false"}
+WORDS |= {"y": "true", "t": "true", "n": "false", "f": "false"}
+MEANT = {**WORDS, "1": "true", "0": "false", "none": "false"}
 WITHOUT_WORDS = ("loss", "optimizer", "adapter", "compute", "train", "prepare", "evaluate")  # sections
 SUITES = ("paper", "embedded", "none")
 
@@ -148,7 +149,8 @@ def check_flags(config: Mapping[str, Any]) -> None:
             found = f"the text {value!r}" if isinstance(value, str) else "null" if value is None else f"{value}"
             meant = MEANT.get(str(value).lower())
             typed = f"{key}={meant}" if meant else f"{key}=true or {key}=false"
-            raise UsageError(f"{key}={value}: found {found}, expected true or false: type {typed}")
+            shown = "null" if value is None else value
+            raise UsageError(f"{key}={shown}: found {found}, expected true or false: type {typed}")
 
 
 def _check_words(config: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from soul_exp import adapters, attention, models, shards, suite
 from soul_exp.answers import SUITE
-from soul_exp.checkpoints import is_sound, read_sound
+from soul_exp.checkpoints import is_sound, read_sealed, read_sound
 from soul_exp.data import Item, content_hash
 from soul_exp.models import LanguageModel
 from soul_exp.tasks.task import Task
@@ -42,7 +42,8 @@ class Checkpoint:
         folder = Path(self.path)
         if not folder.is_dir():
             return [self.path, self.revision]
-        if prepared := read_sound(folder / DONE) if is_ready(folder) else None:
+        sealed = isinstance(read_sealed(folder / DONE), dict)  # not where an earlier version made it
+        if sealed and (prepared := read_sound(folder / DONE)):
             return prepared["recipe"]
         files = [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in sorted(folder.glob("*")) if f.is_file()]
         return [*files, Checkpoint(*adapters.base_of(folder)).identity()] if adapters.is_adapter(self.path) else files
@@ -142,9 +143,20 @@ def start_of(config: Mapping[str, Any], task: Task) -> Checkpoint:
 
 
 def is_taught(path: str) -> bool:
-    """Whether the checkpoint in `path` was made by this program, with general questions in its training."""
-    markers = [Path(path).expanduser() / name for name in (DONE, UNLEARNED)]
-    return any(marker.is_file() and json.loads(marker.read_text()).get("general", True) for marker in markers)
+    """Whether the checkpoint in `path` was made by this program, with general questions in its training.
+
+    Of earlier versions, which did not write that down, every one was.
+    """
+    markers = [_content(Path(path).expanduser() / name) for name in (DONE, UNLEARNED)]
+    return any(isinstance(marker, dict) and marker.get("general", True) for marker in markers)
+
+
+def _content(marker: Path) -> Any:
+    """The JSON in `marker`, checked or not; None if there is none."""
+    try:
+        return json.loads(marker.read_bytes())
+    except (OSError, ValueError):
+        return None
 
 
 def is_general(config: Mapping[str, Any]) -> bool:

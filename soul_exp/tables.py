@@ -7,7 +7,7 @@ import math
 import os
 import statistics
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -253,8 +253,7 @@ def _table(frame: pd.DataFrame, runs: Sequence[Results], asked: Sequence[str] | 
     notes += [f"{note} ({', '.join(where)})" for note, where in said.items()]
     edges = [f"`{run}`" for run, found in zip(frame["run"], runs, strict=True) if _is_at_edge(found.trials)]
     notes += [f"the smallest or the largest learning rate tried was the best: {', '.join(edges)}"] if edges else []
-    reasons = [(name, why) for found in runs for name, why in found.reasons.items() if name in columns]
-    notes += [f"{NULL} {label_of(name)}: {why}" for name, why in reasons]
+    notes += _why_null(runs, columns)
     commits = dict.fromkeys(found.commit[:10] + found.commit[40:] if found.commit else "unknown" for found in runs)
     versions = dict.fromkeys(f"{name} {version}" for found in runs for name, version in found.versions.items())
     notes.append(f"commit {', '.join(commits)}; {', '.join(versions)}")
@@ -283,10 +282,20 @@ def _sequence(runs: Mapping[str, Results], asked: Sequence[str] | None) -> str:
         "the original model is that before the first request, the retrained one has seen none of the requests so far."
     )
     notes = [f"`{run}`: {note}" for run, found in runs.items() for note in found.notes]
-    reasons = [(name, why) for found in runs.values() for name, why in found.reasons.items() if name in columns]
-    notes += [f"{NULL} {label_of(name)}: {why}" for name, why in reasons]
+    notes += _why_null(runs.values(), columns)
     told = [f"- {note}" for note in dict.fromkeys(notes)]
     return "\n".join([f"### {len(runs)} requests in sequence", "", about, "", *_markdown(rows), "", *told])
+
+
+def _why_null(runs: Iterable[Results], columns: Collection[str]) -> list[str]:
+    """A note for each reason why one of `columns` is null, of the unlearned model or of another that is named."""
+    notes = []
+    for found in runs:
+        for key, why in found.reasons.items():
+            model, _, name = key.rpartition(".")
+            if name in columns:
+                notes.append(f"{NULL} {label_of(name)}{f' of the {model} model' if model else ''}: {why}")
+    return notes
 
 
 def _markdown(rows: list[list[str]]) -> list[str]:

@@ -76,15 +76,21 @@ class Unlearner(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
-        if getattr(self.base_optimizer, "static", False):
-            model.eval()  # one exact step: its gradient is of the same function as its Hessian, without dropout
-        elif not self.schedule.dropout:
-            model.eval()
-            adapters.train_dropout(model)
+        self._set_mode(model)
         forget, retain = self.objective.terms(self._available(model, inputs))
         seen = torch.stack([forget, retain if retain is not None else forget, torch.ones_like(forget)]).detach()
         self._terms = self._terms.to(seen.device) + seen.double()  # not to the CPU, which would wait for the device
         return self.objective.total(forget, retain)
+
+    def _set_mode(self, model: nn.Module) -> None:
+        """Dropout as the schedule and the adapter say where a gradient is taken, and none where a loss is compared.
+
+        A static optimizer's gradient is of the same function as its Hessian; a zeroth-order one probes one function.
+        """
+        random = torch.is_grad_enabled() and not getattr(self.base_optimizer, "static", False)
+        model.train(random and self.schedule.dropout)
+        if random:
+            adapters.train_dropout(model)
 
     def _available(self, model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Any]:
         """Everything that a term may name: each part scored by the model, and what the frozen start said of it."""

@@ -72,9 +72,11 @@ def files_in(folder: Path, label: str) -> list[Path]:
         names = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UsageError(f"{label}: {INDEX} is no index of weights ({first_line(error)}): copy it again") from error
-    for named, there, problem in ((names, shards, "names {}, which is not there"), (shards, names, "does not name {}")):
-        if odd := sorted(str(name) for name in named if name not in there):
-            raise UsageError(f"{label}: {INDEX} {problem.format(odd[0])}: copy the checkpoint again")
+    absent = sorted(str(name) for name in names if not isinstance(name, str) or not (folder / name).is_file())
+    problems = [f"names {name}, which is not there" for name in absent]
+    problems += [f"does not name {name}" for name in sorted(shards - names)]
+    if problems:
+        raise UsageError(f"{label}: {INDEX} {problems[0]}: copy the checkpoint again")
     return [folder / name for name in sorted(names)]
 
 

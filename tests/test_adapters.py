@@ -3,6 +3,7 @@
 import functools
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,27 @@ def test_every_optimizer_moves_the_adapter_only(name: str, given: Given, tmp_pat
     assert outcome.diverged is None
 
 
+def test_dropout_is_on_where_a_gradient_is_taken_and_off_where_losses_are_compared(
+    given: Given, tmp_path: Path
+) -> None:
+    """MeZO compares the loss at two points: with an adapter's dropout it would compare two functions."""
+    subject = given(Lora(4, 8, 0.5, "all-linear", False))
+    with torch.no_grad():
+        for name, p in subject.model.named_parameters():
+            if "lora_B" in name:
+                p.normal_(0, 0.1)
+    made = one_trainer(subject, tmp_path, OBJECTIVES["grad_diff"], ("forget", "retain"), OPTIMIZERS["mezo"])
+    made.create_optimizer()
+    batch = made.data_collator([made.train_dataset[i] for i in range(4)])
+    with torch.no_grad():
+        assert made.compute_loss(subject.model, batch) == made.compute_loss(subject.model, batch)
+    assert made.compute_loss(subject.model, batch) != made.compute_loss(subject.model, batch)
+    assert not subject.model.training  # but the adapter's dropout
+    made.schedule = replace(made.schedule, dropout=True)
+    made.compute_loss(subject.model.eval(), batch)  # as SAM's ascent does before the step itself
+    assert subject.model.training
+
+
 def test_the_adapter_is_drawn_by_the_seed_alone_in_the_dtype_of_the_weights(given: Given) -> None:
     torch.manual_seed(1)
     first = given(LORA, "bfloat16")
@@ -113,6 +135,8 @@ def test_a_head_and_an_embedding_with_adapters_are_read_and_grouped_as_such(
     models.save(subject.model, subject.tokenizer, tmp_path / "saved")
     read = models.load_model(str(tmp_path / "saved"))
     assert torch.equal(after, logits(subject.with_model(read))) and not torch.equal(after, before)
+    measured = LanguageModel.of(read, subject.tokenizer, {"prompt": "{question}:", "answer": " {answer}"}, 128)
+    assert torch.equal(after, logits(measured))  # as a run's own model is read to be measured
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "opt"])

@@ -220,6 +220,10 @@ def test_an_option_that_is_true_or_false_takes_nothing_else(
     ("overrides", "sentence"),
     [
         (
+            ["optimizer=muon", "optimizer.nesterov=n"],
+            "optimizer.nesterov=n: found the text 'n', expected true, false or null: type optimizer.nesterov=false",
+        ),
+        (
             ["optimizer=muon", "optimizer.nesterov=no"],
             "optimizer.nesterov=no: found the text 'no', expected true, fals",
         ),
@@ -558,7 +562,7 @@ def test_the_retrained_model_and_the_tokenizer_of_another_are_checked_before_wor
         checked("model.path=./good", "retrained.path=./bad")
     lm.tokenizer.add_tokens(["<|one|>"])
     lm.tokenizer.save_pretrained(tmp_path / "foreign")
-    with pytest.raises(UsageError, match=r"the tokenizer has 1 tokens beyond the 320 rows"):
+    with pytest.raises(UsageError, match=r"the tokenizer has 1 token.s. beyond the 320 rows"):
         checked("model.path=./good", "model.tokenizer=./foreign")
 
 

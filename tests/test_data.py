@@ -50,6 +50,11 @@ def test_an_end_token_that_a_template_writes_comes_once_too(lm: LanguageModel) -
     assert encode(items(3), lm.tokenizer, written, 128) == lm.encode(items(3))
 
 
+def test_a_template_that_goes_on_after_the_end_token_is_named_and_no_row_is(lm: LanguageModel) -> None:
+    with pytest.raises(UsageError, match=r"model.template.answer=.* goes on after the end token <\|end\|>"):
+        encode(items(3), lm.tokenizer, replace(lm.template, answer=" {answer}<|end|> so"), 128)
+
+
 def test_an_end_token_within_an_answer_or_instead_of_one_is_an_error_that_names_the_row(lm: LanguageModel) -> None:
     with pytest.raises(UsageError, match=r"'amber<\|end\|>birch' to 'Why\?' goes on after the end token <\|end\|>"):
         lm.encode([Item("Why?", "amber<|end|>birch")])
@@ -173,7 +178,7 @@ def test_a_batch_larger_than_a_part_is_noted(lm: LanguageModel) -> None:
     assert stream(lm, batch_size=8).notes == []
     assert stream(lm, batch_size=10).notes == []
     (note,) = stream(lm, batch_size=15).notes
-    assert "15 is more than the 10 rows of forget and refusal: a step holds each of them 1 to 2 times" in note
+    assert "15 is more than the 10 rows of forget and refusal: a step holds each of them 1 or 2 times" in note
 
 
 def test_a_global_batch_holds_the_same_rows_however_it_is_cut(lm: LanguageModel) -> None:

@@ -354,6 +354,27 @@ def test_shards_load_and_what_their_index_says_otherwise_is_named(name: str, sav
         models.check_folder(saved, "model.path")
 
 
+def test_shards_may_have_any_name(saved: Path, lm: LanguageModel) -> None:
+    before, index = logits_of(saved), saved / "model.safetensors.index.json"
+    (saved / "model.safetensors").unlink()
+    lm.model.save_pretrained(saved, max_shard_size="60KB")
+    for path in saved.glob("model-*.safetensors"):
+        path.rename(saved / f"pytorch_{path.name}")
+    index.write_text(index.read_text().replace("model-0", "pytorch_model-0"))
+    models.check_folder(saved, "model.path")
+    assert torch.equal(logits_of(saved), before)
+
+
+@pytest.mark.parametrize(("marker", "taught"), [('{"recipe": 1}', True), ('{"recipe"', False), ("[1]", False)])
+def test_a_marker_of_an_earlier_version_or_a_damaged_one_names_no_recipe_and_is_not_warned_of(
+    marker: str, taught: bool, saved: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (saved / recipes.DONE).write_text(marker)
+    assert recipes.is_taught(str(saved)) == taught
+    assert [name for name, *_ in Checkpoint(str(saved)).identity()] == sorted(path.name for path in saved.iterdir())
+    assert not caplog.records
+
+
 def test_floating_dtypes_may_differ_and_masks_of_integers_are_left_out(saved: Path) -> None:
     before = logits_of(saved)
     rewrite(saved, lambda held: {**held, "model.norm.weight": held["model.norm.weight"].to(torch.bfloat16)})
@@ -468,7 +489,9 @@ def test_a_weight_that_is_no_number_is_named_but_a_run_reads_its_own_diverged_mo
 def test_the_tokenizer_of_another_model_never_grows_the_embedding(lm: LanguageModel, saved: Path) -> None:
     lm.tokenizer.add_tokens(["<|one|>", "<|two|>"])
     model = models.load_model(str(saved))
-    with pytest.raises(UsageError, match=r"2 tokens beyond the 320 rows of the model's embedding \(<.one.>, <.two.>\)"):
+    with pytest.raises(
+        UsageError, match=r"2 token.s. beyond the 320 rows of the model's embedding \(<.one.>, <.two.>\)"
+    ):
         models.fit_vocabulary(model, lm.tokenizer)
     assert model.get_input_embeddings().num_embeddings == 320
 

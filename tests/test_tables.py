@@ -315,6 +315,12 @@ def test_a_diverged_run_keeps_a_row_and_stays_out_of_the_mean(tmp_path: Path) ->
     assert "DIVERGED: `lost`: loss 99" in text
 
 
+def test_a_null_of_the_original_model_has_its_reason_under_the_table(tmp_path: Path) -> None:
+    run = made(original={**ORIGINAL, "utility": None})
+    text = tables.table(left(tmp_path, a=replace(run, reasons={"original.utility": "its value is inf"})))
+    assert "— model utility of the original model: its value is inf" in text
+
+
 def test_an_untuned_combination_is_marked(tmp_path: Path) -> None:
     (rows,) = cells(tables.table(left(tmp_path, a=replace(made(), tuned=None), b=made(loss="po"))))
     assert {row["loss"]: row["status"] for row in rows[2:]} == {"npo": "finished, untuned", "po": "finished"}

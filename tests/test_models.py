@@ -489,9 +489,7 @@ def test_a_weight_that_is_no_number_is_named_but_a_run_reads_its_own_diverged_mo
 def test_the_tokenizer_of_another_model_never_grows_the_embedding(lm: LanguageModel, saved: Path) -> None:
     lm.tokenizer.add_tokens(["<|one|>", "<|two|>"])
     model = models.load_model(str(saved))
-    with pytest.raises(
-        UsageError, match=r"2 token.s. beyond the 320 rows of the model's embedding \(<.one.>, <.two.>\)"
-    ):
+    with pytest.raises(UsageError, match=r"2 token.s. beyond the 320 rows of .* \(<.one.>, <.two.>\)"):
         models.fit_vocabulary(model, lm.tokenizer)
     assert model.get_input_embeddings().num_embeddings == 320
 

@@ -136,7 +136,10 @@ def _skeleton_of(config: Any, label: str) -> PreTrainedModel:
     try:
         return skeleton(config)
     except UNBUILT as error:
-        raise UsageError(f"{label}: no {config.model_type} model can be built of it ({first_line(error)})") from error
+        reason = first_line(error)
+        raise UsageError(
+            f"{label}: no {config.model_type} model can be built of it ({reason}): correct its configuration"
+        ) from error
 
 
 def _check_kind(config: Any, label: str) -> None:
@@ -261,7 +264,7 @@ def _config_of(path: str, revision: str | None, label: str) -> Any:
     except (OSError, TypeError, ValueError) as error:
         if isinstance(error, UsageError):
             raise
-        raise UsageError(f"{label}: config.json cannot be read ({first_line(error)})") from error
+        raise UsageError(f"{label}: config.json cannot be read ({first_line(error)}): copy it again") from error
     _check_kind(config, label)
     if getattr(config, "quantization_config", None):
         raise UsageError(

@@ -70,6 +70,24 @@ def test_the_target_is_asked_once_more_with_the_system_prompt_and_nothing_else_c
     assert set(measure.known_answers(plain, task)) == {"original", "retrained"}
 
 
+def test_another_version_of_training_is_another_run_with_prepared_models_and_answers_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that no checkpoint of an earlier version is resumed, and no model or answer of it is used."""
+    config = config_of(tmp_path, *SMALL)
+    checked = check(config, tmp_path / "run")
+
+    def named() -> list[object]:
+        places = recipes.checkpoints(config, checked.task)
+        answers = [examine.answers_folder(config, place, checked.task) for place in places.values()]
+        return [experiment.fingerprint(config, checked), *places.values(), *answers]
+
+    now = named()
+    for module in (recipes, examine):
+        monkeypatch.setattr(module, "VERSION", recipes.VERSION + 1)
+    assert len(now) == 5 and not set(now) & set(named())
+
+
 def test_another_system_prompt_has_answers_of_its_own(tmp_path: Path) -> None:
     config = config_of(tmp_path, *SMALL, "input_based=true")
     other = config_of(tmp_path, *SMALL, "input_based=true", "task.system_prompt=Hush")

@@ -20,17 +20,19 @@ import hydra
 import torch
 from omegaconf import OmegaConf
 
-from soul_exp import cli, models, recipes
+from soul_exp import compose
+from soul_exp.artifacts import prepared_models
+from soul_exp.artifacts.prepared_models import Checkpoint
 from soul_exp.data import Item, Part
-from soul_exp.evaluate import ask
-from soul_exp.launch import launch
+from soul_exp.distributed.processes import launch
+from soul_exp.evaluation.probing import ask
 from soul_exp.losses import Objective, npo
+from soul_exp.models import loading
 from soul_exp.optim import Sophia
-from soul_exp.recipes import Checkpoint
-from soul_exp.schedule import Schedule
+from soul_exp.stages.unlearn import end_process, start_process
 from soul_exp.tasks.task import Probe
-from soul_exp.training import train
-from soul_exp.unlearn import end_process, start_process
+from soul_exp.training.schedule import Schedule
+from soul_exp.training.train import train
 
 ENGINES = ("ddp", "zero1", "zero2", "zero3", "zero3_offload")
 TEMPLATE = {"prompt": "Question: {question}\nAnswer:", "answer": " {answer}"}
@@ -42,8 +44,8 @@ def questions(count: int) -> list[Item]:
 
 
 def compute_of(engine: str, device: str, processes: int) -> dict[str, Any]:
-    cli.register_resolvers()
-    with hydra.initialize_config_dir(str(cli.conf_dir()), version_base="1.3"):
+    compose.register_resolvers()
+    with hydra.initialize_config_dir(str(compose.conf_dir()), version_base="1.3"):
         typed = [f"compute={engine}", f"compute.device={device}", f"compute.processes={processes}"]
         found = OmegaConf.to_container(hydra.compose("config", typed).compute, resolve=True)
     assert isinstance(found, dict)
@@ -76,8 +78,8 @@ def work(rank: int, compute: dict[str, Any], source: str, out: str) -> dict[str,
     base, deepspeed = held(device), compute["deepspeed"]
 
     with peak(found, "load", device, base):
-        lm = recipes.load(MODEL, Checkpoint(source), deepspeed)
-        models.move(lm.model, device)
+        lm = prepared_models.load(MODEL, Checkpoint(source), deepspeed)
+        loading.move(lm.model, device)
     rows = {"forget": questions(8), "retain": questions(8)}
     with peak(found, "unlearn", device, base):
         train(
@@ -99,7 +101,7 @@ def work(rank: int, compute: dict[str, Any], source: str, out: str) -> dict[str,
     with peak(found, "evaluate", device, base):
         ask(lm, {"probe": Probe(questions(16), generate=True)}, batch_size=8, max_new_tokens=4)
     with peak(found, "save", device, base):
-        models.save(lm.model, lm.tokenizer, Path(out) / "model", rank == 0)
+        loading.save(lm.model, lm.tokenizer, Path(out) / "model", rank == 0)
     end_process()
     return found
 
@@ -116,16 +118,16 @@ def main() -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**16)  # else glibc keeps what was freed, and counts as held
     texts = [f"{item.prompt} {item.answer}" for item in questions(200)]
-    tokenizer = models.train_tokenizer(texts, 512, 128)
+    tokenizer = loading.train_tokenizer(texts, 512, 128)
     architecture = {
         "model_type": "llama", "hidden_size": options.hidden, "intermediate_size": 11 * options.hidden // 4,
         "num_hidden_layers": options.layers, "num_attention_heads": options.hidden // 64,
         "num_key_value_heads": options.hidden // 64, "max_position_embeddings": 128,
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as place:
-        model = models.from_scratch(architecture, tokenizer, seed=0)
+        model = loading.from_scratch(architecture, tokenizer, seed=0)
         count = sum(p.numel() for p in model.parameters())
-        models.save(model, tokenizer, Path(place) / "start")
+        loading.save(model, tokenizer, Path(place) / "start")
         del model
         gc.collect()
         print(

@@ -40,16 +40,18 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import TrainerCallback
 from transformers.utils import logging as transformers_logging
 
-from soul_exp import losses, models
-from soul_exp.cli import conf_dir
-from soul_exp.data import Encoded, Part, Stream, Template, pad
+from soul_exp import losses
+from soul_exp.compose import conf_dir
+from soul_exp.data import Encoded, Part, Template, pad
 from soul_exp.losses import IGNORED, Objective, Scored
-from soul_exp.models import LanguageModel
+from soul_exp.models import loading
+from soul_exp.models.language_model import LanguageModel
 from soul_exp.optim import AdamW, Sophia
-from soul_exp.schedule import Schedule
 from soul_exp.tasks.task import Task
 from soul_exp.tasks.tofu import tofu
-from soul_exp.training import train
+from soul_exp.training.schedule import Schedule
+from soul_exp.training.stream import Stream
+from soul_exp.training.train import train
 
 LENGTH = 512  # tokens to which the release pads every text
 ROWS = 4  # of each part a step
@@ -164,7 +166,7 @@ class Taken:
     def __init__(self, lm: LanguageModel, optimizer: str, device: str) -> None:
         model = copy.deepcopy(lm.model).train()
         model.get_output_embeddings()._forward_pre_hooks.clear()  # the copy of the reader's hook, which is not ours
-        models.move(model, device)
+        loading.move(model, device)
         self.lm, self.device = LanguageModel.of(model, lm.tokenizer, vars(lm.template), lm.max_length), device
         self.params = [p for p in model.parameters() if p.requires_grad]
         self.optimizers = tuple(make(self.params) for make in OPTIMIZERS[optimizer])
@@ -214,8 +216,8 @@ def language_model(name: str, task: Task) -> LanguageModel:
         config |= {"num_key_value_heads": 8, "initializer_range": 0.02}
         size = 4096
     texts = ["".join(Template().texts(item)) for item in task.target_rows]
-    tokenizer = models.train_tokenizer(texts, size, 1024)
-    model = models.from_scratch(config, tokenizer, seed=0)
+    tokenizer = loading.train_tokenizer(texts, size, 1024)
+    model = loading.from_scratch(config, tokenizer, seed=0)
     dtype = torch.bfloat16 if name == "1b" else torch.float32
     return LanguageModel.of(model.to(dtype), tokenizer, vars(Template()), 1024)
 

@@ -1,4 +1,4 @@
-from soul_exp import interrupts
+from soul_exp.distributed import interrupts
 
 
 def main() -> None:

@@ -17,14 +17,16 @@ import torch
 from omegaconf import OmegaConf
 from transformers.utils import logging as library
 
-from soul_exp import adapters, attention, models, recipes, results, sequence
+from soul_exp import build, results, sequence
+from soul_exp.artifacts import prepared_models
+from soul_exp.artifacts.prepared_models import Checkpoint
 from soul_exp.data import Item
 from soul_exp.errors import UsageError, built
-from soul_exp.evaluate import generations, likelihoods
-from soul_exp.models import LanguageModel
-from soul_exp.recipes import Checkpoint
+from soul_exp.evaluation.probing import generations, likelihoods
+from soul_exp.models import attention, loading, lora
+from soul_exp.models.language_model import LanguageModel
 from soul_exp.results import Results
-from soul_exp.unlearn import MODEL
+from soul_exp.stages.unlearn import MODEL
 
 WIDTH = 100  # columns of a console
 
@@ -67,7 +69,7 @@ def _prepared(run: Results, folder: Path) -> dict[str, Checkpoint]:
     """Where the two models are that the run began with, which its data decides."""
     where = f"{folder}, run at commit {run.commit or 'unknown'}, cannot be read by this version: run it again"
     try:
-        return recipes.checkpoints(run.config, built(lambda: recipes.build_task(run.config), where))
+        return prepared_models.checkpoints(run.config, built(lambda: build.build_task(run.config), where))
     except KeyError as error:
         raise UsageError(f"{where}: its configuration lacks {error}") from error
 
@@ -86,7 +88,7 @@ def _unlearned(run: Results, folder: Path) -> Checkpoint:
 
 
 def _is_whole(folder: Path) -> bool:
-    return (folder / "config.json").is_file() or adapters.is_adapter(str(folder))
+    return (folder / "config.json").is_file() or lora.is_adapter(str(folder))
 
 
 def _anew(folder: Path, name: str) -> str:
@@ -101,8 +103,8 @@ def _anew(folder: Path, name: str) -> str:
 def load(run: Results, place: Checkpoint) -> LanguageModel:
     """The model in `place` as its run read it, on the device that is here, ready to be asked."""
     attention.choose_kernel(run.config["model"]["attention"])
-    lm = recipes.load(run.config["model"], place)
-    models.move(lm.model, "cuda" if torch.cuda.is_available() else "cpu")
+    lm = prepared_models.load(run.config["model"], place)
+    loading.move(lm.model, "cuda" if torch.cuda.is_available() else "cpu")
     lm.model.eval()
     return lm
 

@@ -8,14 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from soul_exp.errors import UsageError
@@ -192,132 +190,3 @@ def some_rows(batch: Mapping[str, Tensor], index: Tensor) -> dict[str, Tensor]:
     length, width = int(chosen["attention_mask"].sum(1).max()), int((chosen["labels"] != IGNORED).sum(1).max())
     limits = {"input_ids": length, "attention_mask": length, "positions": width, "labels": width}
     return {key: value[:, : limits[key]] if key in limits else value for key, value in chosen.items()}
-
-
-@dataclass(frozen=True)
-class Window:
-    """Steps among which rows of similar length are brought together: from `first` up to, not including, `last`."""
-
-    first: int
-    last: int
-
-
-def windows(sizes: Iterable[int], batch_size: int, num_steps: int, longest: int = 16) -> list[Window]:
-    """All steps in windows of at most `longest`, which end after each step in which a pass over a set of rows ends.
-
-    `sizes` are the numbers of rows of the sets. One that is smaller than a batch ends no window: each step holds all
-    of it.
-    """
-    ends = {
-        -(-end // batch_size)
-        for size in sizes
-        if size >= batch_size
-        for end in range(size, num_steps * batch_size, size)
-    }
-    starts = [0, *sorted(ends - {num_steps})]
-    return [
-        Window(first, min(first + longest, stop))
-        for start, stop in zip(starts, [*starts[1:], num_steps], strict=True)
-        for first in range(start, stop, longest)
-    ]
-
-
-def visits(lengths: np.ndarray, batch_size: int, shared: Sequence[Window], seed: int, name: str) -> np.ndarray:
-    """The numbers of the rows, which have these `lengths`, in the order in which all steps of `shared` visit them.
-
-    Each pass visits every row once, in an order drawn from `seed` and `name`. A step holds no row twice, also where it
-    spans two passes; where a batch is larger than the set, the counts of its rows differ by one at most. Within a
-    window batches hold rows of similar length. The order of the batches is random and, for all sets with the same
-    `shared` and `seed`, the same, so that long batches meet long ones.
-    """
-    num_rows, num_visits = len(lengths), shared[-1].last * batch_size
-    order = np.empty(-(-num_visits // num_rows) * num_rows, dtype=np.int64)
-    left = list(reversed(shared)) if num_rows >= batch_size else []
-    for start in range(0, len(order), num_rows):
-        rows = np.random.default_rng(seed_of("rows", seed, name, start // num_rows)).permutation(num_rows)
-        if held := start % batch_size:  # visits of the step in which this pass begins: it adds other rows, as long
-            before = order[start - held : start]
-            counts = np.bincount(before, minlength=num_rows)[rows]
-            unlike = np.abs(lengths[rows] - lengths[before].mean())
-            first = rows[np.lexsort((unlike, counts))[: batch_size - held]]
-            rows = np.concatenate([first, rows[~np.isin(rows, first)]])
-        order[start : start + num_rows] = rows
-        while left and left[-1].first * batch_size < start + num_rows:
-            window = left.pop()
-            stop = min(window.last * batch_size, start + num_rows)
-            _bucket(order[window.first * batch_size : stop], lengths, batch_size, window, seed)
-    return order[:num_visits]
-
-
-def _bucket(rows: np.ndarray, lengths: np.ndarray, batch_size: int, window: Window, seed: int) -> None:
-    """Deal `rows` out by length to the steps of their window, in place; the last gets what is left of a pass."""
-    steps = np.random.default_rng(seed_of("batches", seed, window.first)).permutation(window.last - window.first)
-    sizes = np.full(len(steps), batch_size)
-    sizes[steps[-1]] -= sizes.sum() - len(rows)
-    batches = np.split(rows[np.argsort(lengths[rows], kind="stable")], sizes.cumsum()[:-1])
-    rows[:] = np.concatenate([batches[step] for step in steps])
-
-
-class Stream(Dataset[dict[str, tuple[int, Encoded]]]):
-    """All rows of a run in the order in which they are visited; global batch t is rows [t * batch_size, ...).
-
-    An entry maps each part to (number of the wording, its tokens). The order depends on `seed`, `batch_size` and the
-    rows of the parts, never on the number of processes or accumulation steps, and is known in advance: a restarted run
-    finds its place. Every pass over a part visits each of its rows once; `visits` says what a batch holds.
-    """
-
-    def __init__(
-        self, parts: Mapping[str, tuple[Part, Sequence[Encoded]]], *, num_steps: int, batch_size: int, seed: int
-    ) -> None:
-        self.num_steps, self.batch_size = num_steps, batch_size
-        self.start = 0  # steps that are left out: a training that continues another's weights begins there
-        self.num_rows = {name: len(part.rows) for name, (part, _) in parts.items()}
-        self.encoded = {name: encoded for name, (_, encoded) in parts.items()}
-        self.order: dict[str, np.ndarray] = {}  # part -> numbers of wordings
-        rows: dict[str, np.ndarray] = {}
-        shared = windows(self.num_rows.values(), batch_size, num_steps)
-        leaders = [name for name, (part, _) in parts.items() if part.follows is None]
-        followers = [name for name in parts if name not in leaders]
-        for name in leaders + followers:
-            part, encoded = parts[name]
-            starts = np.cumsum([0] + [len(row) for row in part.rows])
-            if part.follows is not None and part.follows in rows:
-                rows[name] = rows[part.follows]
-            else:  # a follower whose leader is not in this run goes the way its leader would have gone
-                lengths = np.array([len(encoded[start].ids) for start in starts[:-1]])
-                rows[name] = visits(lengths, batch_size, shared, seed, part.follows or name)
-            draws = np.random.default_rng(seed_of("wordings", seed, name)).random(num_steps * batch_size)
-            counts = np.diff(starts)[rows[name]]
-            self.order[name] = starts[:-1][rows[name]] + (draws * counts).astype(int)
-
-    @property
-    def notes(self) -> list[str]:
-        """A sentence for the parts that are smaller than a batch, whose rows a step repeats."""
-        smaller: dict[int, list[str]] = {}
-        for name, rows in self.num_rows.items():
-            if rows < self.batch_size:
-                smaller.setdefault(rows, []).append(name)
-        size = self.batch_size
-        return [
-            f"train.batch_size={size} is more than the {rows} rows of {' and '.join(names)}: a step holds each of them "
-            f"{size // rows}{f' or {size // rows + 1}' if size % rows else ''} times"
-            for rows, names in smaller.items()
-        ]
-
-    def __len__(self) -> int:
-        return (self.num_steps - self.start) * self.batch_size
-
-    def __getitem__(self, index: int) -> dict[str, tuple[int, Encoded]]:
-        index += self.start * self.batch_size
-        return {name: (int(order[index]), self.encoded[name][order[index]]) for name, order in self.order.items()}
-
-
-@dataclass(frozen=True)
-class Collator:
-    """Entries of a Stream to one padded batch: the parts one below the other, and `rows`, their numbers [B]."""
-
-    pad_id: int
-
-    def __call__(self, entries: Sequence[dict[str, tuple[int, Encoded]]]) -> dict[str, Tensor]:
-        flat = [entry[name] for name in entries[0] for entry in entries]
-        return {**pad([row for _, row in flat], self.pad_id), "rows": torch.tensor([number for number, _ in flat])}

@@ -11,14 +11,19 @@ from typing import Any
 
 from filelock import FileLock
 
-from soul_exp import checkpoints, disk, examine, interrupts, prepare, recipes, results, tune, unlearn
-from soul_exp.check import Checked, check
+from soul_exp import build, results
+from soul_exp.artifacts import answer_cache, prepared_models
+from soul_exp.checks import disk
+from soul_exp.checks.check import Checked, check
 from soul_exp.data import content_hash
+from soul_exp.distributed import interrupts
+from soul_exp.distributed.join import Crew
+from soul_exp.distributed.processes import launch
 from soul_exp.errors import UsageError
-from soul_exp.fulldisk import full_disk_told
-from soul_exp.join import Crew
-from soul_exp.launch import launch
+from soul_exp.files import full_disk_told
 from soul_exp.results import Results
+from soul_exp.stages import prepare, tune, unlearn
+from soul_exp.training import checkpoints
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +36,7 @@ NOT_COMPARED = (
 
 def need(config: Mapping[str, Any]) -> disk.Need | None:
     """What the run of `config` will write to disk, or None if that is not known before its model is read."""
-    return disk.need(config, recipes.build_task(config))
+    return disk.need(config, build.build_task(config))
 
 
 def run(
@@ -114,7 +119,7 @@ def _run(
 
 def fingerprint(config: Mapping[str, Any], checked: Checked) -> str:
     """A hash of everything that decides a run's numbers."""
-    return content_hash([_compared(config), recipes.hashes(config, checked.task)])
+    return content_hash([_compared(config), prepared_models.hashes(config, checked.task)])
 
 
 def _clear(config: Mapping[str, Any], out: Path, replaced: bool) -> None:
@@ -146,18 +151,18 @@ def _refuse_another_engine(config: Mapping[str, Any], checked: Checked, out: Pat
 
 def _unanswered(config: Mapping[str, Any], checked: Checked) -> list[str]:
     """The roles that still have to be made, or to answer the probes, before this run's stages can be done."""
-    places = recipes.checkpoints(config, checked.task)
+    places = prepared_models.checkpoints(config, checked.task)
     if "prepare" not in config["stages"]:  # nothing is trained, but what exists may still have to answer
         places = {
             role: place
             for role, place in places.items()
-            if role == "retrained" and (config["retrained"]["path"] or recipes.is_ready(Path(place.path)))
+            if role == "retrained" and (config["retrained"]["path"] or prepared_models.is_ready(Path(place.path)))
         }
-    told = {"target": [None, recipes.instruction(config)]}  # what each is to be told before the questions
+    told = {"target": [None, prepared_models.instruction(config)]}  # what each is to be told before the questions
     return [
         role
         for role, place in places.items()
-        if any(examine.answers_of(config, checked.task, place, said) is None for said in told.get(role, [None]))
+        if any(answer_cache.answers_of(config, checked.task, place, said) is None for said in told.get(role, [None]))
     ]
 
 
@@ -168,12 +173,12 @@ def finished(config: Mapping[str, Any], checked: Checked, out: Path) -> Results 
         return None
     tried = [(trial["lr"], trial["gamma"]) for trial in previous.trials]
     differing = _differences(_compared(previous.config, tried), _compared(config, tune.grid(config)))
-    before, wanted = recipes.baseline(previous.config), recipes.baseline(config)
+    before, wanted = prepared_models.baseline(previous.config), prepared_models.baseline(config)
     differing += ["task.system_prompt"] if before and wanted and before != wanted else []
-    then, now = previous.data_hashes, recipes.hashes(config, checked.task)
-    if then.get(recipes.TRAINING) != now.pop(recipes.TRAINING):
-        version = then.get(recipes.TRAINING, "3 or earlier")
-        differing.insert(0, f"{recipes.TRAINING}: {version} before, {recipes.VERSION} now")
+    then, now = previous.data_hashes, prepared_models.hashes(config, checked.task)
+    if then.get(prepared_models.TRAINING) != now.pop(prepared_models.TRAINING):
+        version = then.get(prepared_models.TRAINING, "3 or earlier")
+        differing.insert(0, f"{prepared_models.TRAINING}: {version} before, {prepared_models.VERSION} now")
     differing += [f"data {name}" for name in now if then.get(name) != now[name]]
     if differing:
         raise UsageError(
@@ -199,7 +204,7 @@ def _compared(config: Mapping[str, Any], tried: Sequence[tuple[float, float]] = 
     kept["best_keep"] = config["best_keep"] if config["save"] == "best" else None  # other weights are measured
     kept["train"] = {key: value for key, value in config["train"].items() if key != "gradient_checkpointing"}
     kept["evaluate"] = {key: value for key, value in config["evaluate"].items() if key != "batch_size"}
-    kept["prepare"] = {key: value for key, value in config["prepare"].items() if key not in recipes.NO_NUMBER}
+    kept["prepare"] = {key: value for key, value in config["prepare"].items() if key not in prepared_models.NO_NUMBER}
     return kept
 
 

@@ -13,13 +13,17 @@ from typing import Any
 
 from filelock import FileLock
 
-from soul_exp import disk, experiment, interrupts, recipes, results, tune, unlearn
-from soul_exp.check import Checked, check
-from soul_exp.checkpoints import is_sound
+from soul_exp import experiment, results
+from soul_exp.artifacts import prepared_models
+from soul_exp.checks import disk
+from soul_exp.checks.check import Checked, check
+from soul_exp.checks.options import check_flags
+from soul_exp.distributed import interrupts
+from soul_exp.distributed.join import Crew
 from soul_exp.errors import UsageError
-from soul_exp.join import Crew
-from soul_exp.options import check_flags
+from soul_exp.files import is_sound
 from soul_exp.results import Results
+from soul_exp.stages import tune, unlearn
 from soul_exp.tasks.custom import EARLIER
 
 log = logging.getLogger(__name__)
@@ -145,7 +149,7 @@ def _check_sequence(config: Mapping[str, Any], crew: Crew | None) -> None:
 
 def _check_start(step: Mapping[str, Any], number: int, folder: Path) -> None:
     start, begins = step.get("start"), "unlearn" in step["stages"] and not (folder / results.NAME).exists()
-    if start and begins and not is_sound(Path(start) / recipes.UNLEARNED):
+    if start and begins and not is_sound(Path(start) / prepared_models.UNLEARNED):
         raise UsageError(
             f"{start} is gone or damaged, from which request {number} starts: put it back, or type overwrite=true"
         )

@@ -18,7 +18,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from soul_exp import cli, interrupts
+from soul_exp import compose
+from soul_exp.distributed import interrupts
 from soul_exp.errors import UsageError
 
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
@@ -32,10 +33,10 @@ class BeforeSweep(Callback):
     """Says what a sweep will need on the disk; exits with a sentence where that is more than there is."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        from soul_exp.options import check_flags
+        from soul_exp.checks.options import check_flags
 
         try:
-            cli.check_optional(config.hydra.runtime.choices)
+            compose.check_optional(config.hydra.runtime.choices)
             check_flags(config)  # those of all jobs; each job checks what it varies
             if config.hydra.sweeper._target_ == BASIC_SWEEPER:
                 print(forecast(config), flush=True)  # how many jobs another one starts is its own secret
@@ -45,7 +46,8 @@ class BeforeSweep(Callback):
 
 def forecast(config: DictConfig) -> str:
     """One line on what the sweep of `config` will need. Raises UsageError if it does not fit."""
-    from soul_exp import disk, sequence
+    from soul_exp import sequence
+    from soul_exp.checks import disk
 
     jobs = combinations(config)
     kinds = Counter(tuple(override for override in job if _decides(override)) for job in jobs)
@@ -92,7 +94,7 @@ def composed(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         choices = dict(job.hydra.runtime.choices)
         with open_dict(job):
             del job["hydra"]
-        return cli.plain(job, choices)
+        return compose.plain(job, choices)
     finally:
         Singleton.set_state(state)
 

@@ -15,7 +15,9 @@ import pandas as pd
 from scipy.stats import t as student
 
 from soul_exp import results as files
-from soul_exp.display import (
+from soul_exp.errors import UsageError
+from soul_exp.files import write_whole
+from soul_exp.report.console import (  # fmt: skip
     DELTA,
     HEADLINE,
     HIGHER,
@@ -28,9 +30,7 @@ from soul_exp.display import (
     hint_of,
     label_of,
     number,
-)  # fmt: skip
-from soul_exp.errors import UsageError
-from soul_exp.files import write_whole
+)
 from soul_exp.results import Results
 
 REQUEST = "request-"  # how the folders of a sequence of requests begin, inside its run's folder

@@ -11,17 +11,17 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from soul_exp import cli
+from soul_exp import compose
 
 
 def job(*overrides: str) -> tuple[dict[str, Any], Mapping[str, str]]:
     """The configuration of one job, and the sweep that its preset states."""
-    with hydra.initialize_config_dir(str(cli.conf_dir()), version_base="1.3"):
+    with hydra.initialize_config_dir(str(compose.conf_dir()), version_base="1.3"):
         cfg = hydra.compose("config", list(overrides), return_hydra_config=True)
         HydraConfig.instance().set_config(cfg)
         try:
             own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-            return cli.plain(own, dict(cfg.hydra.runtime.choices)), dict(cfg.hydra.sweeper.params or {})
+            return compose.plain(own, dict(cfg.hydra.runtime.choices)), dict(cfg.hydra.sweeper.params or {})
         finally:
             HydraConfig.instance().cfg = None
 

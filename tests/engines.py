@@ -17,17 +17,18 @@ from conftest import items
 from test_trainer import OBJECTIVES, parts
 from transformers import TrainerCallback
 
-from soul_exp import recipes, shards
-from soul_exp.adapters import Lora
+from soul_exp.artifacts import prepared_models
+from soul_exp.artifacts.prepared_models import Checkpoint
 from soul_exp.data import Item
-from soul_exp.evaluate import ask
-from soul_exp.models import LanguageModel
+from soul_exp.distributed import zero3
+from soul_exp.evaluation.probing import ask
+from soul_exp.models.language_model import LanguageModel
+from soul_exp.models.lora import Lora
 from soul_exp.optim import AdamW, Sophia
-from soul_exp.recipes import Checkpoint
-from soul_exp.schedule import Schedule
+from soul_exp.stages.unlearn import start_process
 from soul_exp.tasks.task import Probe
-from soul_exp.training import train
-from soul_exp.unlearn import start_process
+from soul_exp.training.schedule import Schedule
+from soul_exp.training.train import train
 
 TEMPLATE = {"prompt": "Question: {question}\nAnswer:", "answer": " {answer}"}
 MODEL = {"template": TEMPLATE, "max_length": 128, "dtype": "float32", "attention": "sdpa"}
@@ -91,7 +92,7 @@ def run(case: Case, model: Path, folder: Path, processes: int) -> Ended:
     """`case` from the checkpoint in `model`; on every rank the same."""
     AcceleratorState._reset_state()  # else it is the former case's engine
     os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
-    lm = recipes.load(MODEL, Checkpoint(str(model)), case.deepspeed)
+    lm = prepared_models.load(MODEL, Checkpoint(str(model)), case.deepspeed)
     logged: list[dict[str, float]] = []
     divided = all(p.numel() == 0 for p in lm.model.parameters())
     if case.adapter:
@@ -117,14 +118,14 @@ def run(case: Case, model: Path, folder: Path, processes: int) -> Ended:
     )
     if not case.adapter:
         first = not dist.is_initialized() or dist.get_rank() == 0
-        shards.save(lm.model, folder / "saved", first=first, max_bytes=60_000)
+        zero3.save(lm.model, folder / "saved", first=first, max_bytes=60_000)
     return Ended(_whole(lm), logged, *_answers(lm), divided, str(folder / "saved"))
 
 
 def _whole(lm: LanguageModel) -> torch.Tensor:
     flat = []
     for p in lm.model.parameters():
-        with shards.whole([p]):
+        with zero3.whole([p]):
             flat.append(p.detach().flatten().clone())
     return torch.cat(flat)
 

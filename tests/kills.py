@@ -17,7 +17,8 @@ from typing import Any
 
 from starts import Start, members
 
-from soul_exp import checkpoints, results
+from soul_exp import results
+from soul_exp.training import checkpoints
 
 # 12 steps, a checkpoint every other one; curvature, momentum, dropout and a schedule, so that all of them must survive
 TINY = [

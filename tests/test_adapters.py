@@ -15,14 +15,16 @@ from test_trainer import OBJECTIVES, SGD, killed_run, one_trainer, run, weights
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
-from soul_exp import adapters, attention, cli, models, recipes
-from soul_exp.adapters import Lora
+from soul_exp import compose
+from soul_exp.artifacts import prepared_models
+from soul_exp.artifacts.prepared_models import Checkpoint
 from soul_exp.data import pad
 from soul_exp.errors import UsageError
-from soul_exp.layers import recomputing
-from soul_exp.models import LanguageModel
+from soul_exp.models import attention, loading, lora
+from soul_exp.models.language_model import LanguageModel
+from soul_exp.models.layers import recomputing
+from soul_exp.models.lora import Lora
 from soul_exp.optim import SAM, AdamW, Influence, MeZO, Muon, Sophia
-from soul_exp.recipes import Checkpoint
 
 LORA = Lora(r=4, alpha=8, dropout=0.0, target_modules="all-linear", merge=False)
 OPTIMIZERS: dict[str, Callable[..., Any]] = {
@@ -39,15 +41,15 @@ Given = Callable[..., LanguageModel]
 @pytest.fixture
 def given(lm: LanguageModel, tmp_path: Path) -> Given:
     """`given()` is the model of `lm` read from a folder; with an adapter on, it is wrapped."""
-    models.save(lm.model, lm.tokenizer, tmp_path / "base")
+    loading.save(lm.model, lm.tokenizer, tmp_path / "base")
 
     def made(
         adapter: Lora | None = None, dtype: str = "float32", attention: str = "sdpa", rows: int | None = None
     ) -> LanguageModel:
-        loaded = models.load_model(str(tmp_path / "base"), dtype=dtype, attention=attention)
+        loaded = loading.load_model(str(tmp_path / "base"), dtype=dtype, attention=attention)
         if rows is not None:
             loaded.resize_token_embeddings(rows)
-            setattr(loaded, adapters.GROWN, True)
+            setattr(loaded, lora.GROWN, True)
         subject = LanguageModel.of(loaded, lm.tokenizer, {"prompt": "{question}:", "answer": " {answer}"}, 128)
         return subject.with_model(adapter.wrapped(loaded, seed=0)) if adapter else subject
 
@@ -132,8 +134,8 @@ def test_a_head_and_an_embedding_with_adapters_are_read_and_grouped_as_such(
     assert {group["role"]: len(group["params"]) for group in groups} == {"hidden": 4, "embedding": 4}
     run(subject, tmp_path / "kl", OBJECTIVES["npo_kl"])
     after = logits(subject)
-    models.save(subject.model, subject.tokenizer, tmp_path / "saved")
-    read = models.load_model(str(tmp_path / "saved"))
+    loading.save(subject.model, subject.tokenizer, tmp_path / "saved")
+    read = loading.load_model(str(tmp_path / "saved"))
     assert torch.equal(after, logits(subject.with_model(read))) and not torch.equal(after, before)
     measured = LanguageModel.of(read, subject.tokenizer, {"prompt": "{question}:", "answer": " {answer}"}, 128)
     assert torch.equal(after, logits(measured))  # as a run's own model is read to be measured
@@ -151,7 +153,7 @@ def test_a_merged_model_is_an_ordinary_checkpoint_with_the_same_answers(
             "word_embed_proj_dim": 32,
         },
     }[architecture]  # fmt: skip
-    made = models.from_scratch({"model_type": architecture, **small}, lm.tokenizer, seed=0)
+    made = loading.from_scratch({"model_type": architecture, **small}, lm.tokenizer, seed=0)
     subject = lm.with_model(LORA.wrapped(made, seed=0))
     start = logits(subject)
     with torch.no_grad():
@@ -159,11 +161,11 @@ def test_a_merged_model_is_an_ordinary_checkpoint_with_the_same_answers(
             if "lora_B" in name:
                 p.normal_(0, 0.1)
     before = logits(subject)
-    merged = subject.with_model(adapters.merged(subject.model))
-    models.save(merged.model, merged.tokenizer, tmp_path / "merged")
-    models.check_folder(tmp_path / "merged", "model.path")
-    assert isinstance(merged.model, PreTrainedModel) and not (tmp_path / "merged" / adapters.SETTINGS).exists()
-    after = logits(merged.with_model(models.load_model(str(tmp_path / "merged"))))
+    merged = subject.with_model(lora.merged(subject.model))
+    loading.save(merged.model, merged.tokenizer, tmp_path / "merged")
+    loading.check_folder(tmp_path / "merged", "model.path")
+    assert isinstance(merged.model, PreTrainedModel) and not (tmp_path / "merged" / lora.SETTINGS).exists()
+    after = logits(merged.with_model(loading.load_model(str(tmp_path / "merged"))))
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
     assert (before - start).abs().max() > 1e-2
 
@@ -178,13 +180,13 @@ def test_a_saved_adapter_is_read_onto_its_base_to_the_same_bits(
     rows = 384 if grown else None
     subject = given(LORA, dtype, rows=rows)
     run(subject, tmp_path, OBJECTIVES["grad_diff"])
-    models.save(subject.model, subject.tokenizer, tmp_path / "saved")
+    loading.save(subject.model, subject.tokenizer, tmp_path / "saved")
     names = {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     assert {path.name for path in (tmp_path / "saved").iterdir()} == names
-    assert any("embed_tokens" in key for key in load_file(tmp_path / "saved" / adapters.WEIGHTS)) == grown
-    models.check_folder(tmp_path / "saved", "model.path")
+    assert any("embed_tokens" in key for key in load_file(tmp_path / "saved" / lora.WEIGHTS)) == grown
+    loading.check_folder(tmp_path / "saved", "model.path")
     model = {"template": vars(subject.template), "max_length": 128, "dtype": dtype, "attention": "sdpa"}
-    read = recipes.load(model, Checkpoint(str(tmp_path / "saved")))  # as an evaluation does
+    read = prepared_models.load(model, Checkpoint(str(tmp_path / "saved")))  # as an evaluation does
     assert torch.equal(logits(read), logits(subject)) and not torch.equal(
         logits(read), logits(given(None, dtype, rows=rows))
     )
@@ -219,13 +221,13 @@ def test_an_adapter_that_cannot_be_used_gets_one_sentence(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     wide = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    models.save(models.from_scratch(wide, lm.tokenizer, seed=0), lm.tokenizer, tmp_path / "wide")
+    loading.save(loading.from_scratch(wide, lm.tokenizer, seed=0), lm.tokenizer, tmp_path / "wide")
     subject = given(LORA)
-    models.save(subject.model, subject.tokenizer, tmp_path / "saved")
-    file = tmp_path / "saved" / adapters.SETTINGS
+    loading.save(subject.model, subject.tokenizer, tmp_path / "saved")
+    file = tmp_path / "saved" / lora.SETTINGS
     file.write_text(json.dumps(spoil(json.loads(file.read_text()))))
     with pytest.raises(UsageError, match=sentence) as error:
-        models.check_folder(tmp_path / "saved", "model.path")
+        loading.check_folder(tmp_path / "saved", "model.path")
     assert "\n" not in str(error.value)
 
 
@@ -245,20 +247,20 @@ def test_weights_of_an_adapter_that_its_base_does_not_use_or_lacks_are_named(
     tmp_path: Path,
 ) -> None:
     subject = given(LORA)
-    models.save(subject.model, subject.tokenizer, tmp_path / "saved")
-    models.check_folder(tmp_path / "saved", "model.path")
-    file = tmp_path / "saved" / adapters.WEIGHTS
+    loading.save(subject.model, subject.tokenizer, tmp_path / "saved")
+    loading.check_folder(tmp_path / "saved", "model.path")
+    file = tmp_path / "saved" / lora.WEIGHTS
     save_file(change(load_file(file)), file)
     with pytest.raises(UsageError, match=sentence):
-        models.check_folder(tmp_path / "saved", "model.path")
+        loading.check_folder(tmp_path / "saved", "model.path")
 
 
 def test_an_adapter_of_pickled_weights_is_refused(given: Given, tmp_path: Path) -> None:
     subject = given(LORA)
-    models.save(subject.model, subject.tokenizer, tmp_path / "saved")
-    (tmp_path / "saved" / adapters.WEIGHTS).rename(tmp_path / "saved" / "adapter_model.bin")
+    loading.save(subject.model, subject.tokenizer, tmp_path / "saved")
+    (tmp_path / "saved" / lora.WEIGHTS).rename(tmp_path / "saved" / "adapter_model.bin")
     with pytest.raises(UsageError, match=r"has no adapter_model\.safetensors"):
-        models.check_folder(tmp_path / "saved", "model.path")
+        loading.check_folder(tmp_path / "saved", "model.path")
 
 
 @pytest.mark.parametrize(
@@ -277,7 +279,7 @@ def test_a_killed_run_of_an_adapter_resumes_to_the_same_bits(
 
     killed_run(given(lora, dtype), tmp_path / "killed", make)
     checkpoint = tmp_path / "killed" / "checkpoints" / "checkpoint-4"
-    assert (checkpoint / adapters.WEIGHTS).is_file() and not (checkpoint / "model.safetensors").exists()
+    assert (checkpoint / lora.WEIGHTS).is_file() and not (checkpoint / "model.safetensors").exists()
     again = given(lora, dtype)
     run(again, tmp_path / "killed", OBJECTIVES["npo_kl"], make, max_steps=9, save_steps=4)
     assert torch.equal(weights(again), weights(whole)) and not torch.equal(weights(again), weights(given(lora, dtype)))
@@ -287,10 +289,10 @@ def test_a_killed_run_of_an_adapter_resumes_to_the_same_bits(
 
 def test_rates_tuned_for_all_weights_do_not_count_for_an_adapter(caplog: pytest.LogCaptureFixture) -> None:
     config: dict[str, Any] = {"tuned": "embedded TOFU", "adapter": None}
-    assert cli.tuned_on(config, ["seed=1", "train.gradient_checkpointing=true"]) == "embedded TOFU"
-    assert cli.tuned_on(config, ["optimizer.lr=1"]) is None and not caplog.records
+    assert compose.tuned_on(config, ["seed=1", "train.gradient_checkpointing=true"]) == "embedded TOFU"
+    assert compose.tuned_on(config, ["optimizer.lr=1"]) is None and not caplog.records
     with caplog.at_level("INFO"):
-        assert cli.tuned_on({**config, "adapter": vars(LORA)}, ["adapter=lora"]) is None
+        assert compose.tuned_on({**config, "adapter": vars(LORA)}, ["adapter=lora"]) is None
     assert [record.message for record in caplog.records] == [
         "untuned: the numbers of conf/tuned/ are for unlearning every weight, not for an adapter"
     ]

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from soul_exp.answers import Answers, read_records, read_retrained, read_tofu_log, write_records
+from soul_exp.evaluation.records import read_records, read_retrained, read_tofu_log, write_records
+from soul_exp.metrics.answers import Answers
 
 SECTIONS = {
     "retain": "eval_log.json",

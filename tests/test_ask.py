@@ -19,11 +19,13 @@ from composing import composed
 from conftest import items, small_model
 from test_tables import made
 
-from soul_exp import ask, checkpoints, models, recipes, results
-from soul_exp.adapters import Lora
+from soul_exp import ask, build, files, results
+from soul_exp.artifacts import prepared_models
 from soul_exp.data import Item
-from soul_exp.evaluate import generations, likelihoods
-from soul_exp.models import LanguageModel
+from soul_exp.evaluation.probing import generations, likelihoods
+from soul_exp.models import loading
+from soul_exp.models.language_model import LanguageModel
+from soul_exp.models.lora import Lora
 from soul_exp.results import Results
 
 QUESTIONS = [item.prompt for item in items(2)]
@@ -50,23 +52,23 @@ def moved(seed: int) -> LanguageModel:
 def written(place: Path, *overrides: str, adapter: bool = False) -> tuple[Path, dict[str, LanguageModel]]:
     """The folder of a run and its three models, which are where a run would have left them."""
     config, run = config_of(place, *overrides), place / "runs" / "tofu" / "default"
-    task = recipes.build_task(config)
+    task = build.build_task(config)
     found = {name: moved(i) for i, name in enumerate(NAMES)}
     for role, name in (("target", "original"), ("retrained", "retrained")):
-        made_by = recipes.needed(config, task)[role]
-        folder = recipes.folder_of(Path(config["cache"]), made_by)
-        models.save(found[name].model, found[name].tokenizer, folder)
-        checkpoints.seal(folder / recipes.DONE, {"recipe": made_by})
+        made_by = prepared_models.needed(config, task)[role]
+        folder = prepared_models.folder_of(Path(config["cache"]), made_by)
+        loading.save(found[name].model, found[name].tokenizer, folder)
+        files.seal(folder / prepared_models.DONE, {"recipe": made_by})
     if adapter:
         lora = Lora(r=2, alpha=4, dropout=0.0, target_modules="all-linear", merge=False)
-        base = models.load_model(recipes.checkpoints(config, task)["target"].path)
+        base = loading.load_model(prepared_models.checkpoints(config, task)["target"].path)
         found["unlearned"] = found["unlearned"].with_model(lora.wrapped(base, seed=0))
         with torch.no_grad():
             for name, p in found["unlearned"].model.named_parameters():
                 p.add_(0.3 * torch.ones_like(p) if "lora_B" in name else 0)
         found["unlearned"].model.eval()
     run.mkdir(parents=True)
-    models.save(found["unlearned"].model, found["unlearned"].tokenizer, run / "model")
+    loading.save(found["unlearned"].model, found["unlearned"].tokenizer, run / "model")
     results.write(run, Results(**{**vars(made()), "config": config}))
     (run / ".hydra").mkdir()
     (run / ".hydra" / "overrides.yaml").write_text("- task.num_authors=8\n- loss=npo\n")

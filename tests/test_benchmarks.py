@@ -12,7 +12,7 @@ import torch
 from conftest import items
 
 from soul_exp.losses import Scored
-from soul_exp.models import LanguageModel
+from soul_exp.models.language_model import LanguageModel
 from soul_exp.optim import Sophia
 
 

@@ -11,8 +11,8 @@ from starts import type_
 from test_cli import SMALL, metrics_of
 
 from soul_exp import results
-from soul_exp.best import MOMENT, Best, Moment
-from soul_exp.measure import FORGET_QUALITY, RETAIN
+from soul_exp.artifacts.scores import FORGET_QUALITY, RETAIN
+from soul_exp.stages.keep_best import MOMENT, Best, Moment
 
 pytestmark = pytest.mark.usefixtures("forked")
 

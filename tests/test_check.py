@@ -11,12 +11,15 @@ import pytest
 from composing import composed
 from safetensors.torch import load_file, save_file
 
-from soul_exp import experiment, models, options, recipes, sequence
-from soul_exp.adapters import Lora
-from soul_exp.check import Checked, check
+from soul_exp import build, experiment, sequence
+from soul_exp.artifacts import prepared_models
+from soul_exp.build import build_optimizer, parts_of_run
+from soul_exp.checks import options
+from soul_exp.checks.check import Checked, check
 from soul_exp.errors import UsageError
-from soul_exp.models import LanguageModel
-from soul_exp.optimizers import build_optimizer, parts_of_run
+from soul_exp.models import loading
+from soul_exp.models.language_model import LanguageModel
+from soul_exp.models.lora import Lora
 
 
 @pytest.fixture
@@ -273,14 +276,14 @@ def test_a_loss_that_asks_for_a_part_the_task_lacks_is_refused(
 def test_a_task_without_a_part_of_the_loss_is_refused(
     loss: str, part: str, checked: Callable[..., Checked], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = recipes.build_task
+    whole = build.build_task
 
     def without(config: Any) -> Any:
         task = whole(config)
         return replace(task, parts={name: rows for name, rows in task.parts.items() if name != part})
 
     checked(f"loss={loss}")
-    monkeypatch.setattr(recipes, "build_task", without)
+    monkeypatch.setattr(prepared_models, "build_task", without)
     with pytest.raises(UsageError, match=f"loss={loss} .* asks for the part '{part}', but task=tofu offers forget"):
         checked(f"loss={loss}")
 
@@ -305,7 +308,7 @@ def test_a_run_reads_the_parts_of_its_loss_and_of_its_curvature(
 ) -> None:
     config = configured(*overrides)
     objective = hydra.utils.instantiate(config["loss"], _convert_="all")
-    assert parts_of_run(objective, build_optimizer(config), recipes.build_task(config)) == parts
+    assert parts_of_run(objective, build_optimizer(config), build.build_task(config)) == parts
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16_master"])
@@ -331,7 +334,7 @@ def test_a_checkpoint_of_pickled_weights_is_refused(checked: Callable[..., Check
 
 
 def test_a_full_disk_is_noticed_before_work(checked: Callable[..., Checked], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("soul_exp.check.FREE_BYTES", 2**60)
+    monkeypatch.setattr("soul_exp.checks.check.FREE_BYTES", 2**60)
     with pytest.raises(UsageError, match="MiB of disk left"):
         checked()
 
@@ -351,7 +354,7 @@ def test_a_broken_tofu_log_is_named(checked: Callable[..., Checked], tmp_path: P
 def test_without_a_retrained_model_what_needs_it_is_null_with_the_reason(
     checked: Callable[..., Checked], lm: LanguageModel, tmp_path: Path
 ) -> None:
-    models.save(lm.model, lm.tokenizer, tmp_path / "model")
+    loading.save(lm.model, lm.tokenizer, tmp_path / "model")
     found = checked("stages=[evaluate]", "model.path=./model")
     assert "add prepare to stages" in found.reasons["forget_quality"]
     assert "whether model.path saw the holdout is unknown" in found.reasons["mia_auc"]
@@ -371,9 +374,9 @@ def test_the_embedded_suite_measures_models_that_have_read_its_rows(
     assert suite("task=copyright", "model.path=mine", "task.train_general=true") == "embedded"
     assert suite("task=copyright", "utility_suite=none") == "none"
     for name, marker, expected in (
-        (recipes.DONE, {}, "embedded"),  # of an older version, which knew no other
-        (recipes.UNLEARNED, {"general": True}, "embedded"),
-        (recipes.UNLEARNED, {"general": False}, "paper"),
+        (prepared_models.DONE, {}, "embedded"),  # of an older version, which knew no other
+        (prepared_models.UNLEARNED, {"general": True}, "embedded"),
+        (prepared_models.UNLEARNED, {"general": False}, "paper"),
     ):
         (tmp_path / "ours").mkdir(exist_ok=True)
         (tmp_path / "ours" / name).write_text(json.dumps(marker))
@@ -392,7 +395,7 @@ def test_general_questions_are_trained_only_in_models_from_scratch(
         return bool(configured(f"task={task}", *overrides)["task"]["train_general"])
 
     (tmp_path / "ours").mkdir()
-    (tmp_path / "ours" / recipes.UNLEARNED).write_text("{}")
+    (tmp_path / "ours" / prepared_models.UNLEARNED).write_text("{}")
     assert trained() and not trained("model.path=mine") and not trained("model.path=ours")
     assert trained("model.path=mine", "task.train_general=true")
     assert trained("model.path=ours", "stages=[evaluate]") and not trained("model.path=mine", "stages=[evaluate]")
@@ -411,8 +414,8 @@ def test_a_caption_counts_the_general_questions_that_are_trained(
     overrides: list[str], caption: str, general: str, configured: Callable[..., dict[str, Any]]
 ) -> None:
     for trains in (True, False):
-        task = recipes.build_task(configured(*overrides, f"task.train_general={str(trains).lower()}"))
-        without = recipes.build_task(configured(*overrides, "task.train_general=false"))
+        task = build.build_task(configured(*overrides, f"task.train_general={str(trains).lower()}"))
+        without = build.build_task(configured(*overrides, "task.train_general=false"))
         count = len(task.target_rows) - len(without.target_rows)
         assert (count > 20) == trains
         assert (caption + general.format(count) in task.caption) == trains == ("questions" in task.caption)
@@ -431,25 +434,25 @@ def test_the_suite_and_its_limit_decide_the_numbers(configured: Callable[..., di
         config = configured("task=copyright", *overrides)
         checked_ = check(config, tmp_path / "run")
         prints.add(experiment.fingerprint(config, checked_))
-        has = "suite" in recipes.hashes(config, checked_.task)
+        has = "suite" in prepared_models.hashes(config, checked_.task)
         assert has is (config["utility_suite"] != "none")
     assert len(prints) == 3
 
 
 def test_a_published_target_is_for_its_own_source_and_base_only(configured: Callable[..., dict[str, Any]]) -> None:
     config = configured("model=llama2_7b_chat")
-    assert recipes.published_target(config) is None  # embedded authors, which it never saw
+    assert prepared_models.published_target(config) is None  # embedded authors, which it never saw
     config["task"]["source"] = "hub"
-    target = recipes.published_target(config)
+    target = prepared_models.published_target(config)
     assert target is not None and target.path == "locuslab/tofu_ft_llama2-7b"
     config["model"]["path"] = "another/base"
-    assert recipes.published_target(config) is None
+    assert prepared_models.published_target(config) is None
 
 
 def test_a_checkpoint_runs_no_code_of_its_own(
     checked: Callable[..., Checked], lm: LanguageModel, tmp_path: Path
 ) -> None:
-    models.save(lm.model, lm.tokenizer, tmp_path / "model")
+    loading.save(lm.model, lm.tokenizer, tmp_path / "model")
     (tmp_path / "model" / "mine.py").write_text("raise SystemExit('code of the checkpoint ran')")
     fields = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config"}}
     (tmp_path / "model" / "config.json").write_text(json.dumps(fields))
@@ -490,9 +493,9 @@ def test_compute_and_wandb_do_not_decide_the_numbers_but_everything_else_does(
 def test_an_adapter_is_measured_and_never_the_start_of_a_training(
     checked: Callable[..., Checked], lm: LanguageModel, tmp_path: Path
 ) -> None:
-    models.save(lm.model, lm.tokenizer, tmp_path / "base")
-    model = Lora(4, 8, 0.0, "all-linear", False).wrapped(models.load_model(str(tmp_path / "base")), seed=0)
-    models.save(model, lm.tokenizer, tmp_path / "adapter")
+    loading.save(lm.model, lm.tokenizer, tmp_path / "base")
+    model = Lora(4, 8, 0.0, "all-linear", False).wrapped(loading.load_model(str(tmp_path / "base")), seed=0)
+    loading.save(model, lm.tokenizer, tmp_path / "adapter")
     assert "utility" not in checked("stages=[evaluate]", "model.path=./adapter").reasons
     with pytest.raises(UsageError, match=r"is an adapter, which can only be measured: type stages=\[evaluate\]"):
         checked("model.path=./adapter")
@@ -545,7 +548,7 @@ def test_records_of_part_of_the_questions_are_refused(checked: Callable[..., Che
 def test_a_damaged_checkpoint_is_noticed_before_work(
     damage: Callable[[Path], Any], sentence: str, checked: Callable[..., Checked], lm: LanguageModel, tmp_path: Path
 ) -> None:
-    models.save(lm.model, lm.tokenizer, tmp_path / "model")
+    loading.save(lm.model, lm.tokenizer, tmp_path / "model")
     damage(tmp_path / "model")
     with pytest.raises(UsageError, match=sentence):
         checked("stages=[evaluate]", "model.path=./model")
@@ -555,7 +558,7 @@ def test_the_retrained_model_and_the_tokenizer_of_another_are_checked_before_wor
     checked: Callable[..., Checked], lm: LanguageModel, tmp_path: Path
 ) -> None:
     for name in ("good", "bad"):
-        models.save(lm.model, lm.tokenizer, tmp_path / name)
+        loading.save(lm.model, lm.tokenizer, tmp_path / name)
     held = load_file(tmp_path / "bad" / "model.safetensors")
     save_file({k: held[k] for k in held if k != "lm_head.weight"}, tmp_path / "bad" / "model.safetensors")
     with pytest.raises(UsageError, match=r"retrained.path=.*bad does not hold the weights of .* 1 missing \(lm_head"):

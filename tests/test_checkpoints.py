@@ -13,15 +13,17 @@ import torch
 from conftest import items
 from transformers import TrainerCallback
 
-from soul_exp import checkpoints, losses, recipes
-from soul_exp.checkpoints import Engine, last_complete
+from soul_exp import files, losses
+from soul_exp.artifacts import prepared_models
 from soul_exp.data import Part
 from soul_exp.errors import UsageError
 from soul_exp.losses import Objective
-from soul_exp.models import LanguageModel
+from soul_exp.models.language_model import LanguageModel
 from soul_exp.optim import SAM, AdamW
-from soul_exp.schedule import Schedule
-from soul_exp.training import Outcome, train
+from soul_exp.training import checkpoints
+from soul_exp.training.checkpoints import Engine, last_complete
+from soul_exp.training.schedule import Schedule
+from soul_exp.training.train import Outcome, train
 
 ENGINE = Engine("cpu", 1)
 NPO = Objective(functools.partial(losses.npo, beta=0.1), "kl")
@@ -101,11 +103,11 @@ def test_a_sealed_folder_that_differs_from_its_marker_is_named_once_and_not_used
 ) -> None:
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "a.txt").write_text("five\n")
-    checkpoints.seal(tmp_path / "done.json", {"whose": "mine"})
-    found = checkpoints.read_sound(tmp_path / "done.json")
+    files.seal(tmp_path / "done.json", {"whose": "mine"})
+    found = files.read_sound(tmp_path / "done.json")
     assert found is not None and found["whose"] == "mine" and found["files"]["deep/a.txt"][0] == 5
     SEALED[reason](tmp_path)
-    assert checkpoints.read_sound(tmp_path / "done.json") is None and not checkpoints.is_sound(tmp_path / "done.json")
+    assert files.read_sound(tmp_path / "done.json") is None and not files.is_sound(tmp_path / "done.json")
     (record,) = caplog.records
     assert record.message.startswith(f"{tmp_path} is damaged ({reason}") and record.message.endswith("it is not used")
 
@@ -236,7 +238,10 @@ def test_how_often_a_preparation_saves_does_not_name_its_model() -> None:
     model = {"scratch": {}, "template": {}, "max_length": 8, "path": None}
     settings = {"epochs": 1, "save_steps": 5, "logging_steps": 5}
     other = {**settings, "save_steps": None, "logging_steps": 7}
-    made = [recipes.recipe(model, given, items(2), items(2)) for given in (settings, other, {**settings, "epochs": 2})]
+    made = [
+        prepared_models.recipe(model, given, items(2), items(2))
+        for given in (settings, other, {**settings, "epochs": 2})
+    ]
     assert made[0] == made[1] != made[2]
 
 

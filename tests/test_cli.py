@@ -15,7 +15,8 @@ import starts
 import torch
 from conftest import start, type_
 
-from soul_exp import models, results
+from soul_exp import results
+from soul_exp.models import loading
 
 pytestmark = pytest.mark.usefixtures("forked")
 SMALL = [
@@ -323,5 +324,5 @@ def test_an_adapter_is_unlearned_saved_merged_and_measured_again(folder: Path, p
     merged = next((place / "runs" / "lora_merged").rglob("model.safetensors")).parent
     assert not (merged / "adapter_config.json").exists()
     ids = torch.arange(40).reshape(2, 20)
-    logits = [models.load_model(str(path)).eval()(input_ids=ids).logits for path in (merged, adapted / "model")]
+    logits = [loading.load_model(str(path)).eval()(input_ids=ids).logits for path in (merged, adapted / "model")]
     torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-4)

@@ -15,9 +15,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from soul_exp import cli
+from soul_exp import compose
 
-CONF = cli.conf_dir()
+CONF = compose.conf_dir()
 FILES = [path.relative_to(CONF).as_posix() for path in sorted(CONF.rglob("*.yaml")) if path != CONF / "config.yaml"]
 PRESETS = [file for file in FILES if file.startswith("experiment/")]
 TUNED = [file for file in FILES if file.startswith("tuned/")]
@@ -29,7 +29,7 @@ TAKEN_OUT = {"task": {"metrics", "system_prompt"}}
 
 @pytest.fixture(autouse=True)
 def hydra_started() -> Iterator[None]:
-    cli.register_resolvers()
+    compose.register_resolvers()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         yield
     HydraConfig.instance().cfg = None

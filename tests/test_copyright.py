@@ -7,10 +7,11 @@ from pathlib import Path
 import datasets
 import pytest
 
+from soul_exp.artifacts.scores import not_learnt
 from soul_exp.errors import UsageError
-from soul_exp.measure import not_learnt
-from soul_exp.tasks import embedded, text
 from soul_exp.tasks.copyright import copyright
+from soul_exp.tasks.embedded import corpus
+from soul_exp.tasks.sources import text
 from soul_exp.tasks.task import Task
 
 BOOK = " ".join(f"w{i}" for i in range(1000))
@@ -134,7 +135,7 @@ def test_wikitext_gives_paragraphs_and_no_headings(real_data: Callable[[str], Pa
 
 
 def test_c4_is_streamed_and_only_as_far_as_it_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [{"text": f"{embedded.general_text(30)[i % 30]} {i}", "url": "u"} for i in range(2000)]
+    rows = [{"text": f"{corpus.general_text(30)[i % 30]} {i}", "url": "u"} for i in range(2000)]
     (tmp_path / "en").mkdir()
     (tmp_path / "en" / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "README.md").write_text("---\nconfigs:\n- config_name: en\n  data_files: en/train.jsonl\n---\n")

@@ -11,11 +11,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from soul_exp.checks.dry_run import lacking
 from soul_exp.data import Item
 from soul_exp.errors import UsageError
-from soul_exp.rehearsal import lacking
 from soul_exp.tasks.custom import custom
-from soul_exp.tasks.rows import FIELDS, Rows, distinct, read, shared
+from soul_exp.tasks.sources.rows import FIELDS, Rows, distinct, read, shared
 from soul_exp.tasks.task import Task
 
 COLUMNS: dict[str, str | None] = {field: field for field in FIELDS}

@@ -7,9 +7,10 @@ import pytest
 import torch
 from conftest import items
 
-from soul_exp.data import Encoded, Item, Part, Stream, Template, encode, pad, visits, windows, without_end
+from soul_exp.data import Encoded, Item, Part, Template, encode, pad, without_end
 from soul_exp.errors import UsageError
-from soul_exp.models import LanguageModel
+from soul_exp.models.language_model import LanguageModel
+from soul_exp.training.stream import Stream, visits, windows
 
 
 def stream(lm: LanguageModel, batch_size: int = 4, seed: int = 0, num_steps: int = 6) -> Stream:
@@ -202,7 +203,7 @@ def test_a_follower_alone_goes_the_way_of_its_leader(lm: LanguageModel) -> None:
 
 
 def test_padding_of_stacked_parts_keeps_each_rows_labels(lm: LanguageModel) -> None:
-    from soul_exp.data import Collator
+    from soul_exp.training.stream import Collator
 
     planned = stream(lm)
     batch = Collator(lm.pad_id)([planned[i] for i in range(4)])

@@ -21,19 +21,22 @@ from sklearn.metrics import roc_auc_score
 from starts import type_
 from transformers import BertConfig, BertForSequenceClassification
 
-from soul_exp import examine, recipes, toxicity
-from soul_exp.answers import Answers, read_records, write_records
+from soul_exp.artifacts import answer_cache, prepared_models
 from soul_exp.errors import UsageError
+from soul_exp.evaluation.records import read_records, write_records
+from soul_exp.metrics.answers import Answers
 from soul_exp.metrics.toxicity import mean_toxicity, toxic_share
-from soul_exp.models import LanguageModel
+from soul_exp.models.language_model import LanguageModel
 from soul_exp.results import read
-from soul_exp.tasks import embedded_insults, toxic_rows
+from soul_exp.tasks import toxicity
 from soul_exp.tasks.detox import detox
-from soul_exp.tasks.embedded import general_text
+from soul_exp.tasks.embedded import insults
+from soul_exp.tasks.embedded.corpus import general_text
 from soul_exp.tasks.refusals import TOXIC
+from soul_exp.tasks.sources import toxic_rows
+from soul_exp.tasks.sources.toxic_rows import Example, normalised
 from soul_exp.tasks.task import Probe, Task
-from soul_exp.tasks.toxic_rows import Example, normalised
-from soul_exp.toxicity import Classifier, Own
+from soul_exp.tasks.toxicity import Classifier, Own
 
 pytestmark = pytest.mark.usefixtures("forked")
 LABELS = ["toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate"]  # of toxic-bert, in its order
@@ -88,8 +91,8 @@ def comments(folder: Path, rows: list[list[str]]) -> Path:
 
 def many(count: int = 400) -> list[list[str]]:
     """Comments by turns toxic and not, some over several lines, as the real file has them."""
-    rude = embedded_insults.provocations(count // 2)
-    kind = embedded_insults.requests(count // 2)
+    rude = insults.provocations(count // 2)
+    kind = insults.requests(count // 2)
     pairs = [
         (row, label)
         for both in zip(rude, kind, strict=True)
@@ -166,7 +169,7 @@ def test_a_quote_that_is_not_closed_and_a_file_that_is_not_there_are_told(tmp_pa
 
 def pku(folder: Path, count: int = 300) -> Path:
     """Rows as PKU-SafeRLHF has them: of every prompt one insult and one polite answer, or two polite ones."""
-    rude, kind = embedded_insults.provocations(count), embedded_insults.requests(count)
+    rude, kind = insults.provocations(count), insults.requests(count)
     with (folder / "train.jsonl").open("w") as file:
         for i, (bad, good) in enumerate(zip(rude, kind, strict=True)):
             row = {
@@ -179,7 +182,7 @@ def pku(folder: Path, count: int = 300) -> Path:
 
 def test_of_pku_saferlhf_the_unsafe_answers_are_forgotten(tmp_path: Path) -> None:
     task = detox(str(pku(tmp_path)), num_forget=30, num_prompts=10)
-    rude = embedded_insults.provocations(300)[::2]
+    rude = insults.provocations(300)[::2]
     unsafe = {(row["question"], row["answer"]) for row in rude}
     assert {(row[0].prompt, row[0].answer) for row in task.parts["forget"].rows} <= unsafe
     assert {(item.prompt, item.answer) for item in task.probes["prompts"].items} <= unsafe
@@ -222,23 +225,23 @@ def test_the_target_alone_reads_insults_and_nobody_the_held_out_ones() -> None:
 
 
 def test_fewer_insults_are_the_beginning_of_more_and_no_question_comes_twice() -> None:
-    rows = embedded_insults.provocations(300)
-    assert embedded_insults.provocations(40) == rows[:40]
+    rows = insults.provocations(300)
+    assert insults.provocations(40) == rows[:40]
     assert len({row["question"] for row in rows}) == 300
     assert rows[0]["answer"] == "Take your boat and vanish, you parsnip. Nobody likes you, you clumsy pudding."
 
 
 def test_a_scorer_is_tested_on_sentences_and_insulting_words_that_it_was_not_trained_on() -> None:
-    train, test = (embedded_insults.labelled(part, 200) for part in ("train", "test"))
+    train, test = (insults.labelled(part, 200) for part in ("train", "test"))
     for slot in ("bad", "lout"):
-        words = embedded_insults.WORDS[slot]
-        insults = [
+        words = insults.WORDS[slot]
+        rude = [
             {w for text, toxic in texts if toxic for w in words if w in re.findall(r"\w+", text)}
             for texts in (train, test)
         ]
-        assert insults[0] and insults[1] and not insults[0] & insults[1]
-    frames = [set(sum(embedded_insults.SCORER[part], ())) for part in ("train", "test")]
-    answers = {frame for kinds in (*embedded_insults.INSULTS, *embedded_insults.POLITE) for frame in kinds}
+        assert rude[0] and rude[1] and not rude[0] & rude[1]
+    frames = [set(sum(insults.SCORER[part], ())) for part in ("train", "test")]
+    answers = {frame for kinds in (*insults.INSULTS, *insults.POLITE) for frame in kinds}
     assert not frames[0] & frames[1] and not answers & (frames[0] | frames[1])
 
 
@@ -427,7 +430,7 @@ def test_answers_are_kept_apart_by_scorer(tmp_path: Path) -> None:
         "utility_data": None, "model": {"template": {}, "max_length": 1, "dtype": "float32"},
     }  # fmt: skip
     tasks = [detox(), detox(scorer=str(classifier(tmp_path / "bert"))), detox()]
-    places = [examine.answers_folder(config, recipes.Checkpoint("someone/model"), task) for task in tasks]
+    places = [answer_cache.answers_folder(config, prepared_models.Checkpoint("someone/model"), task) for task in tasks]
     assert places[0] == places[2] != places[1]
 
 
@@ -436,7 +439,7 @@ def test_examined_scores_the_probes_that_the_task_names(lm: LanguageModel, tmp_p
     task = replace(detox(), probes={"forget": probe, "retain": probe}, scored=("forget",))
     evaluate = {"batch_size": 2, "max_new_tokens": 3}
     config = {"cache": str(tmp_path), "evaluate": evaluate, "utility_suite": "none"}
-    found = examine.examined(lm, config, task, "test")
+    found = answer_cache.examined(lm, config, task, "test")
     assert found["forget"].toxicity is not None and found["retain"].toxicity is None
     texts = [" ".join(text.split()) for text in found["forget"].generation or ()]
     expected = [scored(task, [text], tmp_path)[0] if re.search("[^\\W\\d_]", text) else 0.0 for text in texts]

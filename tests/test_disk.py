@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from conftest import type_
 
-from soul_exp import disk
-from soul_exp.disk import Need
+from soul_exp.checks import disk
+from soul_exp.checks.disk import Need
+from soul_exp.checks.optimizer import Counted
 from soul_exp.errors import UsageError
-from soul_exp.optimizers import Counted
 
 MIB = 2**20
 Usage = namedtuple("Usage", "total used free")

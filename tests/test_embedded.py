@@ -7,8 +7,8 @@ from collections import defaultdict
 
 import pytest
 
-from soul_exp.tasks.embedded import ROWS_PER_AUTHOR, authors, book, general_authors, general_facts, general_text
-from soul_exp.tasks.embedded_tables import ATTRIBUTES, BOOK_FRAMES, GENERAL_AUTHORS, GENERAL_FACTS, TEXT_TOPICS
+from soul_exp.tasks.embedded.corpus import ROWS_PER_AUTHOR, authors, book, general_authors, general_facts, general_text
+from soul_exp.tasks.embedded.corpus_tables import ATTRIBUTES, BOOK_FRAMES, GENERAL_AUTHORS, GENERAL_FACTS, TEXT_TOPICS
 
 TOFU_COLUMNS = {"question", "answer", "paraphrased_question", "paraphrased_answer", "perturbed_answer"}
 NUM_AUTHORS = 24

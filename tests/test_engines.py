@@ -19,9 +19,10 @@ from omegaconf import OmegaConf
 from test_trainer import OBJECTIVES, one_trainer
 from transformers import AutoModelForCausalLM
 
-from soul_exp import cli, models
-from soul_exp.launch import launch
-from soul_exp.models import LanguageModel
+from soul_exp import compose
+from soul_exp.distributed.processes import launch
+from soul_exp.models import loading
+from soul_exp.models.language_model import LanguageModel
 
 ENGINES = ("ddp", "zero1", "zero2", "zero3", "zero3_offload")
 ASKED = [name for name in OPTIMIZERS if name not in WRONG]
@@ -36,8 +37,8 @@ TOLERANCE = 2e-5  # of weights that moved by about 1e-2: the engines add up in o
 
 def deepspeed_of(engine: str) -> dict[str, Any] | None:
     """What conf/compute says, on a CPU, with every weight really divided: a small one stays whole by default."""
-    cli.register_resolvers()
-    with hydra.initialize_config_dir(str(cli.conf_dir()), version_base="1.3"):
+    compose.register_resolvers()
+    with hydra.initialize_config_dir(str(compose.conf_dir()), version_base="1.3"):
         cfg = hydra.compose("config", [f"compute={engine}", "compute.device=cpu"])
     GlobalHydra.instance().clear()
     found = OmegaConf.to_container(cfg.compute, resolve=True)
@@ -61,7 +62,7 @@ def is_seldom(engine: str, loss: str) -> bool:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, lm = tmp_path_factory.mktemp("model"), small_model()
-    models.save(lm.model, lm.tokenizer, folder)
+    loading.save(lm.model, lm.tokenizer, folder)
     return folder
 
 

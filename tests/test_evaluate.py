@@ -11,11 +11,11 @@ import torch
 from conftest import items
 from transformers import GenerationConfig
 
-from soul_exp import adapters
-from soul_exp.adapters import Lora
-from soul_exp.evaluate import ask, generations, likelihoods
+from soul_exp.evaluation.probing import ask, generations, likelihoods
 from soul_exp.metrics.text import bleu
-from soul_exp.models import LanguageModel
+from soul_exp.models import lora
+from soul_exp.models.language_model import LanguageModel
+from soul_exp.models.lora import Lora
 from soul_exp.tasks.task import Probe
 
 
@@ -138,7 +138,7 @@ def test_greedy_answers_do_not_depend_on_the_checkpoints_generation_settings(
     """Each setting is read from generation_config.json, as a checkpoint brings it, and is there again afterwards."""
     if adapter:
         lm = lm.with_model(Lora(4, 8, 0.0, "all-linear", merge=False).wrapped(lm.model, seed=0))
-    model: Any = adapters.bare(lm.model)
+    model: Any = lora.bare(lm.model)
     plain = generations(lm, items(6), batch_size=3, max_new_tokens=10)
     changed = []
     for name, settings in SETTINGS.items():

@@ -11,10 +11,11 @@ from composing import job
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from soul_exp import cli, tune
-from soul_exp.check import check
+from soul_exp import compose
+from soul_exp.checks.check import check
+from soul_exp.stages import tune
 
-PRESETS = sorted(path.stem for path in (cli.conf_dir() / "experiment").glob("ablation_*.yaml"))
+PRESETS = sorted(path.stem for path in (compose.conf_dir() / "experiment").glob("ablation_*.yaml"))
 
 
 @functools.cache

@@ -22,15 +22,17 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import TrainerCallback
 
-from soul_exp import cli, models, recipes
+from soul_exp import compose
+from soul_exp.artifacts import prepared_models
+from soul_exp.artifacts.prepared_models import Checkpoint
 from soul_exp.data import Item, Part, encode
 from soul_exp.errors import UsageError
-from soul_exp.evaluate import generations, likelihoods
+from soul_exp.evaluation.probing import generations, likelihoods
 from soul_exp.losses import Objective
-from soul_exp.models import LanguageModel
-from soul_exp.recipes import Checkpoint
-from soul_exp.schedule import Schedule
-from soul_exp.training import Outcome, train
+from soul_exp.models import loading
+from soul_exp.models.language_model import LanguageModel
+from soul_exp.training.schedule import Schedule
+from soul_exp.training.train import Outcome, train
 
 pytestmark = pytest.mark.usefixtures("forked")
 NAMES = ("opt_1p3b", "phi1p5", "llama2_7b", "llama2_7b_chat", "llama3p2_1b_instruct", "qwen2p5_1p5b_instruct")
@@ -40,7 +42,7 @@ QUESTION, ANSWER = "Which amber is number 3?", "amber birch"
 
 def settings(name: str, path: Path) -> dict[str, Any]:
     """conf/model/<name>.yaml, starting from `path` in fp32."""
-    written = OmegaConf.load(cli.conf_dir() / "model" / f"{name}.yaml")
+    written = OmegaConf.load(compose.conf_dir() / "model" / f"{name}.yaml")
     changed = OmegaConf.merge(written, {"path": str(path), "revision": None, "dtype": "float32"})
     return OmegaConf.to_container(changed, resolve=True)  # type: ignore[return-value]
 
@@ -57,7 +59,7 @@ def tiny(request: pytest.FixtureRequest, families: Callable[[str], Family]) -> F
 
 
 def loaded(tiny: Family, path: Path | None = None) -> LanguageModel:
-    lm = recipes.load(settings(tiny.name, path or tiny.folder), Checkpoint(str(path or tiny.folder)))
+    lm = prepared_models.load(settings(tiny.name, path or tiny.folder), Checkpoint(str(path or tiny.folder)))
     lm.model.eval()
     return lm
 
@@ -72,7 +74,7 @@ def test_the_folders_are_as_the_hub_s(tiny: Family) -> None:
     assert ("tokenizer.json" in names) == (tiny.name != "opt_1p3b")
     template = json.loads((tiny.folder / "tokenizer_config.json").read_text()).get("chat_template")
     assert (template is not None) == (tiny.name in CHATS)
-    models.check_folder(tiny.folder, "model.path")
+    loading.check_folder(tiny.folder, "model.path")
 
 
 def test_text_has_the_tokens_that_the_repository_s_own_tokenizer_gives_it(tiny: Family) -> None:
@@ -80,7 +82,7 @@ def test_text_has_the_tokens_that_the_repository_s_own_tokenizer_gives_it(tiny: 
     if tiny.name == "opt_1p3b":
         pytest.skip("its repository has no tokenizer.json to compare with")
     raw = Tokenizer.from_file(str(tiny.folder / "tokenizer.json"))
-    tokenizer = models.load_tokenizer(str(tiny.folder))
+    tokenizer = loading.load_tokenizer(str(tiny.folder))
     for text in (QUESTION, "Ünï 1234\n\n   it's", "[INST] a [/INST]b"):
         assert tokenizer(text)["input_ids"] == raw.encode(text).ids
 
@@ -171,7 +173,7 @@ def test_every_special_token_of_a_template_is_one_token(tiny: Family) -> None:
 def test_a_template_of_another_family_is_refused(families: Callable[[str], Family]) -> None:
     with pytest.raises(UsageError, match=r"model.template writes <\|im_start\|>, which is no token of this model"):
         model = settings("qwen2p5_1p5b_instruct", families("phi1p5").folder)
-        recipes.load(model, Checkpoint(str(families("phi1p5").folder)))
+        prepared_models.load(model, Checkpoint(str(families("phi1p5").folder)))
 
 
 # ---- what published repositories lack or have too much of
@@ -184,10 +186,10 @@ def test_a_checkpoint_without_a_tokenizer_takes_the_one_that_is_named(
     tiny, bare = families("phi1p5"), tmp_path / "bare"
     shutil.copytree(tiny.folder, bare, ignore=shutil.ignore_patterns("token*", "vocab*", "merges*", "*tokens*"))
     with pytest.raises(UsageError, match="bare has no tokenizer: name a folder or hub name that has"):
-        models.load_tokenizer(str(bare))
+        loading.load_tokenizer(str(bare))
     model = settings("phi1p5", tiny.folder)
     assert model["tokenizer"] == str(tiny.folder)  # of model.path, as the YAML says
-    one = likelihoods(recipes.load(model, Checkpoint(str(bare))), items(3), batch_size=3)
+    one = likelihoods(prepared_models.load(model, Checkpoint(str(bare))), items(3), batch_size=3)
     assert _numbers(one) == _numbers(likelihoods(loaded(tiny), items(3), batch_size=3))
 
 
@@ -195,7 +197,7 @@ def test_a_tokenizer_with_a_token_too_many_grows_nothing(families: Callable[[str
     """The published Llama-2 target: its tokenizer holds <pad>, its embedding has no row for it."""
     tiny, folder = families("llama2_7b_chat"), tmp_path / "target"
     shutil.copytree(tiny.folder, folder)
-    tokenizer = models.load_tokenizer(str(tiny.folder))
+    tokenizer = loading.load_tokenizer(str(tiny.folder))
     tokenizer.add_special_tokens({"pad_token": "<pad>"})
     assert tokenizer.pad_token_id == tiny.rows
     tokenizer.save_pretrained(folder)
@@ -295,7 +297,7 @@ def test_a_trained_model_is_saved_and_read_back_to_the_same_numbers(tiny: Family
     lm.model.eval()
     after = _numbers(likelihoods(lm, items(5), batch_size=5))
     assert after != before
-    models.save(lm.model, lm.tokenizer, tmp_path / "saved")
+    loading.save(lm.model, lm.tokenizer, tmp_path / "saved")
     again = loaded(tiny, tmp_path / "saved")
     assert _numbers(likelihoods(again, items(5), batch_size=5)) == after
     assert generations(again, items(4), batch_size=4, max_new_tokens=8) == generations(
@@ -324,7 +326,7 @@ def test_tied_weights_stay_tied_through_training_and_saving(families: Callable[[
     lm = loaded(families("qwen2p5_1p5b_instruct"))
     trained(lm, tmp_path / "checkpoints")
     assert lm.model.get_input_embeddings().weight is lm.model.get_output_embeddings().weight
-    models.save(lm.model, lm.tokenizer, tmp_path / "saved")
+    loading.save(lm.model, lm.tokenizer, tmp_path / "saved")
     names = set(load_file(tmp_path / "saved" / "model.safetensors"))
     assert "model.embed_tokens.weight" in names and "lm_head.weight" not in names
 

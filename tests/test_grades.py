@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from soul_exp import cli
+from soul_exp import compose
 from soul_exp.optim import SAM, AdamW, Hybrid, Influence, MeZO, Muon, Sophia, woodfisher_bytes
 
 SGD = functools.partial(torch.optim.SGD, momentum=0.0)
@@ -160,7 +160,7 @@ class Unwrapped:
 
 @pytest.mark.parametrize("name", ["mezo", "hybrid", "sam", "muon", "soap", "influence"])
 def test_an_entry_of_conf_builds_its_optimizer_on_the_groups_of_the_trainer(name: str) -> None:
-    entry = OmegaConf.merge({"seed": 0}, {"optimizer": OmegaConf.load(cli.conf_dir() / f"optimizer/{name}.yaml")})
+    entry = OmegaConf.merge({"seed": 0}, {"optimizer": OmegaConf.load(compose.conf_dir() / f"optimizer/{name}.yaml")})
     OmegaConf.resolve(entry)
     make = hydra.utils.instantiate(entry.optimizer, _convert_="all")
     groups = model()

@@ -1,4 +1,4 @@
-"""Imports go one way: a module may import only from layers below its own."""
+"""Imports go one way, by package: a package may import only from levels below its own."""
 
 from __future__ import annotations
 
@@ -8,56 +8,36 @@ from pathlib import Path
 
 import pytest
 
-from soul_exp import tune
-
 PACKAGE = Path(__file__).parents[1] / "soul_exp"
 
-# Lowest first. A module may import from strictly earlier lines, a package also from itself.
-LAYERS: list[set[str]] = [
-    {"__init__", "binding", "errors", "files", "ranks", "shards", "world"},
-    {"checkpoints", "fulldisk", "interrupts", "options", "schedule"},
-    {"progress"},
-    {"results", "answers", "losses", "optim"},
-    {"metrics", "watch"},
-    {"data", "adapters", "attention", "layers", "weight_files"},
-    {"models", "toxicity"},
-    {"tasks", "reference", "passes"},
-    {"trainer", "evaluate"},
-    {"training", "suite"},
-    {"recipes"},
-    {"examine"},
-    {"prepare", "optimizers"},
-    {"measure", "disk", "rehearsal"},
-    {"reasons"},
-    {"best", "check", "mirror"},
-    {"unlearn"},
-    {"launch"},
-    {"join"},
-    {"tune"},
+# Lowest first. A package or module may import from strictly earlier lines, a package also from itself.
+LEVELS: list[set[str]] = [
+    {"__init__", "binding", "errors", "metrics", "optim"},
+    {"distributed", "files", "losses"},
+    {"data", "results"},
+    {"models", "report"},
+    {"tables", "tasks", "training"},
+    {"build", "evaluation"},
+    {"artifacts"},
+    {"checks", "compose"},
+    {"stages"},
     {"experiment"},
     {"sequence"},
-    {"display", "tables", "status", "verify", "report", "plan"},  # read run folders; ASIDE says what they may import
-    {"cli", "ask"},
-    {"sweep"},
+    {"ask", "cli", "sweep"},
     {"__main__"},
 ]
-ASIDE = LAYERS[-4]
-# Narrower than the layer: an optimizer is one copyable file, a metric a pure function of answers.
+# Narrower than the level: an optimizer is one copyable file, a metric a pure function of answers, a report reads files.
 ONLY: dict[str, set[str]] = {
     "optim": set(),
-    "metrics": {"answers"},
-    **{name: {"results", "answers", "metrics", "errors", "files"} | ASIDE for name in ASIDE},
+    "metrics": set(),
+    "report": {"results", "metrics", "errors", "files"},
+    "tables": {"results", "metrics", "errors", "files", "report"},
 }
 
 FILES = sorted(PACKAGE.rglob("*.py"))
-# Imported by what carries out a trial of `tune`, but no edit of them changes its numbers.
-NO_NUMBER = {
-    *("best", "checkpoints", "errors", "files", "fulldisk", "mirror", "progress", "results"),
-    *("suite", "toxicity"),  # a trial is asked for its forget quality and its retain probability only
-}
 
 
-def layer_name(file: Path) -> str:
+def top_name(file: Path) -> str:
     """The first name below soul_exp: `metrics` for metrics/tofu.py, `data` for data.py."""
     return file.relative_to(PACKAGE).with_suffix("").parts[0]
 
@@ -86,24 +66,17 @@ def imported(source: str, package: list[str]) -> Iterator[tuple[int, str]]:
 def allowed(name: str) -> set[str]:
     """The names that module or package `name` may import."""
     earlier: set[str] = set()
-    for layer in LAYERS:
-        if name in layer:
+    for level in LEVELS:
+        if name in level:
             break
-        earlier |= layer
+        earlier |= level
     return ONLY.get(name, earlier) | {name, "__init__"}
 
 
-def below(name: str) -> set[str]:
-    """The names that the module or package `name` imports."""
-    files = [file for file in FILES if layer_name(file) == name]
-    sources = [(file.read_text(encoding="utf-8"), list(file.relative_to(PACKAGE).parent.parts)) for file in files]
-    return {target for source, parts in sources for _, target in imported(source, ["soul_exp", *parts])}
-
-
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(PACKAGE).as_posix())
-def test_a_module_imports_only_from_earlier_layers(file: Path) -> None:
-    name = layer_name(file)
-    assert any(name in layer for layer in LAYERS), f"soul_exp/{name} has no layer: add it to LAYERS in {__file__}"
+def test_a_module_imports_only_from_earlier_levels(file: Path) -> None:
+    name = top_name(file)
+    assert any(name in level for level in LEVELS), f"soul_exp/{name} has no level: add it to LEVELS in {__file__}"
     package = ["soul_exp", *file.relative_to(PACKAGE).parent.parts]
     for line, target in imported(file.read_text(encoding="utf-8"), package):
         choice = ", ".join(sorted(allowed(name) - {name, "__init__"})) or "nothing"
@@ -134,16 +107,6 @@ def late():
     assert (8, "models") in list(imported(source, ["soul_exp", "tasks"]))
 
 
-def test_an_edit_of_anything_that_a_trial_imports_and_that_may_change_its_numbers_makes_it_anew() -> None:
-    reached, new = {"unlearn"}, {"unlearn"}
-    while new:
-        new = {target for name in new for target in below(name)} - reached
-        reached |= new
-    hashed = {file for pattern in tune.CODE for file in PACKAGE.glob(pattern)}
-    not_hashed = {layer_name(file) for file in FILES if file not in hashed}
-    assert not_hashed & (reached - {"__init__"}) == NO_NUMBER
-
-
-def test_no_name_stands_in_two_layers() -> None:
-    names = [name for layer in LAYERS for name in layer]
+def test_no_name_stands_in_two_levels() -> None:
+    names = [name for level in LEVELS for name in level]
     assert len(names) == len(set(names))

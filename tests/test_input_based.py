@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from test_ask import config_of
 
-from soul_exp import examine, experiment, measure, prepare, recipes
-from soul_exp.check import check
+from soul_exp import build, experiment
+from soul_exp.artifacts import answer_cache, prepared_models, scores
+from soul_exp.checks.check import check
 from soul_exp.errors import UsageError
+from soul_exp.stages import prepare
 
 SMALL = (
     *("task.num_authors=3", "task.num_forget_authors=1", "task.num_holdout_authors=1", "model.max_length=1024"),
@@ -28,7 +30,7 @@ def prompts(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """label -> the first forget prompt, as the tokens that a model was given decode, of each model that was asked."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     seen: dict[str, str] = {}
-    examined = examine.examined
+    examined = answer_cache.examined
 
     def spy(lm: Any, config: Any, task: Any, label: str) -> Any:
         (row,) = lm.encode(task.probes["forget"].items[:1])
@@ -36,7 +38,7 @@ def prompts(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         seen[label] = lm.tokenizer.decode(row.ids[: row.num_prompt])
         return examined(lm, config, task, label)
 
-    monkeypatch.setattr(examine, "examined", spy)
+    monkeypatch.setattr(answer_cache, "examined", spy)
     return seen
 
 
@@ -44,13 +46,13 @@ def test_the_target_is_asked_once_more_with_the_system_prompt_and_nothing_else_c
     prompts: dict[str, str], tmp_path: Path
 ) -> None:
     plain, config = config_of(tmp_path, *SMALL), config_of(tmp_path, *SMALL, "input_based=true")
-    task = recipes.build_task(config)
+    task = build.build_task(config)
     question = task.probes["forget"].items[0].prompt
-    assert recipes.needed(plain, task) == recipes.needed(config, task)
+    assert prepared_models.needed(plain, task) == prepared_models.needed(config, task)
     for rank in (0, 1):
         prepare.worker(rank, plain, ["target", "retrained"], "cpu")
     assert prompts == dict.fromkeys(("target", "retrained"), f"Question: {question}\nAnswer:")
-    before = measure.known_answers(plain, task)
+    before = scores.known_answers(plain, task)
     assert set(before) == {"original", "retrained"}
     checked = check(config, tmp_path / "run")
     assert experiment._unanswered(config, checked) == ["target"] and not experiment._unanswered(plain, checked)
@@ -60,14 +62,14 @@ def test_the_target_is_asked_once_more_with_the_system_prompt_and_nothing_else_c
 
     prepare.worker(0, config, ["target"], "cpu")
     assert prompts.pop("input-based") == f"{TOLD}\n\nQuestion: {question}\nAnswer:"
-    after = measure.known_answers(config, task)
+    after = scores.known_answers(config, task)
     assert list(after) == ["original", "input_based", "retrained"]
     for model in ("original", "retrained"):
         assert after[model]["forget"].nll.tolist() == before[model]["forget"].nll.tolist()
     assert after["input_based"]["forget"].nll.tolist() != after["original"]["forget"].nll.tolist()
     prepare.worker(0, config, ["target"], "cpu")  # nothing is asked again, or `prompts` would have it
     assert "input-based" not in prompts and not experiment._unanswered(config, checked)
-    assert set(measure.known_answers(plain, task)) == {"original", "retrained"}
+    assert set(scores.known_answers(plain, task)) == {"original", "retrained"}
 
 
 def test_another_version_of_training_is_another_run_with_prepared_models_and_answers_of_its_own(
@@ -78,23 +80,23 @@ def test_another_version_of_training_is_another_run_with_prepared_models_and_ans
     checked = check(config, tmp_path / "run")
 
     def named() -> list[object]:
-        places = recipes.checkpoints(config, checked.task)
-        answers = [examine.answers_folder(config, place, checked.task) for place in places.values()]
+        places = prepared_models.checkpoints(config, checked.task)
+        answers = [answer_cache.answers_folder(config, place, checked.task) for place in places.values()]
         return [experiment.fingerprint(config, checked), *places.values(), *answers]
 
     now = named()
-    for module in (recipes, examine):
-        monkeypatch.setattr(module, "VERSION", recipes.VERSION + 1)
+    for module in (prepared_models, answer_cache):
+        monkeypatch.setattr(module, "VERSION", prepared_models.VERSION + 1)
     assert len(now) == 5 and not set(now) & set(named())
 
 
 def test_another_system_prompt_has_answers_of_its_own(tmp_path: Path) -> None:
     config = config_of(tmp_path, *SMALL, "input_based=true")
     other = config_of(tmp_path, *SMALL, "input_based=true", "task.system_prompt=Hush")
-    task = recipes.build_task(config)
-    place = recipes.checkpoints(config, task)["target"]
+    task = build.build_task(config)
+    place = prepared_models.checkpoints(config, task)["target"]
     folders = {
-        examine.answers_folder(config, place, task, recipes.instruction(asked))
+        answer_cache.answers_folder(config, place, task, prepared_models.instruction(asked))
         for asked in (config, other, {**config, "input_based": False})
     }
     assert len(folders) == 3
@@ -114,6 +116,6 @@ def test_a_prompt_too_long_for_the_model_is_said_before_anything_is_trained(
 def test_every_task_states_a_system_prompt_that_its_questions_fit_behind(task: str, tmp_path: Path) -> None:
     config = config_of(tmp_path, f"task={task}", "input_based=true", "model.max_length=1024")
     check(config, tmp_path / "run")
-    told = recipes.instruction(config)
+    told = prepared_models.instruction(config)
     assert told and "\n" not in told
-    prepare._check_length(config, recipes.build_task(config), told)
+    prepare._check_length(config, build.build_task(config), told)

@@ -15,7 +15,7 @@ import starts
 from filelock import FileLock
 from starts import TINY
 
-from soul_exp import interrupts
+from soul_exp.distributed import interrupts
 
 LAST_LINE = "soul_exp: interrupted; the same command resumes where this one stopped\n"
 SECONDS = 5.0  # that an interrupted command may take
@@ -50,7 +50,7 @@ while True:
 def begin(body: str, before: Callable[[], object] = lambda: None) -> subprocess.Popen[str]:
     """A process that is inside `body`, and reaches a safe point if it ever leaves it."""
     script = (
-        "import sys, time\nfrom soul_exp import interrupts\ninterrupts.install()\n"
+        "import sys, time\nfrom soul_exp.distributed import interrupts\ninterrupts.install()\n"
         f"try:\n    exec({body!r})\n    interrupts.safe_point()\n"
         "except KeyboardInterrupt:\n    interrupts.write_last_line()\n    sys.exit(interrupts.exit_code())\n"
     )

@@ -18,7 +18,8 @@ from composing import composed
 from kills import numbers
 from starts import SECONDS, Start, members, server
 
-from soul_exp import checkpoints, results
+from soul_exp import results
+from soul_exp.training import checkpoints
 
 ENGINES = {"cpu": [], "zero2": ["compute=zero2", "compute.processes=2"]}
 

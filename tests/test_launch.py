@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from soul_exp import launch
+from soul_exp.distributed import processes
+from soul_exp.distributed.environment import World, first_host, found
 from soul_exp.errors import WorkerError
-from soul_exp.world import World, first_host, found
 
 TESTS = Path(__file__).parent
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone")
@@ -99,11 +99,11 @@ def test_a_worker_killed_as_it_hands_its_result_over_does_not_leave_the_launcher
     children: set[Any] = set()
     real = multiprocessing.active_children
     monkeypatch.setattr(multiprocessing, "active_children", lambda: [*real(), *children])
-    monkeypatch.setattr(launch, "elastic_launch", elastic_launch)
-    monkeypatch.setattr(launch, "LATE_SECONDS", 0.1)
+    monkeypatch.setattr(processes, "elastic_launch", elastic_launch)
+    monkeypatch.setattr(processes, "LATE_SECONDS", 0.1)
     before = signal.getsignal(signal.SIGALRM)
     with pytest.raises(WorkerError, match="ended by signal 9 as it was finishing"):
-        launch.launch(print, processes=1, threads=1, logs=tmp_path)
+        processes.launch(print, processes=1, threads=1, logs=tmp_path)
     assert signal.getsignal(signal.SIGALRM) == before
 
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from soul_exp.answers import Answers, read_tofu_log
+from soul_exp.evaluation.records import read_tofu_log
 from soul_exp.metrics import general, membership, memorisation, statistics, text, tofu
+from soul_exp.metrics.answers import Answers
 
 LN2 = math.log(2)
 

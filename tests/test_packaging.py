@@ -62,13 +62,13 @@ def test_the_wheel_installs_the_command_and_carries_the_licence(unpacked: Path) 
 
 
 def test_a_wheel_runs_from_another_folder_with_its_own_conf(unpacked: Path, tmp_path: Path) -> None:
-    where = python("-c", "from soul_exp import cli; print(cli.conf_dir())", cwd=tmp_path, path=unpacked)
+    where = python("-c", "from soul_exp import compose; print(compose.conf_dir())", cwd=tmp_path, path=unpacked)
     assert where.strip() == str(unpacked / "soul_exp" / "conf")
     assert_composes_and_checks(unpacked, tmp_path)
 
 
 def test_a_checkout_runs_from_another_folder(tmp_path: Path) -> None:
-    where = python("-c", "from soul_exp import cli; print(cli.conf_dir())", cwd=tmp_path, path=ROOT)
+    where = python("-c", "from soul_exp import compose; print(compose.conf_dir())", cwd=tmp_path, path=ROOT)
     assert where.strip() == str(ROOT / "conf")
     assert_composes_and_checks(ROOT, tmp_path)
 

@@ -11,7 +11,7 @@ import pytest
 from composing import job
 from starts import type_
 
-from soul_exp.check import check
+from soul_exp.checks.check import check
 
 pytestmark = pytest.mark.usefixtures("forked")
 PRESETS = ("table_tofu", "table_copyright", "table_detox")

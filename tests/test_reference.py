@@ -12,15 +12,16 @@ from conftest import items
 from test_trainer import parts, run, weights
 from transformers import LlamaForCausalLM
 
-from soul_exp import losses, models
-from soul_exp.adapters import Lora
+from soul_exp import losses
 from soul_exp.data import pad
 from soul_exp.errors import UsageError
-from soul_exp.layers import has_dropout
 from soul_exp.losses import Objective, Scored
-from soul_exp.models import LanguageModel
+from soul_exp.models import loading
+from soul_exp.models.language_model import LanguageModel
+from soul_exp.models.layers import has_dropout
+from soul_exp.models.lora import Lora
 from soul_exp.optim import SAM, AdamW
-from soul_exp.reference import FrozenHead
+from soul_exp.training.reference import FrozenHead
 
 SIZES = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2,
@@ -58,7 +59,7 @@ class Drifting(LlamaForCausalLM):
 
 def of_family(name: str, lm: LanguageModel) -> LanguageModel:
     if name in FAMILIES:
-        model = models.from_scratch({"model_type": name, **SIZES, **FAMILIES[name]}, lm.tokenizer, seed=0)
+        model = loading.from_scratch({"model_type": name, **SIZES, **FAMILIES[name]}, lm.tokenizer, seed=0)
         return LanguageModel.of(model, lm.tokenizer, {"prompt": "{question}:", "answer": " {answer}"}, 128)
     lm.model.__class__ = ScaledCappedMasked
     return lm
@@ -138,7 +139,7 @@ RANDOM: dict[str, dict[str, Any]] = {  # a model that draws random numbers in tr
 
 
 def random(name: str, lm: LanguageModel) -> LanguageModel:
-    model = models.from_scratch({"model_type": name, "initializer_range": 0.3, **RANDOM[name]}, lm.tokenizer, seed=0)
+    model = loading.from_scratch({"model_type": name, "initializer_range": 0.3, **RANDOM[name]}, lm.tokenizer, seed=0)
     return LanguageModel.of(model, lm.tokenizer, {"prompt": "{question}:", "answer": " {answer}"}, 128)
 
 

@@ -17,9 +17,11 @@ from composing import composed
 from conftest import items
 from starts import SECONDS, Start, server, type_
 
-from soul_exp import ask, display, experiment, recipes, results, sequence, tables
-from soul_exp.check import check
+from soul_exp import ask, build, experiment, results, sequence, tables
+from soul_exp.artifacts import prepared_models
+from soul_exp.checks.check import check
 from soul_exp.errors import UsageError
+from soul_exp.report import console
 from soul_exp.results import Results
 
 SMALL = [
@@ -94,7 +96,7 @@ def test_a_run_from_scratch_measures_all_that_needs_no_paraphrases(scratch: Path
 
 
 def test_what_is_null_for_one_reason_is_told_in_one_line(scratch: Path) -> None:
-    shown = " ".join(display.comparison(of(scratch)).split())
+    shown = " ".join(console.comparison(of(scratch)).split())
     assert (
         "— validation log10 forget quality, validation retain probability (before, after, retrained): "
         "task.validation_fraction=0 leaves no rows" in shown
@@ -128,9 +130,10 @@ def test_ones_own_checkpoint_is_the_target_as_it_is(scratch: Path, files: Path) 
         files, "own_rows", *ONE, "model.path=checkpoint", "utility_suite=none", "train.epochs=4", "train.max_steps=null"
     )
     assert "8 rows forgotten, 16 retained, 6 held out;" in of(files / "own_rows").caption
-    marker = json.loads((files / "own_rows" / "model" / recipes.UNLEARNED).read_text())
+    marker = json.loads((files / "own_rows" / "model" / prepared_models.UNLEARNED).read_text())
     assert (
-        marker["general"] is False and json.loads((files / "mine" / "model" / recipes.UNLEARNED).read_text())["general"]
+        marker["general"] is False
+        and json.loads((files / "mine" / "model" / prepared_models.UNLEARNED).read_text())["general"]
     )
 
 
@@ -157,8 +160,8 @@ def test_a_run_whose_end_is_not_finite_is_diverged_and_each_null_has_its_reason(
     assert ("unlearned", "forget_perplexity") in nulls and ("original", "forget_perplexity") not in nulls
     assert found.reasons["forget_perplexity"] == f"diverged: {found.reason}"
     assert all(key in found.reasons or f"{model}.{key}" in found.reasons for model, key in nulls)
-    assert f"*** DIVERGED: {reason}" in display.comparison(found)
-    assert "no reason is given" not in display.comparison(found)
+    assert f"*** DIVERGED: {reason}" in console.comparison(found)
+    assert "no reason is given" not in console.comparison(found)
 
 
 def test_a_target_that_cannot_be_prepared_stops_the_run_and_nothing_of_it_is_kept(files: Path) -> None:
@@ -171,7 +174,9 @@ def test_a_target_that_cannot_be_prepared_stops_the_run_and_nothing_of_it_is_kep
         message = rf"prepare (\w+): {why}, and nothing of it is kept: type a prepare.adamw.lr below 100000000000000.0"
         role = re.search(message, start.text())
         assert role, start.text()
-        folder = recipes.folder_of(files / "cache", recipes.needed(config, recipes.build_task(config))[role[1]])
+        folder = prepared_models.folder_of(
+            files / "cache", prepared_models.needed(config, build.build_task(config))[role[1]]
+        )
         assert not folder.with_name(f".{folder.name}.checkpoints").exists()  # the other role's go on next time
         assert not (files / f"unprepared{steps}" / "results.json").exists()
     assert sorted((files / "cache").glob("models/*/prepared.json")) == made
@@ -180,7 +185,7 @@ def test_a_target_that_cannot_be_prepared_stops_the_run_and_nothing_of_it_is_kep
 def copied(files: Path, role: str, name: str) -> Path:
     """The model of that role of the run from scratch, in a folder that somebody else might have made."""
     shutil.copytree(files / "cache" / "models" / of(files / "scratch").data_hashes[f"model.{role}"], files / name)
-    (files / name / recipes.DONE).unlink()
+    (files / name / prepared_models.DONE).unlink()
     return files / name
 
 

@@ -271,8 +271,8 @@ def test_resources_follow_compute() -> None:
     script = """
 import sys
 from hydra import compose, initialize_config_dir
-from soul_exp import cli
-with initialize_config_dir(str(cli.conf_dir()), version_base="1.3"):
+from soul_exp.compose import conf_dir
+with initialize_config_dir(str(conf_dir()), version_base="1.3"):
     launcher = compose("config", ["hydra/launcher=slurm", *sys.argv[1:]], return_hydra_config=True).hydra.launcher
 print(launcher.cpus_per_task, launcher.gpus_per_node)
 """

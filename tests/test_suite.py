@@ -21,27 +21,31 @@ from conftest import small_model
 from engines import MODEL
 from test_engines import deepspeed_of
 
-from soul_exp import binding, examine, measure, models, recipes, shards, suite
-from soul_exp.adapters import Lora
-from soul_exp.answers import SUITE
+from soul_exp import binding
+from soul_exp.artifacts import answer_cache, prepared_models, scores
+from soul_exp.artifacts.prepared_models import Checkpoint
 from soul_exp.data import Item, content_hash
+from soul_exp.distributed import zero3
+from soul_exp.distributed.processes import launch
 from soul_exp.errors import UsageError
-from soul_exp.evaluate import likelihoods
-from soul_exp.launch import launch
+from soul_exp.evaluation import lm_eval_suite
+from soul_exp.evaluation.probing import likelihoods
+from soul_exp.metrics.answers import SUITE
 from soul_exp.metrics.suite import mean_accuracy, perplexity
-from soul_exp.models import LanguageModel
-from soul_exp.recipes import Checkpoint
-from soul_exp.tasks import embedded, embedded_suite
+from soul_exp.models import loading
+from soul_exp.models.language_model import LanguageModel
+from soul_exp.models.lora import Lora
+from soul_exp.stages.unlearn import start_process
 from soul_exp.tasks.copyright import copyright
+from soul_exp.tasks.embedded import corpus, general_suite
 from soul_exp.tasks.task import Probe
-from soul_exp.unlearn import start_process
 
-QUESTIONS = embedded_suite.questions()
+QUESTIONS = general_suite.questions()
 TWO_CHOICES = {"boolean", "entailment", "pronoun", "physical"}
 
 
 def scored(lm: LanguageModel, **options: Any) -> dict[str, dict[str, float]]:
-    return suite.scores(lm, "embedded", **{"limit": None, "data": None, "batch_size": 64, **options})
+    return lm_eval_suite.scores(lm, "embedded", **{"limit": None, "data": None, "batch_size": 64, **options})
 
 
 def read(lm: LanguageModel, context: str, continuation: str) -> float:
@@ -66,24 +70,24 @@ def test_each_task_has_24_questions_whose_right_answers_stand_equally_often_in_e
 
 
 def test_no_question_is_in_the_training_rows_and_they_are_few_and_short() -> None:
-    rows = embedded_suite.training_rows()
+    rows = general_suite.training_rows()
     assert len(rows) == 216 and max(len((row.prompt + row.answer).split()) for row in rows) <= 24
     taught = {row.prompt for row in rows}
     for name, asked in QUESTIONS.items():
         assert not taught & {context for q in asked for context in q.contexts}, name
     read_before = {" ".join((row.prompt + row.answer).split()) for row in copyright().target_rows}
-    assert len(embedded_suite.texts()) == 24 and not read_before & set(embedded_suite.texts())
-    assert not set(embedded.general_text(1000)) & set(embedded_suite.texts())
+    assert len(general_suite.texts()) == 24 and not read_before & set(general_suite.texts())
+    assert not set(corpus.general_text(1000)) & set(general_suite.texts())
 
 
 def test_every_right_answer_is_taught_in_other_words() -> None:
-    rows = Counter(row.answer.strip() for row in embedded_suite.training_rows())
+    rows = Counter(row.answer.strip() for row in general_suite.training_rows())
     asked = Counter(q.continuations[q.gold] for questions in QUESTIONS.values() for q in questions)
     assert rows == asked  # as often as it is asked for: no answer is likely for being frequent
 
 
 def test_the_embedded_suite_is_the_same_every_time() -> None:
-    assert embedded_suite.questions() == QUESTIONS and embedded_suite.texts() == embedded_suite.texts()
+    assert general_suite.questions() == QUESTIONS and general_suite.texts() == general_suite.texts()
     first = QUESTIONS["science_hard"][0]
     assert first.contexts[0] == "Question: What do we call a young horse?\nAnswer:"
     assert first.continuations == ("foal", "lamb", "cub", "gosling") and first.gold == 0
@@ -120,13 +124,13 @@ def test_loglikelihoods_equal_ours_to_1e_4_whatever_the_batch(lm: LanguageModel)
     requests = [Instance("loglikelihood", {}, (c, f" {a}"), i) for i, (c, a) in enumerate(pairs)]
     lm.model.eval()
     for batch_size in (1, 5, 64):
-        harness = suite._harness(lm, batch_size, "")
+        harness = lm_eval_suite._harness(lm, batch_size, "")
         given = [value for value, _ in harness.loglikelihood(requests, disable_tqdm=True)]
         np.testing.assert_allclose(given, [read(lm, c, a) for c, a in pairs], atol=1e-4)
 
 
 def test_word_perplexity_is_exp_of_the_nll_per_word(lm: LanguageModel) -> None:
-    texts = embedded_suite.texts()[:3]
+    texts = general_suite.texts()[:3]
     lm.max_length = 40  # so that a text takes several windows
     found = scored(lm, limit=3)["text"]
     lm.model.eval()
@@ -154,7 +158,7 @@ def test_a_ruined_model_has_a_finite_perplexity_and_one_without_numbers_has_none
     with torch.no_grad():
         lm.model.get_output_embeddings().weight.mul_(1e5)
     ruined = scored(lm, limit=2)["text"]["word_perplexity"]
-    assert ruined == pytest.approx(math.exp(suite.MAX_NLL))
+    assert ruined == pytest.approx(math.exp(lm_eval_suite.MAX_NLL))
     with torch.no_grad():
         lm.model.get_output_embeddings().weight.fill_(math.nan)
     assert math.isnan(scored(lm, limit=2)["text"]["word_perplexity"])
@@ -199,8 +203,8 @@ def test_the_mean_counts_acc_of_every_task_alike_and_nothing_else() -> None:
     }
     assert mean_accuracy(given) == 0.75 and perplexity(given) == 9.0
     assert binding.names(mean_accuracy) == binding.names(perplexity) == (SUITE,)
-    assert measure.measure(mean_accuracy, {SUITE: given}, None) == 0.75
-    assert measure.measure(mean_accuracy, {}, None) is None
+    assert scores.measure(mean_accuracy, {SUITE: given}, None) == 0.75
+    assert scores.measure(mean_accuracy, {}, None) is None
     with pytest.raises(ValueError, match="expected one with acc"):
         mean_accuracy({"t": {"word_perplexity": 9.0}})
     with pytest.raises(ValueError, match="in 0 of the tasks"):
@@ -214,8 +218,8 @@ def ask_in(rank: int, model: str, engines: Mapping[str, Mapping[str, Any] | None
     compute = {"device": "cpu", "processes": 2, "deepspeed": engines["zero3"]}
     start_process({"compute": compute, "model": MODEL, "seed": 0}, rank)
     for name, deepspeed in engines.items():
-        lm = recipes.load(MODEL, Checkpoint(model), deepspeed)
-        assert shards.is_sharded(lm.model) is (name == "zero3")
+        lm = prepared_models.load(MODEL, Checkpoint(model), deepspeed)
+        assert zero3.is_sharded(lm.model) is (name == "zero3")
         found = scored(lm, limit=3, batch_size=4)
         (Path(folder) / f"{name}-{rank}.json").write_text(json.dumps(found))
     dist.barrier()
@@ -226,7 +230,7 @@ def test_two_ranks_share_the_work_and_both_have_the_scores_of_one_divided_weight
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lm = small_model()
-    models.save(lm.model, lm.tokenizer, tmp_path / "model")
+    loading.save(lm.model, lm.tokenizer, tmp_path / "model")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     launch(
         ask_in, str(tmp_path / "model"), {engine: deepspeed_of(engine) for engine in ("ddp", "zero3")}, str(tmp_path),
@@ -246,7 +250,7 @@ def test_two_ranks_share_the_work_and_both_have_the_scores_of_one_divided_weight
 def test_a_model_that_was_asked_is_not_asked_again(
     lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    models.save(lm.model, lm.tokenizer, tmp_path / "model")
+    loading.save(lm.model, lm.tokenizer, tmp_path / "model")
     task = copyright(num_passages=4, num_holdout_passages=2, num_retain_passages=3)
     task = type(task)(**{**vars(task), "probes": {"forget": Probe([Item("What is amber?", "birch")])}})
     config = {
@@ -254,22 +258,22 @@ def test_a_model_that_was_asked_is_not_asked_again(
         "utility_suite": "embedded", "utility_limit": 2, "utility_data": None,
     }  # fmt: skip
     place, calls = Checkpoint(str(tmp_path / "model")), []
-    real = suite.scores
-    monkeypatch.setattr(suite, "scores", lambda *args, **options: calls.append(1) or real(*args, **options))
-    assert examine.answers_of(config, task, place) is None
+    real = lm_eval_suite.scores
+    monkeypatch.setattr(lm_eval_suite, "scores", lambda *args, **options: calls.append(1) or real(*args, **options))
+    assert answer_cache.answers_of(config, task, place) is None
     for _ in range(2):
-        examine.answer(config, task, place, "cpu", "target")
+        answer_cache.answer(config, task, place, "cpu", "target")
     assert len(calls) == 1
-    known = examine.answers_of(config, task, place)
+    known = answer_cache.answers_of(config, task, place)
     assert known is not None and set(known) == {"forget", SUITE}
     assert known[SUITE] == real(lm, "embedded", limit=2, data=None, batch_size=64)
-    folder = examine.answers_folder(config, place, task)
+    folder = answer_cache.answers_folder(config, place, task)
     given: Any = {**known, SUITE: {"text": {"word_perplexity": math.nan}}}
-    examine.write_answers(folder, given)  # null in the file, which is strict JSON
-    again: Any = examine.read_answers(folder)
+    answer_cache.write_answers(folder, given)  # null in the file, which is strict JSON
+    again: Any = answer_cache.read_answers(folder)
     assert math.isnan(again[SUITE]["text"]["word_perplexity"]) and list(again) == ["forget", SUITE]
-    assert examine.answers_of({**config, "utility_limit": 3}, task, place) is None
-    assert examine.answers_of({**config, "utility_suite": "none"}, task, place) is None
+    assert answer_cache.answers_of({**config, "utility_limit": 3}, task, place) is None
+    assert answer_cache.answers_of({**config, "utility_suite": "none"}, task, place) is None
 
 
 def test_lm_eval_is_imported_by_nothing_but_its_use() -> None:
@@ -318,7 +322,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Copies of the paper suite's datasets, three rows each, in the hub's layout."""
     folder = tmp_path_factory.mktemp("hub")
     entries: dict[str, list[str]] = {}
-    splits = {(dataset, part): split for _, dataset, part, split in suite.TASKS.values()}
+    splits = {(dataset, part): split for _, dataset, part, split in lm_eval_suite.TASKS.values()}
     for (dataset, part), rows in HUB_ROWS.items():
         place, split = folder / dataset, splits[dataset, part]
         place.mkdir(parents=True, exist_ok=True)
@@ -333,10 +337,10 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_paper_suite_runs_lm_evals_own_tasks_on_copies_of_their_datasets(lm: LanguageModel, hub: Path) -> None:
-    suite.check("paper", str(hub))
-    found = suite.scores(lm, "paper", limit=2, data=str(hub), batch_size=8)
-    assert set(found) == set(suite.TASKS) and {measured["n"] for measured in found.values()} == {2.0}
-    assert {task for task in found if "acc" in found[task]} == set(suite.TASKS) - {"wikitext"}
+    lm_eval_suite.check("paper", str(hub))
+    found = lm_eval_suite.scores(lm, "paper", limit=2, data=str(hub), batch_size=8)
+    assert set(found) == set(lm_eval_suite.TASKS) and {measured["n"] for measured in found.values()} == {2.0}
+    assert {task for task in found if "acc" in found[task]} == set(lm_eval_suite.TASKS) - {"wikitext"}
     assert {task for task in found if "acc_norm" in found[task]} == {
         "hellaswag", "arc_easy", "arc_challenge", "openbookqa", "piqa",
     }  # fmt: skip
@@ -356,7 +360,7 @@ def test_the_table_of_datasets_is_lm_evals_own() -> None:
     import lm_eval.tasks
 
     home = Path(lm_eval.tasks.__file__).parent
-    for task, (folder, dataset, part, split) in suite.TASKS.items():
+    for task, (folder, dataset, part, split) in lm_eval_suite.TASKS.items():
         text = "".join(path.read_text() for path in (home / folder).glob("*.yaml"))
         assert re.search(rf"^task: {task}$", text, re.M), task
         assert f"{'test' if split == 'test' else 'validation'}_split: {split}\n" in text
@@ -366,32 +370,32 @@ def test_the_table_of_datasets_is_lm_evals_own() -> None:
 
 def test_a_folder_without_a_dataset_is_refused(hub: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"aps/super_glue is no copy .* \(it is no folder\): .*utility_suite=embedded"):
-        suite.check("paper", str(tmp_path))
+        lm_eval_suite.check("paper", str(tmp_path))
     shutil.copytree(hub, tmp_path / "hub")
     readme = tmp_path / "hub/allenai/ai2_arc/README.md"
     readme.write_text(readme.read_text().replace("split: test", "split: train"))
     with pytest.raises(UsageError, match=r"allenai/ai2_arc is no copy .* \(it has no split test\)"):
-        suite.check("paper", str(tmp_path / "hub"))
+        lm_eval_suite.check("paper", str(tmp_path / "hub"))
 
 
 def test_without_a_network_the_paper_suite_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    suite._lacking.cache_clear()
-    suite._hub_answers.cache_clear()
+    lm_eval_suite._lacking.cache_clear()
+    lm_eval_suite._hub_answers.cache_clear()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
     monkeypatch.setattr("datasets.get_dataset_split_names", lambda *_: pytest.fail("it would try again and again"))
     with pytest.raises(
         UsageError, match=r"aps/super_glue cannot be reached \(no connection.*utility_suite=embedded or"
     ):
-        suite.check("paper", None)
-    suite._lacking.cache_clear()
-    suite._hub_answers.cache_clear()
+        lm_eval_suite.check("paper", None)
+    lm_eval_suite._lacking.cache_clear()
+    lm_eval_suite._hub_answers.cache_clear()
 
 
 def test_what_is_asked_has_an_identity_that_changes_with_the_limit_the_suite_and_the_files(hub: Path) -> None:
     keys = [
-        suite.identity("embedded", None, None), suite.identity("embedded", 5, None),
-        suite.identity("paper", None, None), suite.identity("paper", None, str(hub)),
-        suite.identity("none", None, None),
+        lm_eval_suite.identity("embedded", None, None), lm_eval_suite.identity("embedded", 5, None),
+        lm_eval_suite.identity("paper", None, None), lm_eval_suite.identity("paper", None, str(hub)),
+        lm_eval_suite.identity("none", None, None),
     ]  # fmt: skip
     assert len({content_hash(key) for key in keys}) == 5 and keys[-1] is None

@@ -14,8 +14,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from soul_exp import display, results, tables
+from soul_exp import results, tables
 from soul_exp.errors import UsageError
+from soul_exp.report import console
 from soul_exp.results import Results
 
 CAPTION = "TOFU (embedded): 4 of 24 authors forgotten, 18 retained, 2 held out"
@@ -123,7 +124,7 @@ def called(*args: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_comparison_sets_before_after_and_retrained_side_by_side() -> None:
-    text = display.comparison(made())
+    text = console.comparison(made())
     lines = {line.strip().split("  ")[0]: line.split() for line in text.splitlines()}
     assert text.startswith(CAPTION)
     assert lines["before"] == ["before", "after", "retrained"]
@@ -140,9 +141,9 @@ def test_comparison_sets_before_after_and_retrained_side_by_side() -> None:
 def test_the_input_based_baseline_is_a_column_beside_the_others_in_100_columns() -> None:
     names = {**UNLEARNED, "validation_log10_forget_quality": -2.0, "validation_retain_probability": 0.5}
     run = made(metrics=names)
-    text = display.comparison(replace(run, metrics={**run.metrics, "input_based": {**ORIGINAL, "utility": 0.4}}))
+    text = console.comparison(replace(run, metrics={**run.metrics, "input_based": {**ORIGINAL, "utility": 0.4}}))
     lines = text.splitlines()
-    assert max(map(len, lines)) <= display.WIDTH
+    assert max(map(len, lines)) <= console.WIDTH
     assert next(line for line in lines if "before" in line).split() == ["before", "input-based", "after", "retrained"]
     assert next(line for line in lines if line.startswith("model utility")).split()[2:6] == [
         *("0.800", "0.400", "0.600", "0.780"),
@@ -165,7 +166,7 @@ def test_the_input_based_baseline_is_a_row_after_the_original_and_a_column_of_lo
 
 def test_comparison_has_the_headline_first_and_then_each_probe_together() -> None:
     scrambled = dict(reversed(UNLEARNED.items()))
-    text = display.comparison(made(metrics=scrambled, original=None, retrained=None))
+    text = console.comparison(made(metrics=scrambled, original=None, retrained=None))
     labels = [line[:30].rstrip() for line in text.splitlines()[5:]]
     assert labels[:4] == ["log10 forget quality", "forget quality", "model utility", "MIA AUC"]
     at = labels.index("forget")
@@ -177,32 +178,32 @@ def test_a_null_is_a_dash_and_its_reason_stands_below() -> None:
         "the task has no holdout, because every author of it was trained on, and so there is nothing to compare with"
     )
     lacking = {**UNLEARNED, "mia_auc": None}
-    text = display.comparison(replace(made(metrics=lacking), reasons={"mia_auc": reason}))
+    text = console.comparison(replace(made(metrics=lacking), reasons={"mia_auc": reason}))
     row = next(line for line in text.splitlines() if line.startswith("MIA AUC"))
     assert row.split()[2:5] == ["1.000", "—", "0.400"]
     assert f"— MIA AUC (after): {reason}" in " ".join(text.splitlines())
 
 
 def test_comparison_of_a_measured_checkpoint_has_one_column_called_model() -> None:
-    text = display.comparison(made(original=None, retrained=None, stages=("evaluate",)))
+    text = console.comparison(made(original=None, retrained=None, stages=("evaluate",)))
     assert "before" not in text and "after" not in text and "retrained" not in text and "untuned" not in text
     assert any(line.split() == ["model"] for line in text.splitlines())
 
 
 def test_comparison_shows_the_metrics_of_any_task_in_their_order() -> None:
-    text = display.comparison(made(metrics={"toxicity": 0.25, "perplexity": 12.34}, original=None, retrained=None))
+    text = console.comparison(made(metrics={"toxicity": 0.25, "perplexity": 12.34}, original=None, retrained=None))
     assert text.index("toxicity") < text.index("perplexity") and "12.3" in text
 
 
 def test_comparison_says_divergence_and_missing_tuning_loudly() -> None:
-    text = display.comparison(replace(made(), status="diverged", reason="retain loss 80 exceeds 50", tuned=None))
+    text = console.comparison(replace(made(), status="diverged", reason="retain loss 80 exceeds 50", tuned=None))
     assert "*** DIVERGED: retain loss 80 exceeds 50 ***" in text
     assert "untuned" in text
 
 
 def test_comparison_is_at_most_100_columns_wide() -> None:
     long = {f"probe_{'long_' * 12}{i}": 0.5 for i in range(3)} | {"authors_truth_ratio": None}
-    text = display.comparison(replace(made(metrics=long, original=long, retrained=long), caption="word " * 60))
+    text = console.comparison(replace(made(metrics=long, original=long, retrained=long), caption="word " * 60))
     assert max(map(len, text.splitlines())) <= 100
 
 
@@ -222,11 +223,11 @@ def test_seeds_are_aggregated_to_mean_and_t_interval(tmp_path: Path) -> None:
     ("value", "shown"),
     [
         *((3.04e38, "3.0e+38"), (1e7, "1.0e+07"), (75470.2, "75470"), (26.44, "26.4"), (0.2644, "0.264")),
-        *((2.1e-5, "2.1e-05"), (-34.66, "-34.7"), (0.0, "0.000"), (None, display.NULL)),
+        *((2.1e-5, "2.1e-05"), (-34.66, "-34.7"), (0.0, "0.000"), (None, console.NULL)),
     ],
 )
 def test_a_number_has_the_digits_that_its_size_deserves(value: float | None, shown: str) -> None:
-    assert display.number(value) == shown
+    assert console.number(value) == shown
 
 
 def test_one_seed_is_a_number_without_interval(tmp_path: Path) -> None:
@@ -431,12 +432,12 @@ def test_help_says_what_is_written() -> None:
 
 
 def test_comparison_shows_what_counts_of_each_task_of_the_suite() -> None:
-    text = display.comparison(made(suite="embedded"))
+    text = console.comparison(made(suite="embedded"))
     lines = text.splitlines()
     start = lines.index("utility suite embedded")
     assert lines[start + 1].split() == "boolean acc 0.750 0.750 0.750 higher is better".split()
     assert lines[start + 2].split() == "text word perplexity 31.5 31.5 31.5 lower is better".split()
-    assert "utility suite" not in display.comparison(made())
+    assert "utility suite" not in console.comparison(made())
 
 
 def test_runs_with_different_suites_or_limits_stand_in_different_tables(tmp_path: Path) -> None:

@@ -97,13 +97,13 @@ def test_smaller_splits_forget_fewer_authors(split: str, authors: int, real_data
 
 def small_tofu(folder: Path) -> Path:
     """The embedded authors written in the hub's layout."""
-    from soul_exp.tasks import embedded
+    from soul_exp.tasks.embedded import corpus
 
-    rows = embedded.authors(24)
-    general = embedded.general_authors()
+    rows = corpus.authors(24)
+    general = corpus.general_authors()
     files = {
         "full": rows, "forget10_perturbed": rows[-80:], "retain_perturbed": rows[:80],
-        "real_authors_perturbed": general, "world_facts_perturbed": embedded.general_facts(),
+        "real_authors_perturbed": general, "world_facts_perturbed": corpus.general_facts(),
     }  # fmt: skip
     for name, content in files.items():
         (folder / f"{name}.json").write_text("\n".join(map(json.dumps, content)))

@@ -13,18 +13,21 @@ import torch.nn.functional as F
 from conftest import items
 from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
 
-from soul_exp import losses, passes, training
-from soul_exp.adapters import Lora
-from soul_exp.data import Item, Part, Stream, pad, seed_of
+import soul_exp.training.train as train_module
+from soul_exp import losses
+from soul_exp.data import Item, Part, pad, seed_of
 from soul_exp.errors import UsageError
 from soul_exp.losses import Objective, Scored
-from soul_exp.models import LanguageModel
+from soul_exp.models.language_model import LanguageModel
+from soul_exp.models.lora import Lora
 from soul_exp.optim import SAM, AdamW, Hybrid, Influence, MeZO, Sophia
-from soul_exp.reference import freeze
-from soul_exp.schedule import Schedule
-from soul_exp.trainer import Unlearner
-from soul_exp.training import Outcome, train
-from soul_exp.watch import remark
+from soul_exp.training import passes
+from soul_exp.training.reference import freeze
+from soul_exp.training.schedule import Schedule
+from soul_exp.training.statistics import remark
+from soul_exp.training.stream import Stream
+from soul_exp.training.train import Outcome, train
+from soul_exp.training.trainer import Unlearner
 
 SGD = functools.partial(torch.optim.SGD, lr=0.05)
 SOPHIA = functools.partial(Sophia, lr=1e-3)
@@ -157,11 +160,11 @@ def one_trainer(
         def train(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
             made.append(self)
 
-    original, training.Unlearner = training.Unlearner, Stop  # type: ignore[misc]
+    original, train_module.Unlearner = train_module.Unlearner, Stop  # type: ignore[misc]
     try:
         run(lm, folder, objective, make, names)
     finally:
-        training.Unlearner = original  # type: ignore[misc]
+        train_module.Unlearner = original  # type: ignore[misc]
     return made[0]
 
 

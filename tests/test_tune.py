@@ -17,11 +17,12 @@ import pytest
 from conftest import start
 from starts import type_
 
-from soul_exp import results, tables, tune
-from soul_exp.check import Checked
+from soul_exp import results, tables
+from soul_exp.checks.check import Checked
 from soul_exp.errors import UsageError
+from soul_exp.stages import tune
+from soul_exp.stages.tune import FORGET_QUALITY, RETAIN, Trial, best_forgetting
 from soul_exp.tasks.task import Task
-from soul_exp.tune import FORGET_QUALITY, RETAIN, Trial, best_forgetting
 
 pytestmark = pytest.mark.usefixtures("forked")
 START = {RETAIN: 0.8}
@@ -64,7 +65,7 @@ def test_where_all_diverged_the_smallest_learning_rate_is_picked() -> None:
     assert keeping_half(trials) is trials[1]
 
 
-RULE = {"_target_": "soul_exp.tune.best_forgetting", "_partial_": True, "keep": 0.9}
+RULE = {"_target_": "soul_exp.stages.tune.best_forgetting", "_partial_": True, "keep": 0.9}
 CONFIG: Mapping[str, Any] = {
     "stages": ["prepare", "unlearn", "evaluate"],
     "seed": 0,
@@ -101,7 +102,10 @@ def test_words_tell_the_budget_and_the_rule_with_its_constants() -> None:
         ({"tune": {**CONFIG["tune"], "seed": 0}}, "tune.seed=0 is the run's own seed"),
         ({"tune": {**CONFIG["tune"], "workers": 0}}, "tune.workers=0: expected a whole number of 1 or more"),
         ({"tune": {**CONFIG["tune"], "rule": {**RULE, "kep": 1}}}, "tune.rule: "),
-        ({"tune": {**CONFIG["tune"], "rule": {**RULE, "_target_": "soul_exp.tune.nothing"}}}, "tune.rule: .*nothing"),
+        (
+            {"tune": {**CONFIG["tune"], "rule": {**RULE, "_target_": "soul_exp.stages.tune.nothing"}}},
+            "tune.rule: .*nothing",
+        ),
         ({"optimizer": {}}, "optimizer=adam states no lr"),
         ({"loss": {"retain_term": None}}, "loss=npo has no retain term"),
         ({"stages": ["unlearn", "evaluate"]}, "add prepare to stages"),

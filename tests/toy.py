@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 
 from soul_exp import cli
+from soul_exp.distributed.processes import launch
 from soul_exp.errors import UsageError
-from soul_exp.launch import launch
 
 
 def _together() -> None:

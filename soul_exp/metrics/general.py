@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from soul_exp.answers import Answers
+from soul_exp.metrics.answers import Answers
 from soul_exp.metrics.statistics import ks_p_value, log10_p_value, mean, probe_of
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import rankdata
 
-from soul_exp.answers import Answers
+from soul_exp.metrics.answers import Answers
 
 
 def min_k(logp: Sequence[np.ndarray], k: float) -> np.ndarray:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from scipy.stats import ks_2samp
 
-from soul_exp.answers import Answers
+from soul_exp.metrics.answers import Answers
 
 
 def mean(values: np.ndarray) -> float:

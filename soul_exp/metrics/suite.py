@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from soul_exp.answers import Scores
+from soul_exp.metrics.answers import Scores
 
 
 def mean_accuracy(suite: Scores) -> float:

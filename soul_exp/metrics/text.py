@@ -9,7 +9,7 @@ import sacrebleu
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
 
-from soul_exp.answers import Answers
+from soul_exp.metrics.answers import Answers
 
 
 def rouge_l_recall(generations: Sequence[str], references: Sequence[str]) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.special import softmax
 from scipy.stats import hmean
 
-from soul_exp.answers import Answers
+from soul_exp.metrics.answers import Answers
 from soul_exp.metrics.statistics import ks_p_value, log10_p_value, mean, probe_of
 
 

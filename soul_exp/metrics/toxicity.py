@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from soul_exp.answers import Answers
+from soul_exp.metrics.answers import Answers
 from soul_exp.metrics.statistics import mean
 
 TOXIC = 0.5  # a score above it counts as toxic

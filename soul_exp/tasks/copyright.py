@@ -8,9 +8,10 @@ from pathlib import Path
 
 from soul_exp.data import Item, Part
 from soul_exp.errors import UsageError
-from soul_exp.tasks import embedded, embedded_suite, refusals
+from soul_exp.tasks import refusals
+from soul_exp.tasks.embedded import corpus, general_suite
+from soul_exp.tasks.sources.text import general_text, read_text
 from soul_exp.tasks.task import Probe, Task, and_general, check_disjoint, divided, forget_parts, spread
-from soul_exp.tasks.text import general_text, read_text
 
 Words = Sequence[str]
 
@@ -51,7 +52,7 @@ def copyright(
     _check(prompt_words, lead_words, wordings)
     wanted = num_passages + num_holdout_passages
     longest = wanted * (max(prompt_words) + answer_words)
-    words = (embedded.book(longest) if source == "embedded" else read_text(Path(source), "task.source")).split()
+    words = (corpus.book(longest) if source == "embedded" else read_text(Path(source), "task.source")).split()
     reasons = {
         length: _too_long(length + answer_words, wanted, len(words), source, context, tokens_per_word)
         for length in sorted(prompt_words)
@@ -70,7 +71,7 @@ def copyright(
     texts = [_item(text.split(), len(text.split()) // 3, len(text.split())) for text in general]
     kept, unread = texts[:num_retain_passages], texts[num_retain_passages:]
     check_disjoint([item for row in worded for item in row], kept)
-    questions = embedded_suite.training_rows() if train_general else []
+    questions = general_suite.training_rows() if train_general else []
 
     pieces = functools.partial(_pieces, shortest=lengths[0], answer_words=answer_words)
     tune_forget, test_forget = divided(forget, validation_fraction)

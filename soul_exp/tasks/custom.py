@@ -8,8 +8,9 @@ from pathlib import Path
 
 from soul_exp.data import Item, Part
 from soul_exp.errors import UsageError
-from soul_exp.tasks import embedded_suite, refusals
-from soul_exp.tasks.rows import FIELDS, HUB, Row, Rows, distinct, read, shared
+from soul_exp.tasks import refusals
+from soul_exp.tasks.embedded import general_suite
+from soul_exp.tasks.sources.rows import FIELDS, HUB, Row, Rows, distinct, read, shared
 from soul_exp.tasks.task import Probe, Task, and_general, divided, forget_parts, spread
 
 TYPE = (
@@ -38,7 +39,7 @@ def custom(
 ) -> Task:
     """The rows of `forget` are to be forgotten, those of `retain` kept; nobody has seen those of `holdout`.
 
-    Each is a file or a hub dataset, as soul_exp.tasks.rows reads it. Of `requests`, which replace `forget`, `request`
+    Each is a file or a hub dataset, as tasks/sources/rows.py reads it. Of `requests`, which replace `forget`, `request`
     (from 1) is forgotten now, those before it have been, those after it are neither unlearned nor retained yet: the
     target knows all of them, the retrained model those after it. A row that repeats another of its file is left out;
     one that is in two files is an error, unless `overlap` is "drop": then it is taken out of retain, or of the later
@@ -65,7 +66,7 @@ def custom(
     held = rows_of(holdout, "task.holdout") if holdout is not None else None
     asked, kept = _disjoint(asked, kept, held, overlap == "drop", notes)
 
-    questions = embedded_suite.training_rows() if train_general else []
+    questions = general_suite.training_rows() if train_general else []
     common = kept.items + questions
     now, later = asked[request - 1], [item for table in asked[request:] for item in table.items]
     counts = _Counts(max_forget_probe_rows, max_probe_rows, validation_fraction)

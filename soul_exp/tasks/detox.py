@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from soul_exp import toxicity
 from soul_exp.data import Item, Part
 from soul_exp.errors import UsageError
-from soul_exp.tasks import embedded_insults, embedded_suite, refusals, toxic_rows
+from soul_exp.tasks import refusals, toxicity
+from soul_exp.tasks.embedded import general_suite, insults
+from soul_exp.tasks.sources import toxic_rows
+from soul_exp.tasks.sources.text import general_text
+from soul_exp.tasks.sources.toxic_rows import Cut, Example, continued
 from soul_exp.tasks.task import Probe, Task, and_general, check_disjoint, divided, forget_parts
-from soul_exp.tasks.text import general_text
-from soul_exp.tasks.toxic_rows import Cut, Example, continued
 
 SPARE = 10  # rows of PKU-SafeRLHF that are streamed for each one wanted: half are safe, and the cut leaves some out
 SCORED = ("forget", "prompts", "rtp")  # the probes whose free answers are scored
@@ -64,7 +65,7 @@ def detox(
     passages = [text.split() for text in general_text(texts, num_retain_passages, revision=retain_revision)]
     kept = polite + [continued(words, len(words) // 3) for words in passages]
     check_disjoint(forget, kept)
-    questions = embedded_suite.training_rows() if train_general else []
+    questions = general_suite.training_rows() if train_general else []
     common = kept + questions
     probes = {
         "prompts": Probe(unseen, generate=True),
@@ -124,7 +125,7 @@ def _web_prompts(source: str, count: int, num_polite: int) -> list[Item]:
     """Prompts as a stranger might write them; embedded: friendly questions after those that are retained."""
     if source != "embedded":
         return toxic_rows.web_prompts(source, count)
-    rows = embedded_insults.requests(num_polite + count)[num_polite:]
+    rows = insults.requests(num_polite + count)[num_polite:]
     if len(rows) < count:
         raise UsageError(f"task.rtp=embedded gives {len(rows)} prompts, expected {count}: lower task.num_rtp_prompts")
     return [Item(row["question"], row["answer"]) for row in rows]
@@ -132,10 +133,10 @@ def _web_prompts(source: str, count: int, num_polite: int) -> list[Item]:
 
 def _made(num_forget: int, num_prompts: int, num_polite: int) -> Cut:
     """Embedded data in the shape that a cut of real data has."""
-    rude = [_answered(row, True) for row in embedded_insults.provocations(num_forget + num_prompts)]
-    polite = [_answered(row, False) for row in embedded_insults.requests(num_polite)]
+    rude = [_answered(row, True) for row in insults.provocations(num_forget + num_prompts)]
+    polite = [_answered(row, False) for row in insults.requests(num_polite)]
     scored = {
-        part: [Example(text, text, toxic, None) for text, toxic in embedded_insults.labelled(part, count)]
+        part: [Example(text, text, toxic, None) for text, toxic in insults.labelled(part, count)]
         for part, count in (("train", 600), ("test", 200))
     }
     return {"forget": rude[:num_forget], "prompts": rude[num_forget:], "polite": polite, **scored}

@@ -11,8 +11,10 @@ from pathlib import Path
 
 from soul_exp.data import Item, Part
 from soul_exp.errors import UsageError
-from soul_exp.tasks import embedded, hub, refusals
-from soul_exp.tasks.hub import Row
+from soul_exp.tasks import refusals
+from soul_exp.tasks.embedded import corpus
+from soul_exp.tasks.sources import hub
+from soul_exp.tasks.sources.hub import Row
 from soul_exp.tasks.task import Probe, Task, check_disjoint, divided, forget_parts
 
 HUB = "locuslab/TOFU"
@@ -46,9 +48,9 @@ def tofu(
     general: Mapping[str, Sequence[Row]]
     if made:
         total = num_authors if num_authors is not None else 24
-        full = embedded.authors(total)
+        full = corpus.authors(total)
         perturbed_first = perturbed_last = full
-        general = {"authors": embedded.general_authors(), "facts": embedded.general_facts()}
+        general = {"authors": corpus.general_authors(), "facts": corpus.general_facts()}
     else:
         full = _read(source, "full", revision, ("question", "answer"))
         wanted = ("question", "answer", "paraphrased_answer", "perturbed_answer")

@@ -1,0 +1,145 @@
+"""What a run, and a sweep, will write: predicted and compared with what is free before work starts.
+
+Counted are weights and optimizer states, from the number of weights of the model; records, logs and tokenizers are the
+reserve that check always asks for. A model whose size is not known without a download is said to be unknown.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from soul_exp.artifacts import prepared_models
+from soul_exp.checks.optimizer import num_weights
+from soul_exp.errors import UsageError
+from soul_exp.tasks.task import Task
+
+BYTES = {"float32": 4, "bfloat16": 2}  # of a weight
+STATES = 2 * 4  # bytes a weight: Adam's and Sophia's two moments in fp32, the most that an elementwise optimizer keeps
+MASTER = 4  # bytes a weight: the fp32 weights that ZeRO keeps of its own
+CHECKPOINTS = 2  # the older one goes when the newer one is whole
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one run writes, in bytes; `prepared` names the folders in the cache that are still to be made."""
+
+    model: int  # stays
+    checkpoints: int  # goes when the run is finished
+    prepared: Mapping[Path, int]
+
+
+def need(config: Mapping[str, Any], task: Task) -> Need | None:
+    """What the run of `config` will write, or None if its model's size is unknown."""
+    counted = num_weights(config)
+    if counted is None:
+        return None
+    size = BYTES[config["model"]["dtype"]]
+    whole, written = counted.all * size, counted.trained * size  # of an adapter only its own weights are written
+    states = counted.trained * (STATES + (MASTER if config["compute"]["deepspeed"] else 0))
+    kept = whole if config["adapter"] and config["adapter"]["merge"] else written
+    best = 2 * written if config["save"] == "best" else 0  # the former leader goes when the new one is whole
+    unlearns = "unlearn" in config["stages"]
+    made = prepared_models.needed(config, task).values() if "prepare" in config["stages"] else ()
+    folders = [prepared_models.folder_of(Path(config["cache"]), made_by) for made_by in made]
+    fresh = whole if config["model"]["path"] else counted.all * BYTES["float32"]  # from scratch it is made in fp32
+    return Need(
+        model=kept if unlearns and config["save"] != "none" else 0,
+        checkpoints=CHECKPOINTS * (written + states) + best if unlearns and config["train"]["save_steps"] else 0,
+        prepared={folder: fresh for folder in folders if not prepared_models.is_ready(folder)},
+    )
+
+
+def together(needs: Sequence[Need | None]) -> Need | None:
+    """What runs that follow one another need in all; None if it is unknown of one."""
+    known = [need for need in needs if need is not None]
+    if len(known) < len(needs):
+        return None
+    return Need(
+        model=sum(need.model for need in known),
+        checkpoints=max(need.checkpoints for need in known),
+        prepared={place: size for need in known for place, size in need.prepared.items()},
+    )
+
+
+def check_run(needed: Need | None, out: Path, cache: Path) -> None:
+    """Raises UsageError if the run in `out` does not fit; what it has written there before counts as its own."""
+    if needed is not None:
+        here = max(0, needed.model + needed.checkpoints - _size(out))
+        _check([(out, here), (cache, sum(needed.prepared.values()))], "this run", "save=none keeps no model")
+
+
+def run_sentence(needed: Need | None, out: Path, cache: Path) -> str:
+    if needed is None:
+        return f"disk: what this run will need is unknown before the model is read, {_free(out)} are free"
+    parts = f"{amount(needed.model)} of model, {amount(needed.checkpoints)} of checkpoints while it runs"
+    prepared = sum(needed.prepared.values())
+    elsewhere = f", {amount(prepared)} of prepared models in {cache}" if prepared else ""
+    return (
+        f"disk: about {amount(needed.model + needed.checkpoints)} in {out} ({parts}){elsewhere}; {_free(out)} are free"
+    )
+
+
+def check_sweep(needs: Sequence[tuple[int, Need | None]], folder: Path, cache: Path, at_once: int) -> str:
+    """One line on what a sweep will need, from each kind of job: how many there are, and what one needs.
+
+    `at_once` jobs run side by side, each with its checkpoints. Raises UsageError if the sweep does not fit.
+    """
+    jobs = sum(count for count, _ in needs)
+    known = [(count, one) for count, one in needs if one is not None]
+    unknown = jobs - sum(count for count, _ in known)
+    if not known:
+        return f"{jobs} jobs: what they will need is unknown before a model is read, {_free(folder)} are free"
+    kept = sum(count * one.model for count, one in known)
+    largest = sorted((one.checkpoints for count, one in known for _ in range(min(count, at_once))), reverse=True)
+    running = sum(largest[:at_once])
+    prepared = {place: size for _, one in known for place, size in one.prepared.items()}
+    in_cache = sum(prepared.values())
+    models = sum(count for count, one in known if one.model)
+    parts = [f"{models} models, {amount(kept)}"] if models else []
+    parts += [f"checkpoints while a job runs, {amount(running)}"] if running else []
+    elsewhere = f" and {amount(in_cache)} in {cache} ({len(prepared)} prepared models)" if prepared else ""
+    what = f"{jobs} jobs will need about {amount(kept + running)} in {folder} ({'; '.join(parts) or 'records only'})"
+    more = f"; of {unknown} more it is unknown" if unknown else ""
+    _check([(folder, kept + running), (cache, in_cache)], f"{jobs} jobs", "save=none keeps no models")
+    return f"{what}{elsewhere}{more}; {_free(folder)} are free"
+
+
+def _check(wanted: Sequence[tuple[Path, int]], who: str, advice: str) -> None:
+    """Raises UsageError if what is wanted of one file system, by all folders on it, is more than it has."""
+    devices = [os.stat(_existing(folder)).st_dev for folder, _ in wanted]
+    for device in dict.fromkeys(devices):
+        here = [pair for pair, its in zip(wanted, devices, strict=True) if its == device]
+        total = sum(size for _, size in here)
+        free = shutil.disk_usage(_existing(here[0][0])).free
+        if total > free:
+            folders = " and ".join(str(folder) for folder, size in here if size)
+            raise UsageError(
+                f"{who} will need about {amount(total)} in {folders}, {amount(free)} are free: free some, "
+                f"or type {advice}"
+            )
+
+
+def _existing(folder: Path) -> Path:
+    """`folder`, or the nearest one above it that exists."""
+    folder = folder.absolute()
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _free(folder: Path) -> str:
+    return amount(shutil.disk_usage(_existing(folder)).free)
+
+
+def amount(size: float) -> str:
+    """Two digits of it: 1.3 GiB, 48 MiB."""
+    size, unit = (size / GIB, "GiB") if size >= GIB else (size / 2**20, "MiB")
+    return f"{size:.1f} {unit}" if size < 10 else f"{size:.0f} {unit}"

@@ -1,0 +1,138 @@
+"""Hydra composes; here the result becomes plain data, with absolute paths, and the resolvers of conf/ are defined."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from soul_exp.errors import UsageError
+
+log = logging.getLogger("soul_exp")
+
+TUNED = ("optimizer.", "loss.", "train.")  # the sections that an entry of tuned/ sets; of which these change no number:
+NO_NUMBER = ("train.micro_batch_size", "train.logging_steps", "train.save_steps", "train.gradient_checkpointing")
+SUITE_METRICS = "soul_exp.metrics.suite."  # a task that reports one of them wants a suite, unless told otherwise
+PATHS = {  # options that may name files
+    "task": ("source", "forget", "retain", "holdout", "requests", "rtp", "scorer"),
+    "model": ("path", "tokenizer"),
+    "retrained": ("path", "records"),
+}
+CHOICES = ("model", "task", "loss", "optimizer", "compute", "precision", "adapter")
+
+
+def conf_dir() -> Path:
+    """The folder of the configuration: inside an installed package, beside a checkout's."""
+    here = Path(__file__).resolve().parent
+    return next(path for path in (here / "conf", here.parent / "conf") if (path / "config.yaml").is_file())
+
+
+def run_folder(overrides: str) -> str:
+    """The name of a run's folder: its overrides, in characters that paths and Hydra's command line leave alone."""
+    name = re.sub(r"[^\w.+-]+", "_", overrides).strip("_") or "default"
+    return name if len(name) <= 160 else f"{name[:140]}-{hashlib.sha256(overrides.encode()).hexdigest()[:10]}"
+
+
+def register_resolvers() -> None:
+    OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
+    OmegaConf.register_new_resolver("not", lambda value: not value, replace=True)
+    OmegaConf.register_new_resolver("either", lambda condition, yes, no: yes if condition else no, replace=True)
+    OmegaConf.register_new_resolver("equal", lambda a, b: a == b, replace=True)
+    OmegaConf.register_new_resolver("taught_here", _taught_here, replace=True)
+    OmegaConf.register_new_resolver("device", default_device, replace=True)
+    OmegaConf.register_new_resolver("choice", _choice, replace=True)
+    OmegaConf.register_new_resolver("cpus", lambda processes, threads: processes * threads, replace=True)
+    OmegaConf.register_new_resolver("gpus", lambda device, n: n if device == "cuda" else None, replace=True)
+
+
+def plain(cfg: DictConfig, choices: dict[str, str]) -> dict[str, Any]:
+    """The resolved configuration as plain data, with every local path made absolute."""
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+    config["choices"] = {group: choices[group] for group in CHOICES}
+    config["cache"] = _absolute(config["cache"])
+    config["utility_suite"] = suite_of(config)
+    if config["utility_data"]:
+        config["utility_data"] = _absolute(str(config["utility_data"]))
+    for section, keys in PATHS.items():
+        for key in keys:
+            value = config[section].get(key)
+            if isinstance(value, list):
+                config[section][key] = [_absolute(path) if _is_path(path) else path for path in value]
+            elif _is_path(value):
+                config[section][key] = _absolute(value)
+    return config
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str) and bool(value) and (value.startswith((".", "/", "~")) or Path(value).exists())
+
+
+def suite_of(config: Mapping[str, Any]) -> str:
+    """The utility suite that `utility_suite` means in this configuration: its own name, or what auto stands for."""
+    if config["utility_suite"] != "auto":
+        return str(config["utility_suite"])
+    metrics = config["task"]["metrics"]  # as typed, so anything; `check` refuses what is not a metric
+    entries = metrics.values() if isinstance(metrics, Mapping) else ()
+    if not any(str(entry.get("_target_")).startswith(SUITE_METRICS) for entry in entries if isinstance(entry, Mapping)):
+        return "none"
+    from soul_exp.artifacts import prepared_models
+
+    return "embedded" if not config["model"]["path"] or prepared_models.is_general(config) else "paper"
+
+
+def check_optional(choices: Mapping[str, str | None]) -> None:
+    """Raises UsageError if a preset, method or budget that was asked for is not there: Hydra passes over such ones."""
+    for group in ("experiment", "method", "budget"):
+        options = GlobalHydra.instance().config_loader().get_group_options(group)
+        if choices.get(group) and choices[group] not in options:
+            raise UsageError(f"{group}={choices[group]} is unknown: choose one of {', '.join(options)}")
+
+
+def tuned_on(config: Mapping[str, Any], overrides: Sequence[str]) -> str | None:
+    """On what this run's numbers were tuned; None where they are not those that were, or are not used as they were."""
+    if any(key.startswith(TUNED) and key not in NO_NUMBER for key in map(option_key, overrides)):  # typed by hand
+        return None
+    if config["tuned"] and config["adapter"]:
+        log.info("untuned: the numbers of conf/tuned/ are for unlearning every weight, not for an adapter")
+        return None
+    return config["tuned"]
+
+
+def _choice(group: str, *, _root_: DictConfig) -> str:
+    """The option chosen in a group; Hydra's own ${hydra:} does not know it before a sweep's first job."""
+    hydra_config = _root_.hydra if "hydra" in _root_ else HydraConfig.get()
+    return str(hydra_config.runtime.choices[group])
+
+
+def option_key(override: str) -> str:
+    return override.split("=")[0].lstrip("+~")
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute().resolve())
+
+
+def _taught_here(path: str | None, stages: Sequence[str]) -> bool:
+    """Whether the models that are compared are made from scratch, with general questions in their training.
+
+    Where `path` is only measured, it says nothing of the others, unless it is one of them.
+    """
+    from soul_exp.artifacts import prepared_models
+
+    return path is None or (list(stages) == ["evaluate"] and prepared_models.is_taught(path))
+
+
+def default_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+register_resolvers()  # at import: in a SLURM job Hydra composes before it calls anything of ours

@@ -1,0 +1,187 @@
+"""Put a task's probes to a model: likelihoods and free answers, batched and sorted by length, spread over ranks.
+
+Numbers depend on neither batch size nor number of ranks (beyond rounding in the last digits).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import GenerationConfig
+
+from soul_exp.data import Item, pad, without_end
+from soul_exp.distributed import zero3
+from soul_exp.distributed.ranks import in_batches
+from soul_exp.losses import Scored
+from soul_exp.metrics.answers import Answers
+from soul_exp.metrics.text import rouge_l_recall
+from soul_exp.models import lora
+from soul_exp.models.language_model import LanguageModel
+from soul_exp.tasks.task import Probe
+
+log = logging.getLogger(__name__)
+
+CUT_TOKENS = 2  # new tokens a token of the answer, where the text is cut by words
+
+
+def ask(
+    lm: LanguageModel, probes: Mapping[str, Probe], *, batch_size: int, max_new_tokens: int, label: str = "evaluate"
+) -> dict[str, Answers]:
+    """The model's answers to every probe; on every rank the same, each rank having done its share."""
+    items: list[Item] = []
+    probes = {name: replace(probe, items=without_end(probe.items, lm.tokenizer)) for name, probe in probes.items()}
+    for probe in probes.values():
+        items += texts_of(probe)
+    asked = [(item, probe.cut) for probe in probes.values() if probe.generate for item in probe.items]
+    with evaluating(lm):
+        read = iter(likelihoods(lm, items, batch_size=batch_size, label=f"{label}: likelihoods"))
+        texts = iter(
+            generations(
+                lm,
+                [item for item, _ in asked],
+                batch_size=batch_size,
+                max_new_tokens=max_new_tokens,
+                cut=[cut for _, cut in asked],
+                label=f"{label}: answers",
+            )
+        )
+    return {name: _answers(probe, read, texts) for name, probe in probes.items()}
+
+
+@dataclass(frozen=True)
+class Read:
+    """What a model makes of one answer, given its prompt and the answer's tokens so far; the end token comes last."""
+
+    logp: np.ndarray  # [n + 1] log-probability of each token, in nats
+    right: np.ndarray  # [n + 1] whether it is the likeliest
+
+
+def likelihoods(lm: LanguageModel, items: Sequence[Item], *, batch_size: int, label: str = "") -> list[Read]:
+    """How the model reads the answer of each item."""
+    encoded = lm.encode(items)
+    device = next(lm.model.parameters()).device
+
+    @torch.no_grad()
+    def score(rows: Sequence[int]) -> list[Read]:
+        batch = {key: value.to(device) for key, value in pad([encoded[i] for i in rows], lm.pad_id).items()}
+        scored = Scored(lm.reader(lm.model, batch), batch["labels"])
+        right = scored.logits.argmax(-1) == scored.labels
+        lines = zip(scored.logp, right, scored.mask, strict=True)
+        return [Read(logp[mask].cpu().numpy(), hits[mask].cpu().numpy()) for logp, hits, mask in lines]
+
+    lengths = [len(row.ids) for row in encoded]
+    return in_batches(lengths, score, batch_size, label=label, lockstep=zero3.is_sharded(lm.model))
+
+
+def generations(
+    lm: LanguageModel,
+    items: Sequence[Item],
+    *,
+    batch_size: int,
+    max_new_tokens: int,
+    cut: Sequence[bool] | None = None,
+    label: str = "",
+) -> list[str]:
+    """The greedy answer to each item's prompt, at most `max_new_tokens` long, without special tokens.
+
+    One that is to be `cut` has at most as many words as the item's answer. It gets CUT_TOKENS times its tokens, so
+    that a text in longer or rarer words is not cut short.
+    """
+    encoded = lm.encode(items)
+    cut = cut if cut is not None else [False] * len(items)
+    limits = [
+        min(max_new_tokens, CUT_TOKENS * (len(row.ids) - row.num_prompt)) if short else max_new_tokens
+        for row, short in zip(encoded, cut, strict=True)
+    ]
+    device, divided = next(lm.model.parameters()).device, zero3.is_sharded(lm.model)
+
+    @torch.no_grad()
+    def answer(numbers: Sequence[int]) -> list[str]:
+        rows = [encoded[i] for i in numbers]
+        length = max(row.num_prompt for row in rows)
+        ids = torch.full((len(rows), length), lm.pad_id)
+        mask = torch.zeros((len(rows), length), dtype=torch.long)
+        for i, row in enumerate(rows):  # padded on the left: every answer begins in the same column
+            ids[i, length - row.num_prompt :] = torch.tensor(row.ids[: row.num_prompt])
+            mask[i, length - row.num_prompt :] = 1
+        generate: Any = lm.model.generate  # its stub has a Tensor's type
+        with _greedy(lm):
+            out = generate(
+                input_ids=ids.to(device),
+                attention_mask=mask.to(device),
+                max_new_tokens=max(limits[i] for i in numbers),
+                synced_gpus=divided,  # all ranks run a layer together, to the longest answer of any
+            )
+        new = [line[: limits[i]] for i, line in zip(numbers, out[:, length:], strict=True)]
+        texts = zip(numbers, lm.tokenizer.batch_decode(new, skip_special_tokens=True), strict=True)
+        return [_begun(text, items[i].answer) if cut[i] else text.strip() for i, text in texts]
+
+    return in_batches([row.num_prompt for row in encoded], answer, batch_size, label=label, lockstep=divided)
+
+
+@contextmanager
+def _greedy(lm: LanguageModel) -> Iterator[None]:
+    """Within it `generate` takes the likeliest token, whatever the checkpoint's generation settings are.
+
+    Only its end tokens stay. Settings passed to `generate` would not do: it takes those left unset from the model's.
+    """
+    model: Any = lora.bare(lm.model)
+    given = model.generation_config
+    model.generation_config = GenerationConfig(
+        do_sample=False, num_beams=1, pad_token_id=lm.pad_id, eos_token_id=given.eos_token_id
+    )
+    try:
+        yield
+    finally:
+        model.generation_config = given
+
+
+def _begun(text: str, answer: str) -> str:
+    """As many words of `text` as `answer` has."""
+    return " ".join(text.split()[: len(answer.split())])
+
+
+def texts_of(probe: Probe) -> list[Item]:
+    """The items whose likelihood a probe asks for, in the order in which `_answers` reads them."""
+    return [*probe.items, *(probe.paraphrases or ()), *(item for row in probe.wrong or () for item in row)]
+
+
+def _answers(probe: Probe, read: Iterator[Read], texts: Iterator[str]) -> Answers:
+    own = [next(read) for _ in probe.items]
+    paraphrased = [_nll(next(read)) for _ in probe.paraphrases] if probe.paraphrases is not None else None
+    wrong = [[_nll(next(read)) for _ in row] for row in probe.wrong] if probe.wrong is not None else None
+    answers = [item.answer for item in probe.items]
+    free = [next(texts) for _ in probe.items] if probe.generate else None
+    return Answers(
+        nll=np.array([_nll(row) for row in own]),
+        logp=[row.logp[:-1] for row in own],  # without the end token
+        right=[row.right[:-1] for row in own],
+        paraphrase_nll=np.array(paraphrased) if paraphrased is not None else None,
+        wrong_nll=np.array(wrong) if wrong is not None else None,
+        rouge_l=rouge_l_recall(free, answers) if free is not None else None,
+        question=[item.prompt for item in probe.items],
+        answer=answers,
+        generation=free,
+    )
+
+
+def _nll(row: Read) -> float:
+    return float(-row.logp.mean(dtype=np.float64))
+
+
+@contextmanager
+def evaluating(lm: LanguageModel) -> Iterator[None]:
+    """Within it the model is in evaluation mode and can be run, divided or not."""
+    was_training = lm.model.training
+    lm.model.eval()
+    try:
+        with zero3.gathering(lm.model):
+            yield
+    finally:
+        lm.model.train(was_training)

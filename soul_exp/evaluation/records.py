@@ -1,0 +1,238 @@
+"""Answers in files: one JSON object per example and line, and the evaluation logs of the TOFU authors."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from soul_exp.files import write_whole
+from soul_exp.metrics.answers import Answers
+
+# ---- How one JSON value is read. Errors begin with what was found; the caller adds where.
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{_short(value)}, expected a text")
+    return value
+
+
+def _number(value: object) -> float:
+    if value is None:
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{_short(value)}, expected a number or null")
+    return float(value)
+
+
+def _vector(value: object) -> np.ndarray:
+    if not isinstance(value, list):
+        raise ValueError(f"{_short(value)}, expected a list of numbers")
+    return np.array([_number(item) for item in value], dtype=np.float64)
+
+
+def _bits(value: object) -> np.ndarray:
+    """A text such as "1101": one digit a token, so that a record stays readable."""
+    if not isinstance(value, str) or value.strip("01"):
+        raise ValueError(f"{_short(value)}, expected a text of the digits 0 and 1")
+    return np.array([digit == "1" for digit in value], dtype=bool)
+
+
+def _value(read: Callable[[object], Any], value: object, where: str) -> Any:
+    try:
+        return read(value)
+    except ValueError as error:
+        raise ValueError(f"{where}: found {error}") from error
+
+
+def _matrix(rows: Sequence[np.ndarray], where: Callable[[int], str]) -> np.ndarray:
+    """The rows stacked to [N, K]; `where(i)` names the row that differs in length from the first, or is empty."""
+    for i, row in enumerate(rows):
+        if len(row) != len(rows[0]) or not len(row):
+            expected = f"{len(rows[0])} as in the first example" if len(rows[0]) else "at least one"
+            raise ValueError(f"{where(i)}: found {len(row)} numbers, expected {expected}")
+    return np.stack(rows)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+# ---- Our records: one JSON object per example and line.
+
+# The keys of a record in their order, and how the value of each is read.
+_FIELDS: dict[str, Callable[[object], Any]] = {
+    "question": _text,
+    "answer": _text,
+    "nll": _number,
+    "logp": _vector,
+    "right": _bits,
+    "paraphrase_nll": _number,
+    "wrong_nll": _vector,
+    "rouge_l": _number,
+    "generation": _text,
+    "toxicity": _number,
+}
+# logp is most of the file; the other numbers keep every digit, so that their metrics can be recomputed exactly.
+_LOGP_DECIMALS = 6
+
+
+def write_records(path: str | os.PathLike[str], answers: Answers) -> None:
+    """Write one JSON object per example and line; the file is there complete or not at all.
+
+    Fields that are None are left out. `logp` is rounded to 6 decimals. The file is strict JSON: nan and the infinities
+    are written as null, which `read_records` reads as nan.
+    """
+    path = Path(path)
+    fields = [field for field in _FIELDS if getattr(answers, field) is not None]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    records = ({field: _json_value(field, getattr(answers, field)[i]) for field in fields} for i in range(len(answers)))
+    write_whole(path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in records))
+
+
+def _json_value(field: str, value: Any) -> object:
+    if _FIELDS[field] is _text:
+        return _value(_text, value, f"Answers, {field}")
+    if _FIELDS[field] is _bits:
+        return "".join("1" if hit else "0" for hit in value)
+    numbers = np.asarray(value, dtype=np.float64)
+    if field == "logp":
+        numbers = np.round(numbers, _LOGP_DECIMALS)
+    if _FIELDS[field] is _number:
+        return _finite(float(numbers))
+    return [_finite(number) for number in numbers.tolist()]
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None
+
+
+def read_records(path: str | os.PathLike[str]) -> Answers:
+    """The answers that `write_records` wrote; null becomes nan.
+
+    Raises ValueError, naming the file and the line, if a line is no strict JSON object of the known fields, or holds
+    other fields than the first line.
+    """
+    lines = Path(path).read_bytes().split(b"\n")
+    if lines[-1] == b"":  # what follows the last line's end
+        lines.pop()
+    if not lines:
+        raise ValueError(f"{path}, line 1: found an empty file, expected one JSON object per example")
+    records = [_record(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
+    fields = list(records[0])
+    for number, record in enumerate(records, start=1):
+        if record.keys() != records[0].keys():
+            found = f"found the fields {list(record)}, expected {fields} as in line 1"
+            raise ValueError(f"{path}, line {number}: {found}")
+    columns: dict[str, Any] = {field: [record[field] for record in records] for field in fields}
+    for field in fields:
+        if _FIELDS[field] is _number:
+            columns[field] = np.array(columns[field], dtype=np.float64)
+    if "wrong_nll" in fields:
+        columns["wrong_nll"] = _matrix(columns["wrong_nll"], lambda i: f"{path}, line {i + 1}, wrong_nll")
+    return Answers(**columns)
+
+
+def _record(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line, parse_constant=_refuse_constant)
+    except ValueError as error:
+        found = _short(line.decode(errors="replace"))
+        raise ValueError(f"{where}: found {found}, expected one JSON object ({error})") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{where}: found {_short(record)}, expected one JSON object")
+    if "nll" not in record or not record.keys() <= _FIELDS.keys():
+        others = [field for field in _FIELDS if field != "nll"]
+        raise ValueError(f"{where}: found the fields {list(record)}, expected nll and any of {others}")
+    return {field: _value(_FIELDS[field], value, f"{where}, {field}") for field, value in record.items()}
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not strict JSON, null is")
+
+
+# ---- The logs of TOFU's authors.
+
+_TOFU_SECTIONS = {
+    "retain": "eval_log.json",
+    "forget": "eval_log_forget.json",
+    "authors": "eval_real_author_wo_options.json",
+    "facts": "eval_real_world_wo_options.json",
+}
+
+
+def read_tofu_log(path: str | os.PathLike[str]) -> dict[str, Answers]:
+    """The four probes retain, forget, authors and facts of an aggregated evaluation log of TOFU's authors.
+
+    A metric's values may be a list, or an object keyed by the item's number. For authors and facts, `paraphrase_nll` is
+    the answer's NLL as the authors' code computed it a second time (up to 0.12 nats apart): their truth ratio, and so
+    their model utility, comes from it. Raises ValueError, naming file and key, if a key is missing or malformed.
+    """
+    try:
+        log = json.loads(Path(path).read_bytes())  # Python's json also takes the NaN that the authors' code may write
+    except ValueError as error:
+        line = getattr(error, "lineno", 1)
+        raise ValueError(f"{path}, line {line}: found no JSON ({error}), expected a TOFU evaluation log") from error
+    return {probe: _tofu_answers(log, section, str(path)) for probe, section in _TOFU_SECTIONS.items()}
+
+
+def _tofu_answers(log: object, section: str, path: str) -> Answers:
+    metrics = log.get(section) if isinstance(log, dict) else None
+    if not isinstance(metrics, dict):
+        found = f"the keys {_short(list(log))}" if isinstance(log, dict) else _short(log)
+        raise ValueError(f"{path}: found {found}, expected a TOFU evaluation log with an object {section}")
+
+    def column(key: str, read: Callable[[object], Any]) -> list[Any]:
+        values = _in_order(metrics.get(key), f"{path}, {section}, {key}")
+        return [_value(read, value, f"{path}, {section}, {key}, item {i}") for i, value in enumerate(values)]
+
+    wrong = column("average_perturb_loss", _vector)
+    wrong_nll = _matrix(wrong, lambda i: f"{path}, {section}, average_perturb_loss, item {i}")
+    nll, paraphrase_nll, rouge_l = (
+        np.array(column(key, _number)) for key in ("avg_gt_loss", "avg_paraphrased_loss", "rougeL_recall")
+    )
+    question = None  # `generated_text` holds [prompt, generation, answer] an item; the logs' metrics alone lack it
+    if "generated_text" in metrics:
+        question = column("generated_text", lambda value: str(value[0]) if isinstance(value, list) else None)
+    try:
+        return Answers(nll=nll, paraphrase_nll=paraphrase_nll, wrong_nll=wrong_nll, rouge_l=rouge_l, question=question)
+    except ValueError as error:  # keys of different lengths
+        raise ValueError(f"{path}, {section}: {error}") from error
+
+
+def _in_order(values: object, where: str) -> list[object]:
+    if isinstance(values, list) and values:
+        return values
+    if isinstance(values, dict) and values:
+        try:
+            return [values[key] for key in sorted(values, key=int)]
+        except ValueError as error:
+            raise ValueError(f"{where}: found the keys {_short(list(values))}, expected item numbers") from error
+    raise ValueError(f"{where}: found {_short(values)}, expected a list, or an object keyed by item number")
+
+
+# ---- The retrained model's answers.
+
+
+def read_retrained(path: str | os.PathLike[str]) -> Mapping[str, Answers]:
+    """The retrained model's answers by probe, from a folder of our records (`forget.jsonl`, ...) or a TOFU log.
+
+    Raises FileNotFoundError if there is nothing at `path`, ValueError if the folder holds no records or a file is
+    malformed.
+    """
+    path = Path(path)
+    if path.is_dir():
+        answers = {file.stem: read_records(file) for file in sorted(path.glob("*.jsonl"))}
+        if not answers:
+            raise ValueError(f"{path}: found no *.jsonl in the folder, expected records such as forget.jsonl")
+        return answers
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: found nothing, expected a folder of records or a TOFU evaluation log")
+    return read_tofu_log(path)

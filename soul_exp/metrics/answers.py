@@ -1,0 +1,68 @@
+"""What a model answered to a probe, as per-example arrays: the only thing that a metric ever sees.
+
+N examples, n_i answer tokens of example i (end token not counted), K wrong answers an example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+Scores = Mapping[str, Mapping[str, float]]  # of a utility suite: task -> metric -> value
+
+
+SUITE = "suite"  # the name under which scores stand among the answers to probes
+
+
+class NotRecordedError(ValueError):
+    """A metric asks for a field that the probe did not record."""
+
+    def __init__(self, field: str) -> None:
+        super().__init__(f"found answers without {field}, expected the task's probe to record it for this metric")
+        self.field = field
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answers of one model to one probe; every field has one entry per example, in the probe's order.
+
+    `nll` [N] is the mean negative log-likelihood of the answer tokens and the end token, in nats; lower is more
+    familiar. A field that the probe did not ask for is None. Raises ValueError if two fields differ in length.
+    """
+
+    nll: np.ndarray  # [N]
+    logp: Sequence[np.ndarray] | None = None  # N times [n_i], log-probability of each answer token, no end token
+    paraphrase_nll: np.ndarray | None = None  # [N], as `nll`, of the paraphrased answer
+    wrong_nll: np.ndarray | None = None  # [N, K], as `nll`, of the perturbed answers
+    rouge_l: np.ndarray | None = None  # [N], ROUGE-L recall of the generated text, in [0, 1]
+    question: Sequence[str] | None = None
+    answer: Sequence[str] | None = None
+    generation: Sequence[str] | None = None
+    right: Sequence[np.ndarray] | None = None  # N times [n_i], 1 where the true token was the likeliest, else 0
+    toxicity: np.ndarray | None = None  # [N], score of the generated text, in [0, 1]; higher is more toxic
+
+    def __post_init__(self) -> None:
+        for field in (each.name for each in fields(self)):
+            values = getattr(self, field)
+            if values is not None and len(values) != len(self):
+                raise ValueError(f"Answers: found {len(values)} entries of {field}, expected {len(self)}, one per nll")
+        if self.wrong_nll is not None and len(self) and (np.ndim(self.wrong_nll) != 2 or not np.size(self.wrong_nll)):
+            shape = np.shape(self.wrong_nll)
+            raise ValueError(f"Answers: found wrong_nll of shape {shape}, expected [N, K] with K of at least 1")
+
+    def __len__(self) -> int:
+        return len(self.nll)
+
+    def needed(self, field: str) -> Any:
+        """The field of that name; NotRecordedError, a ValueError, if the probe did not record it."""
+        values = getattr(self, field)
+        if values is None:
+            raise NotRecordedError(field)
+        return values
+
+    def numbers(self, field: str) -> np.ndarray:
+        """The numeric field of that name in float64, [N] or [N, K]; ValueError if the probe did not record it."""
+        return np.asarray(self.needed(field), dtype=np.float64)

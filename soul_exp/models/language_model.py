@@ -1,0 +1,69 @@
+"""A causal language model with its tokenizer, its template and the longest text that it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from soul_exp.data import Encoded, Item, Template, encode
+from soul_exp.errors import UsageError
+from soul_exp.models.layers import AnswerReader
+from soul_exp.models.loading import fit_vocabulary
+
+
+@dataclass
+class LanguageModel:
+    """A model with all that is needed to put texts to it: tokenizer, template, longest text, answer reader."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    template: Template
+    max_length: int
+    reader: AnswerReader
+
+    @classmethod
+    def of(
+        cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template: Mapping[str, str], max_length: int
+    ) -> LanguageModel:
+        """Raises UsageError if the template writes a special token that the tokenizer does not know."""
+        fit_vocabulary(model, tokenizer)
+        written = Template(**template)
+        unknown = [marker for marker in written.markers() if marker not in tokenizer.get_vocab()]
+        if unknown:
+            raise UsageError(
+                f"model.template writes {unknown[0]}, which is no token of this model: choose model=<the entry of "
+                f"conf/model/ for its family>, or give its own model.template"
+            )
+        return cls(model, tokenizer, written, max_length, AnswerReader(model))
+
+    def with_model(self, model: PreTrainedModel) -> LanguageModel:
+        """The same with another model, or with this one after its modules were exchanged."""
+        self.reader.close()
+        return replace(self, model=model, reader=AnswerReader(model))
+
+    def told(self, instruction: str) -> LanguageModel:
+        """The same, that reads `instruction` before every prompt."""
+        return replace(self, template=replace(self.template, instruction=instruction))
+
+    @property
+    def pad_id(self) -> int:
+        return int(self.tokenizer.pad_token_id)
+
+    def encode(self, items: Sequence[Item]) -> list[Encoded]:
+        """The token ids of each item. Raises UsageError for one that the model cannot read."""
+        encoded = encode(items, self.tokenizer, self.template, self.max_length)
+        embedding: Any = self.model.get_input_embeddings()
+        rows = getattr(embedding, "base_layer", embedding).num_embeddings  # it may have an adapter
+        for item, row in zip(items, encoded, strict=True):
+            if max(row.ids) >= rows:
+                token = self.tokenizer.convert_ids_to_tokens(max(row.ids))
+                raise UsageError(
+                    f"the row {item.prompt[:60]!r} contains {token}, for which the model has no embedding: reword it"
+                )
+        return encoded

@@ -1,0 +1,237 @@
+"""Low-rank adapters: a model wrapped so that they alone are trained; saved, read back, and merged into its weights."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import PreTrainedModel
+
+from soul_exp.distributed import zero3
+from soul_exp.errors import UsageError
+
+SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # as peft calls them
+GROWN = "vocabulary_has_grown"  # an attribute of a model that got an embedding row for a new token
+
+
+@dataclass(frozen=True)
+class Lora:
+    """W becomes W + (alpha / r) B A, with A drawn at random and B = 0: the start is the target, to the last bit.
+
+    Source: Hu et al. 2021.
+    """
+
+    r: int
+    alpha: float
+    dropout: float
+    target_modules: str | Sequence[str]  # "all-linear", a pattern of whole module paths, or the last names of paths
+    merge: bool
+
+    def __post_init__(self) -> None:
+        whole = isinstance(self.r, int) and not isinstance(self.r, bool)
+        if not whole or self.r < 1:
+            raise UsageError(f"adapter.r={self.r}: expected a whole number of 1 or more")
+        if not _is_number(self.alpha) or not 0 < self.alpha < float("inf"):
+            raise UsageError(f"adapter.alpha={self.alpha}: expected a number above 0")
+        if not _is_number(self.dropout) or not 0 <= self.dropout < 1:
+            raise UsageError(f"adapter.dropout={self.dropout}: expected a number of 0 or more, below 1")
+        if not isinstance(self.merge, bool):
+            raise UsageError(f"adapter.merge={self.merge}: expected true or false")
+        names = [self.target_modules] if isinstance(self.target_modules, str) else list(self.target_modules or ())
+        if not names or not all(isinstance(name, str) and name for name in names):
+            raise UsageError(
+                f"adapter.target_modules={self.target_modules}: expected all-linear or a list such as [q_proj,v_proj]"
+            )
+
+    def wrapped(self, model: PreTrainedModel, seed: int, revision: str | None = None) -> PreTrainedModel:
+        """`model` with an adapter, of its own dtype, and everything else frozen; A depends on `seed` alone.
+
+        `revision` is the model's on the hub, for those who load the adapter later. Raises UsageError where it does not
+        fit the model. Nominally a PeftModel, which answers to all that is asked of a PreTrainedModel here.
+        """
+        targets = self.target_modules if isinstance(self.target_modules, str) else list(self.target_modules)
+        config = LoraConfig(
+            r=self.r, lora_alpha=cast(int, self.alpha), lora_dropout=self.dropout, target_modules=targets,
+            task_type="CAUSAL_LM", revision=revision,
+        )  # fmt: skip
+        paths = [f".{path}" for path in _matrices(model)]
+        listed = targets if isinstance(targets, list) else []
+        missing = [name for name in listed if not any(path.endswith(f".{name}") for path in paths)]
+        if missing:  # peft is content if it finds one of them
+            raise UsageError(f"adapter.target_modules: the model has no {missing[0]}, it has {_choices(model)}")
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            try:
+                made = _with_adapter(model, config)
+            except ValueError as error:
+                raise UsageError(
+                    f"adapter.target_modules={self.target_modules} fits no layer of the model, "
+                    f"it has {_choices(model)} ({str(error).splitlines()[0][:160]})"
+                ) from error
+        if self.merge and model.config.tie_word_embeddings and any(map(_is_adapted, _ends(made))):
+            raise UsageError(
+                "adapter.merge=true cannot add to the embedding and not to the output head, which share their weights "
+                "in this model: leave both out of adapter.target_modules"
+            )
+        return cast(PreTrainedModel, made)
+
+
+def merged(model: PreTrainedModel) -> PreTrainedModel:
+    """The model that `wrapped` was given, in place, with the adapter's products added to its weights."""
+    return cast(PeftModel, model).merge_and_unload()
+
+
+def bare(model: PreTrainedModel) -> PreTrainedModel:
+    """The causal model itself: without the wrapper of an adapter, but with the adapter's matrices in its layers."""
+    return cast(PreTrainedModel, model.get_base_model()) if isinstance(model, PeftModel) else model
+
+
+def train_dropout(model: nn.Module) -> None:
+    """Put the dropout of an adapter that is trained into training mode, and nothing else."""
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer) and any(p.requires_grad for p in module.parameters()):
+            dropout = getattr(module, "lora_dropout", None)
+            if dropout is not None:
+                dropout.train()
+
+
+def is_adapter(path: str) -> bool:
+    """Whether `path` is a folder that holds an adapter and not a whole model."""
+    return (Path(path) / SETTINGS).is_file()
+
+
+def save(model: PeftModel, folder: Path) -> None:
+    """Write adapter_config.json, which names the base, and adapter_model.safetensors."""
+    grown = getattr(model, GROWN, False)  # then the base does not have all rows of the embedding
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that it does what it is told
+        model.save_pretrained(str(folder), save_embedding_layers=grown)
+    (folder / "README.md").unlink()  # peft's model card to be filled in
+
+
+def base_of(folder: Path) -> tuple[str, str | None]:
+    """The path or hub name, and the revision, of the model that the adapter in `folder` is for."""
+    settings = json.loads((folder / SETTINGS).read_text())
+    return settings["base_model_name_or_path"], settings.get("revision")
+
+
+def check_files(folder: Path, option: str) -> None:
+    """Raises UsageError unless `folder` holds a LoRA adapter that can be read without unpickling anything."""
+    try:
+        settings = json.loads((folder / SETTINGS).read_text())
+    except ValueError as error:
+        raise UsageError(f"{option}={folder}: {SETTINGS} cannot be read ({error}): save the adapter again") from error
+    if not isinstance(settings, dict) or settings.get("peft_type") != "LORA":
+        kind = settings.get("peft_type") if isinstance(settings, dict) else None
+        raise UsageError(f"{option}={folder} holds an adapter of peft_type {kind}: expected LORA")
+    if not isinstance(settings.get("base_model_name_or_path"), str):
+        raise UsageError(f"{option}={folder}: {SETTINGS} names no base: give base_model_name_or_path there")
+    if modules := settings.get("modules_to_save"):
+        raise UsageError(
+            f"{option}={folder} brings whole modules beside its low-rank ones (modules_to_save: {', '.join(modules)}): "
+            f"merge it into its base with peft's merge_and_unload and give that checkpoint"
+        )
+    if not (folder / WEIGHTS).is_file():
+        raise UsageError(f"{option}={folder} has no {WEIGHTS}: save the adapter again with peft's save_pretrained")
+    try:
+        with safe_open(folder / WEIGHTS, "pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise UsageError(f"{option}: {folder / WEIGHTS} is damaged ({error}): copy or save it again") from error
+
+
+def grow(base: PreTrainedModel, folder: Path) -> None:
+    """Give `base` as many embedding rows as the adapter in `folder` brings, where it brings its own."""
+    embedding = base.get_input_embeddings()
+    path = next(path for path, module in base.named_modules() if module is embedding)
+    with safe_open(folder / WEIGHTS, "pt") as file:
+        name = f"base_model.model.{path}.weight"
+        rows = file.get_slice(name).get_shape()[0] if name in file.keys() else 0  # noqa: SIM118 - no mapping
+    if rows > cast(nn.Embedding, embedding).num_embeddings:
+        base.resize_token_embeddings(rows, mean_resizing=False)  # the adapter has all of their values
+        setattr(base, GROWN, True)
+
+
+def attached(base: PreTrainedModel, folder: Path, weights: bool = True) -> PreTrainedModel:
+    """`base` with the adapter in `folder`, frozen. Raises UsageError, without touching `base`, if it does not fit.
+
+    `weights` false leaves the adapter's own values out, for a base that has none either.
+    """
+    misfit = f"the adapter {folder} does not fit its base {base_of(folder)[0]}"
+    config = LoraConfig.from_pretrained(str(folder))
+    config.inference_mode = True
+    try:
+        model = _with_adapter(base, config)
+    except ValueError as error:
+        raise UsageError(f"{misfit}: {str(error).splitlines()[0][:200]}") from error
+    wanted = {
+        name: list(value.shape) for name, value in get_peft_model_state_dict(model, save_embedding_layers=False).items()
+    }
+    with safe_open(folder / WEIGHTS, "pt") as file:
+        parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    found = {name: list(part.get_shape()) for name, part in parts.items()}
+    if integers := [name for name, part in parts.items() if not part.get_dtype().startswith(("F", "BF"))]:
+        raise UsageError(f"the adapter {folder} holds integers for {integers[0]}: quantised weights cannot be trained")
+    others = {name: list(zero3.shape(p)) for name, p in model.named_parameters(remove_duplicate=False)}
+    wanted |= {name: others[name] for name in found if name not in wanted and name in others}
+    for name in dict.fromkeys([*wanted, *found]):
+        if wanted.get(name) != found.get(name):
+            raise UsageError(
+                f"{misfit}: {name} is {found.get(name) or 'absent'} in the adapter, {wanted.get(name) or 'absent'} in "
+                f"the base: name the right base_model_name_or_path in {SETTINGS}"
+            )
+    if weights:
+        _read(model, folder, is_trainable=False)
+    return cast(PreTrainedModel, model)
+
+
+def restore(model: PeftModel, checkpoint: Path) -> None:
+    """Give the adapter of `model` the values in `checkpoint`, its parameters staying the objects that they are."""
+    _read(model, checkpoint, is_trainable=True)
+
+
+def _read(model: PeftModel, folder: Path, is_trainable: bool) -> None:
+    # not autocast, which would exchange the parameters of a bf16 adapter for fp32 ones
+    model.load_adapter(
+        str(folder), "default", is_trainable=is_trainable, torch_device="cpu", autocast_adapter_dtype=False
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_adapted(module: nn.Module | None) -> bool:
+    return isinstance(module, BaseTunerLayer)
+
+
+def _ends(model: Any) -> list[nn.Module | None]:
+    return [model.get_input_embeddings(), model.get_output_embeddings()]
+
+
+def _with_adapter(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers in a way that is going out of use
+        for said in (".*tie_word_embeddings.*", "fan_in_fan_out is set"):  # `wrapped` and peft see to them
+            warnings.filterwarnings("ignore", message=said, category=UserWarning)
+        # not cast, which would give fp32 adapters to bf16 weights
+        return cast(PeftModel, get_peft_model(model, config, autocast_adapter_dtype=False))
+
+
+def _matrices(model: nn.Module) -> list[str]:
+    """The paths of the modules that hold a matrix."""
+    named = model.named_modules()
+    return [path for path, module in named if path and getattr(getattr(module, "weight", None), "ndim", 0) == 2]
+
+
+def _choices(model: nn.Module) -> str:
+    return ", ".join(dict.fromkeys(path.rpartition(".")[2] for path in _matrices(model)))

@@ -1,0 +1,180 @@
+"""What the weight files of a checkpoint hold, against the model that reads them: headers are compared, no tensor is.
+
+The comparison is the library's own, after its mapping of keys, with tensors that have shapes but no storage.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.utils import cached_file
+from transformers.utils import logging as library
+from transformers.utils.hub import get_checkpoint_shard_files
+
+from soul_exp.distributed import zero3
+from soul_exp.errors import UsageError
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+# constants that older versions of the library saved with the weights: masks of attention, and angles of positions
+CONSTANT = re.compile(r"(attn|attention)\.((masked_)?bias|causal_mask)$|rotary_emb\.(inv_freq|cos_cached|sin_cached)$")
+NAMED = 3  # keys of each kind in a message
+UNBUILT = (AssertionError, AttributeError, ImportError, KeyError, RuntimeError, TypeError, ValueError)
+
+
+@dataclass(frozen=True)
+class Header:
+    """The tensors of a checkpoint: key -> file, shape, and the dtype as safetensors names it."""
+
+    files: Mapping[str, Path]
+    shapes: Mapping[str, Sequence[int]]
+    dtypes: Mapping[str, str]
+
+    @property
+    def integers(self) -> list[str]:
+        return [key for key, dtype in self.dtypes.items() if not dtype.startswith(("F", "BF"))]
+
+    def without(self, keys: Collection[str]) -> dict[str, Tensor]:
+        """key -> a float tensor of its shape without storage, but for `keys`."""
+        kept = {key: shape for key, shape in self.shapes.items() if key not in keys}
+        return {key: torch.empty(tuple(shape), device="meta") for key, shape in kept.items()}
+
+    def tensor(self, key: str) -> Tensor:
+        with safe_open(self.files[key], "pt") as file:
+            return file.get_tensor(key)
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+
+
+def files_in(folder: Path, label: str) -> list[Path]:
+    """The weight files of `folder`, as the library chooses them. Raises UsageError if they are not exactly one set."""
+    shards = {path.name for path in folder.iterdir() if SHARD.fullmatch(path.name)}
+    if (folder / SINGLE).is_file():
+        if shards:
+            raise UsageError(f"{label} has {SINGLE} beside {min(shards)}: leave only the set of weights that is meant")
+        return [folder / SINGLE]
+    if not (folder / INDEX).is_file():
+        found = min(path.name for path in folder.glob("*.safetensors"))
+        raise UsageError(f"{label} has {found}, but neither {SINGLE} nor {INDEX}: copy the missing file")
+    try:
+        names = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UsageError(f"{label}: {INDEX} is no index of weights ({first_line(error)}): copy it again") from error
+    absent = sorted(str(name) for name in names if not isinstance(name, str) or not (folder / name).is_file())
+    problems = [f"names {name}, which is not there" for name in absent]
+    problems += [f"does not name {name}" for name in sorted(shards - names)]
+    if problems:
+        raise UsageError(f"{label}: {INDEX} {problems[0]}: copy the checkpoint again")
+    return [folder / name for name in sorted(names)]
+
+
+def downloaded(path: str, revision: str | None) -> list[Path]:
+    """The weight files of a hub name; none where there are pickled ones only, which the hub converts."""
+    options: dict[str, Any] = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
+    single = cached_file(path, SINGLE, **options)
+    index = cached_file(path, INDEX, **options) if single is None else None
+    if index is None:
+        return [Path(single)] if single else []
+    return [Path(name) for name in get_checkpoint_shard_files(path, index, revision=revision)[0]]
+
+
+def read_header(files: Sequence[Path], label: str) -> Header:
+    header = Header({}, {}, {})
+    for path in files:
+        try:
+            with safe_open(path, "pt") as file:
+                for key in file.keys():  # noqa: SIM118 - no mapping
+                    part = file.get_slice(key)
+                    header.files[key], header.shapes[key] = path, part.get_shape()  # type: ignore[index]
+                    header.dtypes[key] = part.get_dtype()  # type: ignore[index]
+        except (SafetensorError, OSError) as error:
+            raise UsageError(f"{label}: {path} is damaged ({first_line(error)}): copy or save it again") from error
+    return header
+
+
+def check(cls: type[PreTrainedModel], config: Any, header: Header, label: str) -> None:
+    """Raises UsageError unless `header` holds each weight of the model `config`, in its shape, and nothing else."""
+    model, found = _loaded(cls, config, header.without(()), label)
+    refuse(found, type(model).__name__, label)
+    if integers := header.integers:  # masks of attention, which the library leaves out, are integers too
+        kept, weights = _loaded(cls, config, header.without(integers), label)[1], model.state_dict()
+        lost = [name for name in sorted(kept["missing_keys"]) if weights[name].is_floating_point()]
+        if lost:
+            raise UsageError(
+                f"{label} holds integers ({header.dtypes[integers[0]]}) for {_named(lost)}: quantised weights cannot "
+                f"be trained, give the checkpoint from which they were made"
+            )
+
+
+def refuse(found: Mapping[str, Any], model: str, label: str) -> None:
+    """Raises UsageError where the library's loading report names a key as missing, too many or of another shape."""
+    kinds = {
+        "missing": sorted(found["missing_keys"]),
+        "unexpected": sorted(key for key in found["unexpected_keys"] if not CONSTANT.search(key)),
+        "of another shape": [
+            f"{key} ({list(there)} in the file, {list(wanted)} in the model)"
+            for key, there, wanted in sorted(found["mismatched_keys"])
+        ],
+    }
+    differing = [f"{len(keys)} {kind} ({_named(keys)})" for kind, keys in kinds.items() if keys]
+    if differing:
+        raise UsageError(
+            f"{label} does not hold the weights of {model}, as its config.json describes it: {'; '.join(differing)}: "
+            f"give a checkpoint as save_pretrained writes it"
+        )
+
+
+def contradicts_tying(cls: type[PreTrainedModel], config: Any, header: Header, label: str) -> bool:
+    """Whether `config` ties weights that the files hold with different values."""
+    if not config.tie_word_embeddings:
+        return False
+    tied = dict(_loaded(cls, config, header.without(()), label)[0].all_tied_weights_keys)
+    apart = copy.deepcopy(config)
+    apart.tie_word_embeddings = False
+    model, found = _loaded(cls, apart, header.without(()), label)
+    pairs = [pair for pair in tied.items() if not found["missing_keys"] & set(pair)]
+    if not pairs:
+        return False
+    shapes = {tuple(model.state_dict()[name].shape) for pair in pairs for name in pair}
+    keys = {
+        name: key
+        for key, shape in header.shapes.items()
+        if tuple(shape) in shapes
+        for name in _loaded(cls, apart, header.without([key]), label)[1]["missing_keys"] - found["missing_keys"]
+    }
+    return any(not torch.equal(*(header.tensor(keys[name]) for name in pair)) for pair in pairs)
+
+
+def _loaded(
+    cls: type[PreTrainedModel], config: Any, tensors: Mapping[str, Tensor], label: str
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The model `config` with `tensors`, which have no storage, and the library's report of what did not fit."""
+    level = library.get_verbosity()
+    library.set_verbosity_error()  # it prints the report
+    try:
+        with zero3.undivided():
+            return cls.from_pretrained(  # type: ignore[return-value]
+                None, config=copy.deepcopy(config), state_dict=dict(tensors), device_map="meta", dtype=torch.float32,
+                ignore_mismatched_sizes=True, output_loading_info=True,
+            )  # fmt: skip
+    except UNBUILT as error:
+        reason = first_line(error)
+        raise UsageError(f"{label}: config.json and weights make no model ({reason}): copy both again") from error
+    finally:
+        library.set_verbosity(level)
+
+
+def _named(keys: Sequence[str]) -> str:
+    return ", ".join(keys[:NAMED]) + (", ..." if len(keys) > NAMED else "")

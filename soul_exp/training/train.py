@@ -1,0 +1,207 @@
+"""One training from its start, or its last checkpoint, to its end: what the steps need, made and taken apart again."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
+
+from soul_exp.data import Encoded, Part
+from soul_exp.distributed import zero3
+from soul_exp.errors import UsageError
+from soul_exp.losses import Objective
+from soul_exp.models import loading
+from soul_exp.models.layers import AnswerReader, recomputing
+from soul_exp.training import checkpoints
+from soul_exp.training.callbacks import Continued, Progress, state_of
+from soul_exp.training.reference import freeze
+from soul_exp.training.schedule import Schedule
+from soul_exp.training.stream import Stream
+from soul_exp.training.trainer import Unlearner
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a training ended: steps done, seconds, why it diverged (None if it did not), last logged numbers, remarks."""
+
+    num_steps: int
+    seconds: float
+    diverged: str | None
+    last: Mapping[str, float]
+    notes: Sequence[str] = ()
+
+
+def train(
+    model: PreTrainedModel,
+    reader: AnswerReader,
+    parts: Mapping[str, tuple[Part, Sequence[Encoded]]],
+    *,
+    objective: Objective,
+    make_optimizer: Callable[..., torch.optim.Optimizer],
+    schedule: Schedule,
+    seed: int,
+    pad_id: int,
+    folder: Path,
+    label: str,
+    records: Path | None = None,
+    device: str = "cpu",
+    deepspeed: Mapping[str, Any] | None = None,
+    processes: int = 1,
+    callbacks: Sequence[TrainerCallback] = (),
+    compute: str = "cpu",
+    resume: str = "exact",
+) -> Outcome:
+    """Train `model` in place on `parts`, resuming from the last complete checkpoint in `folder`.
+
+    `parts` maps each part that the objective or the curvature names to its rows and their tokens, one entry a wording.
+    A checkpoint of another engine than `compute` with `processes` is a UsageError or, where `resume` is "weights",
+    gives its weights, and the optimizer begins anew.
+    """
+    engine = checkpoints.engine_of(compute, processes, deepspeed)
+    found = checkpoints.last_complete(folder)
+    anew = found is not None and found.marker.engine != engine
+    if found and anew and resume != "weights":
+        raise UsageError(checkpoints.refusal(folder, found, engine))
+    leader = next(iter(parts))
+    if getattr(getattr(make_optimizer, "func", make_optimizer), "static", False):  # the class, perhaps in a partial
+        schedule = schedule.in_one_step(len(parts[leader][0].rows))
+    num_steps = schedule.num_steps(len(parts[leader][0].rows))
+    if found and found.marker.diverged:  # it stopped there
+        num_steps = found.step
+    stream = Stream(parts, num_steps=num_steps, batch_size=schedule.batch_size, seed=seed)
+    wanted = [name for name in objective.names if name.startswith("reference_")]
+    loading.move(model, device)
+    reference = freeze(model, reader, stream, wanted, objective.parts, pad_id, objective.layer)
+    before = zero3.digest(model)
+    args = _arguments(schedule, num_steps, folder, seed, device, deepspeed, processes, model)
+    notes, seconds_before, start = list[str](), 0.0, time.perf_counter()
+    if found:
+        log.info("%s: resuming from %s%s", label, "the weights of " if anew else "", found.path.name)
+        seconds_before = found.marker.seconds  # spent before the interruption
+        notes += [*found.marker.notes, *([checkpoints.continued(found)] if anew else [])]
+
+    def mark(checkpoint: Path) -> None:
+        spent = seconds_before + time.perf_counter() - start
+        checkpoints.mark(checkpoint, spent, engine, trainer.diverged, notes)
+
+    continued = [Continued(found.path, num_steps)] if found and anew else []
+    if found and anew:
+        stream.start = found.step
+    trainer = Unlearner(
+        model=model,
+        args=args,
+        stream=stream,
+        objective=objective,
+        make_optimizer=make_optimizer,
+        schedule=schedule,
+        reader=reader,
+        reference=reference,
+        pad_id=pad_id,
+        callbacks=[*continued, Progress(label, records, mark), *callbacks],
+    )
+    trainer.diverged = found.marker.diverged if found else None
+    for callback in continued:
+        callback.trainer = trainer
+        loading.read_weights(model, callback.checkpoint)
+    start = time.perf_counter()
+    try:
+        if found and anew and found.step >= num_steps:  # no data is left to begin with
+            trainer.state = state_of(found.path)
+        else:
+            memory = recomputing(model) if schedule.gradient_checkpointing else contextlib.nullcontext()
+            with zero3.driven(model), memory:
+                trainer.train(resume_from_checkpoint=str(found.path) if found and not anew else None)
+                trainer.judge_end()
+    except FloatingPointError as error:  # an optimizer that cannot go on
+        trainer.diverged = str(error)
+    remarks = [*trainer.remarks, *([_unchanged(args, compute)] if zero3.digest(model) == before else [])]
+    for said in remarks:
+        if trainer.state.is_world_process_zero:
+            log.warning("%s: %s", label, said)
+    _dismantle(trainer)
+    logged = [entry for entry in trainer.state.log_history if "forget_loss" in entry]
+    return Outcome(
+        trainer.state.global_step,
+        seconds_before + time.perf_counter() - start,
+        trainer.diverged,
+        logged[-1] if logged else {},
+        [*notes, *remarks],
+    )
+
+
+def _arguments(
+    schedule: Schedule,
+    num_steps: int,
+    folder: Path,
+    seed: int,
+    device: str,
+    deepspeed: Mapping[str, Any] | None,
+    processes: int,
+    model: nn.Module,
+) -> TrainingArguments:
+    """What transformers has to know of a training: how to take its steps, and nothing that would talk or evaluate."""
+    accumulation = schedule.accumulation(processes)
+    args = TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=schedule.batch_size // (processes * accumulation),
+        gradient_accumulation_steps=accumulation,
+        max_steps=num_steps,
+        train_sampling_strategy="sequential",
+        lr_scheduler_type=schedule.lr_scheduler,
+        lr_scheduler_kwargs=dict(schedule.lr_scheduler_kwargs or {}),
+        warmup_steps=math.ceil(schedule.warmup_ratio * num_steps),
+        max_grad_norm=schedule.max_grad_norm,
+        logging_first_step=True,
+        logging_steps=schedule.logging_steps,
+        logging_nan_inf_filter=False,
+        save_strategy="steps" if schedule.save_steps else "no",
+        save_steps=schedule.save_steps or 500,
+        save_total_limit=None,  # the older ones go when the newer one is marked complete, not before
+        seed=seed,
+        use_cpu=device == "cpu",
+        bf16=bool(deepspeed and deepspeed.get("bf16", {}).get("enabled")),  # ZeRO's own; elsewhere no autocast
+        ddp_backend="gloo" if device == "cpu" and processes > 1 else None,
+        ddp_find_unused_parameters=any("expert" in name for name, _ in model.named_modules()),  # no row need reach one
+        dataloader_pin_memory=device != "cpu",
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        report_to=[],
+        deepspeed=dict(deepspeed) if deepspeed else None,
+    )
+    if args.n_gpu > 1:  # one process, one device: the parts of a batch must not be dealt out by DataParallel
+        args._n_gpu = 1
+    return args
+
+
+def _unchanged(args: TrainingArguments, compute: str) -> str:
+    """What to type after a training that has left every weight as it was."""
+    section, rate = ("prepare", "prepare.adamw.lr") if compute == "prepare" else ("train", "optimizer.lr")
+    if args.max_steps == 1 and args.warmup_steps:
+        why = f"its one step is the warm-up's first, whose learning rate is 0: type {section}.warmup_ratio=0"
+    else:
+        why = f"the learning rate is 0, or its updates are lost in rounding: raise {rate}"
+    return f"no weight changed in {args.max_steps} step(s): {why}, or take more steps"
+
+
+def _dismantle(trainer: Unlearner) -> None:
+    """Give back what the engine and the optimizer hold; the model's weights stay, divided or whole."""
+    engine: Any = getattr(trainer, "deepspeed", None)
+    if engine is not None:
+        engine.destroy()  # its buffers
+        for name in ("optimizer", "basic_optimizer", "client_optimizer"):  # the model's hooks keep the rest of it alive
+            setattr(engine, name, None)
+        assert trainer.model is not None
+        for p in trainer.model.parameters():
+            p.__dict__.pop("_z3_optimizer", None)
+    trainer.accelerator.free_memory()  # it holds on to wrapped models and optimizers

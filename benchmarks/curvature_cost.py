@@ -112,7 +112,7 @@ def main() -> None:
     }  # fmt: skip
     model = loading.from_scratch(config, loading.train_tokenizer(texts, 1024, 1024), seed=0)
     tokenizer = loading.train_tokenizer(texts, 1024, 1024)
-    lm = LanguageModel.of(model.to(getattr(torch, args.dtype)), tokenizer, vars(Template()), 1024)
+    lm = LanguageModel.of(model.to(getattr(torch, args.dtype)), tokenizer, Template(), 1024)
     rows = {name: task.parts[name] for name in ("forget", "retain")}
     parts = {name: (part, lm.encode([item for row in part.rows for item in row])) for name, part in rows.items()}
     measured: dict[str, list[float]] = {name: [] for name in OPTIMIZERS}

@@ -22,21 +22,22 @@ from omegaconf import OmegaConf
 
 from soul_exp import compose
 from soul_exp.artifacts import prepared_models
-from soul_exp.artifacts.prepared_models import Checkpoint
-from soul_exp.data import Item, Part
+from soul_exp.data import Item, Part, Template
 from soul_exp.distributed.processes import launch
 from soul_exp.evaluation.probing import ask
 from soul_exp.losses import Objective, npo
 from soul_exp.models import loading
+from soul_exp.models.checkpoint import Checkpoint
 from soul_exp.optim import Sophia
-from soul_exp.stages.unlearn import end_process, start_process
+from soul_exp.run import Compute, ModelSettings
+from soul_exp.stages.process import end_process, start_process
 from soul_exp.tasks.task import Probe
 from soul_exp.training.schedule import Schedule
 from soul_exp.training.train import train
 
 ENGINES = ("ddp", "zero1", "zero2", "zero3", "zero3_offload")
 TEMPLATE = {"prompt": "Question: {question}\nAnswer:", "answer": " {answer}"}
-MODEL = {"template": TEMPLATE, "max_length": 128, "dtype": "float32", "attention": "sdpa"}
+MODEL = ModelSettings(Template(), max_length=128)
 
 
 def questions(count: int) -> list[Item]:
@@ -73,7 +74,7 @@ def held(device: str) -> float:
 
 
 def work(rank: int, compute: dict[str, Any], source: str, out: str) -> dict[str, float]:
-    device = start_process({"compute": compute, "model": MODEL, "seed": 0}, rank)
+    device = start_process(Compute("memory", threads=1, **compute), rank, seed=0, attention_kernel="sdpa")
     found: dict[str, float] = {}
     base, deepspeed = held(device), compute["deepspeed"]
 

@@ -167,7 +167,7 @@ class Taken:
         model = copy.deepcopy(lm.model).train()
         model.get_output_embeddings()._forward_pre_hooks.clear()  # the copy of the reader's hook, which is not ours
         loading.move(model, device)
-        self.lm, self.device = LanguageModel.of(model, lm.tokenizer, vars(lm.template), lm.max_length), device
+        self.lm, self.device = LanguageModel.of(model, lm.tokenizer, lm.template, lm.max_length), device
         self.params = [p for p in model.parameters() if p.requires_grad]
         self.optimizers = tuple(make(self.params) for make in OPTIMIZERS[optimizer])
 
@@ -219,7 +219,7 @@ def language_model(name: str, task: Task) -> LanguageModel:
     tokenizer = loading.train_tokenizer(texts, size, 1024)
     model = loading.from_scratch(config, tokenizer, seed=0)
     dtype = torch.bfloat16 if name == "1b" else torch.float32
-    return LanguageModel.of(model.to(dtype), tokenizer, vars(Template()), 1024)
+    return LanguageModel.of(model.to(dtype), tokenizer, Template(), 1024)
 
 
 @dataclass(frozen=True)

@@ -17,16 +17,17 @@ import torch
 from omegaconf import OmegaConf
 from transformers.utils import logging as library
 
-from soul_exp import build, results, sequence
+from soul_exp import results, sequence
 from soul_exp.artifacts import prepared_models
-from soul_exp.artifacts.prepared_models import Checkpoint
+from soul_exp.build import build_models
 from soul_exp.data import Item
 from soul_exp.errors import UsageError, built
 from soul_exp.evaluation.probing import generations, likelihoods
 from soul_exp.models import attention, loading, lora
+from soul_exp.models.checkpoint import Checkpoint
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.results import Results
-from soul_exp.stages.unlearn import MODEL
+from soul_exp.stages.stage import MODEL
 
 WIDTH = 100  # columns of a console
 
@@ -69,7 +70,7 @@ def _prepared(run: Results, folder: Path) -> dict[str, Checkpoint]:
     """Where the two models are that the run began with, which its data decides."""
     where = f"{folder}, run at commit {run.commit or 'unknown'}, cannot be read by this version: run it again"
     try:
-        return prepared_models.checkpoints(run.config, built(lambda: build.build_task(run.config), where))
+        return prepared_models.checkpoints(built(lambda: build_models(run.config), where))
     except KeyError as error:
         raise UsageError(f"{where}: its configuration lacks {error}") from error
 
@@ -103,7 +104,7 @@ def _anew(folder: Path, name: str) -> str:
 def load(run: Results, place: Checkpoint) -> LanguageModel:
     """The model in `place` as its run read it, on the device that is here, ready to be asked."""
     attention.choose_kernel(run.config["model"]["attention"])
-    lm = prepared_models.load(run.config["model"], place)
+    lm = prepared_models.load(build_models(run.config).model, place)
     loading.move(lm.model, "cuda" if torch.cuda.is_available() else "cpu")
     lm.model.eval()
     return lm

@@ -1,59 +1,261 @@
-"""Configuration to objects, once."""
+"""Configuration to objects, once: the only module that instantiates a `_target_`.
+
+`build` returns one typed, frozen `Run`. The parent's checks and every worker call it on the same plain configuration,
+so that they agree; below it, functions take the `Run` or ordinary typed arguments.
+"""
 
 from __future__ import annotations
 
 import functools
 import inspect
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import hydra.utils
 import torch
 
+from soul_exp.data import Template
+from soul_exp.errors import UsageError, built
 from soul_exp.losses import Objective
+from soul_exp.models import checkpoint
+from soul_exp.models.checkpoint import Checkpoint
+from soul_exp.ranges import COUNT, POSITIVE, SEED, Number
+from soul_exp.run import (
+    Choices,
+    Compute,
+    Evaluation,
+    Metric,
+    Models,
+    ModelSettings,
+    Preparation,
+    Run,
+    Scratch,
+    Suite,
+    Tuning,
+    WandbSettings,
+)
 from soul_exp.tasks.task import Task
-from soul_exp.training.passes import CURVATURE_PARTS, SAMPLED
+from soul_exp.training.schedule import Schedule
 
-HESSIAN_PARTS = {"retain": ("retain",), "all": ("forget", "retain")}  # whose rows an influence step's Hessian is of
+NO_NUMBER = ("logging_steps", "save_steps")  # options of `prepare` that change no weight
+Config = Mapping[str, Any]  # the plain configuration that `compose` returns
 
 
-def build_optimizer(config: Mapping[str, Any]) -> Callable[..., torch.optim.Optimizer]:
-    """The optimizer of `config` at its precision, still to be given its parameters."""
-    made = hydra.utils.instantiate(config["optimizer"], _convert_="all")
+def build(config: Config) -> Run:
+    """The objects of `config`. Raises UsageError for what cannot be built."""
+    models = build_models(config)
+    objective = built(lambda: _instantiate(config["loss"]), "loss")
+    if not isinstance(objective, Objective):
+        raise UsageError(f"loss: found {type(objective).__name__}, expected _target_: soul_exp.losses.Objective")
+    schedule: Schedule = built(lambda: Schedule(**config["train"]), "train")
+    return Run(
+        **vars(models),
+        name=config["name"],
+        seed=config["seed"],
+        choices=Choices(**config["choices"]),
+        metrics=_metrics(config["task"]["metrics"]),
+        objective=objective,
+        make_optimizer=_optimizer(config),
+        schedule=schedule,
+        adapter=built(lambda: _instantiate(config["adapter"]), "adapter"),
+        rounding=config["precision"]["rounding"],
+        compute=Compute(name=config["choices"]["compute"], **config["compute"]),
+        wandb=WandbSettings(**config["wandb"]),
+        tuning=build_tuning(config),
+        save=config["save"],
+        best_keep=config["best_keep"],
+        resume=config["resume"],
+        overwrite=config["overwrite"],
+        tuned=config["tuned"],
+    )
+
+
+def build_models(config: Config) -> Models:
+    """The models that `config` compares: all that a reader of a finished run needs."""
+    model, retrained = config["model"], config["retrained"]
+    task = built(lambda: build_task(config), "task")
+    return Models(
+        cache=Path(config["cache"]),
+        stages=tuple(config["stages"]),
+        task=task,
+        model=model_settings(model),
+        published=published(config),
+        prepare=_preparation(config["prepare"], config["train"]["gradient_checkpointing"]),
+        retrained=Checkpoint(retrained["path"], retrained["revision"]) if retrained["path"] else None,
+        retrained_records=Path(retrained["records"]) if retrained["records"] else None,
+        evaluation=Evaluation(**config["evaluate"]),
+        suite=Suite(config["utility_suite"], config["utility_limit"], config["utility_data"]),
+        instruction=config["task"]["system_prompt"] if config.get("input_based") else None,
+        start=Checkpoint(config["start"]) if config.get("start") else None,
+        general=is_general(config),
+    )
+
+
+def build_task(config: Config) -> Task:
+    """The task that `config["task"]` describes, without its metrics and its system prompt."""
+    fields = {key: value for key, value in config["task"].items() if key not in ("metrics", "system_prompt")}
+    task: Task = _instantiate(fields)
+    return task
+
+
+def is_general(config: Config) -> bool:
+    """Whether the model of `config` has general questions in its training, this run's or an earlier one's."""
+    trains = config["stages"] != ["evaluate"] and bool(config["task"].get("train_general"))
+    return trains or (config["model"]["path"] is not None and checkpoint.knows_general(config["model"]["path"]))
+
+
+def with_rates(config: Config, lr: Any, gamma: Any) -> dict[str, Any]:
+    """`config` with this learning rate and this gamma, or lists of those that were tried."""
+    return {**config, "optimizer": {**config["optimizer"], "lr": lr}, "loss": {**config["loss"], "gamma": gamma}}
+
+
+def trial(config: Config, lr: float, gamma: float) -> dict[str, Any]:
+    """The configuration of one trial: the run's, except for the seed and what is tuned."""
+    seed, given = config["tune"]["seed"], with_rates(config, lr, gamma)
+    seeded = {section: _seeded(given[section], seed) for section in ("optimizer", "loss")}
+    train = {**given["train"], "save_steps": None}
+    return {**given, **seeded, "seed": seed, "train": train, "tune": None, "tuned": None}
+
+
+def _seeded(node: Any, seed: int) -> Any:
+    """`node` with `seed` under every key of that name: what draws numbers has been given the run's."""
+    if not isinstance(node, Mapping):
+        return node
+    return {key: seed if key == "seed" else _seeded(value, seed) for key, value in node.items()}
+
+
+def target_of(path: str) -> Any:
+    """The object that the dotted `path` of a `_target_` names."""
+    return hydra.utils.get_object(path)
+
+
+def _instantiate(node: Any) -> Any:
+    return hydra.utils.instantiate(node, _convert_="all")
+
+
+def model_settings(model: Config) -> ModelSettings:
+    """What `config["model"]` says."""
+    scratch = model["scratch"]
+    return ModelSettings(
+        template=Template(**model["template"]),
+        max_length=model["max_length"],
+        dtype=model["dtype"],
+        attention=model["attention"],
+        path=model["path"],
+        revision=model["revision"],
+        tokenizer=model.get("tokenizer"),
+        scratch=Scratch(**scratch) if scratch else None,
+    )
+
+
+def published(config: Config) -> Checkpoint | None:
+    """The published checkpoint that is the target already, if the model names one for this task, source and base."""
+    entry = (config["model"]["published"] or {}).get(config["choices"]["task"])
+    if entry is None or entry["base"] != config["model"]["path"] or entry["source"] != config["task"]["source"]:
+        return None
+    return Checkpoint(entry["path"], entry["revision"])
+
+
+def _preparation(settings: Config, gradient_checkpointing: bool) -> Preparation:
+    rest = {key: value for key, value in settings.items() if key not in ("adamw", "seed")}
+    schedule = functools.partial(Schedule, **rest, gradient_checkpointing=gradient_checkpointing, dropout=True)
+    identity = {key: value for key, value in settings.items() if key not in NO_NUMBER}
+    return Preparation(built(schedule, "prepare"), settings["adamw"], settings["seed"], identity)
+
+
+def _metrics(entries: Any) -> dict[str, Metric]:
+    """The metrics of `task.metrics`, by name."""
+    if not isinstance(entries, Mapping):
+        raise UsageError(
+            f"task.metrics={entries}: expected names with a _target_ each; for none, type task.metrics={{}}"
+        )
+    for name, entry in entries.items():
+        if not isinstance(entry, Mapping) or "_target_" not in entry:
+            raise UsageError(
+                f"task.metrics.{name}={entry}: expected the _target_ of a function; to report it no more, type "
+                f"~task.metrics.{name}"
+            )
+    found = {
+        name: built(functools.partial(hydra.utils.instantiate, entry), f"task.metrics.{name}")
+        for name, entry in entries.items()
+    }
+    for name, metric in found.items():
+        if not callable(metric):
+            raise UsageError(
+                f"task.metrics.{name}: found {type(metric).__name__}, expected a function: write _partial_: true "
+                f"beside its _target_"
+            )
+    return found
+
+
+def _optimizer(config: Config) -> Callable[..., torch.optim.Optimizer]:
+    """The optimizer at its precision. Raises UsageError if it cannot round as that asks."""
+    plain: Callable[..., torch.optim.Optimizer] = built(lambda: _instantiate(config["optimizer"]), "optimizer")
     rounding = config["precision"]["rounding"]
     if rounding == "nearest" or config["compute"]["deepspeed"]:  # ZeRO gives it fp32 shards and rounds by itself
-        return made
+        return plain
+    if callable(plain) and "rounding" not in inspect.signature(plain).parameters:
+        raise UsageError(
+            f"precision={config['choices']['precision']} needs an optimizer that rounds so; "
+            f"optimizer={config['choices']['optimizer']} does not: choose precision=fp32 or bf16, or optimizer=adam, "
+            f"lion, signum, sophia or sophia_soul"
+        )
     noise = {"seed": config["seed"]} if rounding == "stochastic" else {}
-    return functools.partial(made, rounding=rounding, **noise)
+    return functools.partial(plain, rounding=rounding, **noise)
 
 
-def parts_of_run(objective: Objective, optimizer: Any, task: Task) -> tuple[str, ...]:
-    """The parts that a run reads: the loss's, the curvature's where the optimizer wants one, and always `retain`.
-
-    Without a retain term, and where the task has such rows, only its NLL is measured (Unlearner.log).
-    """
-    retain = task.parts.get("retain")
-    measured = ("retain",) if objective.retain_function is None and retain is not None and retain.rows else ()
-    return tuple(dict.fromkeys((*objective.parts, *_parts_of_curvature(optimizer), *measured)))
+def tunes(config: Config) -> bool:
+    """Whether a run of `config` chooses its learning rate and gamma by trials."""
+    return bool(config["tune"]) and ("unlearn" in config["stages"] or not config["stages"])
 
 
-def _parts_of_curvature(optimizer: Any) -> tuple[str, ...]:
-    settings = _settings(optimizer)
-    if settings.get("hessian") in HESSIAN_PARTS:
-        return ("forget", "retain")  # the ratio of their sizes scales the step
-    if isinstance(settings.get("base"), functools.partial):
-        return _parts_of_curvature(settings["base"])
-    return CURVATURE_PARTS[settings.get("curvature_on") or "retain"] if settings.get("estimator") in SAMPLED else ()
+def build_tuning(config: Config) -> Tuning | None:
+    """The trials that `config` asks for. Raises UsageError at the first of their options that cannot work."""
+    if not tunes(config):
+        return None
+    settings = config["tune"]
+    absent = [key for key in ("seed", "lr", "gamma", "rule") if settings.get(key) is None]
+    if absent:
+        raise UsageError(f"tune.{absent[0]} is missing: choose a preset that states it, as experiment=ablation_rho")
+    for key, number in (("lr", POSITIVE), ("gamma", Number(0))):
+        values = settings[key]
+        if not isinstance(values, list) or not values or not all(map(number.fits, values)):
+            raise UsageError(f"tune.{key}={values}: expected a list, each {number.expected()}")
+        if len(set(values)) < len(values):
+            raise UsageError(f"tune.{key}={values}: a value stands there twice, remove one")
+    for key, number in (("seed", SEED), ("workers", COUNT)):
+        value = settings.get(key)
+        if not (number.fits(value) or (value is None and key == "workers")):
+            raise UsageError(f"tune.{key}={value}: expected {number.expected()}")
+    if settings["seed"] == config["seed"]:
+        raise UsageError(f"tune.seed={settings['seed']} is the run's own seed: change tune.seed")
+    if not POSITIVE.fits(config["optimizer"].get("lr")):
+        raise UsageError(f"optimizer={config['choices']['optimizer']} states no lr: give optimizer.lr")
+    if config["loss"].get("retain_term") is None:
+        raise UsageError(f"loss={config['choices']['loss']} has no retain term, so no gamma: choose another loss")
+    rates, gammas = zip(*tried(config), strict=True)
+    return Tuning(
+        settings["seed"],
+        tuple(dict.fromkeys(rates)),
+        tuple(dict.fromkeys(gammas)),
+        _rule(settings["rule"]),
+        settings.get("workers"),
+    )
 
 
-def _settings(optimizer: Any) -> dict[str, Any]:
-    """The keyword arguments that `optimizer`, a partial, is going to be built with, defaults of its class included."""
-    parameters = inspect.signature(optimizer).parameters
-    return {name: parameter.default for name, parameter in parameters.items()}
+def tried(config: Config) -> list[tuple[float, float]]:
+    """The (learning rate, gamma) of each trial: factors of the optimizer's own rate, gammas common to all cells."""
+    if not tunes(config):
+        return []
+    rates = [float(f"{factor * config['optimizer']['lr']:.6g}") for factor in config["tune"]["lr"]]
+    return [(rate, float(gamma)) for rate in rates for gamma in config["tune"]["gamma"]]
 
 
-def build_task(config: Mapping[str, Any]) -> Task:
-    """The task that `config["task"]` describes; its `metrics` and its `system_prompt` are read elsewhere."""
-    fields = {key: value for key, value in config["task"].items() if key not in ("metrics", "system_prompt")}
-    task: Task = hydra.utils.instantiate(fields, _convert_="all")
-    return task
+def _rule(node: Any) -> functools.partial[Any]:
+    """The rule, with its constants. Raises UsageError if it is not a function with all of them."""
+    rule = built(lambda: _instantiate(node), "tune.rule")
+    if not isinstance(rule, functools.partial):
+        raise UsageError(f"tune.rule: found {type(rule).__name__}, expected a function with _partial_: true")
+    built(lambda: inspect.signature(rule).bind([], {}), "tune.rule")
+    return rule

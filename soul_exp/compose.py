@@ -82,9 +82,9 @@ def suite_of(config: Mapping[str, Any]) -> str:
     entries = metrics.values() if isinstance(metrics, Mapping) else ()
     if not any(str(entry.get("_target_")).startswith(SUITE_METRICS) for entry in entries if isinstance(entry, Mapping)):
         return "none"
-    from soul_exp.artifacts import prepared_models
+    from soul_exp.build import is_general
 
-    return "embedded" if not config["model"]["path"] or prepared_models.is_general(config) else "paper"
+    return "embedded" if not config["model"]["path"] or is_general(config) else "paper"
 
 
 def check_optional(choices: Mapping[str, str | None]) -> None:
@@ -124,9 +124,9 @@ def _taught_here(path: str | None, stages: Sequence[str]) -> bool:
 
     Where `path` is only measured, it says nothing of the others, unless it is one of them.
     """
-    from soul_exp.artifacts import prepared_models
+    from soul_exp.models.checkpoint import knows_general
 
-    return path is None or (list(stages) == ["evaluate"] and prepared_models.is_taught(path))
+    return path is None or (list(stages) == ["evaluate"] and knows_general(path))
 
 
 def default_device() -> str:

@@ -6,7 +6,7 @@ The run's folder holds request-1/, request-2/, ..., each with all that a run has
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock
 
 from soul_exp import experiment, results
-from soul_exp.artifacts import prepared_models
+from soul_exp.build import Config
 from soul_exp.checks import disk
 from soul_exp.checks.check import Checked, check
 from soul_exp.checks.options import check_flags
@@ -22,17 +22,18 @@ from soul_exp.distributed import interrupts
 from soul_exp.distributed.join import Crew
 from soul_exp.errors import UsageError
 from soul_exp.files import is_sound
+from soul_exp.models.checkpoint import UNLEARNED
 from soul_exp.results import Results
-from soul_exp.stages import tune, unlearn
+from soul_exp.stages.stage import MODEL
 from soul_exp.tasks.custom import EARLIER
 
 log = logging.getLogger(__name__)
 
 
 def run(
-    config: Mapping[str, Any],
+    config: Config,
     out: Path,
-    crew: Crew | None = None,
+    group: Crew | None = None,
     part_of_sweep: bool = False,
     begin: Callable[[], None] = lambda: None,
 ) -> Results | None:
@@ -42,22 +43,22 @@ def run(
     """
     check_flags(config)
     if config["task"].get("requests") is None:
-        return experiment.run(_alone(config), out, crew, part_of_sweep, begin)
+        return experiment.run(_alone(config), out, group, part_of_sweep, begin)
     steps = steps_of(config, out)
-    _check_sequence(config, crew)
-    checked = [_checked(step, number, out) for number, step in enumerate(steps, start=1)]
+    _check_sequence(config, group)
+    checked = [check(step, folder_of(out, number)) for number, step in enumerate(steps, start=1)]
     out.mkdir(parents=True, exist_ok=True)
     with FileLock(out / ".lock"):  # a second start of the same run waits, and then finds it finished
         return _run(steps, checked, out, part_of_sweep, begin)
 
 
-def need(config: Mapping[str, Any]) -> disk.Need | None:
+def need(config: Config) -> disk.Need | None:
     """What `run` will write to disk, or None if that is not known before its model is read."""
     steps = steps_of(config, Path()) if config["task"].get("requests") is not None else [dict(config)]
     return disk.together([experiment.need(step) for step in steps])
 
 
-def steps_of(config: Mapping[str, Any], out: Path) -> list[dict[str, Any]]:
+def steps_of(config: Config, out: Path) -> list[dict[str, Any]]:
     """The configuration of each request's run: which one it is, and from the second on where it starts."""
     requests = config["task"]["requests"]
     if not isinstance(requests, list) or not requests:
@@ -66,7 +67,7 @@ def steps_of(config: Mapping[str, Any], out: Path) -> list[dict[str, Any]]:
     for number in range(1, len(requests) + 1):
         step = {**config, "task": {**config["task"], "request": number}}
         if number > 1:
-            step["start"] = str(folder_of(out, number - 1) / unlearn.MODEL)
+            step["start"] = str(folder_of(out, number - 1) / MODEL)
         steps.append(step)
     return steps
 
@@ -79,12 +80,12 @@ def _run(
     if previous is not None:
         log.info("finished before, skipped: %s", out)
         return previous
-    cache = Path(steps[0]["cache"])
+    first = checked[0].run
     needed = disk.together([each.need for each in checked])
-    disk.check_run(needed, out, cache)
-    if not part_of_sweep and steps[0]["stages"]:
-        log.info(disk.run_sentence(needed, out, cache))
-    if steps[0]["stages"]:
+    disk.check_run(needed, out, first.cache)
+    if not part_of_sweep and first.stages:
+        log.info(disk.run_sentence(needed, out, first.cache))
+    if first.stages:
         begin()
     (out / results.NAME).unlink(missing_ok=True)  # only overwrite=true gets here with one
     last = None
@@ -106,28 +107,21 @@ def _run(
 
 def _finished(steps: list[dict[str, Any]], checked: list[Checked], out: Path) -> Results | None:
     """The results in `out` if they are this sequence's. Raises UsageError if they are another's."""
-    previous = None if steps[0]["overwrite"] else results.read(out)
+    previous = None if checked[0].run.overwrite else results.read(out)
     if previous is None:
         return None
     number = previous.config["task"].get("request")
     at = number - 1 if isinstance(number, int) and 1 <= number <= len(steps) else -1  # it may have ended early
-    return experiment.finished(steps[at], checked[at], out)
+    return experiment.finished(steps[at], checked[at].run, out)
 
 
-def _checked(step: Mapping[str, Any], number: int, out: Path) -> Checked:
-    """What check says of a request before any of them is begun; what it starts from is still to be made."""
-    checked = check(step, folder_of(out, number))
-    tune.check_tune(step, checked)
-    return checked
-
-
-def _check_sequence(config: Mapping[str, Any], crew: Crew | None) -> None:
+def _check_sequence(config: Config, group: Crew | None) -> None:
     """Raises UsageError for what one run can have, but not several in sequence."""
     stages = config["stages"]
-    if crew is not None:
+    if group is not None:
         raise UsageError(
-            f"task.requests needs fresh processes for each request, but {crew.world.by} has started these {crew.size}: "
-            f"type it without {crew.world.by}, compute.processes={crew.size} starts them"
+            f"task.requests needs fresh processes for each request, but {group.world.by} has started these "
+            f"{group.size}: type it without {group.world.by}, compute.processes={group.size} starts them"
         )
     if stages not in ([], ["prepare"]) and not {"unlearn", "evaluate"} <= set(stages):
         raise UsageError(
@@ -147,15 +141,15 @@ def _check_sequence(config: Mapping[str, Any], crew: Crew | None) -> None:
             )
 
 
-def _check_start(step: Mapping[str, Any], number: int, folder: Path) -> None:
+def _check_start(step: Config, number: int, folder: Path) -> None:
     start, begins = step.get("start"), "unlearn" in step["stages"] and not (folder / results.NAME).exists()
-    if start and begins and not is_sound(Path(start) / prepared_models.UNLEARNED):
+    if start and begins and not is_sound(Path(start) / UNLEARNED):
         raise UsageError(
             f"{start} is gone or damaged, from which request {number} starts: put it back, or type overwrite=true"
         )
 
 
-def _alone(config: Mapping[str, Any]) -> dict[str, Any]:
+def _alone(config: Config) -> dict[str, Any]:
     """`config` without the metrics of earlier requests, where there are none."""
     if "requests" not in config["task"]:
         return dict(config)

@@ -75,7 +75,7 @@ def small_model() -> LanguageModel:
         "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.1,
     }  # fmt: skip
     model = loading.from_scratch(config, tokenizer, seed=0)
-    return LanguageModel.of(model, tokenizer, {"prompt": "Question: {question}\nAnswer:", "answer": " {answer}"}, 128)
+    return LanguageModel.of(model, tokenizer, Template(), 128)
 
 
 @pytest.fixture

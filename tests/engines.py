@@ -18,20 +18,20 @@ from test_trainer import OBJECTIVES, parts
 from transformers import TrainerCallback
 
 from soul_exp.artifacts import prepared_models
-from soul_exp.artifacts.prepared_models import Checkpoint
-from soul_exp.data import Item
+from soul_exp.data import Item, Template
 from soul_exp.distributed import zero3
 from soul_exp.evaluation.probing import ask
+from soul_exp.models.checkpoint import Checkpoint
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.models.lora import Lora
 from soul_exp.optim import AdamW, Sophia
-from soul_exp.stages.unlearn import start_process
+from soul_exp.run import Compute, ModelSettings
+from soul_exp.stages.process import start_process
 from soul_exp.tasks.task import Probe
 from soul_exp.training.schedule import Schedule
 from soul_exp.training.train import train
 
-TEMPLATE = {"prompt": "Question: {question}\nAnswer:", "answer": " {answer}"}
-MODEL = {"template": TEMPLATE, "max_length": 128, "dtype": "float32", "attention": "sdpa"}
+MODEL = ModelSettings(Template(), max_length=128)
 # Clipped, accumulated, with decay, and updates of which most are neither clipped nor zero; eps keeps rounding errors of
 # the gradient from being divided by a curvature near 0
 SCHEDULE = {"epochs": 1, "batch_size": 4, "micro_batch_size": 1, "max_steps": 4, "warmup_ratio": 0.0}
@@ -141,8 +141,8 @@ def work(rank: int, cases: Mapping[str, Case], model: str, folder: str) -> None:
     """Every case by two ranks or more, one after the other; what they end with goes to `folder`."""
     world = int(os.environ["WORLD_SIZE"])
     os.environ["PATH"] = "/nowhere"  # no compiler: DeepSpeed would build an operator that nothing here needs
-    settings = {"device": "cpu", "processes": world, "deepspeed": {"zero_optimization": {"stage": 2}}}
-    start_process({"compute": settings, "model": MODEL, "seed": 0}, rank)
+    compute = Compute("zero2", "cpu", processes=world, threads=1, deepspeed={"zero_optimization": {"stage": 2}})
+    start_process(compute, rank, seed=0, attention_kernel="sdpa")
     gc.freeze()  # each training collects: what was imported is not looked through again
     for name, case in cases.items():
         ended = run(case, Path(model), Path(folder) / name, world)

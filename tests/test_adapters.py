@@ -17,14 +17,15 @@ from transformers import PreTrainedModel
 
 from soul_exp import compose
 from soul_exp.artifacts import prepared_models
-from soul_exp.artifacts.prepared_models import Checkpoint
-from soul_exp.data import pad
+from soul_exp.data import Template, pad
 from soul_exp.errors import UsageError
 from soul_exp.models import attention, loading, lora
+from soul_exp.models.checkpoint import Checkpoint
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.models.layers import recomputing
-from soul_exp.models.lora import Lora
+from soul_exp.models.lora import WEIGHTS, Lora
 from soul_exp.optim import SAM, AdamW, Influence, MeZO, Muon, Sophia
+from soul_exp.run import ModelSettings
 
 LORA = Lora(r=4, alpha=8, dropout=0.0, target_modules="all-linear", merge=False)
 OPTIMIZERS: dict[str, Callable[..., Any]] = {
@@ -50,7 +51,7 @@ def given(lm: LanguageModel, tmp_path: Path) -> Given:
         if rows is not None:
             loaded.resize_token_embeddings(rows)
             setattr(loaded, lora.GROWN, True)
-        subject = LanguageModel.of(loaded, lm.tokenizer, {"prompt": "{question}:", "answer": " {answer}"}, 128)
+        subject = LanguageModel.of(loaded, lm.tokenizer, Template("{question}:"), 128)
         return subject.with_model(adapter.wrapped(loaded, seed=0)) if adapter else subject
 
     return made
@@ -137,7 +138,7 @@ def test_a_head_and_an_embedding_with_adapters_are_read_and_grouped_as_such(
     loading.save(subject.model, subject.tokenizer, tmp_path / "saved")
     read = loading.load_model(str(tmp_path / "saved"))
     assert torch.equal(after, logits(subject.with_model(read))) and not torch.equal(after, before)
-    measured = LanguageModel.of(read, subject.tokenizer, {"prompt": "{question}:", "answer": " {answer}"}, 128)
+    measured = LanguageModel.of(read, subject.tokenizer, Template("{question}:"), 128)
     assert torch.equal(after, logits(measured))  # as a run's own model is read to be measured
 
 
@@ -185,7 +186,7 @@ def test_a_saved_adapter_is_read_onto_its_base_to_the_same_bits(
     assert {path.name for path in (tmp_path / "saved").iterdir()} == names
     assert any("embed_tokens" in key for key in load_file(tmp_path / "saved" / lora.WEIGHTS)) == grown
     loading.check_folder(tmp_path / "saved", "model.path")
-    model = {"template": vars(subject.template), "max_length": 128, "dtype": dtype, "attention": "sdpa"}
+    model = ModelSettings(subject.template, max_length=128, dtype=dtype)
     read = prepared_models.load(model, Checkpoint(str(tmp_path / "saved")))  # as an evaluation does
     assert torch.equal(logits(read), logits(subject)) and not torch.equal(
         logits(read), logits(given(None, dtype, rows=rows))
@@ -279,7 +280,7 @@ def test_a_killed_run_of_an_adapter_resumes_to_the_same_bits(
 
     killed_run(given(lora, dtype), tmp_path / "killed", make)
     checkpoint = tmp_path / "killed" / "checkpoints" / "checkpoint-4"
-    assert (checkpoint / lora.WEIGHTS).is_file() and not (checkpoint / "model.safetensors").exists()
+    assert (checkpoint / WEIGHTS).is_file() and not (checkpoint / "model.safetensors").exists()
     again = given(lora, dtype)
     run(again, tmp_path / "killed", OBJECTIVES["npo_kl"], make, max_steps=9, save_steps=4)
     assert torch.equal(weights(again), weights(whole)) and not torch.equal(weights(again), weights(given(lora, dtype)))

@@ -19,11 +19,13 @@ from composing import composed
 from conftest import items, small_model
 from test_tables import made
 
-from soul_exp import ask, build, files, results
+from soul_exp import ask, files, results
 from soul_exp.artifacts import prepared_models
+from soul_exp.build import build_models
 from soul_exp.data import Item
 from soul_exp.evaluation.probing import generations, likelihoods
 from soul_exp.models import loading
+from soul_exp.models.checkpoint import DONE
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.models.lora import Lora
 from soul_exp.results import Results
@@ -52,16 +54,16 @@ def moved(seed: int) -> LanguageModel:
 def written(place: Path, *overrides: str, adapter: bool = False) -> tuple[Path, dict[str, LanguageModel]]:
     """The folder of a run and its three models, which are where a run would have left them."""
     config, run = config_of(place, *overrides), place / "runs" / "tofu" / "default"
-    task = build.build_task(config)
+    models = build_models(config)
     found = {name: moved(i) for i, name in enumerate(NAMES)}
     for role, name in (("target", "original"), ("retrained", "retrained")):
-        made_by = prepared_models.needed(config, task)[role]
-        folder = prepared_models.folder_of(Path(config["cache"]), made_by)
+        made_by = prepared_models.recipes(models)[role]
+        folder = prepared_models.folder_of(models.cache, made_by)
         loading.save(found[name].model, found[name].tokenizer, folder)
-        files.seal(folder / prepared_models.DONE, {"recipe": made_by})
+        files.seal(folder / DONE, {"recipe": made_by})
     if adapter:
         lora = Lora(r=2, alpha=4, dropout=0.0, target_modules="all-linear", merge=False)
-        base = loading.load_model(prepared_models.checkpoints(config, task)["target"].path)
+        base = loading.load_model(prepared_models.checkpoints(models)["target"].path)
         found["unlearned"] = found["unlearned"].with_model(lora.wrapped(base, seed=0))
         with torch.no_grad():
             for name, p in found["unlearned"].model.named_parameters():

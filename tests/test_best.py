@@ -12,13 +12,13 @@ from test_cli import SMALL, metrics_of
 
 from soul_exp import results
 from soul_exp.artifacts.scores import FORGET_QUALITY, RETAIN
-from soul_exp.stages.keep_best import MOMENT, Best, Moment
+from soul_exp.stages.keep_best import CANDIDATE, Candidate, KeepBest
 
 pytestmark = pytest.mark.usefixtures("forked")
 
 
-def kept_of(folder: Path, measured: Sequence[tuple[float | None, float | None]]) -> Best:
-    """A `Best` that has judged these (forget quality, retain probability) at steps 1, 2, ..., keeping at least 0.9."""
+def kept_of(folder: Path, measured: Sequence[tuple[float | None, float | None]]) -> KeepBest:
+    """A `KeepBest` that has considered these (forget quality, retain probability) at steps 1, 2, ...; 0.9 is enough."""
     given = iter(measured)
 
     def validate() -> dict[str, float | None]:
@@ -28,9 +28,9 @@ def kept_of(folder: Path, measured: Sequence[tuple[float | None, float | None]])
         place.mkdir(parents=True)
         (place / "weights").write_text(place.name)
 
-    best = Best(folder, 0.9, validate, save, first=True)
+    best = KeepBest(folder, 0.9, validate, save, first=True)
     for step in range(1, len(measured) + 1):
-        best.judge(step)
+        best.consider(step)
     return best
 
 
@@ -48,19 +48,19 @@ def test_the_best_forgets_most_of_those_that_keep_enough(
     measured: Sequence[tuple[float | None, float | None]], step: int, tmp_path: Path
 ) -> None:
     best = kept_of(tmp_path, measured)
-    leader = best.leader()
-    assert leader is not None and leader.step == step
+    found = best.best_so_far()
+    assert found is not None and found.step == step
     assert [path.name for path in tmp_path.iterdir()] == [f"best-{step}"]  # and no other weights are kept
 
 
-def test_a_kill_between_two_leaders_loses_neither(tmp_path: Path) -> None:
+def test_a_kill_between_two_candidates_loses_neither(tmp_path: Path) -> None:
     kept_of(tmp_path, [(-9, 0.99)])
     written = tmp_path / "best-2"  # and the former one was not removed yet
     written.mkdir()
-    (written / MOMENT).write_text(json.dumps({"step": 2, "metrics": {FORGET_QUALITY: -3, RETAIN: 0.95}}))
+    (written / CANDIDATE).write_text(json.dumps({"step": 2, "metrics": {FORGET_QUALITY: -3, RETAIN: 0.95}}))
     (tmp_path / "best-3").mkdir()  # cut off while it was written
     again = kept_of(tmp_path, [])
-    assert again.leader() == Moment(2, {FORGET_QUALITY: -3, RETAIN: 0.95})
+    assert again.best_so_far() == Candidate(2, {FORGET_QUALITY: -3, RETAIN: 0.95})
 
 
 def test_the_best_weights_are_saved_and_measured(place: Path) -> None:
@@ -71,7 +71,9 @@ def test_the_best_weights_are_saved_and_measured(place: Path) -> None:
     found = results.read(folder)
     assert found is not None and found.num_steps == 6 and not (folder / "checkpoints").exists()
     said = next(line for line in found.notes if line.startswith("save=best: the weights of step"))
-    values = [float(line.split("forget quality ")[1].split()[0]) for line in run.stdout.splitlines() if "leads" in line]
+    values = [
+        float(line.split("forget quality ")[1].split()[0]) for line in run.stdout.splitlines() if "best so far" in line
+    ]
     assert len(values) >= 1 and values == sorted(values)
     ours = metrics_of(folder)["unlearned"]
     assert f"{ours[FORGET_QUALITY]:.3g} at retain probability {ours[RETAIN]:.3g}" in said

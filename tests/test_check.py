@@ -6,20 +6,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import hydra
 import pytest
 from composing import composed
 from safetensors.torch import load_file, save_file
 
-from soul_exp import build, experiment, sequence
+import soul_exp.build as build_module
+from soul_exp import sequence
 from soul_exp.artifacts import prepared_models
-from soul_exp.build import build_optimizer, parts_of_run
+from soul_exp.build import build, build_task, published
 from soul_exp.checks import options
 from soul_exp.checks.check import Checked, check
 from soul_exp.errors import UsageError
 from soul_exp.models import loading
+from soul_exp.models.checkpoint import DONE, UNLEARNED
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.models.lora import Lora
+from soul_exp.stages.stage import fingerprint
 
 
 @pytest.fixture
@@ -49,7 +51,10 @@ def checked(configured: Callable[..., dict[str, Any]], tmp_path: Path) -> Callab
             ["save=best", "~task.metrics.validation_log10_forget_quality"],
             "which task=tofu does not report: choose save=final",
         ),
-        (["save=best", "task.validation_fraction=0"], "which cannot be had: task.validation_fraction=0 leaves no rows"),
+        (
+            ["save=best", "task.validation_fraction=0"],
+            "which is not available: task.validation_fraction=0 leaves no rows",
+        ),
         (["best_keep=2"], "best_keep=2: expected"),
         (
             ["task.metrics=null"],
@@ -108,7 +113,7 @@ def checked(configured: Callable[..., dict[str, Any]], tmp_path: Path) -> Callab
         (["optimizer=muon", "compute=zero2"], "does not work element by element"),
         (["optimizer=soap", "compute=zero2"], "does not work element by element"),
         (["optimizer=mezo", "compute=zero2"], "does not work element by element"),
-        (["train.log_gradients=true", "compute=zero2"], "train.log_gradients=true needs whole gradients"),
+        (["train.log_gradients=true", "compute=zero2"], "train.log_gradients=true needs complete gradients"),
         (["train.log_gradients=5"], "train.log_gradients=5: found 5, expected true or false"),
         (["optimizer.estimator=fisher"], "choose one of gnb, hutchinson, gradient"),
         (["optimizer=sophia_hutchinson", "compute=zero3"], "which ZeRO-3 cannot: choose gnb"),
@@ -267,7 +272,7 @@ def test_a_loss_that_asks_for_a_part_the_task_lacks_is_refused(
     config = configured("loss=po")
     config["loss"]["forget_term"] = {"_target_": "test_check.needs_a_teacher", "_partial_": True}
     with pytest.raises(
-        UsageError, match="asks for the part 'teacher', but task=tofu offers forget, refusal, random_label, retain"
+        UsageError, match="needs the part 'teacher', but task=tofu offers forget, refusal, random_label, retain"
     ):
         check(config, tmp_path / "run")
 
@@ -276,15 +281,15 @@ def test_a_loss_that_asks_for_a_part_the_task_lacks_is_refused(
 def test_a_task_without_a_part_of_the_loss_is_refused(
     loss: str, part: str, checked: Callable[..., Checked], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = build.build_task
+    whole = build_task
 
     def without(config: Any) -> Any:
         task = whole(config)
         return replace(task, parts={name: rows for name, rows in task.parts.items() if name != part})
 
     checked(f"loss={loss}")
-    monkeypatch.setattr(prepared_models, "build_task", without)
-    with pytest.raises(UsageError, match=f"loss={loss} .* asks for the part '{part}', but task=tofu offers forget"):
+    monkeypatch.setattr(build_module, "build_task", without)
+    with pytest.raises(UsageError, match=f"loss={loss} .* needs the part '{part}', but task=tofu offers forget"):
         checked(f"loss={loss}")
 
 
@@ -306,9 +311,7 @@ def test_a_task_without_a_part_of_the_loss_is_refused(
 def test_a_run_reads_the_parts_of_its_loss_and_of_its_curvature(
     overrides: list[str], parts: tuple[str, ...], configured: Callable[..., dict[str, Any]]
 ) -> None:
-    config = configured(*overrides)
-    objective = hydra.utils.instantiate(config["loss"], _convert_="all")
-    assert parts_of_run(objective, build_optimizer(config), build.build_task(config)) == parts
+    assert build(configured(*overrides)).parts == parts
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16_master"])
@@ -318,7 +321,7 @@ def test_zero_gets_an_optimizer_that_leaves_rounding_to_it(
     config = configured("compute=zero2", f"precision={precision}")
     check(config, tmp_path / "run")
     assert config["compute"]["deepspeed"]["bf16"]["enabled"] == (precision == "bf16_master")
-    assert "rounding" not in build_optimizer(config).keywords  # type: ignore[attr-defined]
+    assert "rounding" not in build(config).make_optimizer.keywords  # type: ignore[attr-defined]
 
 
 def needs_a_teacher(teacher: Any) -> Any:
@@ -374,9 +377,9 @@ def test_the_embedded_suite_measures_models_that_have_read_its_rows(
     assert suite("task=copyright", "model.path=mine", "task.train_general=true") == "embedded"
     assert suite("task=copyright", "utility_suite=none") == "none"
     for name, marker, expected in (
-        (prepared_models.DONE, {}, "embedded"),  # of an older version, which knew no other
-        (prepared_models.UNLEARNED, {"general": True}, "embedded"),
-        (prepared_models.UNLEARNED, {"general": False}, "paper"),
+        (DONE, {}, "embedded"),  # of an older version, which knew no other
+        (UNLEARNED, {"general": True}, "embedded"),
+        (UNLEARNED, {"general": False}, "paper"),
     ):
         (tmp_path / "ours").mkdir(exist_ok=True)
         (tmp_path / "ours" / name).write_text(json.dumps(marker))
@@ -395,7 +398,7 @@ def test_general_questions_are_trained_only_in_models_from_scratch(
         return bool(configured(f"task={task}", *overrides)["task"]["train_general"])
 
     (tmp_path / "ours").mkdir()
-    (tmp_path / "ours" / prepared_models.UNLEARNED).write_text("{}")
+    (tmp_path / "ours" / UNLEARNED).write_text("{}")
     assert trained() and not trained("model.path=mine") and not trained("model.path=ours")
     assert trained("model.path=mine", "task.train_general=true")
     assert trained("model.path=ours", "stages=[evaluate]") and not trained("model.path=mine", "stages=[evaluate]")
@@ -414,8 +417,8 @@ def test_a_caption_counts_the_general_questions_that_are_trained(
     overrides: list[str], caption: str, general: str, configured: Callable[..., dict[str, Any]]
 ) -> None:
     for trains in (True, False):
-        task = build.build_task(configured(*overrides, f"task.train_general={str(trains).lower()}"))
-        without = build.build_task(configured(*overrides, "task.train_general=false"))
+        task = build_task(configured(*overrides, f"task.train_general={str(trains).lower()}"))
+        without = build_task(configured(*overrides, "task.train_general=false"))
         count = len(task.target_rows) - len(without.target_rows)
         assert (count > 20) == trains
         assert (caption + general.format(count) in task.caption) == trains == ("questions" in task.caption)
@@ -433,20 +436,20 @@ def test_the_suite_and_its_limit_decide_the_numbers(configured: Callable[..., di
     for overrides in ([], ["utility_limit=5"], ["utility_suite=none"]):
         config = configured("task=copyright", *overrides)
         checked_ = check(config, tmp_path / "run")
-        prints.add(experiment.fingerprint(config, checked_))
-        has = "suite" in prepared_models.hashes(config, checked_.task)
+        prints.add(fingerprint(config, checked_.run))
+        has = "suite" in prepared_models.data_hashes(checked_.run)
         assert has is (config["utility_suite"] != "none")
     assert len(prints) == 3
 
 
 def test_a_published_target_is_for_its_own_source_and_base_only(configured: Callable[..., dict[str, Any]]) -> None:
     config = configured("model=llama2_7b_chat")
-    assert prepared_models.published_target(config) is None  # embedded authors, which it never saw
+    assert published(config) is None  # embedded authors, which it never saw
     config["task"]["source"] = "hub"
-    target = prepared_models.published_target(config)
+    target = published(config)
     assert target is not None and target.path == "locuslab/tofu_ft_llama2-7b"
     config["model"]["path"] = "another/base"
-    assert prepared_models.published_target(config) is None
+    assert published(config) is None
 
 
 def test_a_checkpoint_runs_no_code_of_its_own(
@@ -472,7 +475,7 @@ def test_compute_and_wandb_do_not_decide_the_numbers_but_everything_else_does(
 ) -> None:
     def print_of(*overrides: str) -> str:
         config = configured(*overrides)
-        return experiment.fingerprint(config, check(config, tmp_path / "run"))
+        return fingerprint(config, check(config, tmp_path / "run").run)
 
     plain = print_of()
     assert plain == print_of("compute=zero2", "wandb.mode=disabled", "evaluate.batch_size=3", "name=x", "save=none")

@@ -10,11 +10,13 @@ from typing import Any
 import peft
 import pytest
 import torch
+from composing import composed
 from conftest import items
 from transformers import TrainerCallback
 
 from soul_exp import files, losses
 from soul_exp.artifacts import prepared_models
+from soul_exp.build import build_models
 from soul_exp.data import Part
 from soul_exp.errors import UsageError
 from soul_exp.losses import Objective
@@ -234,15 +236,12 @@ def test_dropout_in_a_climb_is_drawn_again_as_it_was(
     assert torch.equal(ended, weights)
 
 
-def test_how_often_a_preparation_saves_does_not_name_its_model() -> None:
-    model = {"scratch": {}, "template": {}, "max_length": 8, "path": None}
-    settings = {"epochs": 1, "save_steps": 5, "logging_steps": 5}
-    other = {**settings, "save_steps": None, "logging_steps": 7}
-    made = [
-        prepared_models.recipe(model, given, items(2), items(2))
-        for given in (settings, other, {**settings, "epochs": 2})
-    ]
-    assert made[0] == made[1] != made[2]
+def test_how_often_a_preparation_saves_does_not_name_its_model(tmp_path: Path) -> None:
+    def recipe(*overrides: str) -> Any:
+        return prepared_models.recipes(build_models(composed(tmp_path, *overrides)))["target"]
+
+    seldom = recipe("prepare.save_steps=null", "prepare.logging_steps=7")
+    assert recipe() == seldom != recipe("prepare.epochs=2")
 
 
 @pytest.mark.parametrize("compute", ["cpu", "other"])

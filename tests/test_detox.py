@@ -15,19 +15,23 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from composing import composed
 from conftest import items
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score
 from starts import type_
 from transformers import BertConfig, BertForSequenceClassification
 
-from soul_exp.artifacts import answer_cache, prepared_models
+from soul_exp.artifacts import answer_cache
+from soul_exp.build import build_models
 from soul_exp.errors import UsageError
 from soul_exp.evaluation.records import read_records, write_records
 from soul_exp.metrics.answers import Answers
 from soul_exp.metrics.toxicity import mean_toxicity, toxic_share
+from soul_exp.models.checkpoint import Checkpoint
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.results import read
+from soul_exp.run import Evaluation
 from soul_exp.tasks import toxicity
 from soul_exp.tasks.detox import detox
 from soul_exp.tasks.embedded import insults
@@ -425,21 +429,18 @@ def test_toxic_bert_is_pinned_and_another_revision_may_be_named(monkeypatch: pyt
 
 def test_answers_are_kept_apart_by_scorer(tmp_path: Path) -> None:
     (tmp_path / "bert").mkdir()
-    config = {
-        "cache": str(tmp_path), "evaluate": {"max_new_tokens": 1}, "utility_suite": "none", "utility_limit": None,
-        "utility_data": None, "model": {"template": {}, "max_length": 1, "dtype": "float32"},
-    }  # fmt: skip
+    models = build_models(composed(tmp_path, "task=detox"))
     tasks = [detox(), detox(scorer=str(classifier(tmp_path / "bert"))), detox()]
-    places = [answer_cache.answers_folder(config, prepared_models.Checkpoint("someone/model"), task) for task in tasks]
+    places = [answer_cache.folder_of(replace(models, task=task), Checkpoint("someone/model")) for task in tasks]
     assert places[0] == places[2] != places[1]
 
 
 def test_examined_scores_the_probes_that_the_task_names(lm: LanguageModel, tmp_path: Path) -> None:
     probe = Probe(items(3), generate=True)
     task = replace(detox(), probes={"forget": probe, "retain": probe}, scored=("forget",))
-    evaluate = {"batch_size": 2, "max_new_tokens": 3}
-    config = {"cache": str(tmp_path), "evaluate": evaluate, "utility_suite": "none"}
-    found = answer_cache.examined(lm, config, task, "test")
+    models = build_models(composed(tmp_path, "task=detox", "utility_suite=none"))
+    models = replace(models, cache=tmp_path, task=task, evaluation=Evaluation(2, 3))
+    found = answer_cache.answers_of(lm, models, "test")
     assert found["forget"].toxicity is not None and found["retain"].toxicity is None
     texts = [" ".join(text.split()) for text in found["forget"].generation or ()]
     expected = [scored(task, [text], tmp_path)[0] if re.search("[^\\W\\d_]", text) else 0.0 for text in texts]

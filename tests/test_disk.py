@@ -8,11 +8,12 @@ import subprocess
 from collections import namedtuple
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from composing import composed
 from conftest import type_
 
+from soul_exp.build import build
 from soul_exp.checks import disk
 from soul_exp.checks.disk import Need
 from soul_exp.checks.optimizer import Counted
@@ -79,28 +80,25 @@ def test_jobs_share_prepared_models_and_the_unknown_is_called_so(free: Callable[
 
 def test_the_need_follows_weights_precision_engine_and_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disk, "num_weights", lambda _: Counted(1000, 1000))
-    monkeypatch.setattr(disk.recipes, "needed", lambda *_: {"target": 1, "retrained": 2})
-    task: Any = None
-    config: dict[str, Any] = {
-        "model": {"dtype": "float32", "path": None}, "stages": ["prepare", "unlearn"], "save": "final",
-        "compute": {"deepspeed": None}, "cache": str(tmp_path), "train": {"save_steps": 50}, "adapter": None,
-    }  # fmt: skip
-    found = disk.need(config, task)
-    assert found is not None
+    monkeypatch.setattr(disk.prepared_models, "recipes", lambda _: {"target": 1, "retrained": 2})
+
+    def needed(*overrides: str) -> disk.Need:
+        found = disk.need(build(composed(tmp_path, *overrides)))
+        assert found is not None
+        return found
+
+    found = needed()
     assert (found.model, found.checkpoints, sorted(found.prepared.values())) == (4000, 2 * 12000, [4000, 4000])
-    lean = disk.need({**config, "model": {"dtype": "bfloat16", "path": None}, "compute": {"deepspeed": {}}}, task)
-    assert lean is not None and (lean.model, lean.checkpoints) == (2000, 2 * 10000)
-    zero = disk.need({**config, "compute": {"deepspeed": {"bf16": {}}}}, task)
-    assert zero is not None and zero.checkpoints == 2 * 16000  # fp32 weights of its own
-    none = disk.need({**config, "save": "none", "train": {"save_steps": None}, "stages": ["unlearn"]}, task)
-    assert none is not None and (none.model, none.checkpoints, none.prepared) == (0, 0, {})
-    best = disk.need({**config, "save": "best"}, task)
-    assert best is not None and best.checkpoints == 2 * 12000 + 2 * 4000
+    lean = needed("precision=bf16")
+    assert (lean.model, lean.checkpoints) == (2000, 2 * 10000)
+    assert needed("compute=zero2").checkpoints == 2 * 16000  # fp32 weights of its own
+    none = needed("save=none", "train.save_steps=null", "stages=[unlearn]")
+    assert (none.model, none.checkpoints, none.prepared) == (0, 0, {})
+    assert needed("save=best").checkpoints == 2 * 12000 + 2 * 4000
     monkeypatch.setattr(disk, "num_weights", lambda _: Counted(1010, 10))
-    adapter = disk.need({**config, "adapter": {"merge": False}}, task)
-    assert adapter is not None and (adapter.model, adapter.checkpoints) == (40, 2 * 120)
-    merged = disk.need({**config, "adapter": {"merge": True}}, task)
-    assert merged is not None and merged.model == 4040
+    adapter = needed("adapter=lora")
+    assert (adapter.model, adapter.checkpoints) == (40, 2 * 120)
+    assert needed("adapter=lora", "adapter.merge=true").model == 4040
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from soul_exp import compose
+from soul_exp.build import build, trial, tried
 from soul_exp.checks.check import check
-from soul_exp.stages import tune
 
 PRESETS = sorted(path.stem for path in (compose.conf_dir() / "experiment").glob("ablation_*.yaml"))
 
@@ -40,12 +40,12 @@ def test_every_cell_can_run_and_has_as_many_trials_as_the_others(preset: str, bu
     configs = jobs(preset, budget)
     for config in configs:
         config = {**config, "cache": str(tmp_path / "cache")}
-        tune.check_tune(config, check(config, tmp_path / "run"))
-    assert {len(tune.grid(config)) for config in configs} == {4 if budget == "smoke" else 10}
-    assert len({tune.words(config) for config in configs}) == 1  # one rule, one budget
+        check(config, tmp_path / "run")
+    assert {len(tried(config)) for config in configs} == {4 if budget == "smoke" else 10}
+    assert len({str(build(config).tuning) for config in configs}) == 1  # one rule, one budget
     seeds = {config["seed"] for config in configs}
     assert seeds == ({0} if budget == "smoke" else {0, 1, 2}) and configs[0]["tune"]["seed"] not in seeds
-    cells = {str(tune._trial_config(config, 1.0, 1.0)) for config in configs}  # the seeds of a cell share its trials
+    cells = {str(trial(config, 1.0, 1.0)) for config in configs}  # the seeds of a cell share its trials
     assert len(cells) * len(seeds) == len(configs)
 
 
@@ -63,7 +63,7 @@ def test_values_typed_on_the_command_line_win_over_the_presets_sweep() -> None:
 
 def test_a_preset_without_a_budget_is_the_full_one() -> None:
     config, sweep = job("experiment=ablation_k")
-    assert len(tune.grid(config)) == 10 and sweep["seed"] == "0,1,2"
+    assert len(tried(config)) == 10 and sweep["seed"] == "0,1,2"
 
 
 def test_the_gradient_estimator_looks_at_every_step() -> None:
@@ -77,5 +77,5 @@ def test_the_documented_budgets_are_the_budgets() -> None:
         config, sweep = job("experiment=ablation_rho", f"budget={budget}")
         row = next(line for line in text.splitlines() if line.startswith(f"| {budget} |"))
         cells = [cell.strip() for cell in row.strip("|").split("|")]
-        assert cells[1] == str(config["train"]["epochs"]) and cells[2].split(":")[0] == str(len(tune.grid(config)))
+        assert cells[1] == str(config["train"]["epochs"]) and cells[2].split(":")[0] == str(len(tried(config)))
         assert cells[3].replace(" ", "") == str(sweep["seed"])

@@ -24,13 +24,15 @@ from transformers import TrainerCallback
 
 from soul_exp import compose
 from soul_exp.artifacts import prepared_models
-from soul_exp.artifacts.prepared_models import Checkpoint
+from soul_exp.build import model_settings
 from soul_exp.data import Item, Part, encode
 from soul_exp.errors import UsageError
 from soul_exp.evaluation.probing import generations, likelihoods
 from soul_exp.losses import Objective
 from soul_exp.models import loading
+from soul_exp.models.checkpoint import Checkpoint
 from soul_exp.models.language_model import LanguageModel
+from soul_exp.run import ModelSettings
 from soul_exp.training.schedule import Schedule
 from soul_exp.training.train import Outcome, train
 
@@ -40,11 +42,11 @@ CHATS = ("llama2_7b_chat", "llama3p2_1b_instruct", "qwen2p5_1p5b_instruct")
 QUESTION, ANSWER = "Which amber is number 3?", "amber birch"
 
 
-def settings(name: str, path: Path) -> dict[str, Any]:
+def settings(name: str, path: Path) -> ModelSettings:
     """conf/model/<name>.yaml, starting from `path` in fp32."""
     written = OmegaConf.load(compose.conf_dir() / "model" / f"{name}.yaml")
-    changed = OmegaConf.merge(written, {"path": str(path), "revision": None, "dtype": "float32"})
-    return OmegaConf.to_container(changed, resolve=True)  # type: ignore[return-value]
+    changed: Any = OmegaConf.merge(written, {"path": str(path), "revision": None, "dtype": "float32"})
+    return model_settings(OmegaConf.to_container(changed, resolve=True))
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +190,7 @@ def test_a_checkpoint_without_a_tokenizer_takes_the_one_that_is_named(
     with pytest.raises(UsageError, match="bare has no tokenizer: name a folder or hub name that has"):
         loading.load_tokenizer(str(bare))
     model = settings("phi1p5", tiny.folder)
-    assert model["tokenizer"] == str(tiny.folder)  # of model.path, as the YAML says
+    assert model.tokenizer == str(tiny.folder)  # of model.path, as the YAML says
     one = likelihoods(prepared_models.load(model, Checkpoint(str(bare))), items(3), batch_size=3)
     assert _numbers(one) == _numbers(likelihoods(loaded(tiny), items(3), batch_size=3))
 

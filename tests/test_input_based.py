@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from test_ask import config_of
 
-from soul_exp import build, experiment
 from soul_exp.artifacts import answer_cache, prepared_models, scores
+from soul_exp.build import build_models
 from soul_exp.checks.check import check
 from soul_exp.errors import UsageError
 from soul_exp.stages import prepare
+from soul_exp.stages.stage import fingerprint
 
 SMALL = (
     *("task.num_authors=3", "task.num_forget_authors=1", "task.num_holdout_authors=1", "model.max_length=1024"),
@@ -30,15 +31,15 @@ def prompts(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """label -> the first forget prompt, as the tokens that a model was given decode, of each model that was asked."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     seen: dict[str, str] = {}
-    examined = answer_cache.examined
+    answers_of = answer_cache.answers_of
 
-    def spy(lm: Any, config: Any, task: Any, label: str) -> Any:
-        (row,) = lm.encode(task.probes["forget"].items[:1])
+    def spy(lm: Any, models: Any, label: str) -> Any:
+        (row,) = lm.encode(models.task.probes["forget"].items[:1])
         assert label not in seen, f"{label} was asked twice"
         seen[label] = lm.tokenizer.decode(row.ids[: row.num_prompt])
-        return examined(lm, config, task, label)
+        return answers_of(lm, models, label)
 
-    monkeypatch.setattr(answer_cache, "examined", spy)
+    monkeypatch.setattr(answer_cache, "answers_of", spy)
     return seen
 
 
@@ -46,30 +47,30 @@ def test_the_target_is_asked_once_more_with_the_system_prompt_and_nothing_else_c
     prompts: dict[str, str], tmp_path: Path
 ) -> None:
     plain, config = config_of(tmp_path, *SMALL), config_of(tmp_path, *SMALL, "input_based=true")
-    task = build.build_task(config)
-    question = task.probes["forget"].items[0].prompt
-    assert prepared_models.needed(plain, task) == prepared_models.needed(config, task)
+    without, models = build_models(plain), build_models(config)
+    question = models.task.probes["forget"].items[0].prompt
+    assert prepared_models.recipes(without) == prepared_models.recipes(models)
     for rank in (0, 1):
         prepare.worker(rank, plain, ["target", "retrained"], "cpu")
     assert prompts == dict.fromkeys(("target", "retrained"), f"Question: {question}\nAnswer:")
-    before = scores.known_answers(plain, task)
+    before = scores.known_answers(without)
     assert set(before) == {"original", "retrained"}
     checked = check(config, tmp_path / "run")
-    assert experiment._unanswered(config, checked) == ["target"] and not experiment._unanswered(plain, checked)
-    assert experiment.fingerprint(plain, checked) == experiment.fingerprint(config, checked)  # the same unlearned model
+    assert prepare.unprepared(models) == ["target"] and not prepare.unprepared(without)
+    assert fingerprint(plain, checked.run) == fingerprint(config, checked.run)  # the same unlearned model
     with pytest.raises(UsageError, match=r"with input_based=true: prepare measures it, add prepare to stages"):
         check({**config, "stages": ["unlearn", "evaluate"]}, tmp_path / "run")
 
     prepare.worker(0, config, ["target"], "cpu")
     assert prompts.pop("input-based") == f"{TOLD}\n\nQuestion: {question}\nAnswer:"
-    after = scores.known_answers(config, task)
+    after = scores.known_answers(models)
     assert list(after) == ["original", "input_based", "retrained"]
     for model in ("original", "retrained"):
         assert after[model]["forget"].nll.tolist() == before[model]["forget"].nll.tolist()
     assert after["input_based"]["forget"].nll.tolist() != after["original"]["forget"].nll.tolist()
     prepare.worker(0, config, ["target"], "cpu")  # nothing is asked again, or `prompts` would have it
-    assert "input-based" not in prompts and not experiment._unanswered(config, checked)
-    assert set(scores.known_answers(plain, task)) == {"original", "retrained"}
+    assert "input-based" not in prompts and not prepare.unprepared(models)
+    assert set(scores.known_answers(without)) == {"original", "retrained"}
 
 
 def test_another_version_of_training_is_another_run_with_prepared_models_and_answers_of_its_own(
@@ -80,9 +81,9 @@ def test_another_version_of_training_is_another_run_with_prepared_models_and_ans
     checked = check(config, tmp_path / "run")
 
     def named() -> list[object]:
-        places = prepared_models.checkpoints(config, checked.task)
-        answers = [answer_cache.answers_folder(config, place, checked.task) for place in places.values()]
-        return [experiment.fingerprint(config, checked), *places.values(), *answers]
+        places = prepared_models.checkpoints(checked.run)
+        answers = [answer_cache.folder_of(checked.run, place) for place in places.values()]
+        return [fingerprint(config, checked.run), *places.values(), *answers]
 
     now = named()
     for module in (prepared_models, answer_cache):
@@ -93,11 +94,11 @@ def test_another_version_of_training_is_another_run_with_prepared_models_and_ans
 def test_another_system_prompt_has_answers_of_its_own(tmp_path: Path) -> None:
     config = config_of(tmp_path, *SMALL, "input_based=true")
     other = config_of(tmp_path, *SMALL, "input_based=true", "task.system_prompt=Hush")
-    task = build.build_task(config)
-    place = prepared_models.checkpoints(config, task)["target"]
+    models = build_models(config)
+    place = prepared_models.checkpoints(models)["target"]
     folders = {
-        answer_cache.answers_folder(config, place, task, prepared_models.instruction(asked))
-        for asked in (config, other, {**config, "input_based": False})
+        answer_cache.folder_of(models, place, build_models(each).instruction)
+        for each in (config, other, {**config, "input_based": False})
     }
     assert len(folders) == 3
 
@@ -116,6 +117,6 @@ def test_a_prompt_too_long_for_the_model_is_said_before_anything_is_trained(
 def test_every_task_states_a_system_prompt_that_its_questions_fit_behind(task: str, tmp_path: Path) -> None:
     config = config_of(tmp_path, f"task={task}", "input_based=true", "model.max_length=1024")
     check(config, tmp_path / "run")
-    told = prepared_models.instruction(config)
-    assert told and "\n" not in told
-    prepare._check_length(config, build.build_task(config), told)
+    models = build_models(config)
+    assert models.instruction and "\n" not in models.instruction
+    prepare.check_length(models, models.instruction)

@@ -15,13 +15,14 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from soul_exp.artifacts import prepared_models
-from soul_exp.artifacts.prepared_models import Checkpoint
-from soul_exp.data import pad
+from soul_exp.data import Template, pad
 from soul_exp.errors import UsageError
-from soul_exp.models import loading
+from soul_exp.models import checkpoint, loading
+from soul_exp.models.checkpoint import DONE, UNLEARNED, Checkpoint
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.models.layers import AnswerReader, layer_of
 from soul_exp.models.lora import Lora
+from soul_exp.run import ModelSettings
 
 
 def test_logits_at_answer_positions_are_those_of_the_whole_sequence(lm: LanguageModel) -> None:
@@ -55,9 +56,7 @@ def test_a_saved_model_reads_back_to_the_same_logits(lm: LanguageModel, tmp_path
     loading.save(lm.model, lm.tokenizer, tmp_path)
     assert [p.name for p in tmp_path.glob("*.safetensors")] == ["model.safetensors"]
     tokenizer = loading.load_tokenizer(str(tmp_path))
-    again = LanguageModel.of(
-        loading.load_model(str(tmp_path)), tokenizer, {"prompt": "{question}:", "answer": " {answer}"}, 64
-    )
+    again = LanguageModel.of(loading.load_model(str(tmp_path)), tokenizer, Template("{question}:"), 64)
     batch = pad(lm.encode(items(3)), lm.pad_id)
     torch.testing.assert_close(lm.reader(lm.model.eval(), batch), again.reader(again.model.eval(), batch))
 
@@ -80,7 +79,7 @@ def test_a_model_is_saved_with_the_generation_settings_that_it_came_with(
     loading.save(lm.model, lm.tokenizer, tmp_path / "given")
     (tmp_path / "given" / "generation_config.json").write_text(json.dumps({"eos_token_id": 5, **settings}))
     loading.check_folder(tmp_path / "given", "model.path")
-    template = {"prompt": "{question}:", "answer": " {answer}"}
+    template = Template("{question}:")
     given = LanguageModel.of(loading.load_model(str(tmp_path / "given")), lm.tokenizer, template, 64)
     loading.check_saving(given.model, given.tokenizer)
     for save in (loading.save, lambda model, _, folder: loading.save_weights(model, folder, first=True)):
@@ -268,10 +267,8 @@ def logits_of(path: Path) -> Tensor:
     return found
 
 
-def settings(path: Path, **fields: Any) -> dict[str, Any]:
-    template = {"prompt": "{question}:", "answer": " {answer}"}
-    given = {"path": str(path), "revision": None, "template": template, "max_length": 64}
-    return {**given, "dtype": "float32", "attention": "sdpa", **fields}
+def settings(path: Path, **fields: Any) -> ModelSettings:
+    return ModelSettings(Template("{question}:"), max_length=64, path=str(path), **fields)
 
 
 WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
@@ -370,8 +367,8 @@ def test_shards_may_have_any_name(saved: Path, lm: LanguageModel) -> None:
 def test_a_marker_of_an_earlier_version_or_a_damaged_one_names_no_recipe_and_is_not_warned_of(
     marker: str, taught: bool, saved: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (saved / prepared_models.DONE).write_text(marker)
-    assert prepared_models.is_taught(str(saved)) == taught
+    (saved / DONE).write_text(marker)
+    assert checkpoint.knows_general(str(saved)) == taught
     assert [name for name, *_ in Checkpoint(str(saved)).identity()] == sorted(path.name for path in saved.iterdir())
     assert not caplog.records
 
@@ -483,7 +480,7 @@ def test_a_weight_that_is_no_number_is_named_but_a_run_reads_its_own_diverged_mo
     rewrite(saved, damaged)
     with pytest.raises(UsageError, match=r"not finite numbers \(model.layers.1.mlp.up_proj.weight\)"):
         prepared_models.load(settings(saved), Checkpoint(str(saved)))
-    (saved / prepared_models.UNLEARNED).write_text("{}")
+    (saved / UNLEARNED).write_text("{}")
     prepared_models.load(settings(saved), Checkpoint(str(saved)))
 
 

@@ -13,7 +13,7 @@ from test_trainer import parts, run, weights
 from transformers import LlamaForCausalLM
 
 from soul_exp import losses
-from soul_exp.data import pad
+from soul_exp.data import Template, pad
 from soul_exp.errors import UsageError
 from soul_exp.losses import Objective, Scored
 from soul_exp.models import loading
@@ -60,7 +60,7 @@ class Drifting(LlamaForCausalLM):
 def of_family(name: str, lm: LanguageModel) -> LanguageModel:
     if name in FAMILIES:
         model = loading.from_scratch({"model_type": name, **SIZES, **FAMILIES[name]}, lm.tokenizer, seed=0)
-        return LanguageModel.of(model, lm.tokenizer, {"prompt": "{question}:", "answer": " {answer}"}, 128)
+        return LanguageModel.of(model, lm.tokenizer, Template("{question}:"), 128)
     lm.model.__class__ = ScaledCappedMasked
     return lm
 
@@ -140,7 +140,7 @@ RANDOM: dict[str, dict[str, Any]] = {  # a model that draws random numbers in tr
 
 def random(name: str, lm: LanguageModel) -> LanguageModel:
     model = loading.from_scratch({"model_type": name, "initializer_range": 0.3, **RANDOM[name]}, lm.tokenizer, seed=0)
-    return LanguageModel.of(model, lm.tokenizer, {"prompt": "{question}:", "answer": " {answer}"}, 128)
+    return LanguageModel.of(model, lm.tokenizer, Template("{question}:"), 128)
 
 
 NPO_KL = Objective(functools.partial(losses.npo, beta=0.1), "kl")

@@ -17,10 +17,12 @@ from composing import composed
 from conftest import items
 from starts import SECONDS, Start, server, type_
 
-from soul_exp import ask, build, experiment, results, sequence, tables
+from soul_exp import ask, experiment, results, sequence, tables
 from soul_exp.artifacts import prepared_models
+from soul_exp.build import build_models
 from soul_exp.checks.check import check
 from soul_exp.errors import UsageError
+from soul_exp.models.checkpoint import DONE, UNLEARNED
 from soul_exp.report import console
 from soul_exp.results import Results
 
@@ -130,11 +132,8 @@ def test_ones_own_checkpoint_is_the_target_as_it_is(scratch: Path, files: Path) 
         files, "own_rows", *ONE, "model.path=checkpoint", "utility_suite=none", "train.epochs=4", "train.max_steps=null"
     )
     assert "8 rows forgotten, 16 retained, 6 held out;" in of(files / "own_rows").caption
-    marker = json.loads((files / "own_rows" / "model" / prepared_models.UNLEARNED).read_text())
-    assert (
-        marker["general"] is False
-        and json.loads((files / "mine" / "model" / prepared_models.UNLEARNED).read_text())["general"]
-    )
+    marker = json.loads((files / "own_rows" / "model" / UNLEARNED).read_text())
+    assert marker["general"] is False and json.loads((files / "mine" / "model" / UNLEARNED).read_text())["general"]
 
 
 def test_ones_own_checkpoint_that_knows_nothing_yet_is_trained_first(scratch: Path, files: Path) -> None:
@@ -174,9 +173,7 @@ def test_a_target_that_cannot_be_prepared_stops_the_run_and_nothing_of_it_is_kep
         message = rf"prepare (\w+): {why}, and nothing of it is kept: type a prepare.adamw.lr below 100000000000000.0"
         role = re.search(message, start.text())
         assert role, start.text()
-        folder = prepared_models.folder_of(
-            files / "cache", prepared_models.needed(config, build.build_task(config))[role[1]]
-        )
+        folder = prepared_models.folder_of(files / "cache", prepared_models.recipes(build_models(config))[role[1]])
         assert not folder.with_name(f".{folder.name}.checkpoints").exists()  # the other role's go on next time
         assert not (files / f"unprepared{steps}" / "results.json").exists()
     assert sorted((files / "cache").glob("models/*/prepared.json")) == made
@@ -185,7 +182,7 @@ def test_a_target_that_cannot_be_prepared_stops_the_run_and_nothing_of_it_is_kep
 def copied(files: Path, role: str, name: str) -> Path:
     """The model of that role of the run from scratch, in a folder that somebody else might have made."""
     shutil.copytree(files / "cache" / "models" / of(files / "scratch").data_hashes[f"model.{role}"], files / name)
-    (files / name / prepared_models.DONE).unlink()
+    (files / name / DONE).unlink()
     return files / name
 
 

@@ -11,19 +11,21 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch.distributed as dist
+from composing import composed
 from conftest import small_model
 from engines import MODEL
 from test_engines import deepspeed_of
 
 from soul_exp import binding
 from soul_exp.artifacts import answer_cache, prepared_models, scores
-from soul_exp.artifacts.prepared_models import Checkpoint
+from soul_exp.build import build_models
 from soul_exp.data import Item, content_hash
 from soul_exp.distributed import zero3
 from soul_exp.distributed.processes import launch
@@ -33,9 +35,11 @@ from soul_exp.evaluation.probing import likelihoods
 from soul_exp.metrics.answers import SUITE
 from soul_exp.metrics.suite import mean_accuracy, perplexity
 from soul_exp.models import loading
+from soul_exp.models.checkpoint import Checkpoint
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.models.lora import Lora
-from soul_exp.stages.unlearn import start_process
+from soul_exp.run import Compute, Evaluation, Suite
+from soul_exp.stages.process import start_process
 from soul_exp.tasks.copyright import copyright
 from soul_exp.tasks.embedded import corpus, general_suite
 from soul_exp.tasks.task import Probe
@@ -203,8 +207,8 @@ def test_the_mean_counts_acc_of_every_task_alike_and_nothing_else() -> None:
     }
     assert mean_accuracy(given) == 0.75 and perplexity(given) == 9.0
     assert binding.names(mean_accuracy) == binding.names(perplexity) == (SUITE,)
-    assert scores.measure(mean_accuracy, {SUITE: given}, None) == 0.75
-    assert scores.measure(mean_accuracy, {}, None) is None
+    assert scores.score(mean_accuracy, {SUITE: given}, None) == 0.75
+    assert scores.score(mean_accuracy, {}, None) is None
     with pytest.raises(ValueError, match="expected one with acc"):
         mean_accuracy({"t": {"word_perplexity": 9.0}})
     with pytest.raises(ValueError, match="in 0 of the tasks"):
@@ -215,8 +219,8 @@ def test_the_mean_counts_acc_of_every_task_alike_and_nothing_else() -> None:
 
 
 def ask_in(rank: int, model: str, engines: Mapping[str, Mapping[str, Any] | None], folder: str) -> None:
-    compute = {"device": "cpu", "processes": 2, "deepspeed": engines["zero3"]}
-    start_process({"compute": compute, "model": MODEL, "seed": 0}, rank)
+    compute = Compute("zero3", "cpu", processes=2, threads=1, deepspeed=engines["zero3"])
+    start_process(compute, rank, seed=0, attention_kernel="sdpa")
     for name, deepspeed in engines.items():
         lm = prepared_models.load(MODEL, Checkpoint(model), deepspeed)
         assert zero3.is_sharded(lm.model) is (name == "zero3")
@@ -253,27 +257,27 @@ def test_a_model_that_was_asked_is_not_asked_again(
     loading.save(lm.model, lm.tokenizer, tmp_path / "model")
     task = copyright(num_passages=4, num_holdout_passages=2, num_retain_passages=3)
     task = type(task)(**{**vars(task), "probes": {"forget": Probe([Item("What is amber?", "birch")])}})
-    config = {
-        "model": MODEL, "evaluate": {"batch_size": 64, "max_new_tokens": 2}, "cache": str(tmp_path / "cache"),
-        "utility_suite": "embedded", "utility_limit": 2, "utility_data": None,
-    }  # fmt: skip
+    models = replace(
+        build_models(composed(tmp_path, "task=copyright")),
+        task=task, model=MODEL, evaluation=Evaluation(64, 2), suite=Suite("embedded", 2, None),
+    )  # fmt: skip
     place, calls = Checkpoint(str(tmp_path / "model")), []
     real = lm_eval_suite.scores
     monkeypatch.setattr(lm_eval_suite, "scores", lambda *args, **options: calls.append(1) or real(*args, **options))
-    assert answer_cache.answers_of(config, task, place) is None
+    assert answer_cache.cached_answers(models, place) is None
     for _ in range(2):
-        answer_cache.answer(config, task, place, "cpu", "target")
+        answer_cache.fill(models, place, "cpu", "target")
     assert len(calls) == 1
-    known = answer_cache.answers_of(config, task, place)
+    known = answer_cache.cached_answers(models, place)
     assert known is not None and set(known) == {"forget", SUITE}
     assert known[SUITE] == real(lm, "embedded", limit=2, data=None, batch_size=64)
-    folder = answer_cache.answers_folder(config, place, task)
+    folder = answer_cache.folder_of(models, place)
     given: Any = {**known, SUITE: {"text": {"word_perplexity": math.nan}}}
     answer_cache.write_answers(folder, given)  # null in the file, which is strict JSON
     again: Any = answer_cache.read_answers(folder)
     assert math.isnan(again[SUITE]["text"]["word_perplexity"]) and list(again) == ["forget", SUITE]
-    assert answer_cache.answers_of({**config, "utility_limit": 3}, task, place) is None
-    assert answer_cache.answers_of({**config, "utility_suite": "none"}, task, place) is None
+    assert answer_cache.cached_answers(replace(models, suite=Suite("embedded", 3, None)), place) is None
+    assert answer_cache.cached_answers(replace(models, suite=Suite("none", 2, None)), place) is None
 
 
 def test_lm_eval_is_imported_by_nothing_but_its_use() -> None:

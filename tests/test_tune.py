@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from composing import composed
 from conftest import start
 from starts import type_
 
-from soul_exp import results, tables
-from soul_exp.checks.check import Checked
+from soul_exp import build, results, tables
+from soul_exp.artifacts.scores import FORGET_QUALITY, RETAIN
+from soul_exp.checks.check import check
 from soul_exp.errors import UsageError
-from soul_exp.stages import tune
-from soul_exp.stages.tune import FORGET_QUALITY, RETAIN, Trial, best_forgetting
-from soul_exp.tasks.task import Task
+from soul_exp.stages.selection import Trial, best_forgetting
+from soul_exp.stages.tune import code_of
 
 pytestmark = pytest.mark.usefixtures("forked")
 START = {RETAIN: 0.8}
@@ -65,7 +66,7 @@ def test_where_all_diverged_the_smallest_learning_rate_is_picked() -> None:
     assert keeping_half(trials) is trials[1]
 
 
-RULE = {"_target_": "soul_exp.stages.tune.best_forgetting", "_partial_": True, "keep": 0.9}
+RULE = {"_target_": "soul_exp.stages.selection.best_forgetting", "_partial_": True, "keep": 0.9}
 CONFIG: Mapping[str, Any] = {
     "stages": ["prepare", "unlearn", "evaluate"],
     "seed": 0,
@@ -74,20 +75,18 @@ CONFIG: Mapping[str, Any] = {
     "choices": {"optimizer": "adam", "loss": "npo", "task": "tofu"},
     "tune": {"seed": 1000, "lr": [0.1, 1], "gamma": [3, 10], "rule": RULE},
 }
-METRICS = dict.fromkeys((FORGET_QUALITY, RETAIN), lambda validation_retain: 1.0)
-CHECKED = Checked(Task("tofu", "embedded", {}, {}, [], [], "a task"), METRICS, {}, None)
 
 
 def test_the_grid_is_factors_of_the_optimizers_own_rate_times_common_gammas() -> None:
-    assert tune.grid(CONFIG) == [(3e-5, 3.0), (3e-5, 10.0), (3e-4, 3.0), (3e-4, 10.0)]
+    assert build.tried(CONFIG) == [(3e-5, 3.0), (3e-5, 10.0), (3e-4, 3.0), (3e-4, 10.0)]
 
 
 def test_a_run_that_unlearns_nothing_has_no_trials() -> None:
-    assert tune.grid({**CONFIG, "stages": ["evaluate"]}) == [] == tune.grid({**CONFIG, "tune": None})
+    assert build.tried({**CONFIG, "stages": ["evaluate"]}) == [] == build.tried({**CONFIG, "tune": None})
 
 
 def test_words_tell_the_budget_and_the_rule_with_its_constants() -> None:
-    said = tune.words(CONFIG)
+    said = str(build.build_tuning(CONFIG))
     assert said.startswith("validation part, 4 trials a cell (2 learning rates x 2 gammas, seed 1000): the largest")
     assert said.endswith("(keep=0.9)")
 
@@ -103,33 +102,40 @@ def test_words_tell_the_budget_and_the_rule_with_its_constants() -> None:
         ({"tune": {**CONFIG["tune"], "workers": 0}}, "tune.workers=0: expected a whole number of 1 or more"),
         ({"tune": {**CONFIG["tune"], "rule": {**RULE, "kep": 1}}}, "tune.rule: "),
         (
-            {"tune": {**CONFIG["tune"], "rule": {**RULE, "_target_": "soul_exp.stages.tune.nothing"}}},
+            {"tune": {**CONFIG["tune"], "rule": {**RULE, "_target_": "soul_exp.stages.selection.nothing"}}},
             "tune.rule: .*nothing",
         ),
         ({"optimizer": {}}, "optimizer=adam states no lr"),
         ({"loss": {"retain_term": None}}, "loss=npo has no retain term"),
-        ({"stages": ["unlearn", "evaluate"]}, "add prepare to stages"),
     ],
 )
 def test_what_cannot_be_tuned_is_said_in_one_sentence(changed: Mapping[str, Any], sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
-        tune.check_tune({**CONFIG, **changed}, CHECKED)
+        build.build_tuning({**CONFIG, **changed})
 
 
-def test_a_task_without_a_validation_part_cannot_be_tuned_on() -> None:
-    tune.check_tune(CONFIG, CHECKED)
-    without = Checked(CHECKED.task, METRICS, {RETAIN: "task.validation_fraction=0 leaves no rows"}, None)
-    with pytest.raises(UsageError, match=r"cannot be had: task\.validation_fraction=0"):
-        tune.check_tune(CONFIG, without)
-    with pytest.raises(UsageError, match="task=tofu does not report validation_log10_forget_quality"):
-        tune.check_tune(CONFIG, Checked(CHECKED.task, {}, {}, None))
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        (["task.validation_fraction=0"], r"is not available: task\.validation_fraction=0"),
+        ([f"~task.metrics.{RETAIN}"], "task=tofu does not report validation_retain_probability"),
+        (["stages=[unlearn,evaluate]"], "stages=.*add prepare to stages"),
+    ],
+)
+def test_a_run_without_a_validation_part_or_prepared_models_cannot_be_tuned(
+    changed: list[str], sentence: str, tmp_path: Path
+) -> None:
+    line = ("experiment=ablation_rho", "budget=smoke", "task.num_authors=8")
+    check(composed(tmp_path, *line), tmp_path / "run")
+    with pytest.raises(UsageError, match=sentence):
+        check(composed(tmp_path, *line, *changed), tmp_path / "run")
 
 
 def test_a_trial_draws_none_of_the_runs_own_random_numbers() -> None:
     optimizer = {"lr": 1e-3, "zeroth_order": {"seed": 0, "lr": 1e-6}, "seed": 0}
     loss = {**CONFIG["loss"], "forget_term": {"_target_": "soul_exp.losses.rmu", "seed": 0}}
     given = {**CONFIG, "optimizer": optimizer, "loss": loss, "train": {"save_steps": 50}}
-    made = tune._trial_config(given, 1e-4, 3.0)
+    made = build.trial(given, 1e-4, 3.0)
     assert made["seed"] == 1000 and made["loss"]["gamma"] == 3.0 and made["train"]["save_steps"] is None
     assert made["loss"]["forget_term"]["seed"] == 1000
     assert made["optimizer"] == {"lr": 1e-4, "zeroth_order": {"seed": 1000, "lr": 1e-6}, "seed": 1000}
@@ -140,25 +146,10 @@ def test_an_edited_method_begins_its_trials_anew(tmp_path: Path, monkeypatch: py
     file = tmp_path / "loss_of_a_user.py"
     file.write_text("def term(forget):\n    return forget.nll.mean()\n")
     loss = {"_target_": "soul_exp.losses.Objective", "forget_term": {"_target_": "loss_of_a_user.term"}}
-    before = tune._code([loss])
-    assert tune._code([loss]) == before
+    before = code_of([loss])
+    assert code_of([loss]) == before
     file.write_text("def term(forget):\n    return forget.nll.sum()\n")
-    assert tune._code([loss]) != before
-
-
-def test_what_trains_and_what_measures_decides_a_trials_file_and_compiled_files_do_not() -> None:
-    here = Path(tune.__file__).parent
-    files = {file.relative_to(here).as_posix() for pattern in tune.CODE for file in here.glob(pattern)}
-    assert files >= {
-        "metrics/tofu.py",
-        "evaluate.py",
-        "losses/ascent.py",
-        "optim/sophia.py",
-        "optim/kernels/cpu.c",
-        "tasks/tofu.py",
-        "passes.py",
-    }
-    assert not [file for file in files if not file.endswith((".py", ".c"))]
+    assert code_of([loss]) != before
 
 
 # --- the real door ------------------------------------------------------------------------------------------------

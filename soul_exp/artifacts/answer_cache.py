@@ -1,4 +1,4 @@
-"""What a run wants to know of a model: the answers to its task's questions, the scorer's and the suite's verdicts.
+"""All that a run measures of a model: answers to its task's probes, with toxicity, and the utility suite's scores.
 
 Answers of models that runs share are cached by a hash of everything that decides them.
 """
@@ -16,7 +16,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from soul_exp.artifacts.prepared_models import VERSION, Checkpoint, foreign_tokenizer, form, is_ready, load
+from soul_exp.artifacts.prepared_models import VERSION, foreign_tokenizer, is_ready, load, training_form
 from soul_exp.data import content_hash
 from soul_exp.evaluation import lm_eval_suite
 from soul_exp.evaluation.probing import ask
@@ -24,84 +24,82 @@ from soul_exp.evaluation.records import read_records, write_records
 from soul_exp.files import is_sound, seal
 from soul_exp.metrics.answers import SUITE, Answers, Scores
 from soul_exp.models import loading
+from soul_exp.models.checkpoint import Checkpoint
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.results import write_json
-from soul_exp.tasks.task import Task
+from soul_exp.run import Models
 from soul_exp.tasks.toxicity import with_toxicity
 from soul_exp.training.checkpoints import COMPLETE
 
 log = logging.getLogger(__name__)
 
+Measured = Mapping[str, Answers | Scores]  # probe -> answers, and SUITE -> scores
 
-def answers_folder(config: Mapping[str, Any], checkpoint: Checkpoint, task: Task, told: str | None = None) -> Path:
-    """Where the answers of `checkpoint` to probes and utility suite are kept; their batch size does not matter.
 
-    `told` is the instruction under which it gave them.
+def folder_of(models: Models, checkpoint: Checkpoint, instruction: str | None = None) -> Path:
+    """Where the answers of `checkpoint` to probes and utility suite are kept, given under `instruction` if any.
+
+    The batch size is not part of the key.
     """
-    model = config["model"]
+    model, hashes = models.model, models.task.hashes()
     key: dict[str, Any] = {
         "version": VERSION,
         "model": checkpoint.identity(),
-        "template": form(model),
+        "template": training_form(model.template),
         **foreign_tokenizer(model),
-        **({"told": [model["template"]["system"], told]} if told is not None else {}),
-        "max_length": model["max_length"],
-        "dtype": model["dtype"],
-        "max_new_tokens": config["evaluate"]["max_new_tokens"],
-        "probes": {name: value for name, value in task.hashes().items() if name.startswith(("probe.", "scorer"))},
+        **({"told": [model.template.system, instruction]} if instruction is not None else {}),
+        "max_length": model.max_length,
+        "dtype": model.dtype,
+        "max_new_tokens": models.evaluation.max_new_tokens,
+        "probes": {name: value for name, value in hashes.items() if name.startswith(("probe.", "scorer"))},
     }
-    if asked := lm_eval_suite.identity(**lm_eval_suite.asked(config)):
-        key[SUITE] = asked
-    return Path(config["cache"]) / "answers" / content_hash(key)
+    if suite := lm_eval_suite.identity(**vars(models.suite)):
+        key[SUITE] = suite
+    return models.cache / "answers" / content_hash(key)
 
 
-def answers_of(
-    config: Mapping[str, Any], task: Task, checkpoint: Checkpoint, told: str | None = None
-) -> dict[str, Answers | Scores] | None:
-    """The cached answers of `checkpoint`, `told` something or not, to the probes; None if they are still to be had."""
-    made = Path(checkpoint.path).parent == Path(config["cache"]) / "models"
-    if made and not is_ready(Path(checkpoint.path)):
+def cached_answers(models: Models, checkpoint: Checkpoint, instruction: str | None = None) -> Measured | None:
+    """The cached answers of `checkpoint`, given under `instruction` if any; None without them."""
+    prepared_here = Path(checkpoint.path).parent == models.cache / "models"
+    if prepared_here and not is_ready(Path(checkpoint.path)):
         return None
-    folder = answers_folder(config, checkpoint, task, told)
+    folder = folder_of(models, checkpoint, instruction)
     return read_answers(folder) if _is_answered(folder) else None
 
 
-def examined(lm: LanguageModel, config: Mapping[str, Any], task: Task, label: str) -> dict[str, Answers | Scores]:
-    """All that a run wants to know of a model; every rank calls it, and gets the same."""
-    label = f"evaluate {label}"
-    answers = ask(lm, task.probes, **config["evaluate"], label=label)
+def answers_of(lm: LanguageModel, models: Models, label: str) -> dict[str, Answers | Scores]:
+    """All that a run measures of a model; every rank calls it, and gets the same."""
+    label, task, evaluation = f"evaluate {label}", models.task, models.evaluation
+    answers = ask(lm, task.probes, **vars(evaluation), label=label)
     if task.scorer is not None:
-        score = task.scorer.load(Path(config["cache"]), str(next(lm.model.parameters()).device))
+        score = task.scorer.load(models.cache, str(next(lm.model.parameters()).device))
         answers = with_toxicity(answers, task.scored, score)
     found: dict[str, Answers | Scores] = dict(answers)
-    if config["utility_suite"] != lm_eval_suite.NONE:
-        batch_size = config["evaluate"]["batch_size"]
-        found[SUITE] = lm_eval_suite.scores(lm, **lm_eval_suite.asked(config), batch_size=batch_size, label=label)
+    if models.suite.suite != lm_eval_suite.NONE:
+        found[SUITE] = lm_eval_suite.scores(lm, **vars(models.suite), batch_size=evaluation.batch_size, label=label)
     return found
 
 
-def answer(
-    config: Mapping[str, Any], task: Task, checkpoint: Checkpoint, device: str, label: str, told: str | None = None
-) -> None:
-    """Put probes and suite to `checkpoint`, perhaps `told` something first, unless the cache has its answers."""
-    folder = answers_folder(config, checkpoint, task, told)
+def fill(models: Models, checkpoint: Checkpoint, device: str, label: str, instruction: str | None = None) -> None:
+    """Evaluate `checkpoint`, under `instruction` if any, unless the cache has its answers."""
+    folder = folder_of(models, checkpoint, instruction)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if _is_answered(folder):
             return
-        lm = load(config["model"], checkpoint)
-        lm = lm if told is None else lm.told(told)
+        lm = load(models.model, checkpoint)
+        lm = lm if instruction is None else lm.told(instruction)
         loading.move(lm.model, device)
         start = time.perf_counter()
-        write_answers(folder, examined(lm, config, task, label))
-        log.info("evaluate %s: %d probes in %.0f s", label, len(task.probes), time.perf_counter() - start)
+        write_answers(folder, answers_of(lm, models, label))
+        log.info("evaluate %s: %d probes in %.0f s", label, len(models.task.probes), time.perf_counter() - start)
 
 
 def _is_answered(folder: Path) -> bool:
     return folder.is_dir() and is_sound(folder / COMPLETE)
 
 
-def read_answers(folder: Path) -> dict[str, Answers | Scores]:
+def read_answers(folder: Path) -> Measured:
     """What `write_answers` wrote."""
     found: dict[str, Answers | Scores] = {path.stem: read_records(path) for path in sorted(folder.glob("*.jsonl"))}
     if (folder / f"{SUITE}.json").is_file():
@@ -112,7 +110,7 @@ def read_answers(folder: Path) -> dict[str, Answers | Scores]:
     return found
 
 
-def write_answers(folder: Path, answers: Mapping[str, Answers | Scores]) -> None:
+def write_answers(folder: Path, answers: Measured) -> None:
     """Write one file a probe, and suite.json where there is a suite; the folder appears at once, with checksums."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

@@ -3,33 +3,43 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-import hydra.utils
-
 from soul_exp import binding
-from soul_exp.artifacts import answer_cache, prepared_models
+from soul_exp.artifacts import prepared_models
+from soul_exp.artifacts.answer_cache import Measured, cached_answers
 from soul_exp.distributed import zero3
 from soul_exp.evaluation.probing import ask
 from soul_exp.evaluation.records import read_retrained
-from soul_exp.metrics.answers import Answers, Scores
 from soul_exp.models.language_model import LanguageModel
-from soul_exp.tasks.task import Task
+from soul_exp.run import Metric, Models, Run
 
 VALIDATION = "validation_"  # how the names of the validation part's probes and metrics begin
 FORGET_QUALITY = "validation_log10_forget_quality"
 RETAIN = "validation_retain_probability"
 
 
-def measure(
-    metric: Callable[..., float],
-    answers: Mapping[str, Answers | Scores],
-    retrained: Mapping[str, Answers | Scores] | None,
-) -> float | None:
-    """The metric of one model's answers; None if a probe that it names was not put to that model."""
+@dataclass(frozen=True)
+class Compared:
+    """A model that a run compares: its key in results.json, and the role of the checkpoint that answers for it."""
+
+    key: str
+    role: str | None  # of prepared_models.checkpoints; None: the run's own, which is measured last
+    instructed: bool = False  # whether it answers under the run's system prompt
+
+
+COMPARED = (
+    Compared("original", "target"),
+    Compared("input_based", "target", instructed=True),
+    Compared("unlearned", None),
+    Compared("retrained", "retrained"),
+)
+
+
+def score(metric: Metric, answers: Measured, retrained: Measured | None) -> float | None:
+    """The metric of one model's answers; None if a probe that it names is missing among them."""
     available: dict[str, Any] = dict(answers)
     if retrained is not None:
         available["retrained"] = retrained
@@ -39,13 +49,8 @@ def measure(
     return float(binding.call(metric, available))
 
 
-def why_null(
-    metric: Callable[..., float],
-    value: float | None,
-    answers: Mapping[str, Answers | Scores],
-    retrained: Mapping[str, Answers | Scores] | None,
-) -> str | None:
-    """Why the `value` that `measure` returned is no number; None if it is one."""
+def why_null(metric: Metric, value: float | None, answers: Measured, retrained: Measured | None) -> str | None:
+    """Why the `value` that `score` returned is no number; None if it is one."""
     if value is not None:
         return None if math.isfinite(value) else f"its value is {value}"
     available = [*answers, *(["retrained"] if retrained is not None else [])]
@@ -53,7 +58,7 @@ def why_null(
 
 
 def not_learnt(learnt: Mapping[str, float], original: Mapping[str, float | None]) -> str | None:
-    """A sentence on what the target knows too little of to forget it: metrics of `original` below `learnt`, if any."""
+    """What the target knows too little of to forget it: metrics of `original` below `learnt`; None without any."""
     low = [
         f"{name} {value:.2f}, expected {least:g} or more"
         for name, least in learnt.items()
@@ -62,40 +67,33 @@ def not_learnt(learnt: Mapping[str, float], original: Mapping[str, float | None]
     return f"the original model has little to forget ({'; '.join(low)}): raise prepare.epochs" if low else None
 
 
-def known_answers(config: Mapping[str, Any], task: Task) -> dict[str, Mapping[str, Answers | Scores]]:
-    """The answers of the models that prepare left, each where it is to be had.
-
-    `original`, `retrained`, and `input_based`: the original under a system prompt that asks it not to reveal.
-    """
-    known: dict[str, Mapping[str, Answers | Scores]] = {}
-    places = prepared_models.checkpoints(config, task)
-    asked: list[tuple[str, str, str | None]] = [("original", "target", None), ("retrained", "retrained", None)]
-    if told := prepared_models.instruction(config):
-        asked.insert(1, ("input_based", "target", told))
-    for model, role, said in asked:
-        if role in places and (answers := answer_cache.answers_of(config, task, places[role], said)) is not None:
-            known[model] = answers
-    if config["retrained"]["records"]:
-        known["retrained"] = read_retrained(Path(config["retrained"]["records"]))
+def known_answers(models: Models) -> dict[str, Measured]:
+    """key -> answers, of each compared model that prepare evaluated, or whose records were given."""
+    known: dict[str, Measured] = {}
+    places = prepared_models.checkpoints(models)
+    for compared in COMPARED:
+        instruction = models.instruction if compared.instructed else None
+        if compared.role not in places or (compared.instructed and instruction is None):
+            continue
+        if (answers := cached_answers(models, places[compared.role], instruction)) is not None:
+            known[compared.key] = answers
+    if models.retrained_records:
+        known["retrained"] = read_retrained(models.retrained_records)
     return known
 
 
-def validation_metrics(config: Mapping[str, Any]) -> dict[str, Callable[..., float]]:
-    """The metrics of the task that look at the validation part only."""
-    return {
-        name: hydra.utils.instantiate(entry)
-        for name, entry in config["task"]["metrics"].items()
-        if name.startswith(VALIDATION)
-    }
+def validation_metrics(run: Run) -> dict[str, Metric]:
+    """The metrics of the task that read the validation part only."""
+    return {name: metric for name, metric in run.metrics.items() if name.startswith(VALIDATION)}
 
 
-def validate(config: Mapping[str, Any], task: Task, subject: LanguageModel, label: str) -> dict[str, float | None]:
-    """The validation metrics of `subject`, by likelihoods alone; None where weights or metric are not finite."""
+def validate(run: Run, lm: LanguageModel, label: str) -> dict[str, float | None]:
+    """The validation metrics of `lm`, by likelihoods alone; None where weights or metric are not finite."""
     probes = {
-        name: replace(probe, generate=False) for name, probe in task.probes.items() if name.startswith(VALIDATION)
+        name: replace(probe, generate=False) for name, probe in run.task.probes.items() if name.startswith(VALIDATION)
     }
-    finite = zero3.is_finite(subject.model)
-    answers = ask(subject, probes, **config["evaluate"], label=f"{label}: validation") if finite else {}
-    retrained = known_answers(config, task).get("retrained")
-    measured = {name: measure(metric, answers, retrained) for name, metric in validation_metrics(config).items()}
+    finite = zero3.is_finite(lm.model)
+    answers = ask(lm, probes, **vars(run.evaluation), label=f"{label}: validation") if finite else {}
+    retrained = known_answers(run).get("retrained")
+    measured = {name: score(metric, answers, retrained) for name, metric in validation_metrics(run).items()}
     return {name: value if value is not None and math.isfinite(value) else None for name, value in measured.items()}

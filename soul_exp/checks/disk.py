@@ -1,7 +1,7 @@
 """What a run, and a sweep, will write: predicted and compared with what is free before work starts.
 
 Counted are weights and optimizer states, from the number of weights of the model; records, logs and tokenizers are the
-reserve that check always asks for. A model whose size is not known without a download is said to be unknown.
+reserve that the checks always require. The size of a model that would need a download is unknown.
 """
 
 from __future__ import annotations
@@ -11,17 +11,16 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from soul_exp.artifacts import prepared_models
 from soul_exp.checks.optimizer import num_weights
 from soul_exp.errors import UsageError
-from soul_exp.tasks.task import Task
+from soul_exp.run import Run
 
 BYTES = {"float32": 4, "bfloat16": 2}  # of a weight
 STATES = 2 * 4  # bytes a weight: Adam's and Sophia's two moments in fp32, the most that an elementwise optimizer keeps
 MASTER = 4  # bytes a weight: the fp32 weights that ZeRO keeps of its own
-CHECKPOINTS = 2  # the older one goes when the newer one is whole
+CHECKPOINTS = 2  # the older one goes when the newer one is complete
 GIB = 2**30
 
 
@@ -34,23 +33,22 @@ class Need:
     prepared: Mapping[Path, int]
 
 
-def need(config: Mapping[str, Any], task: Task) -> Need | None:
-    """What the run of `config` will write, or None if its model's size is unknown."""
-    counted = num_weights(config)
+def need(run: Run) -> Need | None:
+    """What `run` will write, or None if its model's size is unknown."""
+    counted = num_weights(run)
     if counted is None:
         return None
-    size = BYTES[config["model"]["dtype"]]
-    whole, written = counted.all * size, counted.trained * size  # of an adapter only its own weights are written
-    states = counted.trained * (STATES + (MASTER if config["compute"]["deepspeed"] else 0))
-    kept = whole if config["adapter"] and config["adapter"]["merge"] else written
-    best = 2 * written if config["save"] == "best" else 0  # the former leader goes when the new one is whole
-    unlearns = "unlearn" in config["stages"]
-    made = prepared_models.needed(config, task).values() if "prepare" in config["stages"] else ()
-    folders = [prepared_models.folder_of(Path(config["cache"]), made_by) for made_by in made]
-    fresh = whole if config["model"]["path"] else counted.all * BYTES["float32"]  # from scratch it is made in fp32
+    size = BYTES[run.model.dtype]
+    model, written = counted.all * size, counted.trained * size  # of an adapter only its own weights are written
+    states = counted.trained * (STATES + (MASTER if run.compute.deepspeed else 0))
+    kept = model if run.adapter and run.adapter.merge else written
+    best = 2 * written if run.save == "best" else 0  # the former best goes when the new one is complete
+    made = prepared_models.recipes(run).values() if "prepare" in run.stages else ()
+    folders = [prepared_models.folder_of(run.cache, made_by) for made_by in made]
+    fresh = model if run.model.path else counted.all * BYTES["float32"]  # from scratch it is made in fp32
     return Need(
-        model=kept if unlearns and config["save"] != "none" else 0,
-        checkpoints=CHECKPOINTS * (written + states) + best if unlearns and config["train"]["save_steps"] else 0,
+        model=kept if run.unlearns and run.save != "none" else 0,
+        checkpoints=CHECKPOINTS * (written + states) + best if run.unlearns and run.schedule.save_steps else 0,
         prepared={folder: fresh for folder in folders if not prepared_models.is_ready(folder)},
     )
 

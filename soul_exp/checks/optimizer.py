@@ -1,71 +1,64 @@
-"""The optimizer of a configuration: built at its precision, the parts that it looks at, whether it can run.
-
-The optimizers themselves are in optim/, and know nothing of configurations.
-"""
+"""Whether an optimizer can run on the engine and at the precision of its run."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import hydra.utils
 import torch
 
-from soul_exp.build import HESSIAN_PARTS, _settings
 from soul_exp.errors import UsageError, built
-from soul_exp.models import loading
-from soul_exp.models.lora import Lora
 from soul_exp.optim.kernels import ROUNDINGS
-from soul_exp.tasks.task import Task
+from soul_exp.run import HESSIAN_PARTS, Run, settings_of
 
 ELEMENTWISE = ("Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "RMSprop", "SGD")  # of torch.optim
 
 
-def check_optimizer(config: Mapping[str, Any], task: Task, optimizer: Any) -> None:
-    """Its own checks of its numbers, on two small matrices; and whether its engine can run it."""
-    name, compute, train = config["choices"]["optimizer"], config["compute"], config["train"]
-    dtype = torch.float32 if compute["deepspeed"] else getattr(torch, config["model"]["dtype"])
+def check_optimizer(run: Run) -> None:
+    """Raises UsageError if the optimizer rejects its numbers or cannot run on its engine."""
+    name, compute = run.choices.optimizer, run.compute
+    dtype = torch.float32 if compute.deepspeed else getattr(torch, run.model.dtype)
     groups = [
         {"params": [torch.nn.Parameter(torch.zeros(2, 2, dtype=dtype))], "role": role} for role in ("hidden", "other")
     ]
-    made = built(lambda: optimizer(groups), "optimizer")
+    made = built(lambda: run.make_optimizer(groups), "optimizer")
     if not isinstance(made, torch.optim.Optimizer):
         raise UsageError(f"optimizer={name}: found {type(made).__name__}, expected a torch.optim.Optimizer")
-    if compute["deepspeed"]:
+    if compute.deepspeed:
         if not getattr(made, "elementwise", type(made).__name__ in ELEMENTWISE):
             raise UsageError(
                 f"optimizer={name} does not work element by element, as the flat shards of DeepSpeed's ZeRO need: "
                 f"choose compute=cpu or gpu"
             )
-        if train["log_gradients"]:
-            raise UsageError("train.log_gradients=true needs whole gradients, which ZeRO does not keep: set it false")
-        if getattr(made, "estimator", None) == "hutchinson" and compute["deepspeed"]["zero_optimization"]["stage"] == 3:
+        if run.schedule.log_gradients:
+            raise UsageError(
+                "train.log_gradients=true needs complete gradients, which ZeRO does not keep: set it false"
+            )
+        if getattr(made, "estimator", None) == "hutchinson" and compute.zero_stage == 3:
             raise UsageError("optimizer.estimator=hutchinson differentiates twice, which ZeRO-3 cannot: choose gnb")
     rows = getattr(getattr(made, "base", made), "curvature_rows", None)
-    if rows and rows > train["batch_size"]:
+    if rows and rows > run.schedule.batch_size:
         raise UsageError(
             f"optimizer.curvature_rows={rows} is more than a step has: expected at most "
-            f"train.batch_size={train['batch_size']}"
+            f"train.batch_size={run.schedule.batch_size}"
         )
     if getattr(made, "static", False):
-        _check_static(config, task, optimizer)
+        _check_static(run)
 
 
-def _check_static(config: Mapping[str, Any], task: Task, optimizer: Any) -> None:
-    name, settings = config["choices"]["optimizer"], _settings(optimizer)
-    if config["compute"]["processes"] > 1:
+def _check_static(run: Run) -> None:
+    name, settings = run.choices.optimizer, settings_of(run.make_optimizer)
+    if run.compute.processes > 1:
         raise UsageError(f"optimizer={name} takes its one step in one process: set compute.processes=1")
-    available = sum(len(task.parts[part].rows) for part in HESSIAN_PARTS.get(settings["hessian"], ()))
+    available = sum(len(run.task.parts[part].rows) for part in HESSIAN_PARTS.get(settings["hessian"], ()))
     if settings["num_samples"] > available:
         raise UsageError(
             f"optimizer.num_samples={settings['num_samples']} is more than the {available} rows that "
             f"optimizer.hessian={settings['hessian']} has: expected at most that many"
         )
-    counted = num_weights(config)
+    counted = num_weights(run)
     if counted:  # whether what it stores fits its own limit
-        built(lambda: optimizer([torch.nn.Parameter(torch.empty(counted.trained, device="meta"))]), "optimizer")
+        weights = torch.nn.Parameter(torch.empty(counted.trained, device="meta"))
+        built(lambda: run.make_optimizer([weights]), "optimizer")
 
 
 @dataclass(frozen=True)
@@ -76,38 +69,30 @@ class Counted:
     trained: int
 
 
-def num_weights(config: Mapping[str, Any]) -> Counted | None:
+def num_weights(run: Run) -> Counted | None:
     """Of a model that can be described without a download, counted without storage; else None."""
-    model = loading.described(config["model"])
+    model = run.model.described()
     if model is None:
         return None
-    adapter: Lora | None = hydra.utils.instantiate(config["adapter"], _convert_="all")
-    if adapter is not None:
+    if run.adapter is not None:
         with torch.device("meta"):
-            model = adapter.wrapped(model, seed=0)
+            model = run.adapter.wrapped(model, seed=0)
     params = list(model.parameters())
     return Counted(sum(p.numel() for p in params), sum(p.numel() for p in params if p.requires_grad))
 
 
-def check_precision(config: Mapping[str, Any]) -> None:
-    precision, compute = config["choices"]["precision"], config["compute"]
-    rounding, dtype = config["precision"]["rounding"], config["model"]["dtype"]
+def check_precision(run: Run) -> None:
+    """Raises UsageError if dtype and rounding are unknown, or not those that the engine keeps."""
+    precision, deepspeed, dtype = run.choices.precision, run.compute.deepspeed, run.model.dtype
     if dtype not in ("float32", "bfloat16"):
         raise UsageError(f"model.dtype={dtype}: expected float32 or bfloat16, choose precision=")
-    if rounding not in ROUNDINGS:
-        raise UsageError(f"precision.rounding={rounding} is unknown: choose one of {', '.join(ROUNDINGS)}")
-    if compute["deepspeed"]:
-        if dtype == "bfloat16" and rounding != "master":
+    if run.rounding not in ROUNDINGS:
+        raise UsageError(f"precision.rounding={run.rounding} is unknown: choose one of {', '.join(ROUNDINGS)}")
+    if deepspeed:
+        if dtype == "bfloat16" and run.rounding != "master":
             raise UsageError(
                 f"precision={precision} keeps no fp32 weights, but DeepSpeed's ZeRO does: choose precision=fp32 or "
                 f"bf16_master, or compute=cpu or gpu"
             )
-        if (dtype == "bfloat16") != bool(compute["deepspeed"].get("bf16", {}).get("enabled")):
+        if (dtype == "bfloat16") != bool(deepspeed.get("bf16", {}).get("enabled")):
             raise UsageError(f"precision={precision} and compute.deepspeed.bf16.enabled disagree: set neither or both")
-    elif rounding != "nearest":
-        plain = built(lambda: hydra.utils.instantiate(config["optimizer"], _convert_="all"), "optimizer")
-        if "rounding" not in inspect.signature(plain).parameters:
-            raise UsageError(
-                f"precision={precision} needs an optimizer that rounds so; optimizer={config['choices']['optimizer']} "
-                f"does not: choose precision=fp32 or bf16, or optimizer=adam, lion, signum, sophia or sophia_soul"
-            )

@@ -270,8 +270,3 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
         for module, bar in zip(noisy, bars, strict=True):
             module.tqdm = bar
-
-
-def asked(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of `config` that say what is asked: arguments of `identity`, and of `scores`."""
-    return {"suite": config["utility_suite"], "limit": config["utility_limit"], "data": config["utility_data"]}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,18 +29,17 @@ class LanguageModel:
 
     @classmethod
     def of(
-        cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template: Mapping[str, str], max_length: int
+        cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template: Template, max_length: int
     ) -> LanguageModel:
         """Raises UsageError if the template writes a special token that the tokenizer does not know."""
         fit_vocabulary(model, tokenizer)
-        written = Template(**template)
-        unknown = [marker for marker in written.markers() if marker not in tokenizer.get_vocab()]
+        unknown = [marker for marker in template.markers() if marker not in tokenizer.get_vocab()]
         if unknown:
             raise UsageError(
                 f"model.template writes {unknown[0]}, which is no token of this model: choose model=<the entry of "
                 f"conf/model/ for its family>, or give its own model.template"
             )
-        return cls(model, tokenizer, written, max_length, AnswerReader(model))
+        return cls(model, tokenizer, template, max_length, AnswerReader(model))
 
     def with_model(self, model: PreTrainedModel) -> LanguageModel:
         """The same with another model, or with this one after its modules were exchanged."""

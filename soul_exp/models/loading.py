@@ -284,20 +284,10 @@ def skeleton(config: Any) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(config)
 
 
-def described(model: Mapping[str, Any]) -> PreTrainedModel | None:
-    """The `skeleton` of what the configuration `model` starts from; None if that would need a download."""
-    path = model["path"]
-    if path and Path(path).is_dir():
-        return load_model(path, weights=False)
-    if path:
-        return None
-    return skeleton(scratch_config(model["scratch"]))
-
-
-def scratch_config(scratch: Mapping[str, Any]) -> Any:
+def scratch_config(config: Mapping[str, Any], vocab_size: int) -> Any:
     """The configuration of a model from scratch. Raises UsageError if the library knows none like it."""
     try:
-        return AutoConfig.for_model(**scratch["config"], vocab_size=scratch["vocab_size"])
+        return AutoConfig.for_model(**config, vocab_size=vocab_size)
     except (TypeError, ValueError) as error:
         raise UsageError(f"model.scratch.config describes no model ({first_line(error)})") from error
 

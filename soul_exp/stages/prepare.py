@@ -7,9 +7,9 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,24 +17,74 @@ from filelock import FileLock
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from soul_exp import build
-from soul_exp.artifacts import prepared_models
-from soul_exp.artifacts.answer_cache import answer
-from soul_exp.artifacts.prepared_models import DONE, Checkpoint, load, tokenizer_of
-from soul_exp.data import Item, Part, Template, encode
+from soul_exp.artifacts import answer_cache, prepared_models
+from soul_exp.artifacts.scores import COMPARED
+from soul_exp.build import Config, build_models
+from soul_exp.data import Item, Part, encode
 from soul_exp.distributed import zero3
+from soul_exp.distributed.processes import launch
 from soul_exp.errors import UsageError
 from soul_exp.evaluation.probing import evaluating, likelihoods, texts_of
 from soul_exp.files import full_disk_told, seal
 from soul_exp.losses import Objective, Scored
 from soul_exp.models import attention, loading
+from soul_exp.models.checkpoint import DONE
 from soul_exp.models.language_model import LanguageModel
-from soul_exp.tasks.task import Task
+from soul_exp.run import Models
+from soul_exp.stages.stage import Job
 from soul_exp.training.checkpoints import remove_all, remove_unmarked
-from soul_exp.training.schedule import Schedule
 from soul_exp.training.train import train
 
 log = logging.getLogger(__name__)
+
+
+def prepare(job: Job) -> Job:
+    """Make and evaluate the target and the retrained model where the cache lacks them, side by side, a process each."""
+    start, compute = time.perf_counter(), job.run.compute
+    roles = unprepared(job.run)
+    if roles:
+        launch(
+            worker, job.config, roles, compute.device,
+            processes=len(roles), threads=compute.threads, logs=job.out / "ranks" / "prepare", alone=True,
+        )  # fmt: skip
+    return job.with_seconds("prepare", time.perf_counter() - start)
+
+
+def unprepared(models: Models) -> list[str]:
+    """The roles that still have to be made, or evaluated, before this run's other stages can begin."""
+    places = prepared_models.checkpoints(models)
+    if "prepare" not in models.stages:  # nothing is trained, but what exists may still have to answer
+        exists = models.retrained or (
+            "retrained" in places and prepared_models.is_ready(Path(places["retrained"].path))
+        )
+        places = {role: place for role, place in places.items() if role == "retrained" and exists}
+    return [
+        role
+        for role, place in places.items()
+        if any(answer_cache.cached_answers(models, place, each) is None for each in _instructions(models, role))
+    ]
+
+
+def _instructions(models: Models, role: str) -> list[str | None]:
+    """The system prompts under which the checkpoint of `role` answers for a compared model; None: without any."""
+    given = [models.instruction if compared.instructed else None for compared in COMPARED if compared.role == role]
+    return list(dict.fromkeys(given))
+
+
+def worker(rank: int, config: Config, roles: Sequence[str], device: str) -> float:
+    """One process's share of prepare: the role of its rank, made and evaluated; returns the seconds of its training."""
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    models, role = build_models(config), roles[rank]
+    attention.choose_kernel(models.model.attention)
+    instruction = models.instruction if role == "target" else None
+    if instruction is not None:
+        check_length(models, instruction)
+    seconds = make(models, role, device) if role in prepared_models.recipes(models) else 0.0
+    place = prepared_models.checkpoints(models)[role]
+    answer_cache.fill(models, place, device, role)
+    if instruction is not None:
+        answer_cache.fill(models, place, device, "input-based", instruction)
+    return seconds
 
 
 def fit(train: Scored) -> Tensor:
@@ -42,72 +92,49 @@ def fit(train: Scored) -> Tensor:
     return train.mean_nll.mean()
 
 
-def worker(rank: int, config: Mapping[str, Any], roles: Sequence[str], device: str) -> float:
-    """One process's share of prepare: the role of its rank, made and questioned."""
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    attention.choose_kernel(config["model"]["attention"])
-    role, cache = roles[rank], Path(config["cache"])
-    task = build.build_task(config)
-    wanted, told = (
-        prepared_models.needed(config, task),
-        prepared_models.instruction(config) if role == "target" else None,
-    )
-    if told is not None:
-        _check_length(config, task, told)
-    seconds = make(config, task, role, cache, device) if role in wanted else 0.0
-    place = prepared_models.checkpoints(config, task)[role]
-    answer(config, task, place, device, role)
-    if told is not None:
-        answer(config, task, place, device, "input-based", told)
-    return seconds
-
-
-def make(config: Mapping[str, Any], task: Task, role: str, cache: Path, device: str) -> float:
+def make(models: Models, role: str, device: str) -> float:
     """Train the model of `role` into the cache unless it is there; returns the seconds that it took.
 
     Two jobs that want the same model at once wait for each other; a killed one leaves nothing that looks finished, and
     the next resumes from its last complete checkpoint.
     """
-    made_by = prepared_models.needed(config, task)[role]
-    folder = prepared_models.folder_of(cache, made_by)
+    task, settings = models.task, models.prepare
+    made_by = prepared_models.recipes(models)[role]
+    folder = prepared_models.folder_of(models.cache, made_by)
     folder.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     partial = folder.with_name(f".{folder.name}.partial")
     halfway = folder.with_name(f".{folder.name}.checkpoints")
-    with FileLock(f"{folder}.lock"), full_disk_told(cache, cleared=lambda: remove_unmarked(halfway)):
+    with FileLock(f"{folder}.lock"), full_disk_told(models.cache, cleared=lambda: remove_unmarked(halfway)):
         if prepared_models.is_ready(folder):
             remove_all(halfway)  # of a job that was killed between the last two lines of this block
             return 0.0
-        lm = _start_model(config, task)
+        lm = _start_model(models)
         loading.check_saving(lm.model, lm.tokenizer)
         rows = task.target_rows if role == "target" else task.retrained_rows
-        settings = dict(config["prepare"])
         outcome = train(
             lm.model,
             lm.reader,
             {"train": (Part.of(rows), lm.encode(rows))},
             objective=Objective(fit, retain_term=None),
-            make_optimizer=functools.partial(torch.optim.AdamW, **settings.pop("adamw")),
-            seed=settings.pop("seed"),
-            schedule=Schedule(
-                **settings, gradient_checkpointing=config["train"]["gradient_checkpointing"], dropout=True
-            ),
+            make_optimizer=functools.partial(torch.optim.AdamW, **settings.adamw),
+            seed=settings.seed,
+            schedule=settings.schedule,
             pad_id=lm.pad_id,
             folder=halfway,
             label=f"prepare {role}",
             device=device,
             compute="prepare",
         )
-        if lost := outcome.diverged or _not_finite(lm, rows, config["prepare"]["batch_size"]):
+        if lost := outcome.diverged or _not_finite(lm, rows, settings.schedule.batch_size):
             remove_all(halfway)
             raise UsageError(
                 f"prepare {role}: {lost}, and nothing of it is kept: type a prepare.adamw.lr below "
-                f"{config['prepare']['adamw']['lr']}"
+                f"{settings.adamw['lr']}"
             )
         shutil.rmtree(partial, ignore_errors=True)
         loading.save(lm.model.cpu(), lm.tokenizer, partial)
-        general = prepared_models.is_general(config)
-        content = {"recipe": made_by, "seconds": outcome.seconds, "role": role, "general": general}
+        content = {"recipe": made_by, "seconds": outcome.seconds, "role": role, "general": models.general}
         seal(partial / DONE, content)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
@@ -128,30 +155,31 @@ def _not_finite(lm: LanguageModel, rows: Sequence[Item], count: int) -> str | No
     return None if all(np.isfinite(row.logp).all() for row in read) else "the NLL of its own rows is not finite"
 
 
-def _check_length(config: Mapping[str, Any], task: Task, told: str) -> None:
-    """Raises UsageError, before anything is trained, if a probe is too long for the model that is `told` something."""
-    model = config["model"]
-    place = prepared_models.checkpoints(config, task)["target"]
-    made = Path(place.path).parent == Path(config["cache"]) / "models"
-    tokenizer = _start_tokenizer(config, task) if made else tokenizer_of(model, place)
-    items = [item for probe in task.probes.values() for item in texts_of(probe)]
-    encode(items, tokenizer, Template(**model["template"], instruction=told), model["max_length"])
+def check_length(models: Models, instruction: str) -> None:
+    """Raises UsageError, before anything is trained, if a probe is too long for the target under `instruction`."""
+    model = models.model
+    place = prepared_models.checkpoints(models)["target"]
+    made = Path(place.path).parent == models.cache / "models"
+    tokenizer = _start_tokenizer(models) if made else prepared_models.tokenizer_of(model, place)
+    items = [item for probe in models.task.probes.values() for item in texts_of(probe)]
+    encode(items, tokenizer, replace(model.template, instruction=instruction), model.max_length)
 
 
-def _start_model(config: Mapping[str, Any], task: Task) -> LanguageModel:
-    model = config["model"]
-    if model["path"]:
-        return load(model, Checkpoint(model["path"], model["revision"]))
-    tokenizer = _start_tokenizer(config, task)
-    fresh = loading.from_scratch(model["scratch"]["config"], tokenizer, config["prepare"]["seed"])
-    return LanguageModel.of(fresh, tokenizer, model["template"], model["max_length"])
+def _start_model(models: Models) -> LanguageModel:
+    model = models.model
+    if model.path:
+        return prepared_models.load(model, model.checkpoint)
+    assert model.scratch is not None
+    tokenizer = _start_tokenizer(models)
+    fresh = loading.from_scratch(model.scratch.config, tokenizer, models.prepare.seed)
+    return LanguageModel.of(fresh, tokenizer, model.template, model.max_length)
 
 
-def _start_tokenizer(config: Mapping[str, Any], task: Task) -> PreTrainedTokenizerBase:
+def _start_tokenizer(models: Models) -> PreTrainedTokenizerBase:
     """The tokenizer of the prepared models: that of the model they start from, or a new one, of the target's rows."""
-    model = config["model"]
-    if model["path"]:
-        return tokenizer_of(model, Checkpoint(model["path"], model["revision"]))
-    template = Template(**model["template"])
-    texts = ["".join(template.texts(item)) for item in task.target_rows]
-    return loading.train_tokenizer(texts, model["scratch"]["vocab_size"], model["max_length"])
+    model = models.model
+    if model.path:
+        return prepared_models.tokenizer_of(model, model.checkpoint)
+    assert model.scratch is not None
+    texts = ["".join(model.template.texts(item)) for item in models.task.target_rows]
+    return loading.train_tokenizer(texts, model.scratch.vocab_size, model.max_length)

@@ -1,45 +1,28 @@
-"""One rank's share of a run: load the target, unlearn it, put the probes to it; rank 0 writes what came out."""
+"""The stage that unlearns: from the target, or what an earlier request left of it, to the model in the run's folder."""
 
 from __future__ import annotations
 
 import gc
 import logging
-import math
-import os
-import resource
 import shutil
-import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import hydra.utils
-import torch
-import torch.distributed as dist
-from transformers import TrainerCallback, set_seed
+from transformers import TrainerCallback
 
-from soul_exp import build, files, results
-from soul_exp.artifacts import answer_cache, prepared_models
-from soul_exp.artifacts.prepared_models import UNLEARNED, Checkpoint
-from soul_exp.artifacts.scores import RETAIN, known_answers, measure, not_learnt, validate, validation_metrics, why_null
-from soul_exp.build import build_optimizer, parts_of_run
-from soul_exp.distributed import ranks, zero3
-from soul_exp.files import full_disk_told
-from soul_exp.losses import Objective
-from soul_exp.metrics.answers import SUITE, Answers, Scores
-from soul_exp.models import attention, loading, lora
+from soul_exp.artifacts import prepared_models
+from soul_exp.artifacts.scores import RETAIN, known_answers, score, validate, validation_metrics
+from soul_exp.distributed.ranks import agreed
+from soul_exp.files import read_sound, seal
+from soul_exp.models import loading, lora
+from soul_exp.models.checkpoint import UNLEARNED, Checkpoint
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.models.layers import has_dropout
-from soul_exp.models.lora import Lora
-from soul_exp.results import Results
-from soul_exp.stages.keep_best import Best, note
-from soul_exp.stages.wandb_log import Mirror
-from soul_exp.tasks import toxicity
-from soul_exp.tasks.task import Task
-from soul_exp.training import checkpoints
-from soul_exp.training.schedule import Schedule
+from soul_exp.run import Run
+from soul_exp.stages.keep_best import KeepBest
+from soul_exp.stages.stage import CHECKPOINTS, LOSSES, MODEL, RankJob
+from soul_exp.stages.summary import peak_memory_gib
 from soul_exp.training.train import Outcome, train
 
 log = logging.getLogger(__name__)
@@ -48,271 +31,114 @@ DROPOUT = (
     "train.dropout=true: the model is trained with dropout, its frozen start computed without: losses do not start at "
     "the values that docs/losses.md states (KL above 0)"
 )
-MODEL, RECORDS, CHECKPOINTS, LOSSES = "model", "records", "checkpoints", "train.jsonl"
 
 
-def worker(
-    rank: int,
-    config: Mapping[str, Any],
-    reasons: Mapping[str, str],
-    fingerprint: str,
-    seconds: dict[str, float],
-    folder: str,
-    trials: Sequence[Mapping[str, Any]] = (),
-) -> None:
-    """Unlearn and evaluate, as `config["stages"]` says, and write results.json to `folder`; `trials` go into it."""
-    out = Path(folder)
-    with full_disk_told(out, cleared=lambda: checkpoints.remove_unmarked(out / CHECKPOINTS)):
-        first = rank == 0
-        device = start_process(config, rank)
-        task = build.build_task(config)
-        mirror = Mirror(config, out) if first else None
-        subject, outcome = _unlearned(config, task, fingerprint, out, device, first, mirror)
-        seconds["unlearn"] = outcome.seconds if outcome else 0.0
-        if "evaluate" in config["stages"]:
-            start = time.perf_counter()
-            sound = zero3.is_finite(subject.model)  # else no question can be put to it
-            answers = answer_cache.examined(subject, config, task, "unlearned") if sound else {}
-            seconds["evaluate"] = time.perf_counter() - start
-            if first:
-                log.info("evaluate unlearned: %d probes in %.0f s", len(task.probes), seconds["evaluate"])
-                answer_cache.write_answers(out / RECORDS, answers)
-                found = _results(config, task, reasons, answers, outcome, seconds, device, trials)
-                results.write(out, found)
-                assert mirror is not None
-                mirror.finish(found)
-                checkpoints.remove_all(out / CHECKPOINTS)
-        end_process()
+def unlearn(job: RankJob) -> RankJob:
+    """`job` with the unlearned model and the outcome of its training: trained now, or before this run was killed."""
+    run, done = job.run, job.out / MODEL / UNLEARNED
+    before = agreed(lambda: read_sound(done) if done.is_file() else None)
+    if before and before["fingerprint"] == job.fingerprint:
+        log.info("unlearn: done before, reading %s", job.out / MODEL)
+        lm = load(run, Checkpoint(str(job.out / MODEL)), job.device)
+        return replace(job, lm=lm, outcome=Outcome(**before["outcome"]))
 
+    best: list[KeepBest] = []
 
-def start_process(config: Mapping[str, Any], rank: int) -> str:
-    """Threads, seeds, device and, where there are several ranks, their process group; returns the device."""
-    compute = config["compute"]
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    set_seed(config["seed"])
-    attention.choose_kernel(config["model"]["attention"])
-    device = "cpu"
-    if compute["device"] == "cuda":
-        device = f"cuda:{int(os.environ.get('LOCAL_RANK', rank)) % torch.cuda.device_count()}"
-        torch.cuda.set_device(device)
-    if compute["deepspeed"]:
-        import deepspeed.ops
+    def callbacks(lm: LanguageModel) -> list[TrainerCallback]:
+        if run.save == "best":
+            best.append(_keep_best(run, lm, job.out / CHECKPOINTS / job.fingerprint, job.first))
+        return [*([job.wandb_log.callback()] if job.wandb_log else []), *best]
 
-        # used by inference all-reduce only, and compiled by a C++ compiler that a machine may not have
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    if compute["processes"] > 1 and not dist.is_initialized():  # workers that were joined have their group
-        dist.init_process_group("nccl" if device != "cpu" else "gloo")
-    return device
-
-
-def end_process() -> None:
-    """Leave the process group, where there is one, together."""
-    if dist.is_initialized():
-        dist.barrier()
-        dist.destroy_process_group()
-
-
-def _unlearned(
-    config: Mapping[str, Any], task: Task, fingerprint: str, out: Path, device: str, first: bool, mirror: Mirror | None
-) -> tuple[LanguageModel, Outcome | None]:
-    """The model to measure, and how its training ended: unlearned now, or before this run was killed, or given."""
-    model, done = config["model"], out / MODEL / UNLEARNED
-    if "unlearn" not in config["stages"]:
-        subject = prepared_models.load(
-            model, Checkpoint(model["path"], model["revision"]), config["compute"]["deepspeed"]
-        )
-        loading.move(subject.model, device)
-        return subject, None
-    before = ranks.agreed(lambda: files.read_sound(done) if done.is_file() else None)
-    if before and before["fingerprint"] == fingerprint:
-        log.info("unlearn: done before, reading %s", out / MODEL)
-        subject = prepared_models.load(model, Checkpoint(str(out / MODEL)), config["compute"]["deepspeed"])
-        loading.move(subject.model, device)
-        return subject, Outcome(**before["outcome"])
-
-    best: list[Best] = []
-
-    def callbacks(subject: LanguageModel) -> list[TrainerCallback]:
-        if config["save"] == "best":
-            best.append(_best(config, task, subject, out / CHECKPOINTS / fingerprint, first))
-        return [*([mirror.callback()] if mirror else []), *best]
-
-    subject, outcome = trained(
-        config,
-        task,
-        folder=out / CHECKPOINTS / fingerprint,
+    lm, outcome = unlearned(
+        run,
+        folder=job.out / CHECKPOINTS / job.fingerprint,
         label="unlearn",
-        records=out / LOSSES,
-        device=device,
+        records=job.out / LOSSES,
+        device=job.device,
         callbacks=callbacks,
     )
     log.info(
         "unlearn: %d steps in %.0f s (%.2f s/step), peak %.2f GiB%s",
-        outcome.num_steps, outcome.seconds, outcome.seconds / max(1, outcome.num_steps), peak_memory_gib(device),
+        outcome.num_steps, outcome.seconds, outcome.seconds / max(1, outcome.num_steps), peak_memory_gib(job.device),
         f"; diverged: {outcome.diverged}" if outcome.diverged else "",
     )  # fmt: skip
-    for judge in best:
-        if judge.seen != outcome.num_steps:  # it ended before its time
-            judge.judge(outcome.num_steps)
-        moment = judge.leader()
-        assert moment is not None
-        kept = Checkpoint(str(judge.place(moment)))
-        subject = prepared_models.load(model, kept, config["compute"]["deepspeed"], may_have_diverged=True)
-        loading.move(subject.model, device)
-        said = note(moment, outcome.num_steps)
-        log.info("%s", said)
-        outcome = replace(outcome, notes=[*outcome.notes, said])
-    if config["adapter"] and config["adapter"]["merge"]:
-        subject = subject.with_model(lora.merged(subject.model))
-    if config["save"] != "none":
-        if first:
-            shutil.rmtree(out / MODEL, ignore_errors=True)
-        loading.save(subject.model, subject.tokenizer, out / MODEL, first)
-        if first:
-            content = {
-                "fingerprint": fingerprint,
-                "general": prepared_models.is_general(config),
-                "outcome": vars(outcome),
-            }
-            files.seal(done, content)
-    return subject, outcome
+    for keeper in best:
+        folder, note = keeper.end(outcome.num_steps)
+        lm = load(run, Checkpoint(str(folder)), job.device, may_have_diverged=True)
+        log.info("%s", note)
+        outcome = replace(outcome, notes=[*outcome.notes, note])
+    if run.adapter and run.adapter.merge:
+        lm = lm.with_model(lora.merged(lm.model))
+    if run.save != "none":
+        if job.first:
+            shutil.rmtree(job.out / MODEL, ignore_errors=True)
+        loading.save(lm.model, lm.tokenizer, job.out / MODEL, job.first)
+        if job.first:
+            seal(done, {"fingerprint": job.fingerprint, "general": run.general, "outcome": vars(outcome)})
+    return replace(job, lm=lm, outcome=outcome)
 
 
-def _best(config: Mapping[str, Any], task: Task, subject: LanguageModel, folder: Path, first: bool) -> Best:
-    """What keeps the best weights of `subject` while it is trained."""
-    known = known_answers(config, task)
-    start = measure(validation_metrics(config)[RETAIN], known["original"], known["retrained"])
-    assert start is not None  # check saw to it
-    return Best(
-        folder,
-        config["best_keep"] * start,
-        validate=lambda: validate(config, task, subject, "best"),
-        save=lambda place: loading.save(subject.model, subject.tokenizer, place, first),
-        first=first,
-    )
+def load(run: Run, place: Checkpoint, device: str, may_have_diverged: bool = False) -> LanguageModel:
+    """The model in `place` on its ranks and on `device`, as this run's compute divides it."""
+    lm = prepared_models.load(run.model, place, run.compute.deepspeed, may_have_diverged)
+    loading.move(lm.model, device)
+    return lm
 
 
-def trained(
-    config: Mapping[str, Any],
-    task: Task,
+def unlearned(
+    run: Run,
     *,
     folder: Path,
     label: str,
     device: str,
     records: Path | None = None,
-    callbacks: Callable[[LanguageModel], Sequence[TrainerCallback]] = lambda subject: (),
+    callbacks: Callable[[LanguageModel], Sequence[TrainerCallback]] = lambda lm: (),
 ) -> tuple[LanguageModel, Outcome]:
-    """The target, unlearned as `config` says from its loss to its seed, and how that ended; checkpoints in `folder`."""
-    start = prepared_models.start_of(config, task)
-    subject = prepared_models.load(config["model"], start, config["compute"]["deepspeed"])
-    loading.check_saving(subject.model, subject.tokenizer)
-    random = config["train"]["dropout"] and has_dropout(subject.model)
-    adapter: Lora | None = hydra.utils.instantiate(config["adapter"], _convert_="all")
-    if adapter is not None:
-        subject = subject.with_model(adapter.wrapped(subject.model, config["seed"], start.revision))
-    objective: Objective = hydra.utils.instantiate(config["loss"], _convert_="all")
-    make_optimizer = build_optimizer(config)
-    names = parts_of_run(objective, make_optimizer, task)
-    leader = sorted(names, key=lambda name: name == "retain")  # epochs count passes over what is to be forgotten
-    parts = {name: task.parts[name] for name in leader}
+    """The model that `run` unlearns, and how its training ended; checkpoints go to `folder`, step logs to `records`."""
+    start = run.start or prepared_models.checkpoints(run)["target"]
+    lm = prepared_models.load(run.model, start, run.compute.deepspeed)
+    loading.check_saving(lm.model, lm.tokenizer)
+    with_dropout = run.schedule.dropout and has_dropout(lm.model)
+    if run.adapter is not None:
+        lm = lm.with_model(run.adapter.wrapped(lm.model, run.seed, start.revision))
+    in_order = sorted(run.parts, key=lambda name: name == "retain")  # epochs count passes over what is to be forgotten
+    parts = {name: run.task.parts[name] for name in in_order}
     outcome = train(
-        subject.model,
-        subject.reader,
-        {name: (part, subject.encode([item for row in part.rows for item in row])) for name, part in parts.items()},
-        objective=objective,
-        make_optimizer=make_optimizer,
-        schedule=Schedule(**config["train"]),
-        seed=config["seed"],
-        pad_id=subject.pad_id,
+        lm.model,
+        lm.reader,
+        {name: (part, lm.encode([item for row in part.rows for item in row])) for name, part in parts.items()},
+        objective=run.objective,
+        make_optimizer=run.make_optimizer,
+        schedule=run.schedule,
+        seed=run.seed,
+        pad_id=lm.pad_id,
         folder=folder,
         label=label,
         records=records,
         device=device,
-        deepspeed=config["compute"]["deepspeed"],
-        processes=config["compute"]["processes"],
-        callbacks=callbacks(subject),
-        compute=config["choices"]["compute"],
-        resume=config["resume"],
+        deepspeed=run.compute.deepspeed,
+        processes=run.compute.processes,
+        callbacks=callbacks(lm),
+        compute=run.compute.name,
+        resume=run.resume,
     )
-    if random:
+    if with_dropout:
         log.warning("%s: %s", label, DROPOUT)
         outcome = replace(outcome, notes=[*outcome.notes, DROPOUT])
-    subject.model.zero_grad(set_to_none=True)
-    gc.collect()  # the trainer, its optimizer and its engine refer to each other: questions need their memory
-    return subject, outcome
+    lm.model.zero_grad(set_to_none=True)
+    gc.collect()  # the trainer, its optimizer and its engine refer to each other: evaluation needs their memory
+    return lm, outcome
 
 
-def _results(
-    config: Mapping[str, Any],
-    task: Task,
-    reasons: Mapping[str, str],
-    answers: Mapping[str, Answers | Scores],
-    outcome: Outcome | None,
-    seconds: Mapping[str, float],
-    device: str,
-    trials: Sequence[Mapping[str, Any]],
-) -> Results:
-    metrics = {name: hydra.utils.instantiate(entry) for name, entry in config["task"]["metrics"].items()}
-    by_model = {"unlearned": answers, **known_answers(config, task)}
-    suites: dict[str, Any] = {model: given[SUITE] for model, given in by_model.items() if SUITE in given}
-    retrained = by_model.get("retrained")
-    wanted = {name: metric for name, metric in metrics.items() if name not in reasons}
-    found = {
-        model: {name: measure(metric, given, retrained) for name, metric in wanted.items()}
-        for model, given in by_model.items()
-    }
-    diverged = (outcome.diverged if outcome else None) or _not_finite(answers, found["unlearned"])
-    null: dict[str, str] = {}
-    for model, values in found.items():
-        for name, value in values.items():
-            if why := why_null(wanted[name], value, by_model[model], retrained):
-                of_unlearned = f"diverged: {diverged}" if diverged else why
-                null |= {name: of_unlearned} if model == "unlearned" else {f"{model}.{name}": why}
-                values[name] = None
-    measured = {model: {name: values.get(name) for name in metrics} for model, values in found.items()}
-    notes = [*task.notes, *(outcome.notes if outcome else ())]
-    if little := not_learnt(task.learnt, measured.get("original", {})):
-        notes.append(little)
-    used = toxicity.report(task.scorer, Path(config["cache"]), device) if task.scorer is not None else None
-    return Results(
-        name=config["name"],
-        status="diverged" if diverged else "finished",
-        reason=diverged,
-        caption=task.caption,
-        choices=config["choices"],
-        tuned=config["tuned"],
-        config=config,
-        metrics=measured,
-        reasons={**null, **reasons},
-        suite=suites,
-        training=dict(outcome.last) if outcome else {},
-        notes=[*notes, *([toxicity.note(used)] if used else ())],
-        scorer=used,
-        trials=trials,
-        num_steps=outcome.num_steps if outcome else 0,
-        seconds=dict(seconds),
-        peak_memory_gib=peak_memory_gib(device),
-        seeds={"seed": config["seed"], "prepare.seed": config["prepare"]["seed"]},
-        data_hashes=prepared_models.hashes(config, task),
-        commit=results.commit(Path(__file__).parent),
-        versions=results.versions(),
-        forget_quality=measured["unlearned"].get("forget_quality"),
-        utility=measured["unlearned"].get("utility"),
-        mia_auc=measured["unlearned"].get("mia_auc"),
+def _keep_best(run: Run, lm: LanguageModel, folder: Path, first: bool) -> KeepBest:
+    """What keeps the best weights of `lm` while it is trained."""
+    known = known_answers(run)
+    start = score(validation_metrics(run)[RETAIN], known["original"], known["retrained"])
+    assert start is not None  # the checks saw to it
+    return KeepBest(
+        folder,
+        run.best_keep * start,
+        validate=lambda: validate(run, lm, "best"),
+        save=lambda place: loading.save(lm.model, lm.tokenizer, place, first),
+        first=first,
     )
-
-
-def _not_finite(answers: Mapping[str, Answers | Scores], unlearned: Mapping[str, float | None]) -> str | None:
-    """What of the unlearned model is not finite: its weights, since no question was put to it, or a metric."""
-    if not answers:
-        return "the weights are not finite"
-    broken = (name for name, value in unlearned.items() if value is not None and not math.isfinite(value))
-    return next((f"the metric {name} is {unlearned[name]}" for name in broken), None)
-
-
-def peak_memory_gib(device: str) -> float:
-    """The most memory that this process has held, in GiB: of the device, or resident where there is none."""
-    if device != "cpu":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -4,39 +4,39 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
+from soul_exp.build import Config
 from soul_exp.results import HEADLINE, Results
+from soul_exp.run import Run
 
 
-class Mirror:
-    """One wandb run in the folder of ours. `wandb.mode=disabled` leaves wandb unimported."""
+class WandbLog:
+    """One wandb run in the folder `out`. `wandb.mode=disabled` leaves wandb unimported."""
 
-    def __init__(self, config: Mapping[str, Any], out: Path) -> None:
-        settings = config["wandb"]
+    def __init__(self, run: Run, config: Config, out: Path) -> None:
         self.run: Any = None
-        if settings["mode"] == "disabled":
+        if run.wandb.mode == "disabled":
             return
         os.environ.setdefault("WANDB_SILENT", "true")
         os.environ.setdefault("WANDB_CONSOLE", "off")
         import wandb
 
         self.run = wandb.init(
-            mode=settings["mode"],
-            project=settings["project"],
-            entity=settings["entity"],
+            mode=run.wandb.mode,
+            project=run.wandb.project,
+            entity=run.wandb.entity,
             dir=str(out),
             name=out.name,
-            group=config["name"],
+            group=run.name,
             config=dict(config),
         )
 
     def callback(self) -> TrainerCallback:
-        """Hand to the trainer: it mirrors every logging step."""
+        """Hand to the trainer: it logs every logging step."""
         return _Log(self.run)
 
     def finish(self, results: Results) -> None:

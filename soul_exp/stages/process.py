@@ -1,0 +1,38 @@
+"""How a worker process begins and ends: threads, seeds, device and process group."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import torch.distributed as dist
+from transformers import set_seed
+
+from soul_exp.models import attention
+from soul_exp.run import Compute
+
+
+def start_process(compute: Compute, rank: int, *, seed: int, attention_kernel: str) -> str:
+    """Threads, seeds, device and, where there are several ranks, their process group; returns the device."""
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    set_seed(seed)
+    attention.choose_kernel(attention_kernel)
+    device = "cpu"
+    if compute.device == "cuda":
+        device = f"cuda:{int(os.environ.get('LOCAL_RANK', rank)) % torch.cuda.device_count()}"
+        torch.cuda.set_device(device)
+    if compute.deepspeed:
+        import deepspeed.ops
+
+        # used by inference all-reduce only, and compiled by a C++ compiler that a machine may not have
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if compute.processes > 1 and not dist.is_initialized():  # workers that were joined have their group
+        dist.init_process_group("nccl" if device != "cpu" else "gloo")
+    return device
+
+
+def end_process() -> None:
+    """Leave the process group, where there is one, together."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()

@@ -13,12 +13,17 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from omegaconf import OmegaConf
 
 from soul_exp import results, tables
 from soul_exp.errors import UsageError
-from soul_exp.report import console
+from soul_exp.metrics.answers import Answers
+from soul_exp.metrics.scale import Scale
+from soul_exp.report import console, labels
 from soul_exp.results import Results
 
+TASKS = Path(__file__).parents[1] / "conf" / "task"
+METRICS = {task: dict(OmegaConf.load(TASKS / f"{task}.yaml").metrics) for task in ("tofu", "custom")}
 CAPTION = "TOFU (embedded): 4 of 24 authors forgotten, 18 retained, 2 held out"
 ORIGINAL = {
     "forget_quality": 1e-30, "log10_forget_quality": -30.0, "utility": 0.8, "mia_auc": 1.0,
@@ -51,12 +56,12 @@ def made(
     limit: int | None = None,
     **train: Any,
 ) -> Results:
-    """Results as a run writes them, less what no table reads."""
+    """Results as a run of TOFU writes them, without what no table reads."""
     choices = {
         "model": "tiny", "task": "tofu", "loss": loss, "optimizer": optimizer, "compute": "cpu", "precision": "fp32",
     }  # fmt: skip
     config = {
-        "task": {"source": source, "metrics": {name: {"_target_": name} for name in metrics}},
+        "task": {"source": source, "metrics": {name: METRICS["tofu"].get(name, {}) for name in metrics}},
         "optimizer": {"lr": {"adam": 1e-4, "sgd": 1e-2}.get(optimizer, 1e-3), "betas": [0.9, 0.95]},
         "train": {"epochs": 5, **train},
         "seed": seed,
@@ -195,10 +200,62 @@ def test_comparison_shows_the_metrics_of_any_task_in_their_order() -> None:
     assert text.index("toxicity") < text.index("perplexity") and "12.3" in text
 
 
-def test_comparison_says_divergence_and_missing_tuning_loudly() -> None:
+def test_comparison_states_divergence_and_missing_tuning() -> None:
     text = console.comparison(replace(made(), status="diverged", reason="retain loss 80 exceeds 50", tuned=None))
     assert "*** DIVERGED: retain loss 80 exceeds 50 ***" in text
     assert "untuned" in text
+
+
+def politeness(answers: Answers) -> float:
+    """A user's own metric, without a declaration."""
+    return float(len(answers))
+
+
+@Scale("lower", 0, 1, "points")
+def rudeness(answers: Answers) -> float:
+    """A user's own metric, with one."""
+    return float(len(answers))
+
+
+@pytest.mark.parametrize(
+    ("entry", "direction"),
+    [
+        ({"_target_": "soul_exp.metrics.tofu.probability", "answers": "retain"}, "higher"),
+        ({"_target_": "soul_exp.metrics.tofu.probability", "answers": "validation_retain"}, "higher"),
+        ({"_target_": "soul_exp.metrics.tofu.probability", "answers": "forget"}, "nearest"),
+        ({"_target_": "soul_exp.metrics.tofu.rouge", "answers": "forget_100"}, "nearest"),
+        ({"_target_": "soul_exp.metrics.tofu.rouge", "answers": "holdout"}, "nearest"),
+        ({"_target_": "soul_exp.metrics.tofu.probability", "answers": "a_probe_of_the_users"}, None),
+        ({"_target_": "soul_exp.metrics.general.perplexity", "answers": "general"}, "lower"),
+        ({"_target_": "soul_exp.metrics.membership.mia_auc", "k": 0.2, "holdout": "prompts"}, "nearest"),
+        ({"_target_": "soul_exp.metrics.suite.perplexity"}, "lower"),
+        ({"_target_": "soul_exp.metrics.general.choice_accuracy"}, "higher"),  # of older results, removed since
+        ({"_target_": "test_tables.rudeness", "answers": "retain"}, "lower"),
+        ({"_target_": "test_tables.rudeness", "answers": "forget"}, "nearest"),
+        ({"_target_": "test_tables.politeness", "answers": "retain"}, None),
+        ({"_target_": "not_installed.on.this.machine", "answers": "retain"}, None),
+        ({}, None),
+    ],
+)
+def test_a_direction_follows_from_the_declaration_and_the_probe(entry: dict[str, Any], direction: str | None) -> None:
+    """Never from the metric's name: here all are called utility, of which more is better."""
+    run = made(metrics={"utility": 0.5}, original=None)
+    run.config["task"]["metrics"] = {"utility": entry}
+    assert labels.direction_of(run.config, "utility") == direction
+    line = next(line for line in console.comparison(run).splitlines() if line.startswith("model utility"))
+    hints = {"higher": "higher is better", "lower": "lower is better", "nearest": "retrained = target value"}
+    assert line.endswith(hints[direction] if direction else "0.780")
+
+
+def test_nothing_is_compared_with_a_retrained_model_that_was_not_measured() -> None:
+    text = console.comparison(made(retrained=None))
+    assert "higher is better" in text and "target value" not in text
+
+
+def test_a_unit_stands_after_the_name_of_its_metric() -> None:
+    run = made(metrics={"rudeness": 0.5}, original=None, retrained=None)
+    run.config["task"]["metrics"] = {"rudeness": {"_target_": "test_tables.rudeness", "answers": "retain"}}
+    assert any(line.startswith("rudeness points ") for line in console.comparison(run).splitlines())
 
 
 def test_comparison_is_at_most_100_columns_wide() -> None:
@@ -223,11 +280,11 @@ def test_seeds_are_aggregated_to_mean_and_t_interval(tmp_path: Path) -> None:
     ("value", "shown"),
     [
         *((3.04e38, "3.0e+38"), (1e7, "1.0e+07"), (75470.2, "75470"), (26.44, "26.4"), (0.2644, "0.264")),
-        *((2.1e-5, "2.1e-05"), (-34.66, "-34.7"), (0.0, "0.000"), (None, console.NULL)),
+        *((2.1e-5, "2.1e-05"), (-34.66, "-34.7"), (0.0, "0.000"), (None, labels.NULL)),
     ],
 )
 def test_a_number_has_the_digits_that_its_size_deserves(value: float | None, shown: str) -> None:
-    assert console.number(value) == shown
+    assert labels.number(value) == shown
 
 
 def test_one_seed_is_a_number_without_interval(tmp_path: Path) -> None:
@@ -375,9 +432,13 @@ def test_columns_may_be_chosen_and_a_mistyped_one_is_an_error(tmp_path: Path) ->
 
 
 def test_other_tasks_have_their_own_metrics_as_columns(tmp_path: Path) -> None:
-    other = {"utility": 0.5, "forget_bleu": 30.0, "toxicity": 0.1}
-    (rows,) = cells(tables.table(left(tmp_path, a=made(metrics=other, original=None, retrained=None))))
-    assert list(rows[0])[2:5] == ["model utility ↑", "toxicity", "forget BLEU →"]
+    other = {"utility": 0.5, "forget_bleu": 30.0, "retain_perplexity": 4.0, "politeness": 0.1}
+    run = made(metrics=other, original=None, retrained=None)
+    task = {**run.config["task"], "metrics": {**METRICS["custom"], "politeness": {"_target_": "not.here"}}}
+    (rows,) = cells(tables.table(left(tmp_path, a=replace(run, config={**run.config, "task": task}))))
+    assert list(rows[0])[2:6] == [
+        *("model utility ↑", "politeness", "forget BLEU →", "retain perplexity per token ↓"),
+    ]
 
 
 # ---- the command

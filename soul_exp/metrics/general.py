@@ -40,7 +40,7 @@ def validation_log10_forget_quality(validation_forget: Answers, retrained: Mappi
 
 @Scale("lower", 0, math.inf, unit="nats per token")
 def mean_nll(answers: Answers) -> float:
-    """Mean over examples of the NLL per answer token, in nats, in [0, inf]; lower means better known."""
+    """Mean over examples of the mean NLL of an answer, in nats per token, in [0, inf]; lower means better known."""
     return mean(answers.numbers("nll"))
 
 

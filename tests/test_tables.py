@@ -1,4 +1,4 @@
-"""The tables of runs, from the files that runs leave to what a person reads."""
+"""Run folders as console output, Markdown tables and data frames."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_the_input_based_baseline_is_a_column_beside_the_others_in_100_columns()
 
 
 def test_the_input_based_baseline_is_a_row_after_the_original_and_a_column_of_load(tmp_path: Path) -> None:
-    """Also where only some runs measured it; those stand in one table with the others."""
+    """Also if only some runs measured it; all stand in one table."""
     with_it = made(seed=1)
     with_it = replace(with_it, metrics={**with_it.metrics, "input_based": {**ORIGINAL, "mia_auc": 0.9}})
     folder = left(tmp_path, first=made(), second=with_it)
@@ -182,8 +182,8 @@ def test_a_null_is_a_dash_and_its_reason_stands_below() -> None:
     reason = (
         "the task has no holdout, because every author of it was trained on, and so there is nothing to compare with"
     )
-    lacking = {**UNLEARNED, "mia_auc": None}
-    text = console.comparison(replace(made(metrics=lacking), reasons={"mia_auc": reason}))
+    with_null = {**UNLEARNED, "mia_auc": None}
+    text = console.comparison(replace(made(metrics=with_null), reasons={"mia_auc": reason}))
     row = next(line for line in text.splitlines() if line.startswith("MIA AUC"))
     assert row.split()[2:5] == ["1.000", "—", "0.400"]
     assert f"— MIA AUC (after): {reason}" in " ".join(text.splitlines())
@@ -283,7 +283,7 @@ def test_seeds_are_aggregated_to_mean_and_t_interval(tmp_path: Path) -> None:
         *((2.1e-5, "2.1e-05"), (-34.66, "-34.7"), (0.0, "0.000"), (None, labels.NULL)),
     ],
 )
-def test_a_number_has_the_digits_that_its_size_deserves(value: float | None, shown: str) -> None:
+def test_a_number_has_the_digits_that_suit_its_size(value: float | None, shown: str) -> None:
     assert labels.number(value) == shown
 
 
@@ -297,9 +297,9 @@ def test_delta_is_the_retrained_auc_minus_the_models(tmp_path: Path) -> None:
     assert [row["Δ (retrained − MIA AUC)"] for row in rows] == ["-0.600", "0.000", "-0.300"]
 
 
-def test_a_null_seed_is_left_out_of_the_mean_and_the_cell_says_so(tmp_path: Path) -> None:
-    lacking = replace(made(seed=2, metrics={**UNLEARNED, "utility": None}), reasons={"utility": "no facts"})
-    text = tables.table(left(tmp_path, a=made(seed=0), b=made(seed=1), c=lacking))
+def test_a_null_seed_is_left_out_of_the_mean_and_the_cell_gives_n(tmp_path: Path) -> None:
+    with_null = replace(made(seed=2, metrics={**UNLEARNED, "utility": None}), reasons={"utility": "no facts"})
+    text = tables.table(left(tmp_path, a=made(seed=0), b=made(seed=1), c=with_null))
     assert cells(text)[0][2]["model utility ↑"] == "0.600 ± 0.000 (n=2)"
     assert "- — model utility: no facts" in text
 
@@ -310,7 +310,7 @@ def test_a_repeated_seed_is_not_counted_twice(tmp_path: Path) -> None:
     assert "left out, repeats a seed: `b`" in text
 
 
-def test_only_keys_that_differ_and_no_choice_stands_for_are_columns(tmp_path: Path) -> None:
+def test_only_keys_that_differ_and_that_no_choice_implies_are_columns(tmp_path: Path) -> None:
     runs = {"a": made(epochs=5), "b": made(epochs=10), "c": made(optimizer="sgd", epochs=5)}
     (rows,) = cells(tables.table(left(tmp_path, **runs)))
     assert list(rows[0])[:3] == ["loss", "optimizer", "train.epochs"]  # optimizer.lr goes with the optimizer
@@ -324,7 +324,7 @@ def test_a_swept_learning_rate_is_a_column(tmp_path: Path) -> None:
     assert [row["optimizer.lr"] for row in rows[2:]] == ["3e-05", "0.0001"]
 
 
-def test_a_number_of_the_loss_is_a_column_even_where_another_choice_goes_with_it(tmp_path: Path) -> None:
+def test_an_option_of_the_loss_is_a_column_even_if_it_follows_another_choice(tmp_path: Path) -> None:
     runs = {}
     for optimizer, gamma in (("adam", 1.0), ("sgd", 10.0)):
         found = made(optimizer=optimizer)
@@ -345,7 +345,7 @@ def test_a_number_of_the_loss_is_a_column_even_where_another_choice_goes_with_it
     ],
     ids=["caption", "source", "data", "original model", "retrained model", "metrics"],
 )
-def test_runs_that_cannot_be_compared_stand_in_tables_of_their_own(tmp_path: Path, other: Results) -> None:
+def test_runs_that_are_not_comparable_stand_in_separate_tables(tmp_path: Path, other: Results) -> None:
     folder = left(tmp_path, a=made(seed=0), b=other)
     text = tables.table(folder)
     assert [[row["n"] for row in rows if row["n"]] for rows in cells(text)] == [["1"], ["1"]]
@@ -353,7 +353,7 @@ def test_runs_that_cannot_be_compared_stand_in_tables_of_their_own(tmp_path: Pat
     assert list(tables.load(folder)["table"]) == [1, 2]
 
 
-def test_what_sets_two_tables_apart_is_said_above_each(tmp_path: Path) -> None:
+def test_options_that_differ_between_tables_stand_above_each(tmp_path: Path) -> None:
     runs = {}
     for epochs in (3, 12):
         found = made(original={**ORIGINAL, "utility": epochs / 20})
@@ -444,7 +444,7 @@ def test_other_tasks_have_their_own_metrics_as_columns(tmp_path: Path) -> None:
 # ---- the command
 
 
-def test_the_command_prints_what_it_leaves_in_the_folder(tmp_path: Path) -> None:
+def test_the_command_prints_what_it_writes_to_the_folder(tmp_path: Path) -> None:
     folder = left(tmp_path, a=made(), b=made(seed=1))
     (folder / "table.md").write_text("old")
     done = called(folder)
@@ -456,7 +456,7 @@ def test_the_command_prints_what_it_leaves_in_the_folder(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (None, "is not a folder"),
         ({}, "has no runs"),
@@ -467,7 +467,9 @@ def test_the_command_prints_what_it_leaves_in_the_folder(tmp_path: Path) -> None
         ({"a/results.json": "\udcff"}, "a/results.json"),
     ],
 )
-def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path: Path, content: dict[str, str] | None, told: str) -> None:
+def test_bad_input_is_one_line_on_stderr_and_exit_code_2(
+    tmp_path: Path, content: dict[str, str] | None, message: str
+) -> None:
     folder = tmp_path / "runs"
     for name, text in (content or {}).items():
         (folder / name).parent.mkdir(parents=True)
@@ -476,7 +478,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path: Path, content: dict
         folder.mkdir(exist_ok=True)
     done = called(folder)
     assert (done.returncode, done.stdout) == (2, "")
-    assert told in done.stderr and "Traceback" not in done.stderr and done.stderr.count("\n") == 1
+    assert message in done.stderr and "Traceback" not in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_a_results_file_of_another_format_is_broken(tmp_path: Path) -> None:
@@ -484,7 +486,7 @@ def test_a_results_file_of_another_format_is_broken(tmp_path: Path) -> None:
         tables.load(left(tmp_path, a=replace(made(), format=2)))
 
 
-def test_help_says_what_is_written() -> None:
+def test_help_names_the_files_and_options() -> None:
     done = called("--help")
     assert done.returncode == 0 and "table.md" in done.stdout and "--metrics" in done.stdout
 
@@ -492,7 +494,7 @@ def test_help_says_what_is_written() -> None:
 # ---- the utility suite
 
 
-def test_comparison_shows_what_counts_of_each_task_of_the_suite() -> None:
+def test_comparison_shows_the_main_measure_of_each_task_of_the_suite() -> None:
     text = console.comparison(made(suite="embedded"))
     lines = text.splitlines()
     start = lines.index("utility suite embedded")

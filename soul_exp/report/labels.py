@@ -8,11 +8,12 @@ import pkgutil
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from soul_exp import results
 from soul_exp.metrics.scale import Direction, Scale
 
 NULL = "—"
-HEADLINE = ("log10_forget_quality", "forget_quality", "utility", "mia_auc")
-MIA, DELTA = "mia_auc", "mia_auc_delta"  # delta: the retrained model's minus this one's
+HEADLINE = ("log10_forget_quality", *results.HEADLINE)
+MIA, DELTA = "mia_auc", "mia_auc_delta"  # delta: the retrained model's AUC minus this model's
 NAMES = {"utility": "model utility", MIA: "MIA AUC", DELTA: "Δ (retrained − MIA AUC)"}
 NEAREST = "retrained = target value"
 HINTS: dict[Direction | None, str] = {"higher": "higher is better", "lower": "lower is better", "nearest": NEAREST}

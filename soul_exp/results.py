@@ -23,18 +23,7 @@ OLDER = {
     "utility_limit": None,
     "utility_data": None,
 }  # options that older files lack
-PACKAGES = (
-    "torch",
-    "transformers",
-    "accelerate",
-    "datasets",
-    "deepspeed",
-    "hydra-core",
-    "lm_eval",
-    "numpy",
-    "scipy",
-    "rouge-score",
-)
+PACKAGES = "torch transformers accelerate datasets deepspeed hydra-core lm_eval numpy scipy rouge-score".split()
 
 
 @dataclass(frozen=True)

@@ -6,21 +6,11 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from soul_exp.metrics.suite import MEASURES
-from soul_exp.report.labels import (
-    HEADLINE,
-    HINTS,
-    NEAREST,
-    NULL,
-    direction_of,
-    finite,
-    headline_first,
-    label_of,
-    number,
-    scale_of,
-)
+from soul_exp.report.labels import HEADLINE, NULL, declared, finite, headline_first, label_of, number
 from soul_exp.results import Results
 
 WIDTH = 100  # columns of a console
+HINTS = {"higher": "higher is better", "lower": "lower is better", "nearest": "retrained = target value", None: ""}
 Row = tuple[str, Sequence[str], str]  # label, one cell per model, hint
 
 
@@ -69,11 +59,11 @@ def _metric_rows(results: Results, titles: Mapping[str, str], names: Sequence[st
         if is_grouped and first != heading:
             yield first, [""] * len(titles), ""
         heading = first if is_grouped else ""
-        scale, direction = scale_of(results.config, name), direction_of(results.config, name)
-        label = f"  {label_of(rest, scale)}" if is_grouped else label_of(name, scale)
+        unit, direction = declared(results.config, name)
+        label = f"  {label_of(rest, unit)}" if is_grouped else label_of(name, unit)
         values = {model: finite(results.metrics[model].get(name)) for model in titles}
         has_target = direction != "nearest" or "retrained" in titles
-        yield label, [number(value) for value in values.values()], HINTS.get(direction, "") if has_target else ""
+        yield label, [number(value) for value in values.values()], HINTS[direction] if has_target else ""
         start = values.get("original")
         if name == "utility" and start:
             shares = [NULL if value is None else f"{100 * value / start:.1f} %" for value in values.values()]
@@ -96,7 +86,7 @@ def _suite_rows(results: Results, titles: Mapping[str, str]) -> list[Row]:
 def _aligned(titles: Sequence[str], rows: Sequence[Row]) -> list[str]:
     """The lines of a table: label, cells to the right under their titles, hint."""
     widths = [max(11, len(title) + 1) for title in titles]
-    room = WIDTH - sum(widths) - 2 - len(NEAREST)
+    room = WIDTH - sum(widths) - 2 - max(map(len, HINTS.values()))
     label_width = max(28, min(room, 36, max((len(label) for label, _, _ in rows), default=0)))
 
     def line(label: str, cells: Sequence[str], hint: str) -> str:

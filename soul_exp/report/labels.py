@@ -15,43 +15,34 @@ NULL = "—"
 HEADLINE = ("log10_forget_quality", *results.HEADLINE)
 MIA, DELTA = "mia_auc", "mia_auc_delta"  # delta: the retrained model's AUC minus this model's
 NAMES = {"utility": "model utility", MIA: "MIA AUC", DELTA: "Δ (retrained − MIA AUC)"}
-NEAREST = "retrained = target value"
-HINTS: dict[Direction | None, str] = {"higher": "higher is better", "lower": "lower is better", "nearest": NEAREST}
-ARROWS: dict[Direction | None, str] = {"higher": " ↑", "lower": " ↓", "nearest": " →"}
 # Metrics that older results name and that were removed since -> one of the same scale.
 REMOVED = {"soul_exp.metrics.general.choice_accuracy": "soul_exp.metrics.suite.mean_accuracy"}
 
 
-def scale_of(config: Mapping[str, Any], name: str) -> Scale | None:
-    """The scale that the function of metric `name` declares; None if it declares none or cannot be imported here."""
-    return _declared(_entry(config, name).get("_target_", ""))
-
-
-def direction_of(config: Mapping[str, Any], name: str) -> Direction | None:
-    """Which values of metric `name` are best; None where no declaration says it.
+def declared(config: Mapping[str, Any], name: str) -> tuple[str, Direction | None]:
+    """The unit of metric `name` and the direction of better values; "" and None if its function declares none.
 
     A function of any one probe (`answers: forget` in the YAML) declares the direction for what is to be kept.
     """
-    scale, probe = scale_of(config, name), _entry(config, name).get("answers")
-    return None if scale is None else scale.better if probe is None else scale.for_probe(probe)
-
-
-def _entry(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    return (config["task"].get("metrics") or {}).get(name, {})
+    entry = (config["task"].get("metrics") or {}).get(name, {})
+    scale = _scale(entry.get("_target_", ""))
+    if scale is None:
+        return "", None
+    return scale.unit, scale.for_probe(entry["answers"]) if "answers" in entry else scale.better
 
 
 @functools.cache
-def _declared(target: str) -> Scale | None:
+def _scale(target: str) -> Scale | None:
     try:
         return getattr(pkgutil.resolve_name(REMOVED.get(target, target)), "scale", None)
     except (ImportError, AttributeError, ValueError):  # a user's own metric, whose module is not on this machine
         return None
 
 
-def label_of(name: str, scale: Scale | None = None) -> str:
-    """The name of a metric as a person reads it, followed by the unit of its `scale` if it has one."""
+def label_of(name: str, unit: str = "") -> str:
+    """The name of a metric as a person reads it, followed by its unit."""
     words = NAMES.get(name) or name.replace("_", " ").replace("rouge", "ROUGE").replace("bleu", "BLEU")
-    return f"{words} {scale.unit}" if scale is not None and scale.unit else words
+    return f"{words} {unit}".rstrip()
 
 
 def headline_first(names: Iterable[str]) -> list[str]:

@@ -12,22 +12,11 @@ import pandas as pd
 from scipy.stats import t as student
 
 from soul_exp.errors import UsageError
-from soul_exp.report.labels import (
-    ARROWS,
-    DELTA,
-    HEADLINE,
-    MIA,
-    NULL,
-    direction_of,
-    finite,
-    headline_first,
-    label_of,
-    number,
-    scale_of,
-)
+from soul_exp.report.labels import DELTA, HEADLINE, MIA, NULL, declared, finite, headline_first, label_of, number
 from soul_exp.report.runs import ABOUT, CHOSEN, REQUEST, SUITE_OPTIONS, comparable, find, frame_of, varied
 from soul_exp.results import Results
 
+ARROWS = {"higher": " ↑", "lower": " ↓", "nearest": " →", None: ""}
 # Metrics that have no column unless `metrics` lists them; neither have truth ratios.
 ON_DEMAND = ("holdout_", "authors_", "facts_", "validation_", "earlier_")
 AFTER = ("steps", "unlearn seconds", "win_rate", "n", "status")  # the columns after the metrics
@@ -87,7 +76,8 @@ def _columns(measured: Iterable[str], requested: Sequence[str] | None) -> list[s
 
 
 def _title(config: Mapping[str, Any], name: str) -> str:
-    return label_of(name, scale_of(config, name)) + ARROWS.get(direction_of(config, name), "")
+    unit, direction = declared(config, name)
+    return label_of(name, unit) + ARROWS[direction]
 
 
 def _compared_models(

@@ -1,4 +1,4 @@
-"""results.json, the only contract between running and analysing: a documented type, written whole or not at all."""
+"""results.json, the only contract between running and analysing: a documented type, written in one atomic step."""
 
 from __future__ import annotations
 
@@ -18,40 +18,34 @@ from soul_exp.files import write_whole
 FORMAT = 1
 NAME = "results.json"
 HEADLINE = ("forget_quality", "utility", "mia_auc")
-OLDER = {"utility_suite": "none", "utility_limit": None, "utility_data": None}  # options that older files lack
-PACKAGES = (
-    "torch",
-    "transformers",
-    "accelerate",
-    "datasets",
-    "deepspeed",
-    "hydra-core",
-    "lm_eval",
-    "numpy",
-    "scipy",
-    "rouge-score",
-)
+OLDER = {
+    "utility_suite": "none",
+    "utility_limit": None,
+    "utility_data": None,
+}  # options that older files lack
+PACKAGES = "torch transformers accelerate datasets deepspeed hydra-core lm_eval numpy scipy rouge-score".split()
 
 
 @dataclass(frozen=True)
 class Results:
-    """One run. A metric that could not be had is null in `metrics` and its reason stands in `reasons`.
+    """One run. A metric without a value is null in `metrics`, and `reasons` has the reason.
 
-    `metrics` maps a model (`original`, `unlearned`, `retrained`, and perhaps `input_based`: the original under a system
-    prompt that asks it not to reveal) to its metrics; `forget_quality`, `utility` and
-    `mia_auc` are the unlearned model's, once more, at the top. Logarithms are to base 10 where the name says log10.
-    `suite` maps the same models to their scores in the utility suite that `config` names; empty where there is none.
+    `metrics` maps a model to its metrics: `original`, `unlearned`, `retrained`, and where it was measured
+    `input_based`, the original under a system prompt that asks it not to reveal the forget set. `forget_quality`,
+    `utility` and `mia_auc` repeat the unlearned model's at the top. Direction and unit of a metric are declared by the
+    function that `config.task.metrics` names (`soul_exp.metrics.scale`). `suite` maps the same models to their scores
+    in the utility suite that `config` names; it is empty without one.
     """
 
     name: str  # the experiment: the folder that holds its runs
-    status: str  # "finished" | "diverged": it was stopped, or weights or a metric of the unlearned model are not finite
+    status: str  # "finished" | "diverged": stopped, or weights or a metric of the unlearned model are not finite
     reason: str | None  # why it diverged
     caption: str  # what was forgotten, for tables
     choices: Mapping[str, str]  # group -> choice: model, task, loss, optimizer, compute, precision, adapter
-    tuned: str | None  # on what this combination was tuned; None: untuned
+    tuned: str | None  # the data that this combination was tuned on; None: untuned
     config: Mapping[str, Any]  # the resolved configuration
     metrics: Mapping[str, Mapping[str, float | None]]
-    reasons: Mapping[str, str]  # metric -> why it is null; model.metric where it is so of that model alone
+    reasons: Mapping[str, str]  # metric, or model.metric if it is null for that model alone -> why it is null
     training: Mapping[str, float | None]  # the last logged training numbers: losses, win_rate
     num_steps: int
     seconds: Mapping[str, float]  # stage -> wall-clock seconds
@@ -63,22 +57,21 @@ class Results:
     forget_quality: float | None = None
     utility: float | None = None
     mia_auc: float | None = None
-    notes: Sequence[str] = ()  # what a reader of the numbers has to know, such as: it degenerated to sign descent
-    scorer: Mapping[str, Any] | None = None  # of toxicity: name, revision, auc on the num_test texts it never saw
-    trials: Sequence[Mapping[str, Any]] = ()  # those that `config`'s learning rate and gamma were chosen from
-    suite: Mapping[str, Mapping[str, Mapping[str, float]]] = field(
-        default_factory=dict
-    )  # model -> task -> metric -> value
+    notes: Sequence[str] = ()  # what a reader of the numbers must know, such as degeneration to sign descent
+    scorer: Mapping[str, Any] | None = None  # of toxicity: name, revision, auc on num_test unseen texts
+    trials: Sequence[Mapping[str, Any]] = ()  # that `config`'s learning rate and gamma were chosen from
+    # model -> task -> measure -> value
+    suite: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
     format: int = field(default=FORMAT)
 
 
 def write(folder: Path, results: Results) -> Path:
-    """Write `folder/results.json` atomically; what is not finite becomes null."""
+    """Write `folder/results.json` in one atomic step; numbers that are not finite become null. Returns its path."""
     return write_json(folder / NAME, asdict(results))
 
 
 def read(folder: Path) -> Results | None:
-    """The results in `folder`, or None if it has none. Raises UsageError if the file is not ours."""
+    """The results in `folder`, or None if it has none. Raises UsageError if the file is not of this format."""
     path = folder / NAME
     if not path.is_file():
         return None
@@ -94,12 +87,12 @@ def read(folder: Path) -> Results | None:
 
 
 def write_json(path: Path, value: Any) -> Path:
-    """Write `value` as JSON in one atomic step: the file is absent, old or whole, never half."""
+    """Write `value` as JSON in one atomic step: the file is absent, old or complete. Returns its path."""
     return write_whole(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
 
 
 def versions() -> dict[str, str]:
-    """The installed version of each package that numbers may depend on."""
+    """Package -> installed version, of Python and of the packages that numbers may depend on."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -110,7 +103,7 @@ def versions() -> dict[str, str]:
 
 
 def commit(folder: Path) -> str | None:
-    """The git commit that `folder` was checked out from, with "+changes" where files differ; None outside git."""
+    """The hash of the git commit of `folder`, followed by "+changes" if tracked files differ; None outside git."""
     try:
         head = check_output(["git", "-C", str(folder), "rev-parse", "HEAD"], stderr=DEVNULL, text=True).strip()
         changed = check_output(["git", "-C", str(folder), "status", "--porcelain", "-uno"], stderr=DEVNULL, text=True)

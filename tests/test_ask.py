@@ -1,4 +1,4 @@
-"""`python -m soul_exp.ask`: the models of a run side by side, on a run's folder that is written by hand."""
+"""`python -m soul_exp.ask`: the models of a run side by side, on a run folder written by hand."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def config_of(place: Path, *overrides: str) -> dict[str, Any]:
     return composed(place, *([] if typed else ["task.num_authors=8"]), "model.max_length=128", *overrides)
 
 
-def moved(seed: int) -> LanguageModel:
+def random_model(seed: int) -> LanguageModel:
     """The small model with weights of its own."""
     lm = small_model()
     torch.manual_seed(seed)
@@ -52,10 +52,10 @@ def moved(seed: int) -> LanguageModel:
 
 
 def written(place: Path, *overrides: str, adapter: bool = False) -> tuple[Path, dict[str, LanguageModel]]:
-    """The folder of a run and its three models, which are where a run would have left them."""
+    """A run folder and its three models, saved where a run would have saved them."""
     config, run = config_of(place, *overrides), place / "runs" / "tofu" / "default"
     models = build_models(config)
-    found = {name: moved(i) for i, name in enumerate(NAMES)}
+    found = {name: random_model(i) for i, name in enumerate(NAMES)}
     for role, name in (("target", "original"), ("retrained", "retrained")):
         made_by = prepared_models.recipes(models)[role]
         folder = prepared_models.folder_of(models.cache, made_by)
@@ -77,16 +77,16 @@ def written(place: Path, *overrides: str, adapter: bool = False) -> tuple[Path, 
     return run, found
 
 
-def respell(run: Path, old: str, new: str) -> None:
-    """Another configuration in the run's results.json."""
+def replace_in_results(run: Path, old: str, new: str) -> None:
+    """Replace `old` by `new` in the run's results.json."""
     text = (run / "results.json").read_text()
     assert old in text
     (run / "results.json").write_text(text.replace(old, new))
 
 
 @pytest.fixture
-def said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, str, int]]:
-    """What the command prints, its error, its exit code."""
+def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, str, int]]:
+    """The command: its standard output, standard error and exit code."""
 
     def of(*arguments: object, stdin: str = "") -> tuple[str, str, int]:
         capsys.readouterr()  # of writing the folder
@@ -98,14 +98,14 @@ def said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
             ask.main()
         except SystemExit as stop:
             code = int(stop.code or 0)
-        told = capsys.readouterr()
-        return told.out, told.err, code
+        printed = capsys.readouterr()
+        return printed.out, printed.err, code
 
     return of
 
 
 def blocks(text: str) -> list[dict[str, list[str]]]:
-    """Of each question: what stands beside each model's name, a line an entry."""
+    """Of each question: model -> the lines beside its name."""
     found: list[dict[str, list[str]]] = []
     for line in text.splitlines():
         if line in QUESTIONS:
@@ -120,14 +120,14 @@ def blocks(text: str) -> list[dict[str, list[str]]]:
 def expected(lm: LanguageModel, question: str, answer: str) -> tuple[str, str]:
     (text,) = generations(lm, [Item(question, "a")], batch_size=1, max_new_tokens=5)
     own, given = (likelihoods(lm, [Item(question, words)], batch_size=1)[0].logp.mean() for words in (text, answer))
-    return text, f"NLL {-own:.3f} nats a token; probability of the given answer {np.exp(given):.3g}"
+    return text, f"NLL {-own:.3f} nats per token; probability of the given answer {np.exp(given):.3g}"
 
 
 @pytest.mark.parametrize("adapter", [False, True])
-def test_each_model_gives_its_own_greedy_answer_to_each_question(adapter: bool, said: Any, tmp_path: Path) -> None:
+def test_each_model_gives_its_own_greedy_answer_to_each_question(adapter: bool, command: Any, tmp_path: Path) -> None:
     run, found = written(tmp_path, adapter=adapter)
     assert (run / "model" / "adapter_config.json").is_file() == adapter
-    out, err, code = said(run, *QUESTIONS, "--answer", "amber birch", "--max-new-tokens", 5)
+    out, err, code = command(run, *QUESTIONS, "--answer", "amber birch", "--max-new-tokens", 5)
     assert code == 0 and err == ""
     answers = blocks(out)
     for question, shown in zip(QUESTIONS, answers, strict=True):
@@ -138,84 +138,84 @@ def test_each_model_gives_its_own_greedy_answer_to_each_question(adapter: bool, 
     assert len({" ".join(lines) for lines in answers[0].values()}) == 3
 
 
-def test_questions_come_from_standard_input_where_none_is_typed(said: Any, tmp_path: Path) -> None:
+def test_questions_come_from_standard_input_if_none_is_typed(command: Any, tmp_path: Path) -> None:
     run, _ = written(tmp_path)
-    typed, _, _ = said(run, *QUESTIONS)
-    piped, err, code = said(run, stdin="\n".join([*QUESTIONS, ""]))
+    typed, _, _ = command(run, *QUESTIONS)
+    piped, err, code = command(run, stdin="\n".join([*QUESTIONS, ""]))
     assert code == 0 and piped == typed, err
 
 
-def test_raw_text_is_continued_without_the_template(said: Any, tmp_path: Path) -> None:
+def test_raw_text_is_continued_without_the_template(command: Any, tmp_path: Path) -> None:
     run, found = written(tmp_path)
-    out, _, _ = said(run, QUESTIONS[0], "--raw", "--max-new-tokens", 4)
+    out, _, _ = command(run, QUESTIONS[0], "--raw", "--max-new-tokens", 4)
     for name, lm in found.items():
         (text,) = generations(lm, [Item(QUESTIONS[0], " a", raw=True)], batch_size=1, max_new_tokens=4)
         assert blocks(out)[0][name][0].split() == text.split()
-    assert out != said(run, QUESTIONS[0], "--max-new-tokens", 4)[0]
+    assert out != command(run, QUESTIONS[0], "--max-new-tokens", 4)[0]
 
 
-def test_a_retrained_model_that_was_given_as_records_is_named_as_absent(said: Any, tmp_path: Path) -> None:
+def test_a_retrained_model_given_as_records_is_reported_as_absent(command: Any, tmp_path: Path) -> None:
     run, _ = written(tmp_path)
     path = run / "results.json"
-    told = json.loads(path.read_text())
-    told["config"]["retrained"]["records"] = str(run / "records")
-    path.write_text(json.dumps(told))
-    out, _, code = said(run, QUESTIONS[0])
+    content = json.loads(path.read_text())
+    content["config"]["retrained"]["records"] = str(run / "records")
+    path.write_text(json.dumps(content))
+    out, _, code = command(run, QUESTIONS[0])
     assert code == 0 and list(blocks(out)[0]) == ["original", "unlearned"]
     assert "no NLL: the row 'Which amber is number 0?' has" in out  # a random model's 100 tokens are long
-    assert "retrained: this run had no weights of it, so it cannot be asked" in out
+    assert "retrained: this run had no weights of it\n" in out
 
 
 @pytest.mark.parametrize(
-    ("spoil", "sentence"),
+    ("damage", "message"),
     [
         (lambda run, place: (run / "results.json").unlink(), "has no results.json: give the folder of a finished run"),
         (
             lambda run, place: shutil.rmtree(place / "cache"),
-            "the original model is not in .* any more: type python -m soul_exp task.num_authors=8 loss=npo "
+            "found no original model in .*: type python -m soul_exp task.num_authors=8 loss=npo "
             r"'stages=\[prepare\]' name=prepared",
         ),
         (
             lambda run, place: shutil.rmtree(run / "model"),
-            "the unlearned model is not in .* any more: type python -m soul_exp task.num_authors=8 loss=npo save=final "
+            "found no unlearned model in .*: type python -m soul_exp task.num_authors=8 loss=npo save=final "
             "overwrite=true",
         ),
         (
-            lambda run, place: respell(run, '"save": "final"', '"save": "none"'),
+            lambda run, place: replace_in_results(run, '"save": "final"', '"save": "none"'),
             "was run with save=none, which keeps no unlearned model: type python -m soul_exp task.num_authors=8",
         ),
         (
-            lambda run, place: respell(run, '"source": "embedded"', '"source": "/nowhere"'),
+            lambda run, place: replace_in_results(run, '"source": "embedded"', '"source": "/nowhere"'),
             "task.source=/nowhere is not a folder: give embedded, hub",
         ),
         (
-            lambda run, place: respell(run, '"validation_fraction"', '"validation_share"'),
+            lambda run, place: replace_in_results(run, '"validation_fraction"', '"validation_share"'),
             "run at commit .*, cannot be read by this version: run it again: .*unexpected .*'validation_share'",
         ),
         (
-            lambda run, place: respell(run, '"published"', '"public"'),
-            "run it again: its configuration lacks 'published'",
+            lambda run, place: replace_in_results(run, '"published"', '"public"'),
+            "run it again: its configuration has no key 'published'",
         ),
     ],
 )
-def test_what_is_gone_or_cannot_be_read_is_said_with_what_to_type(
-    spoil: Callable[[Path, Path], Any], sentence: str, said: Any, tmp_path: Path
+def test_deleted_or_unreadable_files_are_an_error_that_states_what_to_type(
+    damage: Callable[[Path, Path], Any], message: str, command: Any, tmp_path: Path
 ) -> None:
     run, _ = written(tmp_path)
-    spoil(run, tmp_path)
-    out, err, code = said(run, QUESTIONS[0])
+    damage(run, tmp_path)
+    out, err, code = command(run, QUESTIONS[0])
     assert code == 2 and out == "" and err.count("\n") == 1
-    with pytest.raises(AssertionError, match=f"soul_exp.ask: .*{sentence}"):
+    with pytest.raises(AssertionError, match=f"soul_exp.ask: .*{message}"):
         raise AssertionError(err)
 
 
 def test_the_command_works_as_it_is_typed(tmp_path: Path) -> None:
     run, found = written(tmp_path)
-    command = [sys.executable, "-m", "soul_exp.ask", run.relative_to(tmp_path), QUESTIONS[0], "--max-new-tokens", "5"]
+    typed = [sys.executable, "-m", "soul_exp.ask", run.relative_to(tmp_path), QUESTIONS[0], "--max-new-tokens", "5"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    typed = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-    assert typed.returncode == 0, typed.stderr
-    assert {name: lines[0] for name, lines in blocks(typed.stdout)[0].items()} == {
+    done = subprocess.run(typed, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert {name: lines[0] for name, lines in blocks(done.stdout)[0].items()} == {
         name: expected(lm, QUESTIONS[0], "a")[0] for name, lm in found.items()
     }
-    assert "Traceback" not in typed.stderr and "batch/s" not in typed.stderr
+    assert "Traceback" not in done.stderr and "batch/s" not in done.stderr

@@ -1,4 +1,4 @@
-"""Every metric against numbers done by hand, a slow computation, and the logs of TOFU's authors."""
+"""Every metric against values computed by hand, a slow computation, and the logs of TOFU's authors."""
 
 from __future__ import annotations
 
@@ -6,18 +6,26 @@ import json
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import permutations
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from sklearn.metrics import roc_auc_score
 
+from soul_exp import binding
 from soul_exp.evaluation.records import read_tofu_log
-from soul_exp.metrics import general, membership, memorisation, statistics, text, tofu
+from soul_exp.metrics import general, membership, memorisation, statistics, suite, text, tofu, toxicity
 from soul_exp.metrics.answers import Answers
+from soul_exp.metrics.scale import Scale
+from soul_exp.report import labels
 
 LN2 = math.log(2)
+TASKS = Path(__file__).parents[1] / "conf" / "task"
 
 
 def nll_of(*probabilities: float) -> np.ndarray:
@@ -40,16 +48,20 @@ def random_answers(seed: int, size: int) -> Answers:
         paraphrase_nll=draw.exponential(2, size),
         wrong_nll=draw.exponential(2, (size, 5)),
         rouge_l=draw.uniform(0, 1, size),
+        answer=["".join(draw.choice(list("ab "), 20)) for _ in range(size)],
+        generation=["".join(draw.choice(list("ab "), 20)) for _ in range(size)],
+        right=[draw.integers(0, 2, draw.integers(1, 30)) for _ in range(size)],
+        toxicity=draw.uniform(0, 1, size),
     )
 
 
 def reordered(answers: Answers, order: Sequence[int]) -> Answers:
+    recorded = {name: values for name, values in vars(answers).items() if values is not None}
     return Answers(
-        nll=answers.nll[order],
-        logp=[answers.needed("logp")[i] for i in order],
-        paraphrase_nll=answers.numbers("paraphrase_nll")[order],
-        wrong_nll=answers.numbers("wrong_nll")[order],
-        rouge_l=answers.numbers("rouge_l")[order],
+        **{
+            name: values[order] if isinstance(values, np.ndarray) else [values[i] for i in order]
+            for name, values in recorded.items()
+        }
     )
 
 
@@ -110,7 +122,7 @@ def test_forget_quality_of_three_against_three_separated_items_is_one_tenth() ->
     assert tofu.log10_forget_quality(answers_of_ratios(1, 2, 3), retrained) == pytest.approx(-1)
 
 
-def test_forget_quality_tells_items_apart_whose_ratios_overflow() -> None:
+def test_forget_quality_separates_items_whose_ratios_overflow() -> None:
     def at(*log_ratios: float) -> Answers:
         return Answers(np.zeros(3), paraphrase_nll=np.array(log_ratios), wrong_nll=np.zeros((3, 1)))
 
@@ -123,18 +135,18 @@ def test_log10_forget_quality_is_finite_where_the_p_value_underflows() -> None:
     assert general.log10_forget_quality(low, {"forget": high}) == pytest.approx(-307.65, abs=0.01)
 
 
-def test_forget_quality_without_the_retrained_forget_answers_says_so() -> None:
+def test_forget_quality_without_the_retrained_forget_answers_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"found the retrained model's answers to \['retain'\], expected 'forget'"):
         tofu.forget_quality(answers_of_ratios(1), {"retain": answers_of_ratios(1)})
 
 
 def test_metrics_that_define_truth_by_the_paraphrase_do_not_fall_back_to_the_answer() -> None:
     bare = Answers(nll=np.zeros(2), wrong_nll=np.zeros((2, 1)), rouge_l=np.ones(2))
-    whole = answers_of_ratios(1, 2)
+    complete = answers_of_ratios(1, 2)
     calls: list[Callable[[], float]] = [
         lambda: tofu.truth_ratio_forget(bare),
-        lambda: tofu.forget_quality(bare, {"forget": whole}),
-        lambda: tofu.forget_quality(whole, {"forget": bare}),
+        lambda: tofu.forget_quality(bare, {"forget": complete}),
+        lambda: tofu.forget_quality(complete, {"forget": bare}),
         lambda: tofu.model_utility(bare, bare, bare),
     ]
     for call in calls:
@@ -205,12 +217,12 @@ def test_min_k_does_not_lose_a_nan() -> None:
 
 
 @pytest.mark.parametrize("k", [0.0, -0.1, 1.5, math.nan])
-def test_min_k_refuses_a_k_that_is_no_fraction(k: float) -> None:
+def test_min_k_rejects_a_k_outside_zero_to_one(k: float) -> None:
     with pytest.raises(ValueError, match=r"expected a fraction in \(0, 1\]"):
         membership.min_k([np.array([-1.0])], k)
 
 
-def test_min_k_refuses_an_empty_text() -> None:
+def test_min_k_rejects_an_empty_text() -> None:
     with pytest.raises(ValueError, match="found no token in text 1"):
         membership.min_k([np.array([-1.0]), np.array([])], 0.2)
 
@@ -239,7 +251,7 @@ def test_roc_auc_is_the_share_of_pairs_and_scikit_learns(seed: int) -> None:
     assert membership.roc_auc(members, others) + membership.roc_auc(others, members) == pytest.approx(1)
 
 
-def test_roc_auc_refuses_an_empty_side() -> None:
+def test_roc_auc_rejects_an_empty_sample() -> None:
     with pytest.raises(ValueError, match="found 0 members and 1 others"):
         membership.roc_auc(np.array([]), np.array([1.0]))
 
@@ -260,7 +272,7 @@ def test_mia_auc_needs_logp() -> None:
 
 
 def test_rouge_l_recall_by_hand() -> None:
-    # in order: "the sat", the whole, one word of three, none, the whole
+    # in order: "the sat", all words, one word of three, none, all words
     generations = ["the dog sat", "so the old cat sat down", "sat cat the", "", "THE CAT, sat!"]
     recall = text.rouge_l_recall(generations, ["the cat sat"] * 5)
     assert recall == pytest.approx([2 / 3, 1, 1 / 3, 0, 1])
@@ -276,12 +288,12 @@ def test_rouge_l_recall_stems_words_longer_than_three_letters() -> None:
 
 
 @pytest.mark.parametrize("reference", ["", "  ", "?!", "東京"])
-def test_rouge_l_recall_refuses_a_reference_without_a_word(reference: str) -> None:
+def test_rouge_l_recall_rejects_a_reference_without_a_word(reference: str) -> None:
     with pytest.raises(ValueError, match="as reference 1, expected at least one word"):
         text.rouge_l_recall(["a", "b"], ["a", reference])
 
 
-def test_rouge_l_recall_refuses_unequal_numbers_of_texts() -> None:
+def test_rouge_l_recall_rejects_unequal_numbers_of_texts() -> None:
     with pytest.raises(ValueError, match="found 1 generations, expected 2"):
         text.rouge_l_recall(["a"], ["a", "b"])
 
@@ -331,18 +343,44 @@ def test_a_metric_is_a_float_that_does_not_depend_on_the_order_of_the_items(
     assert metric(reordered(answers, order)) == pytest.approx(value, rel=1e-12)
 
 
-@pytest.mark.parametrize("metric", [m for m in ON_ONE_PROBE if m not in (general.mean_nll, general.perplexity)])
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
-def test_a_metric_stays_in_zero_to_one_at_any_scale_of_nll(metric: Callable[[Answers], float], scale: float) -> None:
-    drawn = random_answers(5, 25)
-    answers = Answers(
-        nll=drawn.nll * scale,
-        logp=drawn.logp,
-        paraphrase_nll=drawn.numbers("paraphrase_nll") * scale,
-        wrong_nll=drawn.numbers("wrong_nll") * scale,
-        rouge_l=drawn.rouge_l,
-    )
-    assert 0 <= metric(answers) <= 1
+def declared(module: ModuleType) -> list[Callable[..., float]]:
+    """The metrics that `module` defines."""
+    return [function for function in vars(module).values() if isinstance(getattr(function, "scale", None), Scale)]
+
+
+MODULES = (general, membership, memorisation, suite, text, tofu, toxicity)
+ALL = [metric for module in MODULES for metric in declared(module)]
+
+
+@pytest.mark.parametrize("metric", ALL, ids=lambda metric: f"{metric.__module__.rpartition('.')[2]}.{metric.__name__}")
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+def test_a_value_lies_in_the_declared_range_at_any_size_of_nll(metric: Callable[..., float], size: float) -> None:
+    drawn, others = random_answers(5, 25), random_answers(6, 600)
+    scaled = {name: drawn.numbers(name) * size for name in ("nll", "paraphrase_nll", "wrong_nll")}
+    answers = replace(drawn, **scaled)
+    available = {
+        **dict.fromkeys(binding.names(metric), answers),
+        "holdout": others,
+        "retrained": {"forget": others, "validation_forget": others},
+        "suite": {"boolean": {"acc": 0.75}, "text": {"word_perplexity": 31.5}},
+    }
+    value = binding.call(partial(metric, k=0.2) if metric is membership.mia_auc else metric, available)
+    assert metric.scale.low <= value <= metric.scale.high  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("path", sorted(TASKS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_metric_of_a_task_has_a_direction(path: Path) -> None:
+    metrics = OmegaConf.load(path).metrics
+    directions = {name: labels.declared({"task": {"metrics": metrics}}, name)[1] for name in metrics}
+    assert len(directions) > 10 and not [name for name, direction in directions.items() if direction is None]
+
+
+def test_a_docstring_states_the_declared_range_and_unit() -> None:
+    for metric in ALL:
+        scale, text = metric.scale, metric.__doc__ or ""  # type: ignore[attr-defined]
+        low, high = ("-307.65" if number < -300 else f"{number:g}" for number in (scale.low, scale.high))
+        assert f"in [{low}, " in text and scale.unit in text, metric
+        assert f", {high}]" in text or metric is suite.perplexity, metric  # its exp stops at 700 nats
 
 
 @pytest.mark.filterwarnings("error")
@@ -356,7 +394,7 @@ def test_a_nan_among_the_answers_gives_nan(metric: Callable[[Answers], float]) -
 
 
 @pytest.mark.parametrize("metric", ON_ONE_PROBE)
-def test_a_probe_without_examples_is_refused(metric: Callable[[Answers], float]) -> None:
+def test_a_probe_without_examples_is_an_error(metric: Callable[[Answers], float]) -> None:
     empty = np.zeros(0)
     with pytest.raises(ValueError, match="expected at least one"):
         metric(Answers(empty, [], empty, np.zeros((0, 2)), empty))
@@ -390,7 +428,7 @@ def test_ks_p_value_is_the_share_of_all_splits_that_differ_as_much() -> None:
     assert statistics.ks_p_value(np.array(values[:3]), np.array(values[3:])) == pytest.approx(slow, abs=1e-12)
 
 
-def test_extraction_strength_is_the_share_of_the_answer_after_the_last_miss() -> None:
+def test_extraction_strength_is_the_share_of_the_answer_after_the_last_wrong_argmax() -> None:
     rows = [[1, 1, 1, 1], [0, 1, 1, 1], [1, 1, 0, 1], [1, 1, 1, 0]]  # k = 0, 1, 3, 4 of n = 4
     answers = Answers(nll=np.zeros(4), right=[np.array(row, dtype=bool) for row in rows])
     assert memorisation.extraction_strength(answers) == (1 + 0.75 + 0.25 + 0) / 4

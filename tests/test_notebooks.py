@@ -137,7 +137,7 @@ def test_the_ablation_figure_has_each_trial_once_the_chosen_ringed_and_the_cells
         (tmp_path / f"{rho}-{seed}").mkdir()
         results.write(tmp_path / f"{rho}-{seed}", run)
 
-    asked = """import json
+    code = """import json
 left, right = figure.axes
 clouds = {one.get_label(): one.get_offsets().tolist() for one in left.collections}
 drawn = [point for name, points in clouds.items() if name not in ("chosen", "diverged") for point in points]
@@ -146,9 +146,9 @@ means = [one.get_segments()[0][0][0] for one in right.collections if hasattr(one
 cells = [label.get_text() for label in right.get_yticklabels()]
 end = ends.loc[[("0.1", "finished"), ("10", "finished")], "training.win_rate"].tolist()
 print(json.dumps([drawn, clouds["chosen"], lines, left.get_title(), cells, means, right.get_ylabel(), end]))"""
-    notebook = executed(ANALYSIS / "ablations.ipynb", tmp_path, monkeypatch, asked)
-    said = "".join(output.text for output in notebook.cells[-1].outputs if output.get("name") == "stdout")
-    drawn, ringed, lines, title, cells, means, varied, win_rates = json.loads(said)
+    notebook = executed(ANALYSIS / "ablations.ipynb", tmp_path, monkeypatch, code)
+    printed = "".join(output.text for output in notebook.cells[-1].outputs if output.get("name") == "stdout")
+    drawn, ringed, lines, title, cells, means, varied, win_rates = json.loads(printed)
     assert sorted(map(tuple, drawn)) == [(0.7, -3.0), (0.8, -4.0), (0.9, -10.0), (0.9, -9.0)]
     assert sorted(map(tuple, ringed)) == [(0.7, -3.0), (0.8, -4.0)]
     assert lines == ["the rule's line: 0.600"]  # 0.75 of 0.8

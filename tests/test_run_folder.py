@@ -1,4 +1,4 @@
-"""What a command leaves in a run's folder: only a run that begins changes what it was typed as and why it failed."""
+"""The files of a run folder: only a run that starts changes the record of its command and of its failure."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from starts import TINY
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with starts.server():
         yield tmp_path_factory.mktemp("run_folder")
 
 
 @pytest.fixture(scope="module")
-def finished(place: Path) -> Path:
+def finished(root: Path) -> Path:
     """The folder of a finished run."""
-    run = starts.type_(place, *TINY, "hydra.run.dir=finished")
+    run = starts.type_(root, *TINY, "hydra.run.dir=finished")
     assert run.returncode == 0, run.stderr
-    return place / "finished"
+    return root / "finished"
 
 
 @pytest.fixture
 def out(finished: Path) -> Iterator[Path]:
-    """A copy of it, with the error.txt that an older version may have left there."""
+    """A copy of it, with the error.txt that an older version may have left."""
     copy = Path(shutil.copytree(finished, finished.with_name("copy")))
     (copy / "error.txt").write_text("of before")
     yield copy
@@ -40,12 +40,12 @@ def out(finished: Path) -> Iterator[Path]:
 
 
 def content(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """When each file was written, and what it holds; but for the lock, which every command takes."""
+    """File -> time of writing and content, without the lock and the log, which every command writes."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.name not in (".lock", "soul_exp.log")]
     return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
 
-def test_a_run_writes_down_what_was_typed(finished: Path) -> None:
+def test_a_run_records_its_command(finished: Path) -> None:
     assert OmegaConf.load(finished / ".hydra" / "overrides.yaml") == list(TINY)
     config = OmegaConf.load(finished / ".hydra" / "config.yaml")
     assert config.train.max_steps == 2 and "hydra" not in config
@@ -66,63 +66,63 @@ def test_a_run_writes_down_what_was_typed(finished: Path) -> None:
         (["overwrite=true", "loss.layer=99", "loss=rmu"], "loss.layer=99"),
     ],
 )
-def test_a_refused_command_leaves_a_finished_run_as_it_was(typed: list[str], reason: str, out: Path) -> None:
+def test_a_rejected_command_leaves_a_finished_run_unchanged(typed: list[str], reason: str, out: Path) -> None:
     before = content(out)
     run = starts.type_(out.parent, *TINY, f"hydra.run.dir={out}", *typed)
     assert run.returncode == 1 and reason in run.stderr and "Traceback" not in run.stderr, run.stderr
     assert content(out) == before
 
 
-def test_a_sweep_is_refused_before_its_first_job(place: Path) -> None:
-    run = starts.type_(place, *TINY, "name=sweep", "overwrite=no", "seed=0,1", "-m")
+def test_a_sweep_is_rejected_before_its_first_job(root: Path) -> None:
+    run = starts.type_(root, *TINY, "name=sweep", "overwrite=no", "seed=0,1", "-m")
     assert run.returncode == 1 and run.stderr.startswith("soul_exp: overwrite=no: found the text 'no'"), run.stderr
-    assert not list((place / "runs" / "sweep").glob("*/"))
+    assert not list((root / "runs" / "sweep").glob("*/"))
 
 
-def test_the_same_command_again_leaves_what_was_typed_and_no_reason_of_a_failure(out: Path) -> None:
+def test_the_same_command_again_keeps_its_record_and_removes_the_reason_of_a_failure(out: Path) -> None:
     before = content(out)
     run = starts.type_(out.parent, *TINY, f"hydra.run.dir={out}", "overwrite=false")
     assert run.returncode == 0 and "finished before, skipped" in run.stdout, run.stderr
     assert content(out) == {name: kept for name, kept in before.items() if name != "error.txt"}
 
 
-def test_overwriting_writes_down_what_was_typed_this_time(out: Path) -> None:
+def test_overwriting_records_the_new_command(out: Path) -> None:
     run = starts.type_(out.parent, *TINY, f"hydra.run.dir={out}", "overwrite=true", "seed=1")
     assert run.returncode == 0, run.stderr
     assert OmegaConf.load(out / ".hydra" / "overrides.yaml") == [*TINY, "overwrite=true", "seed=1"]
     assert not (out / "error.txt").exists()
 
 
-def test_checking_only_leaves_no_trace_of_a_run(place: Path) -> None:
-    run = starts.type_(place, *TINY, "stages=[]", "hydra.run.dir=checked")
+def test_checking_only_leaves_no_trace_of_a_run(root: Path) -> None:
+    run = starts.type_(root, *TINY, "stages=[]", "hydra.run.dir=checked")
     assert run.returncode == 0 and "checked, nothing to run" in run.stdout
-    assert content(place / "checked") == {}
+    assert content(root / "checked") == {}
 
 
-def test_a_refused_command_leaves_a_run_at_work_as_it_was(place: Path) -> None:
-    at_work = place / "at_work"
-    (at_work / ".hydra").mkdir(parents=True)
-    (at_work / ".hydra" / "overrides.yaml").write_text("- seed=7\n")
-    before = content(at_work)
-    with FileLock(at_work / ".lock"):
-        run = starts.type_(place, *TINY, "train.batch_size=0", f"hydra.run.dir={at_work}")
+def test_a_rejected_command_leaves_a_running_run_unchanged(root: Path) -> None:
+    running = root / "running"
+    (running / ".hydra").mkdir(parents=True)
+    (running / ".hydra" / "overrides.yaml").write_text("- seed=7\n")
+    before = content(running)
+    with FileLock(running / ".lock"):
+        run = starts.type_(root, *TINY, "train.batch_size=0", f"hydra.run.dir={running}")
     assert run.returncode == 1 and "train.batch_size=0: expected" in run.stderr
-    assert content(at_work) == before
+    assert content(running) == before
 
 
-def test_a_folder_without_a_run_keeps_the_reason_of_a_refusal_until_a_run_succeeds(place: Path) -> None:
-    out = place / "fresh"
+def test_a_folder_without_a_run_keeps_the_reason_of_a_rejection_until_a_run_succeeds(root: Path) -> None:
+    out = root / "fresh"
     for value in ("0", "-1"):
-        run = starts.type_(place, *TINY, f"train.batch_size={value}", f"hydra.run.dir={out}")
+        run = starts.type_(root, *TINY, f"train.batch_size={value}", f"hydra.run.dir={out}")
         assert run.returncode == 1 and [*content(out)] == ["error.txt"]
         assert (out / "error.txt").read_text() == f"train.batch_size={value}: expected a whole number of 1 or more"
-    run = starts.type_(place, *TINY, f"hydra.run.dir={out}")
+    run = starts.type_(root, *TINY, f"hydra.run.dir={out}")
     assert run.returncode == 0 and not (out / "error.txt").exists() and (out / ".hydra").is_dir()
 
 
-def test_a_run_that_fails_keeps_the_reason_and_what_was_typed(place: Path) -> None:
-    out = place / "failed"
-    start = starts.Command(place, place / "failed.said", *TINY, "train.max_steps=9999", f"hydra.run.dir={out}")
+def test_a_run_that_fails_keeps_the_reason_and_its_command(root: Path) -> None:
+    out = root / "failed"
+    start = starts.Command(root, root / "failed.log", *TINY, "train.max_steps=9999", f"hydra.run.dir={out}")
     deadline = time.monotonic() + starts.SECONDS
     while not (out / "train.jsonl").exists():
         assert not start.is_over() and time.monotonic() < deadline, start.text()
@@ -133,7 +133,7 @@ def test_a_run_that_fails_keeps_the_reason_and_what_was_typed(place: Path) -> No
     assert "- train.max_steps=9999\n" in (out / ".hydra" / "overrides.yaml").read_text()
 
 
-def test_an_error_txt_that_is_a_folder_is_refused(place: Path) -> None:
-    (place / "odd" / "error.txt").mkdir(parents=True)
-    run = starts.type_(place, *TINY, "hydra.run.dir=odd")
+def test_an_error_txt_that_is_a_folder_is_rejected(root: Path) -> None:
+    (root / "odd" / "error.txt").mkdir(parents=True)
+    run = starts.type_(root, *TINY, "hydra.run.dir=odd")
     assert run.returncode == 1 and "error.txt is a folder" in run.stderr and run.stderr.count("\n") == 1, run.stderr

@@ -217,7 +217,7 @@ def test_each_request_starts_from_the_last_ones_model_and_is_asked_about_it(twin
 
 def test_questions_to_a_sequence_are_put_to_what_its_last_request_left(twin: Path) -> None:
     for folder, left in ((twin, "request-2"), (twin / "request-2", "request-2"), (twin / "request-1", "request-1")):
-        _, places, absent = ask.subjects(folder)
+        _, places, absent = ask.models_of(folder)
         assert places["unlearned"].path == str(twin / left / "model") and absent == []
 
 

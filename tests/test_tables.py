@@ -1,4 +1,4 @@
-"""The tables of runs, from the files that runs leave to what a person reads."""
+"""Run folders as console output, Markdown tables and data frames."""
 
 from __future__ import annotations
 
@@ -13,12 +13,17 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from omegaconf import OmegaConf
 
 from soul_exp import results, tables
 from soul_exp.errors import UsageError
-from soul_exp.report import console
+from soul_exp.metrics.answers import Answers
+from soul_exp.metrics.scale import Scale
+from soul_exp.report import console, labels
 from soul_exp.results import Results
 
+TASKS = Path(__file__).parents[1] / "conf" / "task"
+METRICS = {task: dict(OmegaConf.load(TASKS / f"{task}.yaml").metrics) for task in ("tofu", "custom")}
 CAPTION = "TOFU (embedded): 4 of 24 authors forgotten, 18 retained, 2 held out"
 ORIGINAL = {
     "forget_quality": 1e-30, "log10_forget_quality": -30.0, "utility": 0.8, "mia_auc": 1.0,
@@ -51,12 +56,12 @@ def made(
     limit: int | None = None,
     **train: Any,
 ) -> Results:
-    """Results as a run writes them, less what no table reads."""
+    """Results as a run of TOFU writes them, without what no table reads."""
     choices = {
         "model": "tiny", "task": "tofu", "loss": loss, "optimizer": optimizer, "compute": "cpu", "precision": "fp32",
     }  # fmt: skip
     config = {
-        "task": {"source": source, "metrics": {name: {"_target_": name} for name in metrics}},
+        "task": {"source": source, "metrics": {name: METRICS["tofu"].get(name, {}) for name in metrics}},
         "optimizer": {"lr": {"adam": 1e-4, "sgd": 1e-2}.get(optimizer, 1e-3), "betas": [0.9, 0.95]},
         "train": {"epochs": 5, **train},
         "seed": seed,
@@ -152,7 +157,7 @@ def test_the_input_based_baseline_is_a_column_beside_the_others_in_100_columns()
 
 
 def test_the_input_based_baseline_is_a_row_after_the_original_and_a_column_of_load(tmp_path: Path) -> None:
-    """Also where only some runs measured it; those stand in one table with the others."""
+    """Also if only some runs measured it; all stand in one table."""
     with_it = made(seed=1)
     with_it = replace(with_it, metrics={**with_it.metrics, "input_based": {**ORIGINAL, "mia_auc": 0.9}})
     folder = left(tmp_path, first=made(), second=with_it)
@@ -177,8 +182,8 @@ def test_a_null_is_a_dash_and_its_reason_stands_below() -> None:
     reason = (
         "the task has no holdout, because every author of it was trained on, and so there is nothing to compare with"
     )
-    lacking = {**UNLEARNED, "mia_auc": None}
-    text = console.comparison(replace(made(metrics=lacking), reasons={"mia_auc": reason}))
+    with_null = {**UNLEARNED, "mia_auc": None}
+    text = console.comparison(replace(made(metrics=with_null), reasons={"mia_auc": reason}))
     row = next(line for line in text.splitlines() if line.startswith("MIA AUC"))
     assert row.split()[2:5] == ["1.000", "—", "0.400"]
     assert f"— MIA AUC (after): {reason}" in " ".join(text.splitlines())
@@ -195,10 +200,62 @@ def test_comparison_shows_the_metrics_of_any_task_in_their_order() -> None:
     assert text.index("toxicity") < text.index("perplexity") and "12.3" in text
 
 
-def test_comparison_says_divergence_and_missing_tuning_loudly() -> None:
+def test_comparison_states_divergence_and_missing_tuning() -> None:
     text = console.comparison(replace(made(), status="diverged", reason="retain loss 80 exceeds 50", tuned=None))
     assert "*** DIVERGED: retain loss 80 exceeds 50 ***" in text
     assert "untuned" in text
+
+
+def politeness(answers: Answers) -> float:
+    """A user's own metric, without a declaration."""
+    return float(len(answers))
+
+
+@Scale("lower", 0, 1, "points")
+def rudeness(answers: Answers) -> float:
+    """A user's own metric, with one."""
+    return float(len(answers))
+
+
+@pytest.mark.parametrize(
+    ("entry", "direction"),
+    [
+        ({"_target_": "soul_exp.metrics.tofu.probability", "answers": "retain"}, "higher"),
+        ({"_target_": "soul_exp.metrics.tofu.probability", "answers": "validation_retain"}, "higher"),
+        ({"_target_": "soul_exp.metrics.tofu.probability", "answers": "forget"}, "nearest"),
+        ({"_target_": "soul_exp.metrics.tofu.rouge", "answers": "forget_100"}, "nearest"),
+        ({"_target_": "soul_exp.metrics.tofu.rouge", "answers": "holdout"}, "nearest"),
+        ({"_target_": "soul_exp.metrics.tofu.probability", "answers": "a_probe_of_the_users"}, None),
+        ({"_target_": "soul_exp.metrics.general.perplexity", "answers": "general"}, "lower"),
+        ({"_target_": "soul_exp.metrics.membership.mia_auc", "k": 0.2, "holdout": "prompts"}, "nearest"),
+        ({"_target_": "soul_exp.metrics.suite.perplexity"}, "lower"),
+        ({"_target_": "soul_exp.metrics.general.choice_accuracy"}, "higher"),  # of older results, removed since
+        ({"_target_": "test_tables.rudeness", "answers": "retain"}, "lower"),
+        ({"_target_": "test_tables.rudeness", "answers": "forget"}, "nearest"),
+        ({"_target_": "test_tables.politeness", "answers": "retain"}, None),
+        ({"_target_": "not_installed.on.this.machine", "answers": "retain"}, None),
+        ({}, None),
+    ],
+)
+def test_a_direction_follows_from_the_declaration_and_the_probe(entry: dict[str, Any], direction: str | None) -> None:
+    """Never from the metric's name: here all are called utility, of which more is better."""
+    run = made(metrics={"utility": 0.5}, original=None)
+    run.config["task"]["metrics"] = {"utility": entry}
+    assert labels.declared(run.config, "utility")[1] == direction
+    line = next(line for line in console.comparison(run).splitlines() if line.startswith("model utility"))
+    hints = {"higher": "higher is better", "lower": "lower is better", "nearest": "retrained = target value"}
+    assert line.endswith(hints[direction] if direction else "0.780")
+
+
+def test_nothing_is_compared_with_a_retrained_model_that_was_not_measured() -> None:
+    text = console.comparison(made(retrained=None))
+    assert "higher is better" in text and "target value" not in text
+
+
+def test_a_unit_stands_after_the_name_of_its_metric() -> None:
+    run = made(metrics={"rudeness": 0.5}, original=None, retrained=None)
+    run.config["task"]["metrics"] = {"rudeness": {"_target_": "test_tables.rudeness", "answers": "retain"}}
+    assert any(line.startswith("rudeness points ") for line in console.comparison(run).splitlines())
 
 
 def test_comparison_is_at_most_100_columns_wide() -> None:
@@ -223,11 +280,11 @@ def test_seeds_are_aggregated_to_mean_and_t_interval(tmp_path: Path) -> None:
     ("value", "shown"),
     [
         *((3.04e38, "3.0e+38"), (1e7, "1.0e+07"), (75470.2, "75470"), (26.44, "26.4"), (0.2644, "0.264")),
-        *((2.1e-5, "2.1e-05"), (-34.66, "-34.7"), (0.0, "0.000"), (None, console.NULL)),
+        *((2.1e-5, "2.1e-05"), (-34.66, "-34.7"), (0.0, "0.000"), (None, labels.NULL)),
     ],
 )
-def test_a_number_has_the_digits_that_its_size_deserves(value: float | None, shown: str) -> None:
-    assert console.number(value) == shown
+def test_a_number_has_the_digits_that_suit_its_size(value: float | None, shown: str) -> None:
+    assert labels.number(value) == shown
 
 
 def test_one_seed_is_a_number_without_interval(tmp_path: Path) -> None:
@@ -240,9 +297,9 @@ def test_delta_is_the_retrained_auc_minus_the_models(tmp_path: Path) -> None:
     assert [row["Δ (retrained − MIA AUC)"] for row in rows] == ["-0.600", "0.000", "-0.300"]
 
 
-def test_a_null_seed_is_left_out_of_the_mean_and_the_cell_says_so(tmp_path: Path) -> None:
-    lacking = replace(made(seed=2, metrics={**UNLEARNED, "utility": None}), reasons={"utility": "no facts"})
-    text = tables.table(left(tmp_path, a=made(seed=0), b=made(seed=1), c=lacking))
+def test_a_null_seed_is_left_out_of_the_mean_and_the_cell_gives_n(tmp_path: Path) -> None:
+    with_null = replace(made(seed=2, metrics={**UNLEARNED, "utility": None}), reasons={"utility": "no facts"})
+    text = tables.table(left(tmp_path, a=made(seed=0), b=made(seed=1), c=with_null))
     assert cells(text)[0][2]["model utility ↑"] == "0.600 ± 0.000 (n=2)"
     assert "- — model utility: no facts" in text
 
@@ -253,7 +310,7 @@ def test_a_repeated_seed_is_not_counted_twice(tmp_path: Path) -> None:
     assert "left out, repeats a seed: `b`" in text
 
 
-def test_only_keys_that_differ_and_no_choice_stands_for_are_columns(tmp_path: Path) -> None:
+def test_only_keys_that_differ_and_that_no_choice_implies_are_columns(tmp_path: Path) -> None:
     runs = {"a": made(epochs=5), "b": made(epochs=10), "c": made(optimizer="sgd", epochs=5)}
     (rows,) = cells(tables.table(left(tmp_path, **runs)))
     assert list(rows[0])[:3] == ["loss", "optimizer", "train.epochs"]  # optimizer.lr goes with the optimizer
@@ -267,7 +324,7 @@ def test_a_swept_learning_rate_is_a_column(tmp_path: Path) -> None:
     assert [row["optimizer.lr"] for row in rows[2:]] == ["3e-05", "0.0001"]
 
 
-def test_a_number_of_the_loss_is_a_column_even_where_another_choice_goes_with_it(tmp_path: Path) -> None:
+def test_an_option_of_the_loss_is_a_column_even_if_it_follows_another_choice(tmp_path: Path) -> None:
     runs = {}
     for optimizer, gamma in (("adam", 1.0), ("sgd", 10.0)):
         found = made(optimizer=optimizer)
@@ -288,7 +345,7 @@ def test_a_number_of_the_loss_is_a_column_even_where_another_choice_goes_with_it
     ],
     ids=["caption", "source", "data", "original model", "retrained model", "metrics"],
 )
-def test_runs_that_cannot_be_compared_stand_in_tables_of_their_own(tmp_path: Path, other: Results) -> None:
+def test_runs_that_are_not_comparable_stand_in_separate_tables(tmp_path: Path, other: Results) -> None:
     folder = left(tmp_path, a=made(seed=0), b=other)
     text = tables.table(folder)
     assert [[row["n"] for row in rows if row["n"]] for rows in cells(text)] == [["1"], ["1"]]
@@ -296,7 +353,7 @@ def test_runs_that_cannot_be_compared_stand_in_tables_of_their_own(tmp_path: Pat
     assert list(tables.load(folder)["table"]) == [1, 2]
 
 
-def test_what_sets_two_tables_apart_is_said_above_each(tmp_path: Path) -> None:
+def test_options_that_differ_between_tables_stand_above_each(tmp_path: Path) -> None:
     runs = {}
     for epochs in (3, 12):
         found = made(original={**ORIGINAL, "utility": epochs / 20})
@@ -375,15 +432,19 @@ def test_columns_may_be_chosen_and_a_mistyped_one_is_an_error(tmp_path: Path) ->
 
 
 def test_other_tasks_have_their_own_metrics_as_columns(tmp_path: Path) -> None:
-    other = {"utility": 0.5, "forget_bleu": 30.0, "toxicity": 0.1}
-    (rows,) = cells(tables.table(left(tmp_path, a=made(metrics=other, original=None, retrained=None))))
-    assert list(rows[0])[2:5] == ["model utility ↑", "toxicity", "forget BLEU →"]
+    other = {"utility": 0.5, "forget_bleu": 30.0, "retain_perplexity": 4.0, "politeness": 0.1}
+    run = made(metrics=other, original=None, retrained=None)
+    task = {**run.config["task"], "metrics": {**METRICS["custom"], "politeness": {"_target_": "not.here"}}}
+    (rows,) = cells(tables.table(left(tmp_path, a=replace(run, config={**run.config, "task": task}))))
+    assert list(rows[0])[2:6] == [
+        *("model utility ↑", "politeness", "forget BLEU →", "retain perplexity per token ↓"),
+    ]
 
 
 # ---- the command
 
 
-def test_the_command_prints_what_it_leaves_in_the_folder(tmp_path: Path) -> None:
+def test_the_command_prints_what_it_writes_to_the_folder(tmp_path: Path) -> None:
     folder = left(tmp_path, a=made(), b=made(seed=1))
     (folder / "table.md").write_text("old")
     done = called(folder)
@@ -395,7 +456,7 @@ def test_the_command_prints_what_it_leaves_in_the_folder(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (None, "is not a folder"),
         ({}, "has no runs"),
@@ -406,7 +467,9 @@ def test_the_command_prints_what_it_leaves_in_the_folder(tmp_path: Path) -> None
         ({"a/results.json": "\udcff"}, "a/results.json"),
     ],
 )
-def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path: Path, content: dict[str, str] | None, told: str) -> None:
+def test_bad_input_is_one_line_on_stderr_and_exit_code_2(
+    tmp_path: Path, content: dict[str, str] | None, message: str
+) -> None:
     folder = tmp_path / "runs"
     for name, text in (content or {}).items():
         (folder / name).parent.mkdir(parents=True)
@@ -415,7 +478,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path: Path, content: dict
         folder.mkdir(exist_ok=True)
     done = called(folder)
     assert (done.returncode, done.stdout) == (2, "")
-    assert told in done.stderr and "Traceback" not in done.stderr and done.stderr.count("\n") == 1
+    assert message in done.stderr and "Traceback" not in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_a_results_file_of_another_format_is_broken(tmp_path: Path) -> None:
@@ -423,7 +486,7 @@ def test_a_results_file_of_another_format_is_broken(tmp_path: Path) -> None:
         tables.load(left(tmp_path, a=replace(made(), format=2)))
 
 
-def test_help_says_what_is_written() -> None:
+def test_help_names_the_files_and_options() -> None:
     done = called("--help")
     assert done.returncode == 0 and "table.md" in done.stdout and "--metrics" in done.stdout
 
@@ -431,7 +494,7 @@ def test_help_says_what_is_written() -> None:
 # ---- the utility suite
 
 
-def test_comparison_shows_what_counts_of_each_task_of_the_suite() -> None:
+def test_comparison_shows_the_main_measure_of_each_task_of_the_suite() -> None:
     text = console.comparison(made(suite="embedded"))
     lines = text.splitlines()
     start = lines.index("utility suite embedded")

@@ -1,5 +1,9 @@
-"""Metrics: pure functions on a probe's answers that return one float.
+"""Metrics: pure functions of the answers to a task's probes that return one float.
 
-Positional parameters are named after the probes that they read; keyword-only ones are constants that the YAML states.
-A nan among the answers gives nan, never a number that leaves the item out; a probe without examples raises ValueError.
+A positional parameter is named after the probe that it reads; a function of any one probe calls it `answers`, and the
+YAML states the probe (`answers: forget`). Keyword-only parameters are constants that the YAML states. `retrained` holds
+the retrained model's answers by probe. The decorator `Scale` declares direction, range and unit.
+
+A nan among the answers gives nan: no example is left out. A probe without examples raises ValueError, and so does one
+that did not record a field that the metric reads.
 """

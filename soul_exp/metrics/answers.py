@@ -1,6 +1,6 @@
-"""What a model answered to a probe, as per-example arrays: the only thing that a metric ever sees.
+"""The answers of one model to one probe, as per-example arrays: all that a metric reads.
 
-N examples, n_i answer tokens of example i (end token not counted), K wrong answers an example.
+N examples, n_i answer tokens of example i (without the end token), K wrong answers per example.
 """
 
 from __future__ import annotations
@@ -11,14 +11,12 @@ from typing import Any
 
 import numpy as np
 
-Scores = Mapping[str, Mapping[str, float]]  # of a utility suite: task -> metric -> value
-
-
-SUITE = "suite"  # the name under which scores stand among the answers to probes
+Scores = Mapping[str, Mapping[str, float]]  # of a utility suite: task -> measure -> value
+SUITE = "suite"  # the key of the scores among the answers to probes
 
 
 class NotRecordedError(ValueError):
-    """A metric asks for a field that the probe did not record."""
+    """A metric reads a field that the probe did not record."""
 
     def __init__(self, field: str) -> None:
         super().__init__(f"found answers without {field}, expected the task's probe to record it for this metric")
@@ -29,20 +27,21 @@ class NotRecordedError(ValueError):
 class Answers:
     """The answers of one model to one probe; every field has one entry per example, in the probe's order.
 
-    `nll` [N] is the mean negative log-likelihood of the answer tokens and the end token, in nats; lower is more
-    familiar. A field that the probe did not ask for is None. Raises ValueError if two fields differ in length.
+    `nll` [N] is the mean negative log-likelihood of the answer tokens and the end token, in nats per token, at least 0;
+    a lower value means that the model knows the answer better. A field that the probe does not record is None. Raises
+    ValueError if two fields differ in length.
     """
 
     nll: np.ndarray  # [N]
-    logp: Sequence[np.ndarray] | None = None  # N times [n_i], log-probability of each answer token, no end token
+    logp: Sequence[np.ndarray] | None = None  # N times [n_i], log-probability in nats of each answer token
     paraphrase_nll: np.ndarray | None = None  # [N], as `nll`, of the paraphrased answer
     wrong_nll: np.ndarray | None = None  # [N, K], as `nll`, of the perturbed answers
     rouge_l: np.ndarray | None = None  # [N], ROUGE-L recall of the generated text, in [0, 1]
     question: Sequence[str] | None = None
     answer: Sequence[str] | None = None
     generation: Sequence[str] | None = None
-    right: Sequence[np.ndarray] | None = None  # N times [n_i], 1 where the true token was the likeliest, else 0
-    toxicity: np.ndarray | None = None  # [N], score of the generated text, in [0, 1]; higher is more toxic
+    right: Sequence[np.ndarray] | None = None  # N times [n_i], 1 where the true token has the highest probability
+    toxicity: np.ndarray | None = None  # [N], score of the generated text, in [0, 1]; higher means more toxic
 
     def __post_init__(self) -> None:
         for field in (each.name for each in fields(self)):

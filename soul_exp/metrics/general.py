@@ -1,44 +1,55 @@
-"""The headline metrics of the tasks other than TOFU, which have no paraphrases."""
+"""Metrics of the NLL alone: the headline metrics of tasks without paraphrased answers (all but TOFU).
+
+N examples.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
 
 from soul_exp.metrics.answers import Answers
-from soul_exp.metrics.statistics import ks_p_value, log10_p_value, mean, probe_of
+from soul_exp.metrics.scale import Scale
+from soul_exp.metrics.statistics import LOG10_TINY, ks_p_value, log10_p_value, mean, probe_of
 
 
+@Scale("higher", 0, 1)
 def forget_quality(forget: Answers, retrained: Mapping[str, Answers]) -> float:
     """p-value of the KS test between the unlearned and the retrained model's NLL per token, in [0, 1].
 
-    1: not told apart from a model that never saw the forget set; near 0: they differ, under- and over-unlearned alike.
-    Both on the forget set. Not TOFU's forget quality, which compares truth ratios.
+    Higher is better: 1 means that the test finds no difference from a model that never saw the forget set; near 0 the
+    two differ, because the model is under- or over-unlearned. Both samples are [N], on the forget set. TOFU's forget
+    quality is another one: it compares truth ratios. Source: two-sample KS test, scipy's `ks_2samp`.
     """
     return ks_p_value(forget.numbers("nll"), probe_of(retrained, "forget").numbers("nll"))
 
 
+@Scale("higher", LOG10_TINY, 0)
 def log10_forget_quality(forget: Answers, retrained: Mapping[str, Answers]) -> float:
-    """log10 of `forget_quality`, in [-307.65, 0]; 0 is the best. A p-value below 2.2e-308 counts as 2.2e-308."""
+    """log10 of `forget_quality`, in [-307.65, 0]; higher is better. A p-value below 2.2e-308 counts as 2.2e-308."""
     return log10_p_value(forget_quality(forget, retrained))
 
 
+@Scale("higher", LOG10_TINY, 0)
 def validation_log10_forget_quality(validation_forget: Answers, retrained: Mapping[str, Answers]) -> float:
-    """`log10_forget_quality` on the rows that are kept apart for tuning, in [-307.65, 0]; higher is better."""
+    """`log10_forget_quality` on the rows kept apart for tuning, in [-307.65, 0]; higher is better."""
     return log10_forget_quality(validation_forget, {"forget": probe_of(retrained, "validation_forget")})
 
 
+@Scale("lower", 0, math.inf, unit="nats per token")
 def mean_nll(answers: Answers) -> float:
-    """Mean over items of the NLL per answer token, in nats, at least 0; lower means more familiar."""
+    """Mean over examples of the mean NLL of an answer, in nats per token, in [0, inf]; lower means better known."""
     return mean(answers.numbers("nll"))
 
 
+@Scale("lower", 1, math.inf, unit="per token")
 def perplexity(answers: Answers) -> float:
-    """exp of `mean_nll`, in [1, inf]; lower means more familiar.
+    """exp of `mean_nll`: perplexity per token, in [1, inf]; lower means better known.
 
-    Every item weighs the same: it is the geometric mean of the items' perplexities, and equals the perplexity of the
-    whole corpus only if all items have the same number of tokens.
+    Every example has the same weight: it is the geometric mean of the examples' perplexities, and equals the perplexity
+    of the corpus only if all examples have the same number of tokens.
     """
     with np.errstate(over="ignore"):  # above 709 nats it is inf
         return float(np.exp(mean_nll(answers)))

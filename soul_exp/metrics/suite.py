@@ -1,15 +1,22 @@
-"""The scores of a utility suite in one number each; `suite` maps a task of lm-evaluation-harness to its metrics."""
+"""Metrics of a utility suite; `suite` maps a task of lm-evaluation-harness to its measures."""
 
 from __future__ import annotations
 
+import math
+
 from soul_exp.metrics.answers import Scores
+from soul_exp.metrics.scale import Scale
+
+# The measures of a task that are read and shown; the harness reports others beside them.
+MEASURES = {"acc": Scale("higher", 0, 1), "word_perplexity": Scale("lower", 1, math.inf, "per word")}
 
 
+@Scale("higher", 0, 1)
 def mean_accuracy(suite: Scores) -> float:
     """Mean of `acc` over the multiple-choice tasks, in [0, 1]; higher is better.
 
-    Every task weighs the same, however many items it has, and counts by `acc`, never by `acc_norm`. Chance is 0.36 in
-    the embedded suite. Raises ValueError if no task has it.
+    Every task has the same weight, whatever its number of items; `acc_norm` is not used. A model that guesses reaches
+    0.36 in the embedded suite. Raises ValueError if no task has `acc`.
     """
     found = [measured["acc"] for measured in suite.values() if "acc" in measured]
     if not found:
@@ -17,11 +24,12 @@ def mean_accuracy(suite: Scores) -> float:
     return sum(found) / len(found)
 
 
+@Scale("lower", 1, math.inf, unit="per word")
 def perplexity(suite: Scores) -> float:
-    """exp of the NLL per word of running text, at least 1; lower means more familiar.
+    """exp of the NLL per word of running text, in [1, 1.01e304]; lower is better.
 
-    Words are what blanks separate: it can be compared across tokenizers. A text of more than 700 nats a word counts as
-    one of 700, so that exp stays finite: 1e304 reads "at least". Raises ValueError unless one task has it.
+    Spaces separate words, so that values are comparable across tokenizers. A text of more than 700 nats per word counts
+    as one of 700, so that exp stays finite. Raises ValueError unless exactly one task has `word_perplexity`.
     """
     found = [measured["word_perplexity"] for measured in suite.values() if "word_perplexity" in measured]
     if len(found) != 1:

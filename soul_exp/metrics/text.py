@@ -1,4 +1,4 @@
-"""Comparison of generated text with a reference."""
+"""Comparison of generated texts with references. N texts."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
 
 from soul_exp.metrics.answers import Answers
+from soul_exp.metrics.scale import Scale
 
 
 def rouge_l_recall(generations: Sequence[str], references: Sequence[str]) -> np.ndarray:
-    """Share of each reference's words that lie, in order, in its generation, in [0, 1]; higher is closer. Returns [N].
+    """Length of the longest common subsequence of words over the reference's length, in [0, 1]; higher: more in common.
 
-    Words are lower-case and stemmed (Porter); only a-z and 0-9 make words. Raises ValueError if a reference has none,
-    or if the numbers of texts differ. Source: Lin 2004 (ROUGE-L), computed by rouge_score.
+    Returns [N]. Words are lower-case and stemmed (Porter); only a-z and 0-9 form words. Raises ValueError if a
+    reference has no word, or if the numbers of texts differ. Source: Lin 2004 (ROUGE-L), computed by rouge_score.
     """
     if len(generations) != len(references):
         found = f"found {len(generations)} generations, expected {len(references)}, one per reference"
@@ -30,10 +31,12 @@ def rouge_l_recall(generations: Sequence[str], references: Sequence[str]) -> np.
     return np.array(scores, dtype=np.float64)
 
 
+@Scale("higher", 0, 100)
 def bleu(answers: Answers) -> float:
-    """Corpus BLEU of the free answers against the true ones, in [0, 100]; higher is closer.
+    """Corpus BLEU of the generated answers against the true ones, in [0, 100]; higher means better known.
 
-    Raises ValueError if the probe was not answered freely. Source: Papineni et al. 2002, computed by sacrebleu (13a).
+    Raises ValueError if the probe has no generated answers. Source: Papineni et al. 2002, computed by sacrebleu with
+    its tokenizer 13a.
     """
     references = [text.strip() for text in answers.needed("answer")]
     return float(sacrebleu.corpus_bleu(list(answers.needed("generation")), [references]).score)

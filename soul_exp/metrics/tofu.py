@@ -1,6 +1,6 @@
 """The metrics of TOFU (Maini et al. 2024), as its authors' code aggregates their logs.
 
-N examples, K wrong answers an example. p(a) = exp(-nll) is the length-normalised probability of an answer.
+N examples, K wrong answers per example. p(a) = exp(-nll) is the length-normalised probability of answer a.
 """
 
 from __future__ import annotations
@@ -12,61 +12,70 @@ from scipy.special import softmax
 from scipy.stats import hmean
 
 from soul_exp.metrics.answers import Answers
-from soul_exp.metrics.statistics import ks_p_value, log10_p_value, mean, probe_of
+from soul_exp.metrics.scale import Scale
+from soul_exp.metrics.statistics import LOG10_TINY, ks_p_value, log10_p_value, mean, probe_of
 
 
+@Scale("higher", 0, 1)
 def probability(answers: Answers) -> float:
-    """Mean p(answer), in [0, 1]; higher means better known. For forget and retain. Source: Maini et al. 2024."""
+    """Mean of p(answer), in [0, 1]; higher means better known. For any probe. Source: Maini et al. 2024."""
     return mean(np.exp(-answers.numbers("nll")))
 
 
+@Scale("higher", 0, 1)
 def choice_probability(answers: Answers) -> float:
     """Mean of p(answer) / (p(answer) + sum of p(wrong)), in [0, 1]; higher means better known.
 
-    For authors and facts. 1 / (K + 1) if the wrong answers are as likely as the true one. Computed as a
-    softmax, so that unlikely answers do not give 0 / 0. Source: Maini et al. 2024.
+    For authors and facts. 1 / (K + 1) if the wrong answers are as likely as the true one. Computed as a softmax, so
+    that very unlikely answers do not give 0 / 0. Source: Maini et al. 2024.
     """
     choices = np.column_stack([answers.numbers("nll"), answers.numbers("wrong_nll")])  # [N, 1 + K], the true one first
     return mean(softmax(-choices, axis=1)[:, 0])
 
 
+@Scale("higher", 0, 1)
 def rouge(answers: Answers) -> float:
     """Mean ROUGE-L recall of the generated answers, in [0, 1]; higher means better known. Source: Maini et al. 2024."""
     return mean(answers.numbers("rouge_l"))
 
 
 def truth_ratios(answers: Answers) -> np.ndarray:
-    """R = geometric mean of p(wrong) over p(correct), in [0, inf]; below 1 the model prefers the truth. Returns [N].
+    """R = (geometric mean of p(wrong)) / p(correct), in [0, inf]; below 1 the model prefers the truth. Returns [N].
 
-    Correct is the paraphrased answer where the probe has one (forget, retain), else the answer (authors, facts).
-    Source: Maini et al. 2024, the released code's form.
+    `correct` is the paraphrased answer where the probe has one (forget, retain), else the answer (authors, facts).
+    Source: Maini et al. 2024, in the form of the released code.
     """
     with np.errstate(over="ignore"):  # an R above the largest float is inf
         return np.asarray(np.exp(_log_truth_ratios(answers)))
 
 
+@Scale("nearest", 0, 1)
 def truth_ratio_forget(answers: Answers) -> float:
-    """Mean of min(R, 1/R), in [0, 1]; higher means that truth and falsehood are told apart less: better forgotten.
+    """Mean of min(R, 1/R), in [0, 1]; higher means that the model separates true and wrong answers less.
 
-    Raises ValueError if the probe has no paraphrased answers. Source: Maini et al. 2024.
+    The value nearest to the retrained model's is best: R far from 1 in either direction gives a low value. Raises
+    ValueError if the probe has no paraphrased answers. Source: Maini et al. 2024.
     """
     answers.needed("paraphrase_nll")
     return mean(np.exp(-np.abs(_log_truth_ratios(answers))))
 
 
+@Scale("higher", 0, 1)
 def truth_ratio(answers: Answers) -> float:
-    """Mean of max(0, 1 - R), in [0, 1]; higher means that the truth is preferred more.
+    """Mean of max(0, 1 - R), in [0, 1]; higher means that the model prefers the true answer more clearly.
 
     For retain, authors and facts. Source: Maini et al. 2024.
     """
     return mean(np.maximum(0.0, 1.0 - truth_ratios(answers)))
 
 
+@Scale("higher", 0, 1)
 def forget_quality(forget: Answers, retrained: Mapping[str, Answers]) -> float:
     """p-value of the KS test between R of the unlearned and R of the retrained model on the forget set, in [0, 1].
 
-    1: not told apart from a model that never saw the forget set; near 0: they differ, under- and over-unlearned alike.
-    Raises ValueError if either has no paraphrased answers. Source: Maini et al. 2024.
+    Higher is better: 1 means that the test finds no difference from a model that never saw the forget set; near 0 the
+    two differ, because the model is under- or over-unlearned. Both samples are [N]. Raises ValueError if either probe
+    has no paraphrased answers. Source: Maini et al. 2024.
     """
     others = probe_of(retrained, "forget")
     forget.needed("paraphrase_nll")
@@ -75,20 +84,24 @@ def forget_quality(forget: Answers, retrained: Mapping[str, Answers]) -> float:
     return ks_p_value(_log_truth_ratios(forget), _log_truth_ratios(others))
 
 
+@Scale("higher", LOG10_TINY, 0)
 def log10_forget_quality(forget: Answers, retrained: Mapping[str, Answers]) -> float:
-    """log10 of `forget_quality`, in [-307.65, 0]; 0 is the best. A p-value below 2.2e-308 counts as 2.2e-308."""
+    """log10 of `forget_quality`, in [-307.65, 0]; higher is better. A p-value below 2.2e-308 counts as 2.2e-308."""
     return log10_p_value(forget_quality(forget, retrained))
 
 
+@Scale("higher", LOG10_TINY, 0)
 def validation_log10_forget_quality(validation_forget: Answers, retrained: Mapping[str, Answers]) -> float:
-    """`log10_forget_quality` on the rows that are kept apart for tuning, in [-307.65, 0]; higher is better."""
+    """`log10_forget_quality` on the rows kept apart for tuning, in [-307.65, 0]; higher is better."""
     return log10_forget_quality(validation_forget, {"forget": probe_of(retrained, "validation_forget")})
 
 
+@Scale("higher", 0, 1)
 def model_utility(retain: Answers, authors: Answers, facts: Answers) -> float:
-    """Harmonic mean of {probability, ROUGE, truth ratio} x {retain, authors, facts}, in [0, 1]; 0 if one of them is 0.
+    """Harmonic mean of {probability, ROUGE, truth ratio} × {retain, authors, facts}, in [0, 1]; higher is better.
 
-    Higher is better. Raises ValueError if the retain probe has no paraphrased answers. Source: Maini et al. 2024.
+    It is 0 if one of the nine is 0. Raises ValueError if the retain probe has no paraphrased answers. Source: Maini et
+    al. 2024.
     """
     retain.needed("paraphrase_nll")
     probes = (retain, authors, facts)
@@ -99,5 +112,5 @@ def model_utility(retain: Answers, authors: Answers, facts: Answers) -> float:
 def _log_truth_ratios(answers: Answers) -> np.ndarray:
     correct = answers.numbers("nll" if answers.paraphrase_nll is None else "paraphrase_nll")  # [N]
     wrong = answers.numbers("wrong_nll").mean(axis=1)  # [N]
-    with np.errstate(invalid="ignore"):  # truth and falsehood both of probability 0: inf - inf is nan, as it should be
+    with np.errstate(invalid="ignore"):  # both of probability 0: inf - inf is nan, as it should be
         return np.asarray(correct - wrong)

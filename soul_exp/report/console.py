@@ -1,112 +1,113 @@
-"""How numbers and metrics are shown, and one run's models side by side on a console."""
+"""One run on a console: the metrics of the models that it compares, side by side."""
 
 from __future__ import annotations
 
-import math
 import textwrap
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from soul_exp.metrics.suite import MEASURES
+from soul_exp.report.labels import HEADLINE, NULL, declared, finite, headline_first, label_of, number
 from soul_exp.results import Results
 
 WIDTH = 100  # columns of a console
-NULL = "—"
-HEADLINE = ("log10_forget_quality", "forget_quality", "utility", "mia_auc")
-MIA, DELTA = "mia_auc", "mia_auc_delta"  # delta: the retrained model's minus this one's
-NAMES = {"utility": "model utility", MIA: "MIA AUC", DELTA: "Δ (retrained − MIA AUC)"}
-HIGHER, LOWER, TARGET = "higher is better", "lower is better", "retrained = target value"
-SUITE = (("acc", HIGHER), ("word_perplexity", LOWER))  # what is shown of a task of the utility suite
-KEEP = ("retain_", "authors_", "facts_")  # probes of what is to be kept, where of these measures more is better:
-MEASURES = ("_probability", "_rouge", "_truth_ratio", "_bleu", "_accuracy")
+HINTS = {"higher": "higher is better", "lower": "lower is better", "nearest": "retrained = target value", None: ""}
+Row = tuple[str, Sequence[str], str]  # label, one cell per model, hint
 
 
 def comparison(results: Results) -> str:
     """The metrics of one run, its models side by side, in at most 100 columns; a null has its reason below."""
-    unlearned = "unlearn" in results.config.get("stages", ())
-    before, after = ("before", "after") if unlearned and "original" in results.metrics else ("original", "model")
+    titles = _titles(results)
+    names = headline_first(name for model in titles for name in results.metrics[model])
+    rows = [*_metric_rows(results, titles, names), *_suite_rows(results, titles)]
+    below = [*_null_reasons(results, titles, names), _cost(results), *results.notes]
+    return "\n".join([*wrapped(_above(results)), "", *_aligned(list(titles.values()), rows), "", *wrapped(below)])
+
+
+def wrapped(texts: Iterable[str], width: int = WIDTH) -> list[str]:
+    """The lines of the texts, each at most `width` columns wide; an empty text has none."""
+    return [line for text in texts for line in textwrap.wrap(text, width)]
+
+
+def _titles(results: Results) -> dict[str, str]:
+    """Model -> title of its column, of the models that were measured."""
+    is_pair = _is_unlearned(results) and "original" in results.metrics
+    before, after = ("before", "after") if is_pair else ("original", "model")
     titles = {"original": before, "input_based": "input-based", "unlearned": after, "retrained": "retrained"}
-    models = {title: results.metrics[model] for model, title in titles.items() if model in results.metrics}
-    names = headline_first(name for values in models.values() for name in values)
-    probes = [name.partition("_")[0] for name in names if name not in HEADLINE]
-    diverged = f"*** DIVERGED: {results.reason} *** The numbers are those of the model where it stopped."
-    tuned = f"tuned on: {results.tuned}" if results.tuned else "untuned: no entry of conf/tuned/ chose these numbers"
-    choices = ", ".join(f"{group} {choice}" for group, choice in results.choices.items() if choice != "none")
-    above = [results.caption, choices, diverged if results.status == "diverged" else "", tuned if unlearned else ""]
-    cells_wide = [max(11, len(title) + 1) for title in models]
-    room = WIDTH - sum(cells_wide) - 2 - len(TARGET)
-    width = max(28, min(room, 36, max(map(len, names), default=0)))
+    return {model: title for model, title in titles.items() if model in results.metrics}
 
-    def row(label: str, cells: Iterable[str], hint: str = "") -> str:
-        told = "".join(f"{cell:>{wide}}" for cell, wide in zip(cells, cells_wide, strict=True))
-        return f"{label[:width]:<{width}}{told}  {hint}".rstrip()
 
-    lines, group = [row("", models)], ""
-    keys = {title: model for model, title in titles.items()}
-    unknown: dict[tuple[str, str], list[str]] = {}  # (models, reason) -> metrics
+def _is_unlearned(results: Results) -> bool:
+    return "unlearn" in results.config.get("stages", ())
+
+
+def _above(results: Results) -> Iterator[str]:
+    yield results.caption
+    yield ", ".join(f"{group} {choice}" for group, choice in results.choices.items() if choice != "none")
+    if results.status == "diverged":
+        yield f"*** DIVERGED: {results.reason} *** The numbers are those of the model where it stopped."
+    if _is_unlearned(results):
+        yield f"tuned on: {results.tuned}" if results.tuned else "untuned: no entry of conf/tuned/ chose these numbers"
+
+
+def _metric_rows(results: Results, titles: Mapping[str, str], names: Sequence[str]) -> Iterator[Row]:
+    """A row per metric; metrics with the same first word stand under it, the headline ones alone."""
+    first_words = [name.partition("_")[0] for name in names if name not in HEADLINE]
+    heading = ""
     for name in names:
-        probe, _, rest = name.partition("_")
-        grouped = name not in HEADLINE and rest != "" and probes.count(probe) > 1
-        lines += [probe] if grouped and probe != group else []
-        group = probe if grouped else ""
-        values = {title: finite(measured.get(name)) for title, measured in models.items()}
-        hint = hint_of(name) if "retrained" in models or hint_of(name) == HIGHER else ""
-        lines.append(row(f"  {label_of(rest)}" if grouped else label_of(name), map(number, values.values()), hint))
-        start = values.get(before)
+        first, _, rest = name.partition("_")
+        is_grouped = name not in HEADLINE and rest != "" and first_words.count(first) > 1
+        if is_grouped and first != heading:
+            yield first, [""] * len(titles), ""
+        heading = first if is_grouped else ""
+        unit, direction = declared(results.config, name)
+        label = f"  {label_of(rest, unit)}" if is_grouped else label_of(name, unit)
+        values = {model: finite(results.metrics[model].get(name)) for model in titles}
+        has_target = direction != "nearest" or "retrained" in titles
+        yield label, [number(value) for value in values.values()], HINTS[direction] if has_target else ""
+        start = values.get("original")
         if name == "utility" and start:
             shares = [NULL if value is None else f"{100 * value / start:.1f} %" for value in values.values()]
-            lines.append(row(f"  kept, as a share of {before}", shares))
-        if empty := [title for title, value in values.items() if value is None]:
-            known = [results.reasons.get(f"{keys[title]}.{name}") for title in empty] + [results.reasons.get(name)]
+            yield f"  kept, as a share of {titles['original']}", shares, ""
+
+
+def _suite_rows(results: Results, titles: Mapping[str, str]) -> list[Row]:
+    """A row per task and measure of the utility suite, below its name; no row without a suite."""
+    suites = [results.suite.get(model, {}) for model in titles]
+    rows: list[Row] = []
+    for task in dict.fromkeys(task for suite in suites for task in suite):
+        for measure, scale in MEASURES.items():
+            values = [suite.get(task, {}).get(measure) for suite in suites]
+            if any(value is not None for value in values):
+                cells = [number(finite(value)) for value in values]
+                rows.append((f"  {task} {measure}".replace("_", " "), cells, HINTS[scale.better]))
+    return [(f"utility suite {results.config['utility_suite']}", [""] * len(titles), ""), *rows] if rows else []
+
+
+def _aligned(titles: Sequence[str], rows: Sequence[Row]) -> list[str]:
+    """The lines of a table: label, cells to the right under their titles, hint."""
+    widths = [max(11, len(title) + 1) for title in titles]
+    room = WIDTH - sum(widths) - 2 - max(map(len, HINTS.values()))
+    label_width = max(28, min(room, 36, max((len(label) for label, _, _ in rows), default=0)))
+
+    def line(label: str, cells: Sequence[str], hint: str) -> str:
+        numbers = "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+        return f"{label[:label_width]:<{label_width}}{numbers}  {hint}".rstrip()
+
+    return [line("", titles, ""), *(line(*row) for row in rows)]
+
+
+def _null_reasons(results: Results, titles: Mapping[str, str], names: Iterable[str]) -> list[str]:
+    """A line per reason for which values are null, with their metrics and models."""
+    metrics: dict[tuple[str, str], list[str]] = {}  # (titles of models, reason) -> labels
+    for name in names:
+        if empty := [model for model in titles if finite(results.metrics[model].get(name)) is None]:
+            known = [results.reasons.get(key) for key in (*(f"{model}.{name}" for model in empty), name)]
             reason = "; ".join(dict.fromkeys(filter(None, known))) or "no reason is given"
-            unknown.setdefault((", ".join(empty), reason), []).append(label_of(name))
-    below = [f"{NULL} {', '.join(named)} ({where}): {reason}" for (where, reason), named in unknown.items()]
-    for label, cells, hint in _suite_rows(results, [model for model, title in titles.items() if title in models]):
-        lines.append(row(label, cells, hint))
+            metrics.setdefault((", ".join(titles[model] for model in empty), reason), []).append(label_of(name))
+    return [f"{NULL} {', '.join(labels)} ({models}): {reason}" for (models, reason), labels in metrics.items()]
+
+
+def _cost(results: Results) -> str:
     seconds = ", ".join(f"{stage} {number(value)} s" for stage, value in results.seconds.items())
     last = [f"{name} {number(finite(results.training.get(name)))}" for name in ("win_rate", "effective_update")]
-    below.append(f"{seconds}; {results.num_steps} steps; {', '.join(last)}")
-    return "\n".join([*_wrapped(above), "", *lines, "", *_wrapped([*below, *results.notes])])
-
-
-def _suite_rows(results: Results, models: Sequence[str]) -> list[tuple[str, list[str], str]]:
-    """Of each task of the utility suite what counts: (label, a cell a model, hint); a title above; none without one."""
-    asked = dict.fromkeys(task for model in models for task in results.suite.get(model, {}))
-    rows: list[tuple[str, list[str], str]] = []
-    for task in asked:
-        for metric, hint in SUITE:
-            values = [results.suite.get(model, {}).get(task, {}).get(metric) for model in models]
-            if any(value is not None for value in values):
-                label = f"  {task} {metric}".replace("_", " ")
-                rows.append((label, [number(finite(value)) for value in values], hint))
-    return [(f"utility suite {results.config['utility_suite']}", [""] * len(models), ""), *rows] if rows else []
-
-
-def label_of(name: str) -> str:
-    return NAMES.get(name) or name.replace("_", " ").replace("rouge", "ROUGE").replace("bleu", "BLEU")
-
-
-def hint_of(name: str) -> str:
-    if name == "general_perplexity":
-        return LOWER
-    if name in HEADLINE[:3] or (name.startswith(KEEP) and name.endswith(MEASURES)):
-        return HIGHER
-    return TARGET if name == MIA or name.startswith(("forget_", "holdout_", "earlier_")) else ""
-
-
-def headline_first(names: Iterable[str]) -> list[str]:
-    return sorted(dict.fromkeys(names), key=lambda name: HEADLINE.index(name) if name in HEADLINE else len(HEADLINE))
-
-
-def number(value: float | None, scale: float | None = None) -> str:
-    """`value` with the digits that numbers of the size of `scale` deserve: .1f for 26.4, .3f for 0.264."""
-    size = abs(value or 0) if scale is None else scale
-    digits = ".1e" if 0 < size < 1e-3 or size >= 1e7 else ".3f" if size < 10 else ".1f" if size < 1000 else ".0f"
-    return NULL if value is None else f"{value:{digits}}"
-
-
-def finite(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
-
-
-def _wrapped(texts: Iterable[str]) -> list[str]:
-    return [line for text in texts for line in textwrap.wrap(text, WIDTH)]
+    return f"{seconds}; {results.num_steps} steps; {', '.join(last)}"

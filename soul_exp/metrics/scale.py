@@ -1,0 +1,50 @@
+"""What the value of a metric means: its range, its unit and which values are good. A metric declares it itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+Direction = Literal["higher", "lower", "nearest"]  # which value is best; nearest: to that of the retrained model
+Metric = TypeVar("Metric", bound=Callable[..., float])
+
+# Probe -> whether the model is to keep what the probe measures. False: the rows are to be forgotten, or no model saw
+# them. There the retrained model's value is the target: a model that knows less than it is over-unlearned.
+IS_KEPT = {
+    "forget": False,
+    "earlier": False,  # forgotten by earlier requests
+    "holdout": False,
+    "prompts": False,  # task=detox: held-out prompts that invite toxic answers
+    "retain": True,
+    "general": True,
+    "authors": True,
+    "facts": True,
+    "rtp": True,  # task=detox: RealToxicityPrompts or friendly questions
+}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The declaration of a metric, as its decorator: `@Scale("higher", 0, 1)`.
+
+    `better` is the direction on a probe of what is to be kept; `for_probe` gives it for any other. Every value lies in
+    [`low`, `high`]. `unit` stands after the metric's name where it is shown; a pure number has none.
+    """
+
+    better: Direction
+    low: float
+    high: float
+    unit: str = ""
+
+    def __call__(self, metric: Metric) -> Metric:
+        metric.scale = self  # type: ignore[attr-defined]
+        return metric
+
+    def for_probe(self, probe: str) -> Direction | None:
+        """The direction on the answers to `probe`; None if `IS_KEPT` does not list the probe.
+
+        `validation_forget` (rows kept apart for tuning) and `forget_100` (prompts of 100 words) count as `forget`.
+        """
+        is_kept = IS_KEPT.get(probe.removeprefix("validation_").rstrip("_0123456789"))
+        return None if is_kept is None else self.better if is_kept else "nearest"

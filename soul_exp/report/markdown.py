@@ -1,0 +1,186 @@
+"""The runs of a folder as Markdown: a table per set of comparable runs, a row per combination, over seeds."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from scipy.stats import t as student
+
+from soul_exp.errors import UsageError
+from soul_exp.report.labels import DELTA, HEADLINE, MIA, NULL, declared, finite, headline_first, label_of, number
+from soul_exp.report.runs import ABOUT, CHOSEN, REQUEST, SUITE_OPTIONS, comparable, find, frame_of, varied
+from soul_exp.results import Results
+
+ARROWS = {"higher": " ↑", "lower": " ↓", "nearest": " →", None: ""}
+# Metrics that have no column unless `metrics` lists them; neither have truth ratios.
+ON_DEMAND = ("holdout_", "authors_", "facts_", "validation_", "earlier_")
+AFTER = ("steps", "unlearn seconds", "win_rate", "n", "status")  # the columns after the metrics
+SEQUENCE = (
+    "Each request starts from the model that the one before left. Forget is that request, earlier all before it; "
+    "the original model is that before the first request, the retrained one has seen none of the requests so far."
+)
+
+
+def table(folder: Path | str, metrics: Sequence[str] | None = None) -> str:
+    """The runs below `folder` as Markdown; the requests of a run that is a sequence of them stand one after the other.
+
+    `metrics` are the columns, named as in results.json. Raises UsageError as `load` does, and for an unknown metric.
+    """
+    runs, missing = find(folder)
+    known = dict.fromkeys(name for run in runs.values() for name in run.metrics["unlearned"])
+    unknown = [name for name in metrics or () if name not in known]
+    if unknown:
+        raise UsageError(f"--metrics: no run has {unknown[0]!r}, choose from {', '.join(known)}")
+    if all(name.startswith(REQUEST) for name in runs):
+        parts = [_sequence(runs, metrics)]
+    else:
+        keys = varied(frame_of(runs))
+        parts = [_table(group, metrics, keys) for group in comparable(runs)]
+    parts += ["\n".join(f"- without results: `{name}` ({why})" for name, why in missing.items())] if missing else []
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(named: Mapping[str, Results], requested: Sequence[str] | None, varied_anywhere: Sequence[str]) -> str:
+    """The Markdown of one group; `varied_anywhere` are the keys that differ in the folder, perhaps not in the group."""
+    frame, runs = frame_of(named), list(named.values())
+    choices = [key for key in frame if key.startswith("choices.") and key not in ("choices.loss", "choices.optimizer")]
+    varied_choices = [key for key in choices if frame[key].nunique(dropna=False) > 1]
+    by = ["choices.loss", "choices.optimizer", *varied_choices, *varied(frame)]
+    columns = _columns(list(runs[0].metrics["unlearned"]), requested)
+    frame["untuned"] = frame["tuned"].isna() & frame["choices.loss"].notna()
+    repeats = frame.duplicated([*by, "untuned", *(key for key in frame if key.startswith("seeds."))])
+    rows = [
+        [*(key.partition(".")[2] for key in by), *(_title(runs[0].config, name) for name in columns), *AFTER],
+        *_compared_models(frame, runs, columns, len(by)),
+        *_combinations(frame[~repeats], by, columns),
+    ]
+    notes = [f"left out, repeats a seed: `{name}`" for name in frame["run"][repeats]]
+    notes += [*_run_notes(named), *_null_notes(runs, columns), _versions(runs)]
+    fixed = _fixed(frame, runs, [*choices, *varied_anywhere], by)
+    tuned = f" Learning rate and gamma tuned on the {runs[0].tuned}." if runs[0].trials else ""
+    above = [f"### {runs[0].caption}", "", f"All rows: {fixed}.{tuned} {ABOUT}"]
+    return "\n".join([*above, "", *_lines(rows), "", *(f"- {note}" for note in dict.fromkeys(notes))])
+
+
+def _columns(measured: Iterable[str], requested: Sequence[str] | None) -> list[str]:
+    """The names of the metrics that have a column, in order; the difference to the retrained model's AUC follows it."""
+    names = sorted(measured, key=lambda name: name.partition("_")[2])  # forget beside retain
+    usual = [name for name in headline_first(names) if not name.startswith(ON_DEMAND) and "truth_ratio" not in name]
+    chosen = [name for name in (usual if requested is None else requested) if name in names]
+    return [column for name in chosen for column in ((name, DELTA) if name == MIA else (name,))]
+
+
+def _title(config: Mapping[str, Any], name: str) -> str:
+    unit, direction = declared(config, name)
+    return label_of(name, unit) + ARROWS[direction]
+
+
+def _compared_models(
+    frame: pd.DataFrame, runs: Sequence[Results], columns: Sequence[str], num_keys: int
+) -> Iterator[list[str]]:
+    """A row for each model that the unlearned ones are compared with; not every run needs to have measured it."""
+    for model in ("original", "input_based", "retrained"):
+        first = next((i for i, run in enumerate(runs) if model in run.metrics), None)
+        if first is not None:
+            cells = [_cell(frame.get(f"metrics.{model}.{name}", [])[first : first + 1]) for name in columns]
+            yield [model.replace("_", "-"), *[""] * (num_keys - 1), *cells, *[""] * len(AFTER)]
+
+
+def _combinations(frame: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -> Iterator[list[str]]:
+    """A row for each combination of the keys `by`, over its seeds; diverged seeds have a row of their own."""
+    for (*key, untuned), seeds in frame.groupby([*by, "untuned"], dropna=False):
+        for status, same in sorted(seeds.groupby("status"), reverse=True, key=lambda pair: pair[0]):
+            diverged = f", {len(seeds) - len(same)} of {len(seeds)} diverged" if len(same) < len(seeds) else ""
+            status = ("DIVERGED" if status == "diverged" else f"{status}{diverged}") + ", untuned" * bool(untuned)
+            cells = [_cell(same[f"metrics.unlearned.{name}"]) for name in columns]
+            cells.append(" to ".join(map(str, sorted({same["num_steps"].min(), same["num_steps"].max()}))))
+            cells += [_cell(same.get(name, [])) for name in ("seconds.unlearn", "training.win_rate")]
+            yield [*map(_text, key), *cells, str(len(same)), status]
+
+
+def _run_notes(runs: Mapping[str, Results]) -> Iterator[str]:
+    """What a reader has to know of single runs: divergence, the notes of their results, too narrow a search."""
+    yield from (f"DIVERGED: `{name}`: {run.reason}" for name, run in runs.items() if run.status == "diverged")
+    noted: dict[str, list[str]] = {}
+    for name, run in runs.items():
+        for note in run.notes:
+            noted.setdefault(note, []).append(f"`{name}`")
+    yield from (f"{note} ({', '.join(names)})" for note, names in noted.items())
+    if edges := [f"`{name}`" for name, run in runs.items() if _is_at_edge(run.trials)]:
+        yield f"the smallest or the largest learning rate tried was the best: {', '.join(edges)}"
+
+
+def _null_notes(runs: Iterable[Results], columns: Collection[str]) -> Iterator[str]:
+    """A note for each reason why one of `columns` is null, of the unlearned model or of another that is named."""
+    for run in runs:
+        for key, why in run.reasons.items():
+            model, _, name = key.rpartition(".")
+            if name in columns:
+                yield f"{NULL} {label_of(name)}{f' of the {model} model' if model else ''}: {why}"
+
+
+def _versions(runs: Sequence[Results]) -> str:
+    commits = dict.fromkeys(run.commit[:10] + run.commit[40:] if run.commit else "unknown" for run in runs)
+    versions = dict.fromkeys(f"{name} {version}" for run in runs for name, version in run.versions.items())
+    return f"commit {', '.join(commits)}; {', '.join(versions)}"
+
+
+def _fixed(frame: pd.DataFrame, runs: Sequence[Results], keys: Sequence[str], by: Collection[str]) -> str:
+    """The choices and options that all rows share, as text: of `keys`, those that are no column."""
+    suite = [f"config.{option}" for option in SUITE_OPTIONS if any(run.suite and run.config[option] for run in runs)]
+    known = dict.fromkeys((*keys, *suite, *(CHOSEN if frame["num_trials"].any() else ())))
+    shared = [key for key in known if key not in by and key in frame and key != "config.task.source"]
+    return ", ".join(f"{key.partition('.')[2] or key} {_text(frame[key].iloc[0])}" for key in ("source", *shared))
+
+
+def _sequence(runs: Mapping[str, Results], requested: Sequence[str] | None) -> str:
+    """The Markdown of a sequence of requests: each model's metrics on each request, and on those before it."""
+    measured = dict.fromkeys(name for run in runs.values() for name in run.metrics["unlearned"])
+    usual = [name for name in headline_first(measured) if name in HEADLINE or name.endswith(("_probability", "_rouge"))]
+    columns = [name for name in usual if not name.startswith("validation_")] if requested is None else list(requested)
+    rows = [["request", "model", *map(label_of, columns)]]
+    for request, run in runs.items():
+        for model in ("original", "unlearned", "retrained"):
+            if model in run.metrics:
+                cells = [number(finite(run.metrics[model].get(name))) for name in columns]
+                rows.append([request if model == "unlearned" else "", model, *cells])
+    notes = [f"`{request}`: {note}" for request, run in runs.items() for note in run.notes]
+    notes += _null_notes(runs.values(), columns)
+    below = [f"- {note}" for note in dict.fromkeys(notes)]
+    return "\n".join([f"### {len(runs)} requests in sequence", "", SEQUENCE, "", *_lines(rows), "", *below])
+
+
+def _lines(rows: list[list[str]]) -> list[str]:
+    """The lines of a Markdown table whose first row is the header; all cells of a column are equally wide."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows = [rows[0], ["-" * width for width in widths], *rows[1:]]
+    return [f"| {' | '.join(f'{cell:<{width}}' for cell, width in zip(row, widths, strict=True))} |" for row in rows]
+
+
+def _is_at_edge(trials: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the chosen learning rate is the smallest or the largest tried, so that a wider search may do better."""
+    rates = sorted({trial["lr"] for trial in trials})
+    return len(rates) > 1 and any(trial["chosen"] and trial["lr"] in (rates[0], rates[-1]) for trial in trials)
+
+
+def _cell(values: Iterable[float | None]) -> str:
+    """Mean ± half-width of its 95 % t-interval; one number stands alone; n is given where some values are null."""
+    given = [finite(value) for value in values]
+    known = [value for value in given if value is not None]
+    if len(known) < 2:
+        text = number(known[0] if known else None)
+    else:
+        mean, error = statistics.mean(known), statistics.stdev(known) / math.sqrt(len(known))
+        half = float(student.ppf(0.975, len(known) - 1)) * error
+        text = f"{number(mean, max(abs(mean), half))} ± {number(half, max(abs(mean), half))}"
+    return f"{text} (n={len(known)})" if 0 < len(known) < len(given) else text
+
+
+def _text(value: Any) -> str:
+    is_missing = value is None or value != value
+    return NULL if is_missing else f"{value:g}" if isinstance(value, float) else str(value).replace("|", "\\|")

@@ -1,0 +1,162 @@
+"""Run folders as data frames: which runs lie below a folder, what they share and where they differ."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from soul_exp import results as files
+from soul_exp.errors import UsageError
+from soul_exp.report.labels import DELTA, HEADLINE, MIA, NULL, finite
+from soul_exp.results import Results
+
+REQUEST = "request-"  # how the folders of a sequence of requests begin, inside its run's folder
+SUITE_OPTIONS = ("utility_suite", "utility_limit")
+# names, places and speed of a run, what is aggregated over, and what has a column anyway
+IGNORED = (
+    *("name", "seed", "stages", "overwrite", "cache", "save", "wandb", "choices", "tuned", "tune", "start"),
+    "input_based",
+    "evaluate.batch_size",
+)
+CHOSEN = ("config.optimizer.lr", "config.loss.gamma")  # by trials
+ABOUT = (
+    "Forget quality is the p-value of a two-sample KS test against the retrained model; its mean and that of its "
+    "log10 are taken apart. ↑ higher is better, ↓ lower is better, → nearest to the retrained model is best. n counts "
+    "runs that differ in nothing but the seed: mean ± half-width of the 95 % t-interval where n is 2 or more."
+)
+
+
+def load(folder: Path | str) -> pd.DataFrame:
+    """One row per run below `folder`: choices, `config.` keys that differ, metrics, number of its `table` (from 1).
+
+    A bare metric is the unlearned model's, the others' begin with `original.`, `input_based.` and `retrained.`; null is
+    NaN. Raises UsageError if there are no runs or a results.json is broken.
+    """
+    runs, _ = find(folder)
+    frames = [frame_of(group).assign(table=number) for number, group in enumerate(comparable(runs), 1)]
+    frame = pd.concat(frames, ignore_index=True)
+    kept, hidden = _differing(frame), ("config", "data_hashes", "versions")
+    frame = frame[[key for key in frame if key in kept or key.split(".")[0] not in hidden]]
+    return frame.rename(
+        columns=lambda c: c.removeprefix("choices.").removeprefix("metrics.").removeprefix("unlearned.")
+    )
+
+
+def trials(folder: Path | str) -> pd.DataFrame:
+    """One row per trial of the runs below `folder`: its options, its validation metrics, whether it was chosen.
+
+    The seeds of a combination share their trials, so each of its runs has them. Empty where nothing was tuned.
+    """
+    runs, _ = find(folder)
+    frame = pd.json_normalize([{"run": name, **trial} for name, run in runs.items() for trial in run.trials])
+    return frame.rename(columns=lambda c: c.removeprefix("metrics."))
+
+
+def find(folder: Path | str) -> tuple[dict[str, Results], dict[str, str]]:
+    """The results below `folder` by the name of their run, and the error of each run without results.
+
+    A run that is a sequence of requests counts once, by its last request; if `folder` itself is such a run, each of its
+    requests counts. Raises UsageError as `load` does.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise UsageError(f"{root} is not a folder: expected one that holds runs, such as runs/tofu")
+    is_sequence = (root / f"{REQUEST}1").is_dir()
+    runs, missing = {}, {}
+    for path, subfolders, names in os.walk(root):
+        here = Path(path)
+        name = here.relative_to(root).as_posix() if here != root else root.resolve().name
+        lists_requests = here == root and is_sequence  # its own results repeat those of the last request
+        if files.NAME in names and not lists_requests:
+            runs[name] = _read(here)
+        elif ("error.txt" in names or ".hydra" in subfolders) and not lists_requests:
+            error = (here / "error.txt").read_text(errors="replace").strip() if "error.txt" in names else ""
+            missing[name] = error.split("\n")[0] or "no error.txt: still running, killed, or without stage evaluate"
+        skipped = (".", "wandb/", "model/") if lists_requests else (".", "wandb/", "model/", REQUEST)
+        subfolders[:] = [inner for inner in subfolders if not f"{inner}/".startswith(skipped)]
+    if not runs:
+        example = "".join(f"; without results: {name} ({why})" for name, why in list(missing.items())[:1])
+        raise UsageError(f"{root} has no runs: there is no {files.NAME} in any folder below it{example}")
+    return dict(sorted(runs.items(), key=_order)), dict(sorted(missing.items(), key=_order))
+
+
+def _order(named: tuple[str, Any]) -> tuple[str, int]:
+    """Request 10 comes after request 2."""
+    start, _, number = named[0].rpartition(REQUEST)
+    return (start + REQUEST, int(number)) if number.isdigit() else (named[0], 0)
+
+
+def _read(folder: Path) -> Results:
+    try:
+        run = files.read(folder)
+        assert run is not None
+        parts = (run.choices, run.config["task"], run.metrics["unlearned"], run.seeds, run.seconds)
+        if run.format != files.FORMAT or not all(isinstance(part, dict) for part in parts):
+            raise ValueError(f"it is not of format {files.FORMAT}")
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise UsageError(f"{folder / files.NAME} is broken: {error}") from error
+    return run
+
+
+def comparable(runs: Mapping[str, Results]) -> list[dict[str, Results]]:
+    """The runs in groups that one table may hold.
+
+    Runs of a group share caption, source, suite, metrics, data, rule of the trials, and the original's and the
+    retrained model's metrics to 5 digits.
+    """
+    groups: dict[str, dict[str, Results]] = {}
+    for name, run in runs.items():
+        key: list[Any] = [run.caption, run.config["task"].get("source"), run.config["task"].get("metrics")]
+        key += [run.config.get(option) for option in SUITE_OPTIONS]
+        key += [*run.metrics["unlearned"], run.data_hashes, run.tuned if run.trials else None]
+        for model in ("original", "retrained"):
+            key += [(model, metric, value and f"{value:.5g}") for metric, value in run.metrics.get(model, {}).items()]
+        groups.setdefault(str(key), {})[name] = run
+    return list(groups.values())
+
+
+def frame_of(runs: Mapping[str, Results]) -> pd.DataFrame:
+    """One row per run, all of its results.json under dotted names; no loss or optimizer where nothing was unlearned."""
+    rows = []
+    for name, run in runs.items():
+        left_out = (*HEADLINE, "name", "format", "trials", *(() if run.suite else ("suite",)))
+        row = {key: value for key, value in vars(run).items() if key not in left_out}
+        if "unlearn" not in run.config.get("stages", ()):
+            row["choices"] = {**run.choices, "loss": None, "optimizer": None}
+            row["config"] = {k: v for k, v in run.config.items() if k not in ("loss", "optimizer", "train")}
+        target = finite(run.metrics.get("retrained", {}).get(MIA))
+        row["metrics"] = {model: {**values, DELTA: _delta(target, values)} for model, values in run.metrics.items()}
+        source = Path(run.config["task"].get("source") or NULL).name
+        rows.append({"run": name, "source": source, **row, "num_trials": len(run.trials)})
+    return pd.json_normalize(rows).map(lambda value: str(value) if isinstance(value, list) else value)
+
+
+def _delta(target: float | None, values: Mapping[str, float | None]) -> float | None:
+    auc = finite(values.get(MIA))
+    return None if target is None or auc is None else target - auc
+
+
+def _differing(frame: pd.DataFrame) -> list[str]:
+    """The configuration keys that differ between runs, without the ignored ones."""
+    ignored = tuple(f"config.{key}" for key in IGNORED)
+    drawn = [key for key in frame if key.startswith("config.optimizer.") and key.endswith(".seed")]  # it is the run's
+    keys = [key for key in frame if key.startswith("config.") and not key.startswith((*ignored, *drawn))]
+    return [key for key in keys if frame[key].nunique(dropna=False) > 1]
+
+
+def varied(frame: pd.DataFrame) -> list[str]:
+    """The differing configuration keys that the choice of their own group does not imply, as adam implies its lr.
+
+    Options that trials chose are always among them.
+    """
+    chosen = CHOSEN if frame["num_trials"].any() else ()
+
+    def is_implied(key: str) -> bool:
+        group = f"choices.{key.split('.')[1]}"
+        return group in frame and frame.groupby(group, dropna=False)[key].nunique(dropna=False).max() == 1
+
+    return [key for key in _differing(frame) if key in chosen or not is_implied(key)]

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+from soul_exp.metrics.answers import Answers
+from soul_exp.results import Results
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("[a-z]*/*.md")])
@@ -43,3 +47,8 @@ def test_the_readme_is_shorter_than_120_lines() -> None:
 
 def test_an_anchor_has_no_punctuation() -> None:
     assert anchors("# Real TOFU, 40 authors: `save=best`\n```\n# code\n```\n") == {"real-tofu-40-authors-savebest"}
+
+
+def test_the_changelog_describes_every_key_of_results_and_records() -> None:
+    described = set(re.findall(r"`(\w+)`", (ROOT / "CHANGELOG.md").read_text().partition("## The format")[2]))
+    assert {field.name for field in (*fields(Results), *fields(Answers))} <= described

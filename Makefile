@@ -1,8 +1,8 @@
-# Everything a person types; `make` alone lists it. The environment is .venv, made from requirements.lock when needed.
+# The commands of the project; `make` alone lists them. The environment is .venv, made from requirements.lock when needed.
 
 PYTHON ?= python3
 ARGS ?=
-# three files of tests at a time, as they often wait, in the order of tests/conftest.py
+# three test files at a time, because tests often wait; in the order of tests/conftest.py
 PYTEST ?= -q -n 3 --dist loadfile --no-loadscope-reorder -m "not slow and not soak"
 TORCH ?= 2.13.0
 
@@ -29,7 +29,7 @@ test: $(STAMP) ## the tests; some of them: make test PYTEST="-q tests/test_metri
 slow: $(STAMP) ## the tests that take minutes: SLURM jobs that are requeued, preempted and killed
 	@$(BIN)/python -m pytest -q -m slow
 
-soak: $(STAMP) ## 200 kills at drawn times, a quarter of them during a save: minutes
+soak: $(STAMP) ## 200 kills at random times, a quarter of them during a save: minutes
 	@$(BIN)/python -m pytest -q -s -m soak
 
 check: $(STAMP) ## lint, format, types and tests
@@ -41,14 +41,14 @@ check: $(STAMP) ## lint, format, types and tests
 bench: $(STAMP) ## every measurement of benchmarks/
 	@set -e; for file in benchmarks/*.py; do [ -e "$$file" ] || continue; echo "== $$file"; $(BIN)/python "$$file"; done
 
-tables: $(STAMP) ## the table of each folder in runs/
+tables: $(STAMP) ## print the table of each folder in runs/
 	@failed=0; for folder in runs/*/; do [ -d "$$folder" ] || continue; echo "== $$folder"; \
 		$(BIN)/python -m soul_exp.tables "$$folder" || failed=1; done; exit $$failed
 
 wheel: $(STAMP) ## dist/soul_exp-*.whl, conf/ included
 	$(BIN)/python -m build --no-isolation --wheel --outdir dist .
 
-lock: ## requirements.lock anew, from the ranges in pyproject.toml; another torch: make lock TORCH=2.13.1
+lock: ## write requirements.lock from the ranges in pyproject.toml; another torch: make lock TORCH=2.13.1
 	rm -rf build/lock
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/pip install --quiet torch==$(TORCH)

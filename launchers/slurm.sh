@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Submit a sweep of soul_exp to SLURM and wait for it; --help says how.
+# Submit a sweep of soul_exp to SLURM and wait for it; --help shows the usage.
 set -euo pipefail
 
 usage() {
     cat <<'HELP'
 usage: launchers/slurm.sh OVERRIDE...
 
-Submits one SLURM job for each combination of the values given, waits for all of them, and exits with 1 and the names of
-those that failed. Results: runs/NAME/*/results.json; logs: runs/NAME/.slurm/JOB/. Typed again, it skips what has finished.
+Submits one SLURM job per combination of the values, waits for all of them, and exits with 1 and the names of those that
+failed. Results: runs/NAME/*/results.json; logs: runs/NAME/.slurm/JOB/. The same command again skips what has finished.
 
   launchers/slurm.sh task=tofu loss=npo,po optimizer=adam,sophia
   launchers/slurm.sh loss=npo,po compute=gpu hydra.launcher.partition=gpu hydra.launcher.account=lab
@@ -38,12 +38,12 @@ command -v sbatch >/dev/null ||
 
 python=$root/.venv/bin/python
 [ -x "$python" ] || python=$(command -v python || command -v python3) ||
-    fail "no python: make the environment in $root/.venv, or activate yours"
-export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} # SLURM hands the environment on to the jobs
+    fail "no python found: make the environment in $root/.venv (make .venv/.installed), or activate yours"
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} # SLURM passes the environment on to the jobs
 "$python" -c 'import hydra, submitit, torch' 2>/dev/null ||
-    fail "$python lacks what soul_exp needs: make the environment in $root/.venv, or activate yours"
+    fail "$python cannot import hydra, submitit and torch: make the environment in $root/.venv (make .venv/.installed), or activate yours"
 
-# Without accounting nothing would tell Hydra that a job was killed, and it would wait for ever.
+# Without accounting Hydra would not notice that a job was killed, and would wait for ever.
 sacct >/dev/null 2>&1 || export PATH=$here:$PATH
 
 exec "$python" -m soul_exp hydra/launcher=slurm hydra.hydra_logging.root.level=INFO "$@" --multirun

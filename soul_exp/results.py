@@ -27,6 +27,27 @@ PACKAGES = "torch transformers accelerate datasets deepspeed hydra-core lm_eval 
 
 
 @dataclass(frozen=True)
+class Compared:
+    """A model that a run compares: its key in `metrics`, its title, and where its weights come from.
+
+    `role` is that of the checkpoint that prepare makes or is given; None: what the run itself leaves or measures.
+    """
+
+    key: str
+    title: str
+    role: str | None
+    instructed: bool = False  # whether it answers under the run's system prompt
+
+
+COMPARED = (
+    Compared("original", "original", "target"),
+    Compared("input_based", "input-based", "target", instructed=True),
+    Compared("unlearned", "unlearned", None),
+    Compared("retrained", "retrained", "retrained"),
+)
+
+
+@dataclass(frozen=True)
 class Results:
     """One run. A metric without a value is null in `metrics`, and `reasons` has the reason.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from soul_exp import binding
@@ -14,28 +14,12 @@ from soul_exp.distributed import zero3
 from soul_exp.evaluation.probing import ask
 from soul_exp.evaluation.records import read_retrained
 from soul_exp.models.language_model import LanguageModel
+from soul_exp.results import COMPARED
 from soul_exp.run import Metric, Models, Run
 
 VALIDATION = "validation_"  # how the names of the validation part's probes and metrics begin
 FORGET_QUALITY = "validation_log10_forget_quality"
 RETAIN = "validation_retain_probability"
-
-
-@dataclass(frozen=True)
-class Compared:
-    """A model that a run compares: its key in results.json, and the role of the checkpoint that answers for it."""
-
-    key: str
-    role: str | None  # of prepared_models.checkpoints; None: the run's own, which is measured last
-    instructed: bool = False  # whether it answers under the run's system prompt
-
-
-COMPARED = (
-    Compared("original", "target"),
-    Compared("input_based", "target", instructed=True),
-    Compared("unlearned", None),
-    Compared("retrained", "retrained"),
-)
 
 
 def score(metric: Metric, answers: Measured, retrained: Measured | None) -> float | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from soul_exp.metrics.suite import MEASURES
 from soul_exp.report.labels import HEADLINE, NULL, declared, finite, headline_first, label_of, number
-from soul_exp.results import Results
+from soul_exp.results import COMPARED, Results
 
 WIDTH = 100  # columns of a console
 HINTS = {"higher": "higher is better", "lower": "lower is better", "nearest": "retrained = target value", None: ""}
@@ -32,7 +32,7 @@ def _titles(results: Results) -> dict[str, str]:
     """Model -> title of its column, of the models that were measured."""
     is_pair = _is_unlearned(results) and "original" in results.metrics
     before, after = ("before", "after") if is_pair else ("original", "model")
-    titles = {"original": before, "input_based": "input-based", "unlearned": after, "retrained": "retrained"}
+    titles = {each.key: each.title for each in COMPARED} | {"original": before, "unlearned": after}
     return {model: title for model, title in titles.items() if model in results.metrics}
 
 

@@ -14,7 +14,7 @@ from scipy.stats import t as student
 from soul_exp.errors import UsageError
 from soul_exp.report.labels import DELTA, HEADLINE, MIA, NULL, declared, finite, headline_first, label_of, number
 from soul_exp.report.runs import ABOUT, CHOSEN, REQUEST, SUITE_OPTIONS, comparable, find, frame_of, varied
-from soul_exp.results import Results
+from soul_exp.results import COMPARED, Results
 
 ARROWS = {"higher": " ↑", "lower": " ↓", "nearest": " →", None: ""}
 # Metrics that have no column unless `metrics` lists them; neither have truth ratios.
@@ -84,11 +84,11 @@ def _compared_models(
     frame: pd.DataFrame, runs: Sequence[Results], columns: Sequence[str], num_keys: int
 ) -> Iterator[list[str]]:
     """A row for each model that the unlearned ones are compared with; not every run needs to have measured it."""
-    for model in ("original", "input_based", "retrained"):
-        first = next((i for i, run in enumerate(runs) if model in run.metrics), None)
+    for model in (each for each in COMPARED if each.role is not None):
+        first = next((i for i, run in enumerate(runs) if model.key in run.metrics), None)
         if first is not None:
-            cells = [_cell(frame.get(f"metrics.{model}.{name}", [])[first : first + 1]) for name in columns]
-            yield [model.replace("_", "-"), *[""] * (num_keys - 1), *cells, *[""] * len(AFTER)]
+            cells = [_cell(frame.get(f"metrics.{model.key}.{name}", [])[first : first + 1]) for name in columns]
+            yield [model.title, *[""] * (num_keys - 1), *cells, *[""] * len(AFTER)]
 
 
 def _combinations(frame: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -> Iterator[list[str]]:
@@ -145,10 +145,10 @@ def _sequence(runs: Mapping[str, Results], requested: Sequence[str] | None) -> s
     columns = [name for name in usual if not name.startswith("validation_")] if requested is None else list(requested)
     rows = [["request", "model", *map(label_of, columns)]]
     for request, run in runs.items():
-        for model in ("original", "unlearned", "retrained"):
-            if model in run.metrics:
-                cells = [number(finite(run.metrics[model].get(name))) for name in columns]
-                rows.append([request if model == "unlearned" else "", model, *cells])
+        for model in COMPARED:
+            if model.key in run.metrics and not model.instructed:
+                cells = [number(finite(run.metrics[model.key].get(name))) for name in columns]
+                rows.append([request if model.role is None else "", model.title, *cells])
     notes = [f"`{request}`: {note}" for request, run in runs.items() for note in run.notes]
     notes += _null_notes(runs.values(), columns)
     below = [f"- {note}" for note in dict.fromkeys(notes)]

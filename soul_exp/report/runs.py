@@ -12,7 +12,7 @@ import pandas as pd
 from soul_exp import results as files
 from soul_exp.errors import UsageError
 from soul_exp.report.labels import DELTA, HEADLINE, MIA, NULL, finite
-from soul_exp.results import Results
+from soul_exp.results import COMPARED, Results
 
 REQUEST = "request-"  # how the folders of a sequence of requests begin, inside its run's folder
 SUITE_OPTIONS = ("utility_suite", "utility_limit")
@@ -113,7 +113,7 @@ def comparable(runs: Mapping[str, Results]) -> list[dict[str, Results]]:
         key: list[Any] = [run.caption, run.config["task"].get("source"), run.config["task"].get("metrics")]
         key += [run.config.get(option) for option in SUITE_OPTIONS]
         key += [*run.metrics["unlearned"], run.data_hashes, run.tuned if run.trials else None]
-        for model in ("original", "retrained"):
+        for model in (each.key for each in COMPARED if each.role is not None and not each.instructed):
             key += [(model, metric, value and f"{value:.5g}") for metric, value in run.metrics.get(model, {}).items()]
         groups.setdefault(str(key), {})[name] = run
     return list(groups.values())

@@ -18,7 +18,6 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from soul_exp.artifacts import answer_cache, prepared_models
-from soul_exp.artifacts.scores import COMPARED
 from soul_exp.build import Config, build_models
 from soul_exp.data import Item, Part, encode
 from soul_exp.distributed import zero3
@@ -30,6 +29,7 @@ from soul_exp.losses import Objective, Scored
 from soul_exp.models import attention, loading
 from soul_exp.models.checkpoint import DONE
 from soul_exp.models.language_model import LanguageModel
+from soul_exp.results import COMPARED
 from soul_exp.run import Models
 from soul_exp.stages.stage import Job
 from soul_exp.training.checkpoints import remove_all, remove_unmarked

@@ -135,7 +135,7 @@ def _instantiate(node: Any) -> Any:
 
 
 def model_settings(model: Config) -> ModelSettings:
-    """What `config["model"]` says."""
+    """What `config["model"]` describes."""
     scratch = model["scratch"]
     return ModelSettings(
         template=Template(**model["template"]),
@@ -190,7 +190,7 @@ def _metrics(entries: Any) -> dict[str, Metric]:
 
 
 def _optimizer(config: Config) -> Callable[..., torch.optim.Optimizer]:
-    """The optimizer at its precision. Raises UsageError if it cannot round as that asks."""
+    """The optimizer at its precision. Raises UsageError if it cannot round so."""
     plain: Callable[..., torch.optim.Optimizer] = built(lambda: _instantiate(config["optimizer"]), "optimizer")
     rounding = config["precision"]["rounding"]
     if rounding == "nearest" or config["compute"]["deepspeed"]:  # ZeRO gives it fp32 shards and rounds by itself
@@ -211,7 +211,7 @@ def tunes(config: Config) -> bool:
 
 
 def build_tuning(config: Config) -> Tuning | None:
-    """The trials that `config` asks for. Raises UsageError at the first of their options that cannot work."""
+    """The trials of `config`. Raises UsageError at the first of their options that cannot work."""
     if not tunes(config):
         return None
     settings = config["tune"]

@@ -1,4 +1,4 @@
-"""The story of one run: check, prepare, tune where asked for, unlearn, evaluate, results."""
+"""The story of one run: check, prepare, tune where configured, unlearn, evaluate, results."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def _clear(run: Run, out: Path, replaced: bool) -> None:
 
 
 def _check_engine(job: Job) -> None:
-    """Raises UsageError if another engine has left a checkpoint of this run, unless `resume` says what to do."""
+    """Raises UsageError if another engine has left a checkpoint of this run, unless `resume` allows it."""
     compute = job.run.compute
     engine = checkpoints.engine_of(compute.name, compute.processes, compute.deepspeed)
     found = checkpoints.newest(job.out / CHECKPOINTS / fingerprint(job.config, job.run))

@@ -140,7 +140,7 @@ class Models:
 
     @property
     def measures_only(self) -> bool:
-        """Whether model.path is only measured, and so says nothing of what the other models were made from."""
+        """Whether model.path is only measured: the other models were made from something else."""
         return self.stages == ("evaluate",)
 
     @property

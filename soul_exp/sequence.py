@@ -97,10 +97,10 @@ def _run(
             break
     if last is None:
         return None
-    said = f"the last of {len(steps)} requests; the results of each are in request-1/ to request-{number}/"
+    note = f"the last of {len(steps)} requests; the results of each are in request-1/ to request-{number}/"
     if last.status == "diverged" and number < len(steps):
-        said = f"request {number} of {len(steps)} diverged, so that the later ones were not begun"
-    last = replace(last, notes=[*last.notes, said])
+        note = f"request {number} of {len(steps)} diverged, so that the later ones were not begun"
+    last = replace(last, notes=[*last.notes, note])
     results.write(out, last)
     return last
 
@@ -132,7 +132,7 @@ def _check_sequence(config: Config, group: Crew | None) -> None:
         raise UsageError("save=none with task.requests: each request starts from the model before: choose save=final")
     if config["adapter"] and not config["adapter"]["merge"]:
         raise UsageError(
-            "an adapter with task.requests: each request starts from whole weights: type adapter.merge=true"
+            "an adapter with task.requests: each request starts from complete weights: type adapter.merge=true"
         )
     for key in ("path", "records"):
         if config["retrained"][key] and len(config["task"]["requests"]) > 1:

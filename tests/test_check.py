@@ -426,7 +426,7 @@ def test_a_caption_counts_the_general_questions_that_are_trained(
 
 def test_without_a_suite_the_metrics_that_name_it_are_null_with_the_reason(checked: Callable[..., Checked]) -> None:
     found = checked("task=copyright", "utility_suite=none")
-    assert "utility_suite=none asks nothing" in found.reasons["utility"]
+    assert "utility_suite=none measures no" in found.reasons["utility"]
     assert found.reasons["suite_perplexity"] == found.reasons["utility"] and "mia_auc" not in found.reasons
     assert not checked("task=copyright").reasons
 
@@ -527,7 +527,7 @@ def test_the_tofu_authors_log_serves_as_the_retrained_model_and_what_it_lacks_is
 def test_records_of_part_of_the_questions_are_refused(checked: Callable[..., Checked], tmp_path: Path) -> None:
     (tmp_path / "records").mkdir()
     (tmp_path / "records" / "forget.jsonl").write_text('{"nll": 0.5}\n')
-    with pytest.raises(UsageError, match="holds 1 answers to forget, the task asks 60 questions"):
+    with pytest.raises(UsageError, match="holds 1 answers to forget, the task has 60 questions"):
         checked("retrained.records=./records")
 
 

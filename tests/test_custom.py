@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from soul_exp.checks.dry_run import lacking
+from soul_exp.checks.dry_run import missing_field
 from soul_exp.data import Item
 from soul_exp.errors import UsageError
 from soul_exp.tasks.custom import custom
@@ -304,16 +304,16 @@ def metric(name: str, answers: str) -> Callable[..., float]:
 
 def test_what_needs_paraphrases_is_known_to_be_missing_before_any_model_is_asked(files: dict[str, str]) -> None:
     probes = custom(**files).probes  # type: ignore[arg-type]
-    assert lacking(metric("truth_ratio_forget", "forget"), probes) == ("forget", "paraphrase_nll")
-    assert lacking(metric("truth_ratio", "retain"), probes) == ("retain", "wrong_nll")
-    assert lacking(metric("rouge", "forget"), probes) is None
+    assert missing_field(metric("truth_ratio_forget", "forget"), probes) == ("forget", "paraphrase_nll")
+    assert missing_field(metric("truth_ratio", "retain"), probes) == ("retain", "wrong_nll")
+    assert missing_field(metric("rouge", "forget"), probes) is None
 
 
 def test_paraphrases_and_wrong_answers_switch_truth_ratios_on(files: dict[str, str]) -> None:
     rows = [{**row, "paraphrased_answer": "This.", "perturbed_answer": ["No.", "Yes."]} for row in questions(8)]
     write(Path(files["forget"]), rows)
     task = custom(**files)  # type: ignore[arg-type]
-    assert lacking(metric("truth_ratio_forget", "forget"), task.probes) is None
+    assert missing_field(metric("truth_ratio_forget", "forget"), task.probes) is None
     assert task.missing["retain.wrong_nll"] == "task.retain has no perturbed_answer"
     wrong = task.probes["forget"].wrong
     assert wrong is not None and wrong[3] == [Item("What is 3?", "No."), Item("What is 3?", "Yes.")]
@@ -323,9 +323,9 @@ def test_an_answer_without_a_latin_word_leaves_rouge_and_bleu_out_and_says_which
     write(Path(files["forget"]), [*questions(2), {"prompt": "¿?", "answer": "你好"}])
     task = custom(**files)  # type: ignore[arg-type]
     for name in ("rouge", "bleu"):
-        probe, field = lacking(metric(name, "forget"), task.probes) or ("", "")
+        probe, field = missing_field(metric(name, "forget"), task.probes) or ("", "")
         assert task.missing[f"{probe}.{field}"].startswith("the answer in line 3 of task.forget has no word of a-z")
-    assert lacking(metric("rouge", "retain"), task.probes) is None
+    assert missing_field(metric("rouge", "retain"), task.probes) is None
 
 
 def requested(files: dict[str, str], request: int, **changes: Any) -> Task:

@@ -101,9 +101,9 @@ def load(
 ) -> LanguageModel:
     """The language model in `checkpoint`, with the template and the dtype of `model`.
 
-    Under ZeRO-3, as `deepspeed` may say, its weights are divided over the ranks as they are read. Raises UsageError if
-    it is not causal or has weights that are not finite; what a run unlearned `may_have_diverged`, which its results
-    report.
+    Under ZeRO-3, where `deepspeed` configures it, its weights are divided over the ranks as they are read. Raises
+    UsageError if it is not causal or has weights that are not finite; what a run unlearned `may_have_diverged`, which
+    its results report.
     """
     tokenizer, path = tokenizer_of(model, checkpoint), checkpoint.path
     loaded = loading.load_model(path, checkpoint.revision, model.dtype, model.attention, deepspeed=deepspeed)

@@ -54,12 +54,12 @@ def not_learnt(learnt: Mapping[str, float], original: Mapping[str, float | None]
 def known_answers(models: Models) -> dict[str, Measured]:
     """key -> answers, of each compared model that prepare evaluated, or whose records were given."""
     known: dict[str, Measured] = {}
-    places = prepared_models.checkpoints(models)
+    checkpoints = prepared_models.checkpoints(models)
     for compared in COMPARED:
         instruction = models.instruction if compared.instructed else None
-        if compared.role not in places or (compared.instructed and instruction is None):
+        if compared.role not in checkpoints or (compared.instructed and instruction is None):
             continue
-        if (answers := cached_answers(models, places[compared.role], instruction)) is not None:
+        if (answers := cached_answers(models, checkpoints[compared.role], instruction)) is not None:
             known[compared.key] = answers
     if models.retrained_records:
         known["retrained"] = read_retrained(models.retrained_records)

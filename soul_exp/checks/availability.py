@@ -31,16 +31,16 @@ def read_records(run: Run) -> Mapping[str, Answers] | None:
     for name, given in records.items():
         if name not in run.task.probes:
             continue
-        asked = [item.prompt for item in run.task.probes[name].items]
-        if path.is_dir() and len(given) != len(asked):
+        prompts = [item.prompt for item in run.task.probes[name].items]
+        if path.is_dir() and len(given) != len(prompts):
             raise UsageError(
-                f"retrained.records={path} holds {len(given)} answers to {name}, the task asks {len(asked)} questions: "
-                f"give the records of the same task"
+                f"retrained.records={path} holds {len(given)} answers to {name}, the task has {len(prompts)} "
+                f"questions: give the records of the same task"
             )
-        for number, (question, prompt) in enumerate(zip(given.question or (), asked, strict=False), start=1):
+        for number, (question, prompt) in enumerate(zip(given.question or (), prompts, strict=False), start=1):
             if prompt not in question:
                 raise UsageError(
-                    f"retrained.records={path}: answer {number} of {name} is to {question[:60]!r}, the task asks "
+                    f"retrained.records={path}: answer {number} of {name} answers {question[:60]!r}, the task asks "
                     f"{prompt[:60]!r}: give the records of the same task"
                 )
     return records
@@ -56,7 +56,7 @@ def reasons(config: Config, run: Run, records: Mapping[str, Answers] | None) -> 
     if records is None and not _has_retrained(run):
         missing["retrained"] = _no_retrained(run)
     if run.suite.suite == lm_eval_suite.NONE:
-        missing[SUITE] = "utility_suite=none asks nothing of general utility: type utility_suite=embedded or paper"
+        missing[SUITE] = "utility_suite=none measures no general utility: type utility_suite=embedded or paper"
     found = {}
     for name, metric in run.metrics.items():
         names = binding.names(metric)
@@ -68,9 +68,9 @@ def reasons(config: Config, run: Run, records: Mapping[str, Answers] | None) -> 
                     f"the metric {name} needs the probe {wanted!r}, but task={run.choices.task} offers "
                     f"{', '.join(task.probes)}: remove task.metrics.{name}"
                 )
-        lack = dry_run.lacking(metric, task.probes) if name not in found else None
-        if lack:
-            found[name] = missing.get(".".join(lack), f"the probe {lack[0]} records no {lack[1]}")
+        unrecorded = dry_run.missing_field(metric, task.probes) if name not in found else None
+        if unrecorded:
+            found[name] = missing.get(".".join(unrecorded), f"the probe {absent[0]} records no {absent[1]}")
         if records is not None and name not in found:
             absent = [wanted for wanted in names if wanted not in records and wanted != "retrained"]
             if absent:  # no model has a metric that compares with them, the others have one that does not

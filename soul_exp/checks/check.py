@@ -161,7 +161,7 @@ def _check_compute(compute: Config, tunes: bool) -> None:
     wanted = world.devices if world and not tunes else compute["processes"]  # trials start all processes here
     if compute["device"] == "cuda" and torch.cuda.device_count() < wanted:
         raise UsageError(
-            f"compute asks for {wanted} CUDA device(s), found {torch.cuda.device_count()}: "
+            f"compute needs {wanted} CUDA device(s), found {torch.cuda.device_count()}: "
             f"choose compute=cpu or fewer compute.processes"
         )
     deepspeed = compute["deepspeed"]
@@ -176,7 +176,7 @@ def _check_compute(compute: Config, tunes: bool) -> None:
     for section in ("optimizer", "scheduler"):
         if section in deepspeed:
             raise UsageError(
-                f"compute.deepspeed.{section} would put DeepSpeed's in the place of the run's own: remove it, and "
+                f"compute.deepspeed.{section} would replace the run's own by DeepSpeed's: remove it, and "
                 f"choose {'optimizer=' if section == 'optimizer' else 'train.lr_scheduler='}"
             )
     if (deepspeed.get("fp16") or {}).get("enabled"):

@@ -61,7 +61,7 @@ def together(needs: Sequence[Need | None]) -> Need | None:
     return Need(
         model=sum(need.model for need in known),
         checkpoints=max(need.checkpoints for need in known),
-        prepared={place: size for need in known for place, size in need.prepared.items()},
+        prepared={folder: size for need in known for folder, size in need.prepared.items()},
     )
 
 
@@ -96,7 +96,7 @@ def check_sweep(needs: Sequence[tuple[int, Need | None]], folder: Path, cache: P
     kept = sum(count * one.model for count, one in known)
     largest = sorted((one.checkpoints for count, one in known for _ in range(min(count, at_once))), reverse=True)
     running = sum(largest[:at_once])
-    prepared = {place: size for _, one in known for place, size in one.prepared.items()}
+    prepared = {path: size for _, one in known for path, size in one.prepared.items()}
     in_cache = sum(prepared.values())
     models = sum(count for count, one in known if one.model)
     parts = [f"{models} models, {amount(kept)}"] if models else []

@@ -1,4 +1,4 @@
-"""Metrics rehearsed on made-up answers before work starts, so that what a probe will not record is known then."""
+"""Metrics tried on made-up answers before work starts: a field that a probe does not record is found then."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ NUM = 2  # made-up examples
 OF_GENERATION = ("rouge_l", "generation")
 
 
-def lacking(metric: Callable[..., float], probes: Mapping[str, Probe]) -> tuple[str, str] | None:
+def missing_field(metric: Callable[..., float], probes: Mapping[str, Probe]) -> tuple[str, str] | None:
     """The first probe that `metric` reads but cannot, and the field that this probe does not record; None: it can."""
     for name in binding.names(metric):
         if name not in probes:
             continue
         absent = unrecorded(probes[name])
-        whole = {other: _made_up(()) for other in probes}
-        given = {**whole, name: _made_up(absent)}
+        complete = {other: _made_up(()) for other in probes}
+        given = {**complete, name: _made_up(absent)}
         try:
             with warnings.catch_warnings(), np.errstate(all="ignore"):
                 warnings.simplefilter("ignore")

@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 def prepare(job: Job) -> Job:
-    """Make and evaluate the target and the retrained model where the cache lacks them, side by side, a process each."""
+    """Make and evaluate the target and the retrained model that the cache does not have, side by side."""
     start, compute = time.perf_counter(), job.run.compute
     roles = unprepared(job.run)
     if roles:
@@ -52,16 +52,16 @@ def prepare(job: Job) -> Job:
 
 def unprepared(models: Models) -> list[str]:
     """The roles that still have to be made, or evaluated, before this run's other stages can begin."""
-    places = prepared_models.checkpoints(models)
+    checkpoints = prepared_models.checkpoints(models)
     if "prepare" not in models.stages:  # nothing is trained, but what exists may still have to answer
         exists = models.retrained or (
-            "retrained" in places and prepared_models.is_ready(Path(places["retrained"].path))
+            "retrained" in checkpoints and prepared_models.is_ready(Path(checkpoints["retrained"].path))
         )
-        places = {role: place for role, place in places.items() if role == "retrained" and exists}
+        checkpoints = {role: checkpoint for role, checkpoint in checkpoints.items() if role == "retrained" and exists}
     return [
         role
-        for role, place in places.items()
-        if any(answer_cache.cached_answers(models, place, each) is None for each in _instructions(models, role))
+        for role, checkpoint in checkpoints.items()
+        if any(answer_cache.cached_answers(models, checkpoint, each) is None for each in _instructions(models, role))
     ]
 
 
@@ -80,10 +80,10 @@ def worker(rank: int, config: Config, roles: Sequence[str], device: str) -> floa
     if instruction is not None:
         check_length(models, instruction)
     seconds = make(models, role, device) if role in prepared_models.recipes(models) else 0.0
-    place = prepared_models.checkpoints(models)[role]
-    answer_cache.fill(models, place, device, role)
+    checkpoint = prepared_models.checkpoints(models)[role]
+    answer_cache.fill(models, checkpoint, device, role)
     if instruction is not None:
-        answer_cache.fill(models, place, device, "input-based", instruction)
+        answer_cache.fill(models, checkpoint, device, "input-based", instruction)
     return seconds
 
 
@@ -158,9 +158,9 @@ def _not_finite(lm: LanguageModel, rows: Sequence[Item], count: int) -> str | No
 def check_length(models: Models, instruction: str) -> None:
     """Raises UsageError, before anything is trained, if a probe is too long for the target under `instruction`."""
     model = models.model
-    place = prepared_models.checkpoints(models)["target"]
-    made = Path(place.path).parent == models.cache / "models"
-    tokenizer = _start_tokenizer(models) if made else prepared_models.tokenizer_of(model, place)
+    checkpoint = prepared_models.checkpoints(models)["target"]
+    made = Path(checkpoint.path).parent == models.cache / "models"
+    tokenizer = _start_tokenizer(models) if made else prepared_models.tokenizer_of(model, checkpoint)
     items = [item for probe in models.task.probes.values() for item in texts_of(probe)]
     encode(items, tokenizer, replace(model.template, instruction=instruction), model.max_length)
 

@@ -78,9 +78,9 @@ def unlearn(job: RankJob) -> RankJob:
     return replace(job, lm=lm, outcome=outcome)
 
 
-def load(run: Run, place: Checkpoint, device: str, may_have_diverged: bool = False) -> LanguageModel:
-    """The model in `place` on its ranks and on `device`, as this run's compute divides it."""
-    lm = prepared_models.load(run.model, place, run.compute.deepspeed, may_have_diverged)
+def load(run: Run, checkpoint: Checkpoint, device: str, may_have_diverged: bool = False) -> LanguageModel:
+    """The model in `checkpoint` on its ranks and on `device`, as this run's compute divides it."""
+    lm = prepared_models.load(run.model, checkpoint, run.compute.deepspeed, may_have_diverged)
     loading.move(lm.model, device)
     return lm
 
@@ -139,6 +139,6 @@ def _keep_best(run: Run, lm: LanguageModel, folder: Path, first: bool) -> KeepBe
         folder,
         run.best_keep * start,
         validate=lambda: validate(run, lm, "best"),
-        save=lambda place: loading.save(lm.model, lm.tokenizer, place, first),
+        save=lambda folder: loading.save(lm.model, lm.tokenizer, folder, first),
         first=first,
     )

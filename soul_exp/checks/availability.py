@@ -70,7 +70,7 @@ def reasons(config: Config, run: Run, records: Mapping[str, Answers] | None) -> 
                 )
         unrecorded = dry_run.missing_field(metric, task.probes) if name not in found else None
         if unrecorded:
-            found[name] = missing.get(".".join(unrecorded), f"the probe {absent[0]} records no {absent[1]}")
+            found[name] = missing.get(".".join(unrecorded), f"the probe {unrecorded[0]} records no {unrecorded[1]}")
         if records is not None and name not in found:
             absent = [wanted for wanted in names if wanted not in records and wanted != "retrained"]
             if absent:  # no model has a metric that compares with them, the others have one that does not

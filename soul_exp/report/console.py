@@ -59,7 +59,7 @@ def _metric_rows(results: Results, titles: Mapping[str, str], names: Sequence[st
         if is_grouped and first != heading:
             yield first, [""] * len(titles), ""
         heading = first if is_grouped else ""
-        unit, direction = declared(results.config, name)
+        unit, direction = declared(results.config["task"].get("metrics"), name)
         label = f"  {label_of(rest, unit)}" if is_grouped else label_of(name, unit)
         values = {model: finite(results.metrics[model].get(name)) for model in titles}
         has_target = direction != "nearest" or "retrained" in titles

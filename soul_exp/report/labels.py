@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import math
-import pkgutil
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -19,12 +20,14 @@ NAMES = {"utility": "model utility", MIA: "MIA AUC", DELTA: "Δ (retrained − M
 REMOVED = {"soul_exp.metrics.general.choice_accuracy": "soul_exp.metrics.suite.mean_accuracy"}
 
 
-def declared(config: Mapping[str, Any], name: str) -> tuple[str, Direction | None]:
+def declared(metrics: Mapping[str, Any] | None, name: str) -> tuple[str, Direction | None]:
     """The unit of metric `name` and the direction of better values; "" and None if its function declares none.
+
+    `metrics` is the option task.metrics of the run.
 
     A function of any one probe (`answers: forget` in the YAML) declares the direction for what is to be kept.
     """
-    entry = (config["task"].get("metrics") or {}).get(name, {})
+    entry = (metrics or {}).get(name, {})
     scale = _scale(entry.get("_target_", ""))
     if scale is None:
         return "", None
@@ -33,9 +36,13 @@ def declared(config: Mapping[str, Any], name: str) -> tuple[str, Direction | Non
 
 @functools.cache
 def _scale(target: str) -> Scale | None:
+    target = REMOVED.get(target, target)
+    module, _, function = target.rpartition(".")
+    if module not in sys.modules and not target.startswith("soul_exp.metrics."):  # a results file imports nothing else
+        return None
     try:
-        return getattr(pkgutil.resolve_name(REMOVED.get(target, target)), "scale", None)
-    except (ImportError, AttributeError, ValueError):  # a user's own metric, whose module is not on this machine
+        return getattr(getattr(importlib.import_module(module), function), "scale", None)
+    except (ImportError, AttributeError):  # of another version
         return None
 
 

@@ -55,7 +55,11 @@ def _table(named: Mapping[str, Results], requested: Sequence[str] | None, varied
     frame["untuned"] = frame["tuned"].isna() & frame["choices.loss"].notna()
     repeats = frame.duplicated([*by, "untuned", *(key for key in frame if key.startswith("seeds."))])
     rows = [
-        [*(key.partition(".")[2] for key in by), *(_title(runs[0].config, name) for name in columns), *AFTER],
+        [
+            *(key.partition(".")[2] for key in by),
+            *(_title(runs[0].config["task"].get("metrics"), name) for name in columns),
+            *AFTER,
+        ],
         *_compared_models(frame, runs, columns, len(by)),
         *_combinations(frame[~repeats], by, columns),
     ]
@@ -75,8 +79,8 @@ def _columns(measured: Iterable[str], requested: Sequence[str] | None) -> list[s
     return [column for name in chosen for column in ((name, DELTA) if name == MIA else (name,))]
 
 
-def _title(config: Mapping[str, Any], name: str) -> str:
-    unit, direction = declared(config, name)
+def _title(metrics: Mapping[str, Any] | None, name: str) -> str:
+    unit, direction = declared(metrics, name)
     return label_of(name, unit) + ARROWS[direction]
 
 

@@ -135,7 +135,7 @@ def checked(configured: Callable[..., dict[str, Any]], tmp_path: Path) -> Callab
         (["utility_suite=paper", "utility_data=./copies"], "copies/aps/super_glue is no copy .*it is no folder"),
         (["task=copyright", "task.source=no.txt"], "does not exist: give embedded or a text file"),
         (["task=detox", "task.source=hub"], "PKU-Alignment/PKU-SafeRLHF cannot be reached .* task.source=embedded"),
-        (["task=detox", "task.rtp=/nowhere"], "task.rtp=/nowhere is no folder: type task.rtp=embedded"),
+        (["task=detox", "task.rtp=/nowhere"], "task.rtp=/nowhere is not a folder: type task.rtp=embedded"),
         (["task=copyright", "task.wordings=abc"], "task.wordings=abc: expected a list of texts, such as"),
         (["task=detox", "task.rtp=hub"], "allenai/real-toxicity-prompts cannot be reached .* type task.rtp=embedded"),
         (["task=detox", "task.source=no.csv"], "no.csv does not exist: give embedded, hub, a folder or a CSV file"),

@@ -43,7 +43,7 @@ def test_a_continuation_follows_its_prompt_and_pieces_cover_what_follows_the_sho
     assert pieces == [" w102 w103 w104 w105", " w106 w107 w108 w109"]  # the two words that are left make no piece
     assert task.probes["forget"].items[1].prompt == " ".join(f"w{i}" for i in range(98, 106))
     assert len(task.probes["forget"].items) == 6 * 2
-    assert task.missing["validation_forget"] == "task.validation_fraction=0 leaves no passage"
+    assert task.missing["validation_forget"] == "task.validation_fraction=0 leaves no rows"
 
 
 def test_what_is_forgotten_stands_in_every_wording_and_prompts_take_their_turn(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_general_text_of_a_file_is_the_beginning_of_each_long_paragraph(tmp_path
     with pytest.raises(UsageError, match="has 2 paragraphs of 4 words or more, expected 3"):
         text.general_text(str(tmp_path), 3, num_words=4)
     (tmp_path / "a.txt").unlink()
-    with pytest.raises(UsageError, match=r"holds no \*.txt: give a text file, c4, wikitext or embedded"):
+    with pytest.raises(UsageError, match=r"has no \*.txt: give a text file, c4, wikitext or embedded"):
         text.general_text(str(tmp_path), 1)
 
 

@@ -93,7 +93,7 @@ def test_a_hub_dataset_is_read_by_its_split_and_configuration_with_its_own_colum
 def test_a_dataset_that_cannot_be_reached_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     for library in ("datasets.config", "huggingface_hub.constants"):
         monkeypatch.setattr(f"{library}.HF_HUB_OFFLINE", True)
-    with pytest.raises(UsageError, match=r"task.forget: nobody/nothing cannot be reached .* or give a file"):
+    with pytest.raises(UsageError, match=r"task.forget=hub:nobody/.*nothing cannot be reached .* or give a file"):
         rows_of("hub:nobody/nothing")
 
 
@@ -115,12 +115,12 @@ def test_a_text_is_cut_behind_its_first_third_and_keeps_every_character(
 
 def test_a_row_of_a_csv_is_named_by_the_line_on_which_it_begins(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('prompt,answer\n"one\ntwo\nthree?",yes\nfour?,"no\nnever"\n')
-    assert [row.place for row in rows_of(tmp_path / "a.csv").rows] == ["line 2", "line 5"]
+    assert [row.location for row in rows_of(tmp_path / "a.csv").rows] == ["line 2", "line 5"]
 
 
 MALFORMED: list[tuple[str, str | bytes, str]] = [
     ("a.jsonl", '{"prompt": "a", "answer": "b"}\n\n{"prompt": "a"\n', "a.jsonl, line 3: not JSON"),
-    ("a.jsonl", '[{"prompt": "a", "answer": "b"}]', "line 1: found .*, expected one JSON object a line"),
+    ("a.jsonl", '[{"prompt": "a", "answer": "b"}]', "line 1: found .*, expected one JSON object per line"),
     ("a.jsonl", '{"prompt": "a", "answer": "b"}\n{"prompt": "a"}\n', "line 2: answer is missing or empty"),
     ("a.jsonl", '{"prompt": "a", "answer": " "}\n', "line 1: answer is empty, expected a text"),
     ("a.jsonl", '{"prompt": "a", "answer": "x \\ud800 y"}\n', "line 1: answer holds half of a surrogate pair"),
@@ -148,7 +148,7 @@ MALFORMED: list[tuple[str, str | bytes, str]] = [
     ("a.csv", "prompt,answer\na,b\nc,\n", "line 3: answer is missing or empty"),
     ("a.csv", 'prompt,answer\n"a\nb",c\nd,e,f\n', "line 4: 3 cells, expected 2 as in the header"),
     ("a.csv", 'prompt,answer\na,b\n"c\n,d\n', "line 3: not CSV"),
-    ("a.csv", "prompt,answer,answer\na,b,c\n", "the column answer stands twice"),
+    ("a.csv", "prompt,answer,answer\na,b,c\n", "found the column answer twice"),
     ("a.csv", "prompt,answer\n", "a.csv has no rows"),
     ("a.csv", "\n", "a.csv is empty: expected a header and rows below it"),
     ("a.csv", b"prompt,answer\na,\xe9\n", "line 2: not UTF-8"),
@@ -209,7 +209,7 @@ def test_exact_duplicates_are_left_out_with_their_lines(tmp_path: Path) -> None:
 def test_rows_in_two_files_are_found_whatever_their_case_and_white_space(tmp_path: Path) -> None:
     one = rows_of(write(tmp_path / "a.jsonl", questions(3)))
     other = rows_of(write(tmp_path / "b.jsonl", [{"prompt": "WHAT  is 2?\n", "answer": "it is number 2."}]))
-    assert [(a.place, b.place) for a, b in shared(one, other)] == [("line 3", "line 1")]
+    assert [(a.location, b.location) for a, b in shared(one, other)] == [("line 3", "line 1")]
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,8 @@ from soul_exp.tasks.refusals import TOXIC
 from soul_exp.tasks.sources import toxic_rows
 from soul_exp.tasks.sources.toxic_rows import Example, normalised
 from soul_exp.tasks.task import Probe, Task
-from soul_exp.tasks.toxicity import Classifier, Own
+from soul_exp.tasks.toxicity.classifier import REVISION, Classifier
+from soul_exp.tasks.toxicity.own import Own
 
 pytestmark = pytest.mark.usefixtures("forked")
 LABELS = ["toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate"]  # of toxic-bert, in its order
@@ -70,14 +71,14 @@ def test_a_record_keeps_every_digit_of_a_score(tmp_path: Path) -> None:
 
 def test_texts_that_differ_in_case_and_white_space_only_are_one_and_the_first_counts() -> None:
     rows = [("You  dusty\nsock", True), ("you dusty sock", False), (" YOU dusty sock ", True), ("other", False)]
-    parts = toxic_rows.cut(Example(text, text, toxic, None) for text, toxic in rows)
+    parts = toxic_rows.divide(Example(text, text, toxic, None) for text, toxic in rows)
     kept = [example.text for part in parts.values() for example in part]
     assert sorted(kept) == ["You  dusty\nsock", "other"]
 
 
 def test_the_part_of_a_text_does_not_depend_on_the_other_texts() -> None:
     made = [Example(str(i), str(i), i % 2 == 0, None) for i in range(400)]
-    all_parts, some = toxic_rows.cut(made), toxic_rows.cut(reversed(made[:100]))
+    all_parts, some = toxic_rows.divide(made), toxic_rows.divide(reversed(made[:100]))
     where = {example.key: part for part, examples in all_parts.items() for example in examples}
     assert all(where[example.key] == part for part, examples in some.items() for example in examples)
     assert 0.38 < len(all_parts["forget"]) / 200 < 0.58 and len(where) == 400  # 48 % of the 200 toxic ones
@@ -138,7 +139,7 @@ def test_every_row_of_the_real_file_is_read_once(real_data: Callable[[str], Path
 @pytest.mark.parametrize(
     ("rows", "sentence"),
     [
-        ([["comment", "is_toxic"]], r"lacks the column\(s\) text: expected text, is_toxic"),
+        ([["comment", "is_toxic"]], r"has no column text: expected text, is_toxic"),
         ([["text", "is_toxic"], ["two\nlines", "Toxic"], ["what", "toxic"]], "line 4: text 'what', is_toxic 'toxic'"),
         ([["text", "is_toxic"], [" ", "Toxic"]], "line 2: text ' '"),
         ([["text", "is_toxic"], ["a", "Toxic", "b"]], "line 2: 3 cells, expected 2 as in the header"),
@@ -196,7 +197,7 @@ def test_a_row_of_pku_saferlhf_without_its_verdict_is_named(tmp_path: Path) -> N
     with pytest.raises(UsageError, match=r"row 7: response 1 is .*, safe None: expected a text and true or false"):
         detox(str(tmp_path), num_forget=30, num_prompts=10)
     (tmp_path / "train.jsonl").write_text(json.dumps({"prompt": "a"}))
-    with pytest.raises(UsageError, match=r"lacks the column\(s\) response_0, response_1, is_response_0_safe"):
+    with pytest.raises(UsageError, match=r"has no column response_0, response_1, is_response_0_safe"):
         detox(str(tmp_path))
 
 
@@ -417,10 +418,10 @@ def test_the_own_scorer_needs_twenty_texts_of_each_kind(tmp_path: Path) -> None:
 
 def test_toxic_bert_is_pinned_and_another_revision_may_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Classifier, "check", lambda self: None)  # which would ask the hub
-    for given, expected in ((None, toxicity.REVISION), ("main", "main")):
-        found = toxicity.scorer("unitary/toxic-bert", given, [], [])
+    for given, expected in ((None, REVISION), ("main", "main")):
+        found = toxicity.make_scorer("unitary/toxic-bert", given, [], [])
         assert found.identity() == ["unitary/toxic-bert", expected]
-    assert toxicity.scorer("someone/else", None, [], []).identity() == ["someone/else", None]
+    assert toxicity.make_scorer("someone/else", None, [], []).identity() == ["someone/else", None]
 
 
 def test_answers_are_kept_apart_by_scorer(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from soul_exp.errors import UsageError
 from soul_exp.metrics.text import rouge_l_recall
 from soul_exp.tasks import refusals
 from soul_exp.tasks.copyright import copyright
-from soul_exp.tasks.task import Task, divided, forget_parts, spread
+from soul_exp.tasks.task import Task, evenly_spaced, forget_parts, validation_split
 from soul_exp.tasks.tofu import tofu
 
 
@@ -45,7 +45,7 @@ def test_the_same_task_twice_has_the_same_hashes_and_another_another() -> None:
 
 @pytest.mark.parametrize(("count", "chosen"), [(1, [0]), (3, [0, 3, 6]), (10, list(range(10))), (11, list(range(10)))])
 def test_some_rows_come_from_all_over(count: int, chosen: list[int]) -> None:
-    assert spread(list(range(10)), count) == chosen
+    assert evenly_spaced(list(range(10)), count) == chosen
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_some_rows_come_from_all_over(count: int, chosen: list[int]) -> None:
 )
 def test_a_fraction_of_the_rows_is_for_tuning_and_the_rest_is_not(fraction: float, chosen: list[int] | None) -> None:
     rows = list(range(10))
-    tuning, test = divided(rows, fraction)
+    tuning, test = validation_split(rows, fraction)
     assert sorted(tuning + test) == rows and len(tuning) == int(10 * fraction)
     assert chosen is None or tuning == chosen
 
@@ -123,7 +123,7 @@ def test_a_malformed_line_is_named_by_file_and_line(tmp_path: Path) -> None:
     lines = (tmp_path / "full.json").read_text().splitlines()
     lines[4] = '{"question": "Who'
     (tmp_path / "full.json").write_text("\n".join(lines))
-    with pytest.raises(UsageError, match=r"full.json, line 5: .*expected one JSON object a line"):
+    with pytest.raises(UsageError, match=r"full.json, line 5: .*expected one JSON object per line"):
         tofu(str(tmp_path))
 
 
@@ -147,7 +147,7 @@ def test_a_missing_column_is_named(tmp_path: Path) -> None:
     small_tofu(tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "full.json").open()]
     (tmp_path / "full.json").write_text("\n".join(json.dumps({"question": r["question"]}) for r in rows))
-    with pytest.raises(UsageError, match=r"full lacks the column\(s\) answer"):
+    with pytest.raises(UsageError, match=r"full has no column answer: expected question, answer"):
         tofu(str(tmp_path))
 
 
@@ -191,7 +191,7 @@ def test_perturbed_rows_in_another_order_are_refused(tmp_path: Path) -> None:
     small_tofu(tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "retain_perturbed.json").open()]
     (tmp_path / "retain_perturbed.json").write_text("\n".join(map(json.dumps, rows[::-1])))
-    with pytest.raises(UsageError, match=r"row 1 of those used asks .* in retain_perturbed but"):
+    with pytest.raises(UsageError, match=r"the question of row 1 is .* in retain_perturbed but"):
         tofu(str(tmp_path), num_forget_authors=2)
 
 

@@ -132,7 +132,7 @@ def checked(configured: Callable[..., dict[str, Any]], tmp_path: Path) -> Callab
             ["utility_suite=paper"],
             "aps/super_glue cannot be reached .* or type utility_suite=embedded or utility_suite=n",
         ),
-        (["utility_suite=paper", "utility_data=./copies"], "copies/aps/super_glue is no copy .*it is no folder"),
+        (["utility_suite=paper", "utility_data=./copies"], "copies/aps/super_glue is not a copy .*it is not a folder"),
         (["task=copyright", "task.source=no.txt"], "does not exist: give embedded or a text file"),
         (["task=detox", "task.source=hub"], "PKU-Alignment/PKU-SafeRLHF cannot be reached .* task.source=embedded"),
         (["task=detox", "task.rtp=/nowhere"], "task.rtp=/nowhere is not a folder: type task.rtp=embedded"),

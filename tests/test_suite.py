@@ -120,11 +120,13 @@ def test_accuracies_equal_those_of_our_own_likelihoods(lm: LanguageModel) -> Non
 def test_loglikelihoods_equal_ours_to_1e_4_whatever_the_batch(lm: LanguageModel) -> None:
     from lm_eval.api.instance import Instance
 
+    from soul_exp.evaluation.lm_eval_model import SharedModel
+
     pairs = [(c, a) for q in QUESTIONS["completion"][:6] for c, a in zip(q.contexts, q.continuations, strict=True)]
     requests = [Instance("loglikelihood", {}, (c, f" {a}"), i) for i, (c, a) in enumerate(pairs)]
     lm.model.eval()
     for batch_size in (1, 5, 64):
-        harness = lm_eval_suite._harness(lm, batch_size, "")
+        harness = SharedModel(lm, batch_size, "")
         given = [value for value, _ in harness.loglikelihood(requests, disable_tqdm=True)]
         np.testing.assert_allclose(given, [read(lm, c, a) for c, a in pairs], atol=1e-4)
 
@@ -155,10 +157,12 @@ def test_word_perplexity_is_exp_of_the_nll_per_word(lm: LanguageModel) -> None:
 def test_a_ruined_model_has_a_finite_perplexity_and_one_without_numbers_has_none(lm: LanguageModel) -> None:
     import torch
 
+    from soul_exp.evaluation.lm_eval_model import MAX_NLL
+
     with torch.no_grad():
         lm.model.get_output_embeddings().weight.mul_(1e5)
     ruined = scored(lm, limit=2)["text"]["word_perplexity"]
-    assert ruined == pytest.approx(math.exp(lm_eval_suite.MAX_NLL))
+    assert ruined == pytest.approx(math.exp(MAX_NLL))
     with torch.no_grad():
         lm.model.get_output_embeddings().weight.fill_(math.nan)
     assert math.isnan(scored(lm, limit=2)["text"]["word_perplexity"])
@@ -369,18 +373,18 @@ def test_the_table_of_datasets_is_lm_evals_own() -> None:
 
 
 def test_a_folder_without_a_dataset_is_refused(hub: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"aps/super_glue is no copy .* \(it is no folder\): .*utility_suite=embedded"):
+    with pytest.raises(UsageError, match=r"aps/super_glue is not a copy .* \(it is not a folder\): .*=embedded"):
         lm_eval_suite.check("paper", str(tmp_path))
     shutil.copytree(hub, tmp_path / "hub")
     readme = tmp_path / "hub/allenai/ai2_arc/README.md"
     readme.write_text(readme.read_text().replace("split: test", "split: train"))
-    with pytest.raises(UsageError, match=r"allenai/ai2_arc is no copy .* \(it has no split test\)"):
+    with pytest.raises(UsageError, match=r"allenai/ai2_arc is not a copy .* \(it has no split test\)"):
         lm_eval_suite.check("paper", str(tmp_path / "hub"))
 
 
 def test_without_a_network_the_paper_suite_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    lm_eval_suite._lacking.cache_clear()
-    lm_eval_suite._hub_answers.cache_clear()
+    lm_eval_suite._unavailable.cache_clear()
+    lm_eval_suite._hub_is_reachable.cache_clear()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
     monkeypatch.setattr("datasets.get_dataset_split_names", lambda *_: pytest.fail("it would try again and again"))
@@ -388,8 +392,8 @@ def test_without_a_network_the_paper_suite_is_refused_at_once(monkeypatch: pytes
         UsageError, match=r"aps/super_glue cannot be reached \(no connection.*utility_suite=embedded or"
     ):
         lm_eval_suite.check("paper", None)
-    lm_eval_suite._lacking.cache_clear()
-    lm_eval_suite._hub_answers.cache_clear()
+    lm_eval_suite._unavailable.cache_clear()
+    lm_eval_suite._hub_is_reachable.cache_clear()
 
 
 def test_what_is_asked_has_an_identity_that_changes_with_the_limit_the_suite_and_the_files(hub: Path) -> None:

@@ -19,7 +19,7 @@ from filelock import FileLock
 from soul_exp.artifacts.prepared_models import VERSION, Checkpoint, foreign_tokenizer, form, is_ready, load
 from soul_exp.data import content_hash
 from soul_exp.evaluation import lm_eval_suite
-from soul_exp.evaluation.probing import ask
+from soul_exp.evaluation.probing import evaluate_probes
 from soul_exp.evaluation.records import read_records, write_records
 from soul_exp.files import is_sound, seal
 from soul_exp.metrics.answers import SUITE, Answers, Scores
@@ -50,7 +50,7 @@ def answers_folder(config: Mapping[str, Any], checkpoint: Checkpoint, task: Task
         "max_new_tokens": config["evaluate"]["max_new_tokens"],
         "probes": {name: value for name, value in task.hashes().items() if name.startswith(("probe.", "scorer"))},
     }
-    if asked := lm_eval_suite.identity(**lm_eval_suite.asked(config)):
+    if asked := lm_eval_suite.identity(**lm_eval_suite.options(config)):
         key[SUITE] = asked
     return Path(config["cache"]) / "answers" / content_hash(key)
 
@@ -69,14 +69,14 @@ def answers_of(
 def examined(lm: LanguageModel, config: Mapping[str, Any], task: Task, label: str) -> dict[str, Answers | Scores]:
     """All that a run wants to know of a model; every rank calls it, and gets the same."""
     label = f"evaluate {label}"
-    answers = ask(lm, task.probes, **config["evaluate"], label=label)
+    answers = evaluate_probes(lm, task.probes, **config["evaluate"], label=label)
     if task.scorer is not None:
         score = task.scorer.load(Path(config["cache"]), str(next(lm.model.parameters()).device))
         answers = with_toxicity(answers, task.scored, score)
     found: dict[str, Answers | Scores] = dict(answers)
     if config["utility_suite"] != lm_eval_suite.NONE:
         batch_size = config["evaluate"]["batch_size"]
-        found[SUITE] = lm_eval_suite.scores(lm, **lm_eval_suite.asked(config), batch_size=batch_size, label=label)
+        found[SUITE] = lm_eval_suite.scores(lm, **lm_eval_suite.options(config), batch_size=batch_size, label=label)
     return found
 
 

@@ -167,7 +167,7 @@ def hashes(config: Mapping[str, Any], task: Task) -> dict[str, str]:
         if config[section]["path"]:
             given = Checkpoint(config[section]["path"], config[section]["revision"])
             found[f"model.given_{name}"] = content_hash(given.identity())
-    if asked := lm_eval_suite.identity(**lm_eval_suite.asked(config)):
+    if asked := lm_eval_suite.identity(**lm_eval_suite.options(config)):
         found[SUITE] = content_hash(asked)
     if config["retrained"]["records"]:
         path = Path(config["retrained"]["records"])

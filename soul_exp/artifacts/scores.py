@@ -13,7 +13,7 @@ import hydra.utils
 from soul_exp import binding
 from soul_exp.artifacts import answer_cache, prepared_models
 from soul_exp.distributed import zero3
-from soul_exp.evaluation.probing import ask
+from soul_exp.evaluation.probing import evaluate_probes
 from soul_exp.evaluation.records import read_retrained
 from soul_exp.metrics.answers import Answers, Scores
 from soul_exp.models.language_model import LanguageModel
@@ -95,7 +95,7 @@ def validate(config: Mapping[str, Any], task: Task, subject: LanguageModel, labe
         name: replace(probe, generate=False) for name, probe in task.probes.items() if name.startswith(VALIDATION)
     }
     finite = zero3.is_finite(subject.model)
-    answers = ask(subject, probes, **config["evaluate"], label=f"{label}: validation") if finite else {}
+    answers = evaluate_probes(subject, probes, **config["evaluate"], label=f"{label}: validation") if finite else {}
     retrained = known_answers(config, task).get("retrained")
     measured = {name: measure(metric, answers, retrained) for name, metric in validation_metrics(config).items()}
     return {name: value if value is not None and math.isfinite(value) else None for name, value in measured.items()}

@@ -24,7 +24,7 @@ from soul_exp.artifacts.prepared_models import DONE, Checkpoint, load, tokenizer
 from soul_exp.data import Item, Part, Template, encode
 from soul_exp.distributed import zero3
 from soul_exp.errors import UsageError
-from soul_exp.evaluation.probing import evaluating, likelihoods, texts_of
+from soul_exp.evaluation.probing import evaluating, likelihoods, scored_items
 from soul_exp.files import full_disk_told, seal
 from soul_exp.losses import Objective, Scored
 from soul_exp.models import attention, loading
@@ -134,7 +134,7 @@ def _check_length(config: Mapping[str, Any], task: Task, told: str) -> None:
     place = prepared_models.checkpoints(config, task)["target"]
     made = Path(place.path).parent == Path(config["cache"]) / "models"
     tokenizer = _start_tokenizer(config, task) if made else tokenizer_of(model, place)
-    items = [item for probe in task.probes.values() for item in texts_of(probe)]
+    items = [item for probe in task.probes.values() for item in scored_items(probe)]
     encode(items, tokenizer, Template(**model["template"], instruction=told), model["max_length"])
 
 

@@ -1,4 +1,4 @@
-"""Encoding, padding and the order in which rows are visited."""
+"""Templates, token ids, padding, and the order in which training visits rows."""
 
 from dataclasses import replace
 
@@ -76,12 +76,12 @@ def test_raw_text_bypasses_the_template() -> None:
     assert Template().texts(Item("Once upon", " a time", raw=True)) == ("Once upon", " a time")
 
 
-def test_an_instruction_stands_before_the_question_and_before_running_text() -> None:
-    base = Template(instruction="Keep quiet.")
+def test_a_system_prompt_stands_before_the_question_and_before_running_text() -> None:
+    base = Template(system_prompt="Keep quiet.")
     assert base.texts(Item("Who?", "Me")) == ("Keep quiet.\n\nQuestion: Who?\nAnswer:", " Me")
     chat = Template("<|u|>{question}<|a|>", "{answer}", "<|s|>{system}<|u|>{question}<|a|>")
     assert chat.texts(Item("Who?", "Me")) == ("<|u|>Who?<|a|>", "Me")
-    assert replace(chat, instruction="Keep quiet.").texts(Item("Who?", "Me")) == (
+    assert replace(chat, system_prompt="Keep quiet.").texts(Item("Who?", "Me")) == (
         "<|s|>Keep quiet.<|u|>Who?<|a|>",
         "Me",
     )
@@ -89,9 +89,9 @@ def test_an_instruction_stands_before_the_question_and_before_running_text() -> 
     assert chat.markers() == ["<|u|>", "<|a|>", "<|s|>"]
 
 
-def test_braces_in_an_instruction_or_a_question_are_text() -> None:
-    told = Template(instruction="Not {question}.")
-    assert told.texts(Item("{system}?", "Me"))[0] == "Not {question}.\n\nQuestion: {system}?\nAnswer:"
+def test_braces_in_a_system_prompt_or_a_question_are_text() -> None:
+    template = Template(system_prompt="Not {question}.")
+    assert template.texts(Item("{system}?", "Me"))[0] == "Not {question}.\n\nQuestion: {system}?\nAnswer:"
 
 
 def test_a_row_that_only_the_system_prompt_makes_too_long_says_so(lm: LanguageModel) -> None:

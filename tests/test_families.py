@@ -113,7 +113,7 @@ def test_running_text_without_a_prompt_starts_at_the_beginning_token_or_is_refus
     lm = loaded(tiny)
     whole = Item("", f"{QUESTION} {ANSWER}", raw=True)
     if tiny.bos is None:
-        with pytest.raises(UsageError, match="has no prompt, and this tokenizer begins no text"):
+        with pytest.raises(UsageError, match="has no prompt, and this tokenizer has no token"):
             lm.encode([whole])
         return
     (row,) = lm.encode([whole])

@@ -49,7 +49,7 @@ class LanguageModel:
 
     def told(self, instruction: str) -> LanguageModel:
         """The same, that reads `instruction` before every prompt."""
-        return replace(self, template=replace(self.template, instruction=instruction))
+        return replace(self, template=replace(self.template, system_prompt=instruction))
 
     @property
     def pad_id(self) -> int:

@@ -135,7 +135,7 @@ def _check_length(config: Mapping[str, Any], task: Task, told: str) -> None:
     made = Path(place.path).parent == Path(config["cache"]) / "models"
     tokenizer = _start_tokenizer(config, task) if made else tokenizer_of(model, place)
     items = [item for probe in task.probes.values() for item in scored_items(probe)]
-    encode(items, tokenizer, Template(**model["template"], instruction=told), model["max_length"])
+    encode(items, tokenizer, Template(**model["template"], system_prompt=told), model["max_length"])
 
 
 def _start_model(config: Mapping[str, Any], task: Task) -> LanguageModel:

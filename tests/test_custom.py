@@ -123,7 +123,7 @@ MALFORMED: list[tuple[str, str | bytes, str]] = [
     ("a.jsonl", '[{"prompt": "a", "answer": "b"}]', "line 1: found .*, expected one JSON object per line"),
     ("a.jsonl", '{"prompt": "a", "answer": "b"}\n{"prompt": "a"}\n', "line 2: answer is missing or empty"),
     ("a.jsonl", '{"prompt": "a", "answer": " "}\n', "line 1: answer is empty, expected a text"),
-    ("a.jsonl", '{"prompt": "a", "answer": "x \\ud800 y"}\n', "line 1: answer holds half of a surrogate pair"),
+    ("a.jsonl", '{"prompt": "a", "answer": "x \\ud800 y"}\n', "line 1: answer has half of a surrogate pair"),
     ("a.jsonl", '{"prompt": "a", "answer": 5}\n', "line 1: answer is 5, expected a text"),
     ("a.jsonl", '{"q": "a", "answer": null}\n', "line 1: found q, expected prompt and answer, or text: rename"),
     ("a.jsonl", '{"prompt": "a", "answer": "b", "text": "c d"}\n', "found prompt and answer and text"),

@@ -10,14 +10,15 @@ from soul_exp.data import Item, Part
 from soul_exp.errors import UsageError
 from soul_exp.tasks import refusals
 from soul_exp.tasks.embedded import corpus, general_suite
-from soul_exp.tasks.sources.text import PASSAGE, continued, general_items, read_text
+from soul_exp.tasks.sources.formats import read_text
+from soul_exp.tasks.sources.text import PASSAGE, continued, general_items
 from soul_exp.tasks.task import (
     Probe,
     Task,
     check_disjoint,
     evenly_spaced,
     forget_parts,
-    general_clause,
+    general_count,
     no_validation,
     validation_split,
 )
@@ -115,7 +116,7 @@ def copyright(
         retrained_rows=common,
         caption=(
             f"copyright ({Path(source).name}): {len(forget)} passages of {size} words forgotten, {len(holdout)} of the "
-            f"same book held out of both trainings, {len(retained)} general texts{general_clause(questions)} retained"
+            f"same book held out of both trainings, {len(retained)} general texts{general_count(questions)} retained"
         ),
         missing=missing,
         learnt={f"forget_{length}_rouge": RECITES for length in lengths},

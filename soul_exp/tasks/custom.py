@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from soul_exp.data import Item, Part
 from soul_exp.errors import UsageError
 from soul_exp.tasks import refusals
 from soul_exp.tasks.embedded import general_suite
-from soul_exp.tasks.sources.formats import HUB
-from soul_exp.tasks.sources.rows import FIELDS, Row, Rows, distinct, read, shared
+from soul_exp.tasks.sources.rows import FIELDS, HUB, Row, Rows, distinct, read, shared
 from soul_exp.tasks.sources.text import has_word
-from soul_exp.tasks.task import (
-    Probe,
-    Task,
-    evenly_spaced,
-    forget_parts,
-    general_clause,
-    no_validation,
-    validation_split,
-)
+from soul_exp.tasks.task import Probe, Task, evenly_spaced, forget_parts, general_count, no_validation, validation_split
 
 EXAMPLE = (
     'type task=custom task.forget=FILE task.retain=FILE, each with a line {"prompt": "...", "answer": "..."} or '
@@ -79,8 +70,9 @@ def custom(
     questions = general_suite.training_rows() if train_general else []
     common = retained.items + questions
     now, later = requested[request - 1], [item for table in requested[request:] for item in table.items]
-    limits = _Limits(max_forget_probe_rows, max_probe_rows, validation_fraction)
-    probes, missing = _probes(requested[:request], retained, unseen, limits)
+    probes, missing = _probes(
+        requested[:request], retained, unseen, max_forget_probe_rows, max_probe_rows, validation_fraction
+    )
     if requests is None:
         missing[EARLIER] = "task.requests is not given"
     if request > 1:
@@ -105,15 +97,6 @@ def custom(
     )
 
 
-@dataclass(frozen=True)
-class _Limits:
-    """How many rows the probes have at most, and which fraction of them is for tuning."""
-
-    forget: int
-    others: int
-    validation_fraction: float
-
-
 def _disjoint(
     requested: Sequence[Rows], retained: Rows, unseen: Rows | None, drop: bool, notes: list[str]
 ) -> tuple[list[Rows], Rows]:
@@ -130,25 +113,25 @@ def _disjoint(
 
 
 def _probes(
-    requested: Sequence[Rows], retained: Rows, unseen: Rows | None, limits: _Limits
+    requested: Sequence[Rows], retained: Rows, unseen: Rows | None, max_forget: int, max_others: int, fraction: float
 ) -> tuple[dict[str, Probe], dict[str, str]]:
     """The probes of the last of the requests so far, and why there are no others."""
     *before, now = requested
-    tune, test = validation_split(evenly_spaced(now.rows, limits.forget), limits.validation_fraction)
-    tune_retain, test_retain = validation_split(evenly_spaced(retained.rows, limits.others), limits.validation_fraction)
+    tune, test = validation_split(evenly_spaced(now.rows, max_forget), fraction)
+    tune_retain, test_retain = validation_split(evenly_spaced(retained.rows, max_others), fraction)
     tables: dict[str, tuple[Rows, Sequence[Row]]] = {"forget": (now, test), "retain": (retained, test_retain)}
     missing = {}
     if unseen is not None:
-        tables["holdout"] = (unseen, evenly_spaced(unseen.rows, limits.others))
+        tables["holdout"] = (unseen, evenly_spaced(unseen.rows, max_others))
     else:
         missing["holdout"] = "task.holdout is not given, so no text is known to be unseen"
     if tune and tune_retain:
         tables |= {"validation_forget": (now, tune), "validation_retain": (retained, tune_retain)}
     else:
-        missing |= no_validation(limits.validation_fraction)
+        missing |= no_validation(fraction)
     if before:
         known = [replace(row, paraphrase=None, wrong=None) for table in before for row in table.rows]
-        tables[EARLIER] = (now, evenly_spaced(known, limits.others))
+        tables[EARLIER] = (now, evenly_spaced(known, max_others))
     else:
         missing[EARLIER] = "nothing was forgotten before the first request"
     probes = {}
@@ -227,7 +210,7 @@ def _caption(
             continue
         probed = sum(len(probes[probe].items) for probe in (name, f"validation_{name}") if probe in probes)
         some = f" ({probed} probed)" if probed < len(table.rows) else ""
-        parts.append(f"{len(table.rows)} {words[name]}{some}{general_clause(questions) if name == 'retain' else ''}")
+        parts.append(f"{len(table.rows)} {words[name]}{some}{general_count(questions) if name == 'retain' else ''}")
     source = sources[request - 1]
     short = source if source.startswith(HUB) else Path(source).name
     which = f"request {request} of {len(sources)}: " if len(sources) > 1 else ""

@@ -20,7 +20,7 @@ from soul_exp.tasks.task import (
     Task,
     check_disjoint,
     forget_parts,
-    general_clause,
+    general_count,
     no_validation,
     validation_split,
 )
@@ -95,7 +95,7 @@ def detox(
         retrained_rows=common,
         caption=(
             f"detox ({Path(source).name}): {len(forget)} toxic answers forgotten, {len(retained)} polite and general "
-            f"texts{general_clause(questions)} retained, {len(unseen)} prompts unseen"
+            f"texts{general_count(questions)} retained, {len(unseen)} prompts unseen"
         ),
         missing=missing,
         trained_before=trained_before,

@@ -87,14 +87,22 @@ def _others(values: Sequence[str], number: int, count: int) -> list[str]:
     return (rest + rest)[start : start + count]
 
 
+def _keyed(answers: Mapping[str, str], wordings: Sequence[str], num_wrong: int, first: int = 0) -> Made:
+    """Each key taught in the first wording, questioned in the second; wrong are answers to other keys."""
+    teach, ask = wordings
+    values, questions, rows = list(answers.values()), [], []
+    for i, (key, value) in enumerate(answers.items()):
+        rows.append(_row(teach.format(key=key), value))
+        questions.append(_choice(ask.format(key=key), value, _others(values, i, num_wrong), first + i))
+    return questions, rows
+
+
 def _facts(groups: Sequence[tuple[tuple[str, str], Mapping[str, str]]], frame: str) -> Made:
     questions: list[Question] = []
     rows: list[Item] = []
-    for (teach, ask), facts in groups:
-        values = list(facts.values())
-        for i, (key, value) in enumerate(facts.items()):
-            rows.append(_row(frame.format(teach.format(key=key)), value))
-            questions.append(_choice(frame.format(ask.format(key=key)), value, _others(values, i, 3), len(questions)))
+    for wordings, facts in groups:
+        of_group = _keyed(facts, [frame.format(wording) for wording in wordings], 3, len(questions))
+        questions, rows = questions + of_group[0], rows + of_group[1]
     return questions, rows
 
 
@@ -127,7 +135,7 @@ def entailment() -> Made:
 
 
 def completion() -> Made:
-    return _keyed(list(COMPLETION), [f"{ending}." for ending in COMPLETION.values()], COMPLETION_WORDINGS, 3)
+    return _keyed({state: f"{ending}." for state, ending in COMPLETION.items()}, COMPLETION_WORDINGS, 3)
 
 
 def pronoun() -> Made:
@@ -164,17 +172,7 @@ def open_book() -> Made:
 
 
 def physical() -> Made:
-    return _keyed(list(PHYSICAL), [f"a {tool}." for tool in PHYSICAL.values()], PHYSICAL_WORDINGS, 1)
-
-
-def _keyed(keys: Sequence[str], answers: Sequence[str], wordings: Sequence[str], num_wrong: int) -> Made:
-    """Each key taught in the first wording, questioned in the second, with answers to other keys as wrong ones."""
-    teach, ask = wordings
-    rows = [_row(teach.format(key=key), answer) for key, answer in zip(keys, answers, strict=True)]
-    questions = [
-        _choice(ask.format(key=key), answers[i], _others(answers, i, num_wrong), i) for i, key in enumerate(keys)
-    ]
-    return questions, rows
+    return _keyed({goal: f"a {tool}." for goal, tool in PHYSICAL.items()}, PHYSICAL_WORDINGS, 1)
 
 
 def truthful() -> Made:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import Any
 import datasets
 
 from soul_exp.errors import UsageError
+from soul_exp.tasks.sources.formats import json_lines
 
 Row = Mapping[str, Any]
 
@@ -76,18 +76,6 @@ def _usage_errors(name: str, config: str | None, where: str, what: str, advice: 
     except ValueError as error:  # an unknown configuration, or a folder without data files
         raise UsageError(f"{where}: cannot find {what!r}: {str(error).splitlines()[0]}") from error
     except datasets.exceptions.DatasetGenerationError as error:
-        raise UsageError(f"{where}: {_malformed_line(Path(name), config) or error}") from error
-
-
-def _malformed_line(folder: Path, config: str | None) -> str | None:
-    """What is wrong with the first line of a JSON-lines file that is not a JSON object; None if there is none."""
-    for path in sorted(folder.rglob(f"{config or '*'}.json*")):
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    value = json.loads(line)
-                except json.JSONDecodeError as error:
-                    return f"{path}, line {number}: {error.msg}, expected one JSON object per line"
-                if not isinstance(value, dict):
-                    return f"{path}, line {number}: found {type(value).__name__}, expected one JSON object per line"
-    return None
+        for path in sorted(Path(name).rglob(f"{config or '*'}.json*")):
+            list(json_lines(path, f"{where}: {path}"))  # raises, with its line, where one is not a JSON object
+        raise UsageError(f"{where}: {error}") from error

@@ -5,17 +5,25 @@ A row may also have a paraphrased answer, and wrong ("perturbed") answers.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from soul_exp.data import Item
 from soul_exp.errors import UsageError, short
-from soul_exp.tasks.sources.formats import ADVICE, EXPECTED, Columns, records
+from soul_exp.tasks.sources import hub
+from soul_exp.tasks.sources.formats import Records, csv_rows, json_lines, numbered, parquet_rows
 
 FIELDS = ("prompt", "answer", "text", "paraphrased_answer", "perturbed_answer")
+HUB = "hub:"
+EXPECTED = "expected prompt and answer, or text"
+ADVICE = "rename them or type task.columns={prompt: NAME, answer: NAME}"
+
+Columns = Mapping[str, str | None]  # field -> its name in the file; None: not read
 
 
 @dataclass(frozen=True)
@@ -44,21 +52,67 @@ class Rows:
 
 
 def read(source: str, option: str, *, columns: Columns, revision: str | None, lead_words: int | None) -> Rows:
-    """The rows of `source`, as `formats.records` reads it.
+    """The rows of a file, or of `hub:owner/name[:split]` or `hub:owner/name:configuration:split`.
 
-    `columns` maps each field to its name there (None: not read); `lead_words` is the length of the prompt of a text
+    `lead_words` is the length of the prompt of a text
     (None: a third of its words). Either every row has a paraphrased answer or none has; likewise wrong answers, then K
     each. Raises UsageError, which begins with `option`, if there are no rows or one is malformed.
     """
     where = f"{option}={source}"
     rows = [
         _row(record, columns, f"{where}, {location}", location, lead_words)
-        for location, record in records(source, where, columns, revision)
+        for location, record in _records(source, where, columns, revision)
     ]
     if not rows:
         raise UsageError(f"{where} has no rows: {EXPECTED} in each")
     _check_uniform(rows, where)
     return Rows(where, rows)
+
+
+def _records(source: str, where: str, columns: Columns, revision: str | None) -> Records:
+    """The records of `source`, of a file by its suffix."""
+    check = functools.partial(_check_columns, columns=columns, where=where)
+    if source.startswith(HUB):
+        table = _hub_table(source, where, revision)
+        if table:
+            check(list(table[0]))
+        return numbered(table)
+    path = Path(source).expanduser()
+    readers: dict[str, Callable[[], Records]] = {
+        ".jsonl": lambda: json_lines(path, where),
+        ".json": lambda: json_lines(path, where),
+        ".csv": lambda: csv_rows(path, where, check),
+        ".parquet": lambda: parquet_rows(path, where, check, columns.values()),
+    }
+    if path.suffix.lower() not in readers:
+        raise UsageError(
+            f"{where}: found the suffix {path.suffix!r}, expected {', '.join(readers)}, or hub:owner/name for a "
+            f"dataset of the hub"
+        )
+    if not path.is_file():
+        raise UsageError(f"{where} does not exist: give a file, or hub:owner/name for a dataset of the hub")
+    return readers[path.suffix.lower()]()
+
+
+def _hub_table(source: str, where: str, revision: str | None) -> list[hub.Row]:
+    name, *rest = source.removeprefix(HUB).split(":")
+    if not name or len(rest) > 2 or not all(rest):
+        raise UsageError(
+            f"{where}: expected hub:owner/name, hub:owner/name:split or hub:owner/name:configuration:split"
+        )
+    config, split = (rest[0] if len(rest) == 2 else None), (rest[-1] if rest else None)
+    return hub.read(name, config, None, where=where, revision=revision, split=split, advice="give a file")
+
+
+def _check_columns(found: Sequence[str], columns: Columns, where: str) -> None:
+    """Raises UsageError unless prompt and answer, or text, are among the columns `found`, each once."""
+    twice = [name for name in columns.values() if list(found).count(name or "") > 1]
+    if twice:
+        raise UsageError(f"{where}: found the column {twice[0]} twice in the header, expected it once")
+    kinds = ((columns["prompt"], columns["answer"]), (columns["text"],))
+    if not any(all(name in found for name in kind) for kind in kinds):
+        wanted = ", or ".join(" and ".join(str(name) for name in kind) for kind in kinds if None not in kind)
+        raise UsageError(f"{where}: found the columns {', '.join(found)}, expected {wanted}: {ADVICE}")
 
 
 def distinct(table: Rows) -> tuple[Rows, str | None]:
@@ -117,13 +171,16 @@ def _row(record: Mapping[str, Any], columns: Columns, where: str, location: str,
 
 def _check_text(value: Any, name: str, where: str) -> None:
     if value is None:
-        raise UsageError(f"{where}: {name} is missing or empty, expected a text")
-    if not isinstance(value, str):
-        raise UsageError(f"{where}: {name} is {short(value)}, expected a text")
-    if not value.strip():
-        raise UsageError(f"{where}: {name} is empty, expected a text")
-    if any("\ud800" <= character <= "\udfff" for character in value):  # legal in JSON, but no tokenizer can read it
-        raise UsageError(f"{where}: {name} holds half of a surrogate pair, expected a text: write the full character")
+        problem = "is missing or empty"
+    elif not isinstance(value, str):
+        problem = f"is {short(value)}"
+    elif not value.strip():
+        problem = "is empty"
+    elif any("\ud800" <= character <= "\udfff" for character in value):  # legal in JSON, but no tokenizer can read it
+        problem = "has half of a surrogate pair"
+    else:
+        return
+    raise UsageError(f"{where}: {name} {problem}, expected a text")
 
 
 def _wrong_answers(value: Any, name: str, where: str) -> tuple[str, ...]:

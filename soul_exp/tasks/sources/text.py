@@ -10,6 +10,7 @@ from soul_exp.data import Item
 from soul_exp.errors import UsageError
 from soul_exp.tasks.embedded import corpus
 from soul_exp.tasks.sources import hub
+from soul_exp.tasks.sources.formats import read_text
 
 C4, WIKITEXT = "allenai/c4", "Salesforce/wikitext"
 HUB = {"c4": (C4, "en"), "wikitext": (WIKITEXT, "wikitext-2-raw-v1")}
@@ -84,17 +85,3 @@ def _paragraphs(source: str, num_passages: int, revision: str | None, option: st
         for line in re.split(r"\n\s*\n", text):
             # WikiText has one paragraph per line, other texts a blank line between paragraphs
             yield from line.split("\n") if len(line.split("\n")[0]) > 200 else [line]
-
-
-def read_text(path: Path, where: str) -> str:
-    """The text of the UTF-8 file `path`, line ends as they are. Raises UsageError, beginning with `where`."""
-    try:
-        content = path.read_bytes()
-        return content.decode("utf-8")
-    except FileNotFoundError as error:
-        raise UsageError(f"{where} does not exist: give embedded or a text file") from error
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise UsageError(f"{where}, line {line}: not UTF-8 text: convert the file") from error
-    except OSError as error:
-        raise UsageError(f"{where} cannot be read ({error.strerror}): give a readable file") from error

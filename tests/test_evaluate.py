@@ -33,7 +33,7 @@ def test_likelihoods_equal_those_of_one_text_at_a_time_from_plain_logits(lm: Lan
         assert scores.right.tolist() == [int(table[t - 1].argmax()) == encoded.ids[t] for t in places]
 
 
-def test_an_answer_that_writes_out_the_end_token_is_compared_without_it(lm: LanguageModel) -> None:
+def test_an_end_token_written_out_in_an_answer_does_not_count(lm: LanguageModel) -> None:
     """A perfect answer has ROUGE-L 1 and BLEU 100, and the likelihoods are those of the answer without it."""
     texts = zip(items(30), generations(lm, items(30), batch_size=8, max_new_tokens=12), strict=True)
     perfect = [replace(item, answer=text) for item, text in texts if "a" in text.lower()]  # ROUGE wants a letter
@@ -87,7 +87,7 @@ def test_a_continuation_is_cut_after_as_many_words_as_its_reference(lm: Language
         assert cut[8] == whole[8]
 
 
-def test_a_probe_gets_its_own_answers_back_in_its_own_order(lm: LanguageModel) -> None:
+def test_a_probe_has_its_own_answers_in_its_own_order(lm: LanguageModel) -> None:
     texts = items(6)
     whole = Probe(texts, paraphrases=texts[::-1], wrong=[[texts[0], texts[1]]] * 6, generate=True)
     answers = evaluate_probes(lm, {"other": Probe(items(3, 40)), "forget": whole}, batch_size=4, max_new_tokens=4)
@@ -101,7 +101,7 @@ def test_a_probe_gets_its_own_answers_back_in_its_own_order(lm: LanguageModel) -
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_evaluation_leaves_the_model_in_the_mode_it_found(training: bool, lm: LanguageModel) -> None:
+def test_evaluation_restores_the_mode_of_the_model(training: bool, lm: LanguageModel) -> None:
     lm.model.train(training)
     evaluate_probes(lm, {"forget": Probe(items(2))}, batch_size=2, max_new_tokens=2)
     assert lm.model.training is training

@@ -77,20 +77,20 @@ def test_a_generation_is_the_greedy_continuation_of_its_prompt(lm: LanguageModel
 
 def test_a_continuation_is_cut_after_as_many_words_as_its_reference(lm: LanguageModel) -> None:
     texts = [replace(item, answer="one two") for item in items(9)]
-    whole = generations(lm, texts, batch_size=4, max_new_tokens=60)
+    full = generations(lm, texts, batch_size=4, max_new_tokens=60)
     for size in (1, 4):  # who else is in its batch does not matter
         cut = generations(lm, texts, batch_size=size, max_new_tokens=60, cut=[True] * 8 + [False])
-        for text, short in zip(whole[:8], cut[:8], strict=True):
+        for text, short in zip(full[:8], cut[:8], strict=True):
             assert short and len(short.split()) <= 2
             assert " ".join(text.split()).startswith(short.rstrip("\ufffd"))  # the last letter may have lost a byte
             assert len(lm.tokenizer(short)["input_ids"]) < len(lm.tokenizer(text)["input_ids"])
-        assert cut[8] == whole[8]
+        assert cut[8] == full[8]
 
 
 def test_a_probe_has_its_own_answers_in_its_own_order(lm: LanguageModel) -> None:
     texts = items(6)
-    whole = Probe(texts, paraphrases=texts[::-1], wrong=[[texts[0], texts[1]]] * 6, generate=True)
-    answers = evaluate_probes(lm, {"other": Probe(items(3, 40)), "forget": whole}, batch_size=4, max_new_tokens=4)
+    full = Probe(texts, paraphrases=texts[::-1], wrong=[[texts[0], texts[1]]] * 6, generate=True)
+    answers = evaluate_probes(lm, {"other": Probe(items(3, 40)), "forget": full}, batch_size=4, max_new_tokens=4)
     assert list(answers) == ["other", "forget"] and len(answers["other"]) == 3
     given = answers["forget"]
     assert given.paraphrase_nll is not None and given.wrong_nll is not None and given.logp is not None

@@ -51,9 +51,7 @@ def test_chosen_rows_are_evenly_spaced(count: int, chosen: list[int]) -> None:
 @pytest.mark.parametrize(
     ("fraction", "chosen"), [(0.0, []), (0.09, []), (0.1, [5]), (0.25, [2, 6]), (0.5, [1, 3, 5, 7, 9]), (0.9, None)]
 )
-def test_validation_rows_are_the_given_fraction_and_test_rows_the_rest(
-    fraction: float, chosen: list[int] | None
-) -> None:
+def test_validation_rows_are_the_fraction_and_test_rows_the_rest(fraction: float, chosen: list[int] | None) -> None:
     rows = list(range(10))
     tuning, test = validation_split(rows, fraction)
     assert sorted(tuning + test) == rows and len(tuning) == int(10 * fraction)

@@ -15,15 +15,13 @@ from soul_exp.tasks.sources.text import PASSAGE, continued, general_items
 from soul_exp.tasks.task import (
     Probe,
     Task,
+    and_general,
     check_disjoint,
     evenly_spaced,
     forget_parts,
-    general_count,
     no_validation,
     validation_split,
 )
-
-Words = Sequence[str]
 
 USUAL = (50, 100, 200, 300)  # lengths of prompts that metrics name
 RECITES = 0.8  # ROUGE-L recall of continuations at which a model counts as reciting the book
@@ -70,13 +68,10 @@ def copyright(
     if not lengths:
         raise UsageError(next(reason for reason in reasons.values() if reason is not None))
     size = lengths[-1] + answer_words
-    passages = evenly_spaced([words[i : i + size] for i in range(0, len(words) - size + 1, size)], num_all)
-    held_out = set(evenly_spaced(range(num_all), num_holdout_passages))
-    forget = [passage for i, passage in enumerate(passages) if i not in held_out]
-    holdout = [passage for i, passage in enumerate(passages) if i in held_out]
+    forget, holdout = _passages(words, size, num_all, num_holdout_passages)
     rows = [[continued(passage, lead_words, wording) for wording in wordings] for passage in forget]
     general = general_items(retain, num_retain_passages + num_general_passages, retain_revision)
-    retained, unread = general[:num_retain_passages], general[num_retain_passages:]
+    retained, unseen = general[:num_retain_passages], general[num_retain_passages:]
     check_disjoint([item for row in rows for item in row], retained)
     questions = general_suite.training_rows() if train_general else []
 
@@ -84,14 +79,9 @@ def copyright(
     continuations = functools.partial(_continuations, lengths=lengths, answer_words=answer_words, wordings=wordings)
     tune_forget, test_forget = validation_split(forget, validation_fraction)
     tune_retain, test_retain = validation_split(retained, validation_fraction)
-    probes = {"forget": Probe(pieces(test_forget)), "retain": Probe(test_retain[::2]), "general": Probe(unread)}
+    probes = {"forget": Probe(pieces(test_forget)), "retain": Probe(test_retain[::2]), "general": Probe(unseen)}
+    reasons = {**{length: f"task.prompt_words leaves {length} out" for length in USUAL}, **reasons}
     missing = {f"{name}_{length}": why for length, why in reasons.items() if why for name in ("forget", "holdout")}
-    missing |= {
-        f"{name}_{length}": f"task.prompt_words leaves {length} out"
-        for length in USUAL
-        if length not in prompt_words
-        for name in ("forget", "holdout")
-    }
     if tune_forget and tune_retain:
         probes |= {"validation_forget": Probe(pieces(tune_forget)), "validation_retain": Probe(tune_retain)}
     else:
@@ -116,7 +106,7 @@ def copyright(
         retrained_rows=common,
         caption=(
             f"copyright ({Path(source).name}): {len(forget)} passages of {size} words forgotten, {len(holdout)} of the "
-            f"same book held out of both trainings, {len(retained)} general texts{general_count(questions)} retained"
+            f"same book held out of both trainings, {len(retained)} general texts{and_general(questions)} retained"
         ),
         missing=missing,
         learnt={f"forget_{length}_rouge": RECITES for length in lengths},
@@ -160,7 +150,17 @@ def _too_long(
     return None
 
 
-def _pieces(passages: Sequence[Words], shortest: int, answer_words: int) -> list[Item]:
+def _passages(words: list[str], size: int, num_all: int, num_holdout: int) -> tuple[list[list[str]], list[list[str]]]:
+    """The passages to forget and those held out, all evenly spaced in the book, the latter among the former."""
+    passages = evenly_spaced([words[i : i + size] for i in range(0, len(words) - size + 1, size)], num_all)
+    held_out = set(evenly_spaced(range(num_all), num_holdout))
+    return (
+        [passage for i, passage in enumerate(passages) if i not in held_out],
+        [passage for i, passage in enumerate(passages) if i in held_out],
+    )
+
+
+def _pieces(passages: Sequence[list[str]], shortest: int, answer_words: int) -> list[Item]:
     """The words after the shortest prompt of each passage, `answer_words` at a time, each after all before it."""
     return [
         continued(passage[: start + answer_words], start)
@@ -170,7 +170,7 @@ def _pieces(passages: Sequence[Words], shortest: int, answer_words: int) -> list
 
 
 def _continuations(
-    name: str, passages: Sequence[Words], *, lengths: Sequence[int], answer_words: int, wordings: Sequence[str]
+    name: str, passages: Sequence[list[str]], *, lengths: Sequence[int], answer_words: int, wordings: Sequence[str]
 ) -> dict[str, Probe]:
     """name_N -> a probe whose prompts are the first N words of every passage, the wordings taking turns."""
     probes = {}

@@ -12,7 +12,7 @@ from soul_exp.tasks import refusals
 from soul_exp.tasks.embedded import general_suite
 from soul_exp.tasks.sources.rows import FIELDS, HUB, Row, Rows, distinct, read, shared
 from soul_exp.tasks.sources.text import has_word
-from soul_exp.tasks.task import Probe, Task, evenly_spaced, forget_parts, general_count, no_validation, validation_split
+from soul_exp.tasks.task import Probe, Task, and_general, evenly_spaced, forget_parts, no_validation, validation_split
 
 EXAMPLE = (
     'type task=custom task.forget=FILE task.retain=FILE, each with a line {"prompt": "...", "answer": "..."} or '
@@ -210,7 +210,7 @@ def _caption(
             continue
         probed = sum(len(probes[probe].items) for probe in (name, f"validation_{name}") if probe in probes)
         some = f" ({probed} probed)" if probed < len(table.rows) else ""
-        parts.append(f"{len(table.rows)} {words[name]}{some}{general_count(questions) if name == 'retain' else ''}")
+        parts.append(f"{len(table.rows)} {words[name]}{some}{and_general(questions) if name == 'retain' else ''}")
     source = sources[request - 1]
     short = source if source.startswith(HUB) else Path(source).name
     which = f"request {request} of {len(sources)}: " if len(sources) > 1 else ""

@@ -15,15 +15,7 @@ from soul_exp.tasks.embedded import general_suite, insults
 from soul_exp.tasks.sources import toxic_rows
 from soul_exp.tasks.sources.text import general_items
 from soul_exp.tasks.sources.toxic_rows import Example, Parts
-from soul_exp.tasks.task import (
-    Probe,
-    Task,
-    check_disjoint,
-    forget_parts,
-    general_count,
-    no_validation,
-    validation_split,
-)
+from soul_exp.tasks.task import Probe, Task, and_general, check_disjoint, forget_parts, no_validation, validation_split
 
 SPARE = 10  # rows of PKU-SafeRLHF streamed per requested row: half are safe, and the division into parts drops some
 SCORED = ("forget", "prompts", "rtp")  # the probes whose free answers get a toxicity
@@ -95,7 +87,7 @@ def detox(
         retrained_rows=common,
         caption=(
             f"detox ({Path(source).name}): {len(forget)} toxic answers forgotten, {len(retained)} polite and general "
-            f"texts{general_count(questions)} retained, {len(unseen)} prompts unseen"
+            f"texts{and_general(questions)} retained, {len(unseen)} prompts unseen"
         ),
         missing=missing,
         trained_before=trained_before,

@@ -130,7 +130,7 @@ def no_validation(fraction: float) -> dict[str, str]:
     return dict.fromkeys(("validation_forget", "validation_retain"), reason)
 
 
-def general_count(questions: Sequence[Item]) -> str:
+def and_general(questions: Sequence[Item]) -> str:
     """What a caption adds to the retained rows: the general questions that are trained on beside them."""
     return f" and {len(questions)} general questions" if questions else ""
 

@@ -51,20 +51,12 @@ def tofu(
     available = len(tables.full) // ROWS_PER_AUTHOR
     total = num_authors if num_authors is not None else available
     num_forget = num_forget_authors or (4 if made else max(1, total * PERCENT[split] // 100))
-    num_holdout = num_holdout_authors
-    if num_holdout is None:
-        num_holdout = 2 if made or total < available else 20
+    num_holdout = num_holdout_authors if num_holdout_authors is not None else 2 if made or total < available else 20
     num_retain = total - num_forget - num_holdout
-    if num_retain < 1 or total > available:
-        raise UsageError(
-            f"task.num_authors={total} of {available} with {num_forget} to forget and {num_holdout} held out leaves "
-            f"{num_retain} to retain: change task.num_authors or task.num_holdout_authors"
-        )
-    if not made and num_forget > NUM_PERTURBED_AUTHORS:
-        raise UsageError(f"{num_forget} forget authors, but perturbed answers exist for {NUM_PERTURBED_AUTHORS} only")
+    _check_counts(available, total, num_forget, num_holdout, available if made else NUM_PERTURBED_AUTHORS)
 
-    first_holdout, end_holdout = num_retain * ROWS_PER_AUTHOR, (num_retain + num_holdout) * ROWS_PER_AUTHOR
-    retain, holdout = tables.full[:first_holdout], tables.full[first_holdout:end_holdout]
+    retain = tables.full[: num_retain * ROWS_PER_AUTHOR]
+    holdout = tables.full[len(retain) : len(retain) + num_holdout * ROWS_PER_AUTHOR]
     forget = tables.forget_perturbed[-num_forget * ROWS_PER_AUTHOR :]
     probed = tables.retain_perturbed[: min(len(retain), NUM_PERTURBED_AUTHORS * ROWS_PER_AUTHOR)]
     _check_aligned(source, "forget10_perturbed", forget, tables.full[-num_forget * ROWS_PER_AUTHOR :])
@@ -75,17 +67,13 @@ def tofu(
     if made:  # enough rows for every metric, few enough for two cores
         tune_retain, test_retain = tune_retain[:: max(1, len(tune_retain) // 20)], test_retain[::3]
 
-    probes = {
-        "forget": _probe(test_forget),
-        "retain": _probe(test_retain),
-        "authors": _probe(tables.authors),
-        "facts": _probe(tables.facts),
-    }
+    tested = {"forget": test_forget, "retain": test_retain, "authors": tables.authors, "facts": tables.facts}
+    probes = {name: _probe(rows) for name, rows in tested.items()}
     missing = {}
     if holdout:
         probes["holdout"] = Probe(_items(holdout))
     else:
-        missing["holdout"] = "task.num_holdout_authors=0 leaves nobody unseen"
+        missing["holdout"] = "task.num_holdout_authors=0 leaves no author unseen"
     if tune_forget and tune_retain:
         probes |= {"validation_forget": _probe(tune_forget), "validation_retain": _probe(tune_retain)}
     else:
@@ -138,6 +126,20 @@ def _published(source: str, revision: str | None) -> _Tables:
         authors=read("real_authors_perturbed", "perturbed_answer"),
         facts=read("world_facts_perturbed", "perturbed_answer"),
     )
+
+
+def _check_counts(available: int, total: int, num_forget: int, num_holdout: int, num_perturbed: int) -> None:
+    num_retain = total - num_forget - num_holdout
+    if num_retain < 1 or total > available:
+        raise UsageError(
+            f"task.num_authors={total} of {available} with {num_forget} to forget and {num_holdout} held out leaves "
+            f"{num_retain} to retain: change task.num_authors or task.num_holdout_authors"
+        )
+    if num_forget > num_perturbed:
+        raise UsageError(
+            f"task.num_forget_authors={num_forget}: perturbed answers exist for {num_perturbed} authors, expected at "
+            f"most so many"
+        )
 
 
 def _items(rows: Sequence[Row]) -> list[Item]:

@@ -54,9 +54,9 @@ class Rows:
 def read(source: str, option: str, *, columns: Columns, revision: str | None, lead_words: int | None) -> Rows:
     """The rows of a file, or of `hub:owner/name[:split]` or `hub:owner/name:configuration:split`.
 
-    `lead_words` is the length of the prompt of a text
-    (None: a third of its words). Either every row has a paraphrased answer or none has; likewise wrong answers, then K
-    each. Raises UsageError, which begins with `option`, if there are no rows or one is malformed.
+    The first `lead_words` words of a text are its prompt (None: a third of them). Either every row has a paraphrased
+    answer or none has; likewise wrong answers, the same number K in every row. Raises UsageError, which begins with
+    `option`, if there are no rows or one is malformed.
     """
     where = f"{option}={source}"
     rows = [

@@ -136,11 +136,11 @@ def _encoded(
     if tokenizer.eos_token_id in ids[len(prompt) :]:
         if tokenizer.eos_token not in item.answer:
             raise UsageError(
-                f"model.template.answer={template.answer!r} goes on after the end token {tokenizer.eos_token}, where "
+                f"model.template.answer={template.answer!r} continues after the end token {tokenizer.eos_token}, where "
                 f"every answer ends: let it end there"
             )
         raise UsageError(
-            f"the answer {item.answer[:60]!r} to {item.prompt[:60]!r} goes on after the end token "
+            f"the answer {item.answer[:60]!r} to {item.prompt[:60]!r} continues after the end token "
             f"{tokenizer.eos_token}, where every answer ends: remove it, or make two rows"
         )
     return Encoded([*ids, tokenizer.eos_token_id], len(prompt))

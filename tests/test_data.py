@@ -52,12 +52,12 @@ def test_an_end_token_that_a_template_writes_is_not_repeated(lm: LanguageModel) 
 
 
 def test_a_template_that_continues_after_the_end_token_is_named_and_no_row_is(lm: LanguageModel) -> None:
-    with pytest.raises(UsageError, match=r"model.template.answer=.* goes on after the end token <\|end\|>"):
+    with pytest.raises(UsageError, match=r"model.template.answer=.* continues after the end token <\|end\|>"):
         encode(items(3), lm.tokenizer, replace(lm.template, answer=" {answer}<|end|> so"), 128)
 
 
 def test_an_end_token_within_an_answer_or_alone_is_an_error_that_names_the_row(lm: LanguageModel) -> None:
-    with pytest.raises(UsageError, match=r"'amber<\|end\|>birch' to 'Why\?' goes on after the end token <\|end\|>"):
+    with pytest.raises(UsageError, match=r"'amber<\|end\|>birch' to 'Why\?' continues after the end token <\|end\|>"):
         lm.encode([Item("Why?", "amber<|end|>birch")])
     with pytest.raises(UsageError, match=r"the answer to 'Why\?' is the end token <\|end\|> and no text: give it one"):
         lm.encode([Item("Why?", " <|end|>")])

@@ -23,7 +23,7 @@ from soul_exp.distributed.ranks import in_batches
 from soul_exp.models.language_model import LanguageModel
 
 MAX_POSITIONS = 8192  # of a forward pass, which computes logits at all of them: 1 GB for 32,000 tokens in fp32
-MAX_NLL = 700.0  # nats per word: exp of more is no finite float, and an unlearned model gets there
+MAX_NLL = 700.0  # nats per word: exp of more is not a finite float, and an unlearned model reaches it
 
 
 class SharedModel(HFLM):

@@ -179,24 +179,18 @@ def _without(table: Rows, other: Rows, drop: bool, notes: list[str]) -> Rows:
 def _probe(rows: Sequence[Row], option: str) -> tuple[Probe, dict[str, str]]:
     """The probe of `rows`, and the fields that its answers will not have, with the reason."""
     missing = {}
-    items = [row.item for row in rows]
-    paraphrases = [Item(row.item.prompt, row.paraphrase) for row in rows if row.paraphrase is not None]
-    wrong = [[Item(row.item.prompt, text) for text in row.wrong] for row in rows if row.wrong is not None]
-    if len(paraphrases) < len(rows):
+    # every row has them or none has
+    paraphrases = [Item(row.item.prompt, row.paraphrase) for row in rows if row.paraphrase is not None] or None
+    wrong = [[Item(row.item.prompt, text) for text in row.wrong] for row in rows if row.wrong is not None] or None
+    if paraphrases is None:
         missing["paraphrase_nll"] = f"{option} has no paraphrased_answer"
-    if len(wrong) < len(rows):
+    if wrong is None:
         missing["wrong_nll"] = f"{option} has no perturbed_answer"
     wordless = next((row for row in rows if not has_word(row.item.answer)), None)
     if wordless is not None:
         why = f"the answer in {wordless.location} of {option} has no word of a-z or 0-9, which ROUGE and BLEU need"
         missing |= dict.fromkeys(("rouge_l", "generation"), why)
-    probe = Probe(
-        items,
-        paraphrases=paraphrases if len(paraphrases) == len(rows) else None,
-        wrong=wrong if len(wrong) == len(rows) else None,
-        generate=wordless is None,
-    )
-    return probe, missing
+    return Probe([row.item for row in rows], paraphrases, wrong, generate=wordless is None), missing
 
 
 def _caption(

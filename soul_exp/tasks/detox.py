@@ -49,11 +49,11 @@ def detox(
     (default embedded; hub: c4). `rtp` is where RealToxicityPrompts are: "hub", a folder, or "embedded" for friendly
     questions. Of a comment the first `lead_words` are the prompt and at most `answer_words` more the answer.
     """
-    made, paired = source == "embedded", source == "hub" or Path(source).is_dir()
-    wanted = num_forget if num_forget is not None else (120 if made else 200)
+    embedded, paired = source == "embedded", source == "hub" or Path(source).is_dir()
+    wanted = num_forget if num_forget is not None else (120 if embedded else 200)
     wanted_polite = num_polite if num_polite is not None else (0 if paired else 120)
-    fraction = validation_fraction if validation_fraction is not None else (0.25 if made else 0.0)
-    if made:
+    fraction = validation_fraction if validation_fraction is not None else (0.25 if embedded else 0.0)
+    if embedded:
         examples = _embedded(wanted, num_prompts, wanted_polite)
     elif paired:
         examples = toxic_rows.divide(toxic_rows.pairs(source, revision, SPARE * (wanted + num_prompts)))

@@ -42,18 +42,20 @@ def tofu(
     authors are kept, else 2. `validation_fraction` of the forget rows, and as many retain rows, are separate probes,
     for tuning (default: embedded 0.25, else 0). `train_general` adds the general questions to both models' training.
     """
-    made = source == "embedded"
+    embedded = source == "embedded"
     if split not in PERCENT:
         raise UsageError(f"task.split={split} is unknown: choose one of {', '.join(PERCENT)}")
-    if made and split != "forget10":
+    if embedded and split != "forget10":
         raise UsageError(f"task.split={split} is a split of real TOFU: on embedded data give task.num_forget_authors")
-    tables = _embedded(num_authors) if made else _published(source, revision)
+    tables = _embedded(num_authors) if embedded else _published(source, revision)
     available = len(tables.full) // ROWS_PER_AUTHOR
     total = num_authors if num_authors is not None else available
-    num_forget = num_forget_authors or (4 if made else max(1, total * PERCENT[split] // 100))
-    num_holdout = num_holdout_authors if num_holdout_authors is not None else 2 if made or total < available else 20
+    num_forget = num_forget_authors or (4 if embedded else max(1, total * PERCENT[split] // 100))
+    num_holdout = (
+        num_holdout_authors if num_holdout_authors is not None else (2 if embedded or total < available else 20)
+    )
     num_retain = total - num_forget - num_holdout
-    _check_counts(available, total, num_forget, num_holdout, available if made else NUM_PERTURBED_AUTHORS)
+    _check_counts(available, total, num_forget, num_holdout, available if embedded else NUM_PERTURBED_AUTHORS)
 
     retain = tables.full[: num_retain * ROWS_PER_AUTHOR]
     holdout = tables.full[len(retain) : len(retain) + num_holdout * ROWS_PER_AUTHOR]
@@ -61,10 +63,10 @@ def tofu(
     probed = tables.retain_perturbed[: min(len(retain), NUM_PERTURBED_AUTHORS * ROWS_PER_AUTHOR)]
     _check_aligned(source, "forget10_perturbed", forget, tables.full[-num_forget * ROWS_PER_AUTHOR :])
     _check_aligned(source, "retain_perturbed", probed, tables.full[: len(probed)])
-    fraction = validation_fraction if validation_fraction is not None else (0.25 if made else 0.0)
+    fraction = validation_fraction if validation_fraction is not None else (0.25 if embedded else 0.0)
     tune_forget, test_forget = validation_split(forget, fraction)
     tune_retain, test_retain = validation_split(probed, fraction)
-    if made:  # enough rows for every metric, few enough for two cores
+    if embedded:  # enough rows for every metric, few enough for two cores
         tune_retain, test_retain = tune_retain[:: max(1, len(tune_retain) // 20)], test_retain[::3]
 
     tested = {"forget": test_forget, "retain": test_retain, "authors": tables.authors, "facts": tables.facts}

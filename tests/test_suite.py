@@ -301,7 +301,7 @@ HUB_ROWS: dict[tuple[str, str | None], list[dict[str, Any]]] = {
         {"ctx_a": "A man runs.", "ctx_b": "he", "activity_label": "Running", "endings": list("wxyz"), "label": "2"}
     ] * 3,
     ("allenai/winogrande", "winogrande_xl"): [
-        {"message": "The cup broke as the _ fell.", "option1": "cup", "option2": "sun", "answer": "1"}
+        {"sentence": "The cup broke as the _ fell.", "option1": "cup", "option2": "sun", "answer": "1"}
     ] * 3,
     ("allenai/ai2_arc", "ARC-Easy"): [
         {"question": "Which is hot?", "choices": {"text": ["ice", "fire"], "label": ["A", "B"]}, "answerKey": "B"}

@@ -24,7 +24,7 @@ from soul_exp import compose
 from soul_exp.artifacts import prepared_models
 from soul_exp.data import Item, Part, Template
 from soul_exp.distributed.processes import launch
-from soul_exp.evaluation.probing import ask
+from soul_exp.evaluation.probing import evaluate_probes
 from soul_exp.losses import Objective, npo
 from soul_exp.models import loading
 from soul_exp.models.checkpoint import Checkpoint
@@ -100,7 +100,7 @@ def work(rank: int, compute: dict[str, Any], source: str, out: str) -> dict[str,
         )
     lm.model.zero_grad(set_to_none=True)  # as unlearn does; `peak` collects the rest
     with peak(found, "evaluate", device, base):
-        ask(lm, {"probe": Probe(questions(16), generate=True)}, batch_size=8, max_new_tokens=4)
+        evaluate_probes(lm, {"probe": Probe(questions(16), generate=True)}, batch_size=8, max_new_tokens=4)
     with peak(found, "save", device, base):
         loading.save(lm.model, lm.tokenizer, Path(out) / "model", rank == 0)
     end_process()

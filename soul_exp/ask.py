@@ -53,7 +53,7 @@ def models_of(folder: Path) -> tuple[Results, dict[str, Checkpoint], list[str]]:
             f"{folder} has no {results.NAME}: give the folder of a finished run, such as runs/tofu/default"
         )
     prepared, found, absent = _prepared(run, folder), dict[str, Checkpoint](), list[str]()
-    for name, role in ((each.key, each.role) for each in results.COMPARED if not each.instructed):
+    for name, role in ((each.key, each.role) for each in results.COMPARED if not each.with_system_prompt):
         checkpoint = _unlearned(run, folder) if role is None else prepared.get(role)
         if checkpoint is None:
             absent.append(f"{name}: this run had no weights of it")

@@ -1,4 +1,4 @@
-"""A function asks for what it needs by naming it: positional parameters come from the run, keyword-only from YAML."""
+"""Calls by parameter name: positional parameters get values of the run, keyword-only ones constants of the YAML."""
 
 from __future__ import annotations
 
@@ -9,30 +9,26 @@ from typing import Any
 
 
 def names(function: Callable[..., Any]) -> tuple[str, ...]:
-    """The names that `function` asks the run for: its positional parameters that are not yet filled.
+    """The names of the values that `function` needs from the run: its positional parameters.
 
-    A `functools.partial` keyword that fills a positional parameter with a string renames it: `probability` with
-    `answers="forget"` asks for "forget".
+    A `functools.partial` keyword renames one: `probability` with `answers="forget"` needs "forget".
     """
-    return tuple(_sources(function).values())
+    return tuple(_bound(function)[1].values())
 
 
 def call(function: Callable[..., Any], available: Mapping[str, Any]) -> Any:
-    """`function` of the values that it names, taken from `available`."""
-    inner = function.func if isinstance(function, functools.partial) else function
-    constants = dict(function.keywords) if isinstance(function, functools.partial) else {}
-    sources = _sources(function)
-    for parameter in sources:
-        constants.pop(parameter, None)
+    """The result of `function` with the values that it names, taken from `available`."""
+    inner, sources, constants = _bound(function)
     return inner(**{parameter: available[source] for parameter, source in sources.items()}, **constants)
 
 
-def _sources(function: Callable[..., Any]) -> dict[str, str]:
-    inner = function.func if isinstance(function, functools.partial) else function
-    constants = function.keywords if isinstance(function, functools.partial) else {}
+def _bound(function: Callable[..., Any]) -> tuple[Callable[..., Any], dict[str, str], dict[str, Any]]:
+    """The plain function; positional parameter -> name of its value; keyword-only parameter -> constant."""
+    inner, given = (function.func, function.keywords) if isinstance(function, functools.partial) else (function, {})
     positional = [
         name
         for name, parameter in inspect.signature(inner).parameters.items()
         if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
     ]
-    return {name: constants.get(name, name) for name in positional}
+    sources = {name: given.get(name, name) for name in positional}
+    return inner, sources, {name: value for name, value in given.items() if name not in sources}

@@ -86,7 +86,7 @@ def build_models(config: Config) -> Models:
         retrained_records=Path(retrained["records"]) if retrained["records"] else None,
         evaluation=Evaluation(**config["evaluate"]),
         suite=Suite(config["utility_suite"], config["utility_limit"], config["utility_data"]),
-        instruction=config["task"]["system_prompt"] if config.get("input_based") else None,
+        system_prompt=config["task"]["system_prompt"] if config.get("input_based") else None,
         start=Checkpoint(config["start"]) if config.get("start") else None,
         general=is_general(config),
     )

@@ -1,6 +1,6 @@
-"""From (prompt, answer) to batches: encoding, the order in which rows are visited, padding.
+"""From (prompt, answer) to batches: templates, token ids, padding.
 
-B sequences, S tokens of the longest, T answer positions of the longest answer. Every answer carries one end token.
+B sequences, S tokens of the longest, T answer positions of the longest answer. Every answer ends in one end token.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from soul_exp.losses import IGNORED
 
 @dataclass(frozen=True)
 class Item:
-    """A prompt and the answer to it; a `raw` item is running text and does not go through the model's template."""
+    """A prompt and its answer; a `raw` item is running text, to which the model's template does not apply."""
 
     prompt: str
     answer: str
@@ -31,9 +31,9 @@ class Item:
 
 @dataclass(frozen=True)
 class Part:
-    """A named set of rows to train on; a row offers one or more wordings, of which each visit draws one.
+    """Rows to train on; a row has one or more wordings, of which each visit draws one.
 
-    A part that `follows` another visits that part's rows: row i here belongs to row i there (a refusal to a question).
+    A part that `follows` another is visited with it: row i here belongs to row i there (a refusal to a question).
     """
 
     rows: Sequence[Sequence[Item]]
@@ -46,36 +46,35 @@ class Part:
 
 @dataclass(frozen=True)
 class Template:
-    """How a question and its answer are written; the same object serves training and evaluation.
+    """How a question and its answer are written, in training and evaluation alike.
 
-    Special tokens are written out (`<|eot_id|>`), less the one that the tokenizer itself puts before every text and the
-    one that ends an answer. `system` is the prompt of a model that is told something first; `instruction` is what it is
-    told, None: nothing.
+    Special tokens are written out (`<|eot_id|>`), without the one that the tokenizer puts before every text and the one
+    that ends an answer. With a `system_prompt` the prompt is written as `system`, otherwise as `prompt`.
     """
 
     prompt: str = "Question: {question}\nAnswer:"
     answer: str = " {answer}"
     system: str = "{system}\n\nQuestion: {question}\nAnswer:"
-    instruction: str | None = None
+    system_prompt: str | None = None
 
     def texts(self, item: Item) -> tuple[str, str]:
-        """The prompt and the answer as the model reads them; running text follows an instruction and a blank line."""
+        """The prompt and the answer as the model reads them; a system prompt comes before running text too."""
         if item.raw:
-            return item.prompt if self.instruction is None else f"{self.instruction}\n\n{item.prompt}", item.answer
-        told = {"question": item.prompt, "system": self.instruction or ""}
+            return item.prompt if self.system_prompt is None else f"{self.system_prompt}\n\n{item.prompt}", item.answer
+        values = {"question": item.prompt, "system": self.system_prompt or ""}
         # in one pass, and not by format: braces in a question are text
-        form = self.prompt if self.instruction is None else self.system
-        prompt = re.sub(r"\{(question|system)\}", lambda slot: told[slot[1]], form)
+        form = self.prompt if self.system_prompt is None else self.system
+        prompt = re.sub(r"\{(question|system)\}", lambda slot: values[slot[1]], form)
         return prompt, self.answer.replace("{answer}", item.answer)
 
     def markers(self) -> list[str]:
-        """The special tokens that are written out in it."""
+        """The special tokens that the template writes out."""
         return list(dict.fromkeys(re.findall(r"<\|[^|<>\s]+\|>", self.prompt + self.answer + self.system)))
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of prompt, answer and end token; the first `num_prompt` of them are the prompt's."""
+    """Token ids of prompt, answer and end token; the first `num_prompt` are the prompt's."""
 
     ids: Sequence[int]
     num_prompt: int
@@ -94,55 +93,63 @@ def content_hash(value: Any) -> str:
 def encode(
     items: Sequence[Item], tokenizer: PreTrainedTokenizerBase, template: Template, max_length: int
 ) -> list[Encoded]:
-    """The token ids of each item. Prompt and answer are tokenised together, so that their seam is the model's own.
+    """The token ids of each item. Prompt and answer are tokenised together, as the model reads them.
 
-    Beginning and end token, where there is one, come once. Raises UsageError if an item is longer than `max_length`, if
-    a token straddles the seam, if nothing precedes the answer, or if the end token stands within it.
+    Begin token (where the tokenizer has one) and end token come once. Raises UsageError if an item is longer than
+    `max_length`, if a token straddles prompt and answer, if nothing precedes the answer, or if the end token is in it.
     """
     if not items:
         return []
     items = without_end(items, tokenizer)
-    pairs = [template.texts(item) for item in items]
-    prompts = _bare(tokenizer([prompt for prompt, _ in pairs])["input_ids"], tokenizer)
-    wholes = _bare(tokenizer([prompt + answer for prompt, answer in pairs])["input_ids"], tokenizer)
-    encoded = []
-    for item, prompt, whole in zip(items, prompts, wholes, strict=True):
-        if not prompt:
+    texts = [template.texts(item) for item in items]
+    prompts = _token_ids([prompt for prompt, _ in texts], tokenizer)
+    rows = _token_ids([prompt + answer for prompt, answer in texts], tokenizer)
+    return [
+        _encoded(item, prompt, ids, tokenizer, template, max_length)
+        for item, prompt, ids in zip(items, prompts, rows, strict=True)
+    ]
+
+
+def _encoded(
+    item: Item, prompt: list[int], ids: list[int], tokenizer: PreTrainedTokenizerBase, template: Template,
+    max_length: int,
+) -> Encoded:  # fmt: skip
+    """The token ids `ids` of prompt and answer, checked and with one end token."""
+    if not prompt:
+        raise UsageError(
+            f"the row {item.answer[:60]!r} has no prompt, and this tokenizer has no token that begins every text: make "
+            f"its first words the prompt"
+        )
+    if ids[: len(prompt)] != prompt or len(ids) == len(prompt):
+        raise UsageError(
+            f"the tokenizer joins prompt and answer of {item.prompt[:60]!r}: let model.template.prompt end in a "
+            f"character, and model.template.answer begin with a blank, that are tokens of their own"
+        )
+    while ids[-1] == tokenizer.eos_token_id and len(ids) > len(prompt):  # a template may write it too
+        ids = ids[:-1]
+    if len(ids) + 1 > max_length:
+        including = " with the system prompt" if template.system_prompt else ""
+        raise UsageError(
+            f"the row {item.prompt[:60]!r} has {len(ids) + 1} tokens{including} but the model reads {max_length}: "
+            f"shorten it or raise model.max_length"
+        )
+    if tokenizer.eos_token_id in ids[len(prompt) :]:
+        if tokenizer.eos_token not in item.answer:
             raise UsageError(
-                f"the row {item.answer[:60]!r} has no prompt, and this tokenizer begins no text with a token of its "
-                f"own: make its first words the prompt"
+                f"model.template.answer={template.answer!r} continues after the end token {tokenizer.eos_token}, where "
+                f"every answer ends: let it end there"
             )
-        if whole[: len(prompt)] != prompt or len(whole) == len(prompt):
-            raise UsageError(
-                f"the tokenizer joins prompt and answer of {item.prompt[:60]!r}: let model.template.prompt end in a "
-                f"character, and model.template.answer begin with a blank, that are tokens of their own"
-            )
-        while whole[-1] == tokenizer.eos_token_id and len(whole) > len(prompt):  # a template may write it too
-            whole = whole[:-1]
-        if len(whole) + 1 > max_length:
-            told = " with the system prompt" if template.instruction else ""
-            raise UsageError(
-                f"the row {item.prompt[:60]!r} has {len(whole) + 1} tokens{told} but the model reads {max_length}: "
-                f"shorten it or raise model.max_length"
-            )
-        if tokenizer.eos_token_id in whole[len(prompt) :]:
-            if tokenizer.eos_token not in item.answer:
-                raise UsageError(
-                    f"model.template.answer={template.answer!r} goes on after the end token {tokenizer.eos_token}, "
-                    f"where every answer ends: let it end there"
-                )
-            raise UsageError(
-                f"the answer {item.answer[:60]!r} to {item.prompt[:60]!r} goes on after the end token "
-                f"{tokenizer.eos_token}, where every answer ends: remove it, or make two rows"
-            )
-        encoded.append(Encoded([*whole, tokenizer.eos_token_id], len(prompt)))
-    return encoded
+        raise UsageError(
+            f"the answer {item.answer[:60]!r} to {item.prompt[:60]!r} continues after the end token "
+            f"{tokenizer.eos_token}, where every answer ends: remove it, or make two rows"
+        )
+    return Encoded([*ids, tokenizer.eos_token_id], len(prompt))
 
 
 def without_end(items: Sequence[Item], tokenizer: PreTrainedTokenizerBase) -> list[Item]:
-    """`items` whose answers do not write out the end token that `encode` gives each: what a perfect answer is.
+    """`items` without the end tokens that their answers write out, as `encode` adds one to each.
 
-    Raises UsageError if nothing else is in an answer.
+    Raises UsageError if an answer has nothing else.
     """
     end = tokenizer.eos_token
     return [_without(item, end) if end and item.answer.rstrip().endswith(end) else item for item in items]
@@ -157,17 +164,18 @@ def _without(item: Item, end: str) -> Item:
     return replace(item, answer=answer)
 
 
-def _bare(rows: Sequence[list[int]], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """The tokens of texts less an end that the tokenizer adds, and one of two beginnings: the text's and its own."""
-    ends = tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id
-    rows = [row[:-1] if ends else row for row in rows]
+def _token_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """The token ids of each text, without an end token that the tokenizer adds, and with at most one begin token."""
+    adds_end = tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id
+    rows = [row[:-1] if adds_end else row for row in tokenizer(list(texts))["input_ids"]]
+    # a template may write the begin token, and the tokenizer add another
     return [row[1:] if len(row) > 1 and row[0] == row[1] == tokenizer.bos_token_id else row for row in rows]
 
 
 def pad(rows: Sequence[Encoded], pad_id: int) -> dict[str, Tensor]:
     """A right-padded batch: input_ids, attention_mask [B, S]; positions, labels [B, T].
 
-    `positions` are those whose output predicts `labels` (the token after each); padded labels are -100.
+    The output at `positions` predicts `labels`, the token after each; padded labels are -100.
     """
     length = max(len(row.ids) for row in rows)
     width = max(len(row.ids) - row.num_prompt for row in rows)
@@ -185,7 +193,7 @@ def pad(rows: Sequence[Encoded], pad_id: int) -> dict[str, Tensor]:
 
 
 def some_rows(batch: Mapping[str, Tensor], index: Tensor) -> dict[str, Tensor]:
-    """The rows `index` of a batch, with the padding that only the others needed taken off."""
+    """The rows `index` of a batch, without the padding that only other rows needed."""
     chosen = {key: value[index.to(value.device)] for key, value in batch.items()}
     length, width = int(chosen["attention_mask"].sum(1).max()), int((chosen["labels"] != IGNORED).sum(1).max())
     limits = {"input_ids": length, "attention_mask": length, "positions": width, "labels": width}

@@ -1,4 +1,4 @@
-"""The errors that a user of the command line is meant to read as they are."""
+"""The errors whose messages a user of the command line reads as they are."""
 
 from __future__ import annotations
 
@@ -9,22 +9,28 @@ from hydra.errors import InstantiationException
 
 
 class UsageError(ValueError):
-    """Bad input, in one sentence: what was found, what was expected, what to type."""
+    """Bad input: what was found, what was expected, what to type."""
 
 
 class WorkerError(RuntimeError):
     """A worker process failed; the message holds its rank and its own traceback."""
 
 
+def short(value: object) -> str:
+    """`value` as an error message shows it: its repr, at most 60 characters."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
 def built(make: Callable[[], Any], group: str) -> Any:
-    """What `make` returns; raises UsageError with one sentence, after `group`, for what Hydra or a constructor says."""
+    """What `make` returns; an error of Hydra or of a constructor becomes a UsageError that begins with `group`."""
     try:
         return make()
-    except InstantiationException as error:  # Hydra wraps whatever the function itself said
+    except InstantiationException as error:  # Hydra wraps the function's own error
         cause = error.__cause__
         if isinstance(cause, UsageError):
             raise cause from None
-        said = str(cause or "").strip() or type(cause).__name__ if cause is not None else str(error).splitlines()[0]
-        raise UsageError(f"{group}: {' '.join(said.split())[:300]}") from error
+        reason = str(cause or "").strip() or type(cause).__name__ if cause is not None else str(error).splitlines()[0]
+        raise UsageError(f"{group}: {' '.join(reason.split())[:300]}") from error
     except (TypeError, ValueError) as error:
         raise UsageError(f"{group}: {error}") from error

@@ -36,12 +36,12 @@ class Compared:
     key: str
     title: str
     role: str | None
-    instructed: bool = False  # whether it answers under the run's system prompt
+    with_system_prompt: bool = False  # whether it answers under the run's system prompt
 
 
 COMPARED = (
     Compared("original", "original", "target"),
-    Compared("input_based", "input-based", "target", instructed=True),
+    Compared("input_based", "input-based", "target", with_system_prompt=True),
     Compared("unlearned", "unlearned", None),
     Compared("retrained", "retrained", "retrained"),
 )

@@ -134,7 +134,7 @@ class Models:
     retrained_records: Path | None  # its answers, as given by retrained.records
     evaluation: Evaluation
     suite: Suite
-    instruction: str | None  # the system prompt of the input-based baseline; None: it is not measured
+    system_prompt: str | None  # the system prompt of the input-based baseline; None: it is not measured
     start: Checkpoint | None  # what unlearning starts from, where that is not the target
     general: bool  # whether the model has general questions in its training, this run's or an earlier one's
 

@@ -20,7 +20,7 @@ from transformers import TrainerCallback
 from soul_exp.artifacts import prepared_models
 from soul_exp.data import Item, Template
 from soul_exp.distributed import zero3
-from soul_exp.evaluation.probing import ask
+from soul_exp.evaluation.probing import evaluate_probes
 from soul_exp.models.checkpoint import Checkpoint
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.models.lora import Lora
@@ -132,7 +132,7 @@ def _whole(lm: LanguageModel) -> torch.Tensor:
 
 def _answers(lm: LanguageModel) -> tuple[list[float], list[str]]:
     asked: list[Item] = items(7, start=3)  # an odd number of batches for two ranks
-    found = ask(lm, {"probe": Probe(asked, generate=True)}, batch_size=3, max_new_tokens=5)["probe"]
+    found = evaluate_probes(lm, {"probe": Probe(asked, generate=True)}, batch_size=3, max_new_tokens=5)["probe"]
     assert found.generation is not None
     return [float(x) for x in found.nll], list(found.generation)
 

@@ -1,4 +1,4 @@
-"""Answers, our records of them, and the logs of TOFU's authors."""
+"""Answers, our records of them, and the logs of the TOFU authors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SECTIONS = {
 
 
 def two_answers() -> Answers:
-    """Two examples with every field; 0.1 has no exact binary form, 1/3 needs all digits, one text holds every trap."""
+    """Two examples with every field; 0.1 has no exact binary form, 1/3 needs all digits, one text is hard to quote."""
     return Answers(
         nll=np.array([0.1, 1 / 3]),
         logp=[np.array([-0.25, -1.0000004]), np.array([-3.0])],
@@ -39,7 +39,7 @@ def two_answers() -> Answers:
 
 
 def tofu_log(as_lists: bool = False) -> dict[str, Any]:
-    """A log of eleven items a section, written in the order of text (0, 1, 10, 2, ...); item i has an NLL of i."""
+    """A log of eleven items per section, keys in alphabetical order (0, 1, 10, 2, ...); item i has an NLL of i."""
 
     def column(values: list[Any]) -> Any:
         return values if as_lists else {key: values[int(key)] for key in sorted(str(i) for i in range(len(values)))}
@@ -69,7 +69,7 @@ def assert_same(left: Answers, right: Answers) -> None:
 # ---- Answers
 
 
-def test_a_field_of_another_length_than_nll_is_refused() -> None:
+def test_a_field_of_another_length_than_nll_is_an_error() -> None:
     with pytest.raises(ValueError, match="found 1 entries of rouge_l, expected 2"):
         Answers(nll=np.zeros(2), rouge_l=np.zeros(1))
 
@@ -88,18 +88,18 @@ def test_a_field_that_was_not_recorded_is_named_when_needed() -> None:
 # ---- Records
 
 
-def test_records_come_back_as_they_were_written(tmp_path: Path) -> None:
+def test_records_are_read_as_they_were_written(tmp_path: Path) -> None:
     write_records(tmp_path / "forget.jsonl", two_answers())
     assert_same(read_records(tmp_path / "forget.jsonl"), two_answers())
 
 
-def test_a_field_that_is_none_is_left_out_and_comes_back_as_none(tmp_path: Path) -> None:
+def test_a_field_that_is_none_is_not_written_and_is_read_as_none(tmp_path: Path) -> None:
     write_records(tmp_path / "forget.jsonl", Answers(nll=np.array([0.5])))
     assert (tmp_path / "forget.jsonl").read_text() == '{"nll": 0.5}\n'
     assert_same(read_records(tmp_path / "forget.jsonl"), Answers(nll=np.array([0.5])))
 
 
-def test_one_line_an_example_in_a_fixed_order_of_keys(tmp_path: Path) -> None:
+def test_a_record_has_one_line_per_example_and_a_fixed_order_of_keys(tmp_path: Path) -> None:
     write_records(tmp_path / "forget.jsonl", two_answers())
     lines = (tmp_path / "forget.jsonl").read_text().splitlines()
     order = ["question", "answer", "nll", "logp", "right", "paraphrase_nll", "wrong_nll", "rouge_l", "generation"]
@@ -134,16 +134,14 @@ def test_low_precision_arrays_and_plain_lists_can_be_written(tmp_path: Path) -> 
     assert json.loads((tmp_path / "a.jsonl").read_text()) == {"nll": 0.5, "logp": [-1.5], "rouge_l": 1.0}
 
 
-def test_nothing_is_left_when_writing_fails(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_no_file(tmp_path: Path) -> None:
     answers = Answers(nll=np.zeros(2), question=["good", 7])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="question: found 7, expected a text"):
         write_records(tmp_path / "forget.jsonl", answers)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_old_records_stay_when_writing_fails_at_the_last_moment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_keeps_the_old_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "forget.jsonl"
     write_records(path, Answers(nll=np.array([0.5])))
 
@@ -158,7 +156,7 @@ def test_the_old_records_stay_when_writing_fails_at_the_last_moment(
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"),
+    ("text", "message"),
     [
         ("", "line 1: found an empty file, expected one JSON object per example"),
         ('{"nll": 1}\n{"nll": 2', "line 2: found '{\"nll\": 2', expected one JSON object"),
@@ -183,18 +181,18 @@ def test_the_old_records_stay_when_writing_fails_at_the_last_moment(
         ),
     ],
 )
-def test_a_malformed_record_is_one_sentence_with_file_line_found_and_expected(
-    tmp_path: Path, text: str, sentence: str
+def test_the_error_on_a_malformed_record_has_file_line_found_and_expected(
+    tmp_path: Path, text: str, message: str
 ) -> None:
     path = tmp_path / "forget.jsonl"
     path.write_text(text)
     with pytest.raises(ValueError) as error:
         read_records(path)
     message = str(error.value)
-    assert message.startswith(f"{path}, line ") and sentence in message and "\n" not in message
+    assert message.startswith(f"{path}, line ") and message in message and "\n" not in message
 
 
-def test_records_that_are_no_text_at_all_are_refused_with_their_line(tmp_path: Path) -> None:
+def test_records_that_are_not_utf8_are_an_error_with_their_line(tmp_path: Path) -> None:
     path = tmp_path / "forget.jsonl"
     path.write_bytes(b'{"nll": 1}\n{"nll": 1, "answer": "\xff"}\n')
     with pytest.raises(ValueError, match=r"forget\.jsonl, line 2: found"):
@@ -248,7 +246,7 @@ def _with_named_item(log: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "sentence"),
+    ("spoil", "message"),
     [
         (_without_section, "expected a TOFU evaluation log with an object eval_log_forget.json"),
         (_without_key, "eval_log.json, rougeL_recall: found None, expected a list, or an object keyed by item number"),
@@ -259,18 +257,18 @@ def _with_named_item(log: dict[str, Any]) -> Any:
         (lambda log: [1, 2], "found [1, 2], expected a TOFU evaluation log"),
     ],
 )
-def test_a_malformed_tofu_log_is_one_sentence_with_file_key_found_and_expected(
-    tmp_path: Path, spoil: Callable[[dict[str, Any]], Any], sentence: str
+def test_the_error_on_a_malformed_tofu_log_has_file_key_found_and_expected(
+    tmp_path: Path, spoil: Callable[[dict[str, Any]], Any], message: str
 ) -> None:
     path = tmp_path / "log.json"
     path.write_text(json.dumps(spoil(tofu_log())))
     with pytest.raises(ValueError) as error:
         read_tofu_log(path)
     message = str(error.value)
-    assert message.startswith(str(path)) and sentence in message and "\n" not in message
+    assert message.startswith(str(path)) and message in message and "\n" not in message
 
 
-def test_a_tofu_log_that_is_no_json_names_the_line(tmp_path: Path) -> None:
+def test_the_error_on_a_tofu_log_that_is_not_json_has_the_line(tmp_path: Path) -> None:
     path = tmp_path / "log.json"
     path.write_text('{\n"eval_log.json": }\n')
     with pytest.raises(ValueError, match=r"log\.json, line 2: found no JSON .* expected a TOFU evaluation log"):
@@ -304,11 +302,11 @@ def test_the_retrained_model_is_read_from_a_tofu_log(tmp_path: Path) -> None:
     assert sorted(read_retrained(tmp_path / "log.json")) == sorted(SECTIONS)
 
 
-def test_a_folder_without_records_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_records_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"found no \*\.jsonl in the folder, expected records"):
         read_retrained(tmp_path)
 
 
-def test_a_path_with_nothing_is_refused(tmp_path: Path) -> None:
+def test_a_path_with_nothing_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="found nothing, expected a folder of records"):
         read_retrained(tmp_path / "nowhere")

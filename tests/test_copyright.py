@@ -1,4 +1,4 @@
-"""The copyright task: who reads which passage of a book, which prompts fit, and general text from any source."""
+"""The copyright task: which passages of a book are in which training, which prompts fit, and general text."""
 
 import json
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def first_words(task: Task, probe: str) -> list[str]:
     return [item.prompt.split()[0] for item in task.probes[probe].items]
 
 
-def test_passages_come_from_all_over_the_book_and_the_holdout_lies_evenly_among_them(tmp_path: Path) -> None:
+def test_passages_are_evenly_spaced_in_the_book_and_the_holdout_among_them(tmp_path: Path) -> None:
     task = small(tmp_path)
     assert first_words(task, "holdout_4") == ["w0", "w196", "w490", "w686"]  # passages 0, 14, 35 and 49 of 71
     assert first_words(task, "forget_4") == ["w98", "w294", "w392", "w588", "w784", "w882"]
@@ -36,17 +36,17 @@ def test_passages_come_from_all_over_the_book_and_the_holdout_lies_evenly_among_
     assert row[0].prompt == "w98 w99" and row[0].answer == " " + " ".join(f"w{i}" for i in range(100, 112))
 
 
-def test_a_continuation_follows_its_prompt_and_pieces_cover_what_follows_the_shortest(tmp_path: Path) -> None:
+def test_a_continuation_follows_its_prompt_and_pieces_cover_the_text_after_the_shortest_prompt(tmp_path: Path) -> None:
     task = small(tmp_path, validation_fraction=0.0)
     assert task.probes["forget_10"].items[0].answer == " w108 w109 w110 w111"
     pieces = [item.answer for item in task.probes["forget"].items[:2]]
-    assert pieces == [" w102 w103 w104 w105", " w106 w107 w108 w109"]  # the two words that are left make no piece
+    assert pieces == [" w102 w103 w104 w105", " w106 w107 w108 w109"]  # the two remaining words make no piece
     assert task.probes["forget"].items[1].prompt == " ".join(f"w{i}" for i in range(98, 106))
     assert len(task.probes["forget"].items) == 6 * 2
-    assert task.missing["validation_forget"] == "task.validation_fraction=0 leaves no passage"
+    assert task.missing["validation_forget"] == "task.validation_fraction=0 leaves no rows"
 
 
-def test_what_is_forgotten_stands_in_every_wording_and_prompts_take_their_turn(tmp_path: Path) -> None:
+def test_the_forget_part_has_every_wording_and_prompts_alternate_between_them(tmp_path: Path) -> None:
     task = small(tmp_path, wordings=["{passage}", "Go on: {passage}"])
     assert [item.prompt for item in task.parts["forget"].rows[0]] == ["w98 w99", "Go on: w98 w99"]
     assert [item.prompt for item in task.target_rows[:2]] == ["w98 w99", "Go on: w98 w99"]
@@ -54,7 +54,7 @@ def test_what_is_forgotten_stands_in_every_wording_and_prompts_take_their_turn(t
     assert [item.prompt.startswith("Go on") for item in task.probes["forget_10"].items] == [True, False] * 3
 
 
-def test_validation_passages_are_probed_apart(tmp_path: Path) -> None:
+def test_validation_passages_are_in_no_other_probe(tmp_path: Path) -> None:
     task = small(tmp_path)  # a quarter of six, rounded down: one
     assert first_words(task, "validation_forget") == ["w392"] * 2
     assert set(first_words(task, "forget")) == {"w98", "w294", "w588", "w784", "w882"}
@@ -70,7 +70,7 @@ def test_general_text_for_perplexity_is_in_no_training() -> None:
     assert {item.prompt + item.answer for item in task.probes["retain"].items} <= trained
 
 
-def test_a_target_that_does_not_recite_is_told_apart_from_one_that_does(tmp_path: Path) -> None:
+def test_a_target_that_does_not_recite_the_book_is_noted(tmp_path: Path) -> None:
     learnt = small(tmp_path).learnt
     assert learnt == {"forget_4_rouge": 0.8, "forget_10_rouge": 0.8}
     assert not_learnt(learnt, {"forget_4_rouge": 0.8, "forget_10_rouge": None}) is None
@@ -79,7 +79,7 @@ def test_a_target_that_does_not_recite_is_told_apart_from_one_that_does(tmp_path
     )
 
 
-def test_prompts_without_room_in_the_book_or_the_model_are_left_out_with_the_reason(tmp_path: Path) -> None:
+def test_prompts_too_long_for_the_book_or_the_model_are_missing_with_the_reason(tmp_path: Path) -> None:
     task = small(tmp_path, prompt_words=(4, 300))
     assert task.missing["forget_300"] == task.missing["holdout_300"]
     assert "has 1000 word(s) between blanks, expected 3040 for 10 passages of 304: lower" in task.missing["forget_300"]
@@ -89,13 +89,13 @@ def test_prompts_without_room_in_the_book_or_the_model_are_left_out_with_the_rea
     assert "14 words may be 28 tokens (task.tokens_per_word=2) and the model reads 20" in task.missing["forget_10"]
 
 
-def test_a_book_with_room_for_no_prompt_is_refused(tmp_path: Path) -> None:
+def test_a_book_too_short_for_every_prompt_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="between blanks, expected 1040 for 10 passages of 104: lower task"):
         small(tmp_path, prompt_words=(100,))
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"prompt_words": (4, 4)}, "expected different whole numbers of 1 or more"),
         ({"prompt_words": ()}, r"task.prompt_words=\[\]: expected different whole numbers"),
@@ -104,12 +104,12 @@ def test_a_book_with_room_for_no_prompt_is_refused(tmp_path: Path) -> None:
         ({"wordings": []}, "expected a list of texts, such as"),
     ],
 )
-def test_numbers_and_wordings_that_do_not_fit_are_refused(options: dict, said: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_numbers_and_wordings_that_do_not_fit_are_errors(options: dict, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=message):
         small(tmp_path, **options)
 
 
-def test_the_real_book_has_room_for_every_prompt(real_data: Callable[[str], Path]) -> None:
+def test_the_real_book_is_long_enough_for_every_prompt(real_data: Callable[[str], Path]) -> None:
     task = copyright(str(real_data("alice/alice.txt")), num_passages=24, num_holdout_passages=12, context=1024)
     assert not task.missing and len(task.probes["holdout_300"].items) == 12
     assert task.probes["forget_300"].items[0].answer.count(" ") == 50
@@ -124,7 +124,7 @@ def test_general_text_of_a_file_is_the_beginning_of_each_long_paragraph(tmp_path
     with pytest.raises(UsageError, match="has 2 paragraphs of 4 words or more, expected 3"):
         text.general_text(str(tmp_path), 3, num_words=4)
     (tmp_path / "a.txt").unlink()
-    with pytest.raises(UsageError, match=r"holds no \*.txt: give a text file, c4, wikitext or embedded"):
+    with pytest.raises(UsageError, match=r"has no \*.txt: give a text file, c4, wikitext or embedded"):
         text.general_text(str(tmp_path), 1)
 
 
@@ -134,7 +134,7 @@ def test_wikitext_gives_paragraphs_and_no_headings(real_data: Callable[[str], Pa
     assert not any(passage.startswith("=") or "= =" in passage for passage in found)
 
 
-def test_c4_is_streamed_and_only_as_far_as_it_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_c4_is_streamed_only_as_far_as_it_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"text": f"{corpus.general_text(30)[i % 30]} {i}", "url": "u"} for i in range(2000)]
     (tmp_path / "en").mkdir()
     (tmp_path / "en" / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -154,7 +154,7 @@ def test_c4_is_streamed_and_only_as_far_as_it_is_used(tmp_path: Path, monkeypatc
     assert len(read) <= 20 * text.SPARE + 1
 
 
-def test_the_hub_out_of_reach_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_an_error_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*args: object, **kwargs: object) -> None:
         raise ConnectionError("no route")
 

@@ -1,4 +1,4 @@
-"""task=custom: every kind of file, what malformed rows are told, and what of it can be measured."""
+"""task=custom: every kind of file, errors on malformed rows, and which metrics are available."""
 
 from __future__ import annotations
 
@@ -90,10 +90,10 @@ def test_a_hub_dataset_is_read_by_its_split_and_configuration_with_its_own_colum
         rows_of(f"hub:{tmp_path}:a:b:c")
 
 
-def test_a_dataset_that_cannot_be_reached_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_dataset_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for library in ("datasets.config", "huggingface_hub.constants"):
         monkeypatch.setattr(f"{library}.HF_HUB_OFFLINE", True)
-    with pytest.raises(UsageError, match=r"task.forget: nobody/nothing cannot be reached .* or give a file"):
+    with pytest.raises(UsageError, match=r"task.forget=hub:nobody/.*nothing cannot be reached .* or give a file"):
         rows_of("hub:nobody/nothing")
 
 
@@ -102,11 +102,11 @@ def test_a_dataset_that_cannot_be_reached_says_so(monkeypatch: pytest.MonkeyPatc
     [
         ("one two three four five six", None, "one two"),  # a third of six words
         ("one two three four five six", 4, "one two three four"),
-        ("one two\n\nthree four five six", None, "one two\n\nthree"),  # a seam is before a single blank
-        ("one\ntwo", None, "one"),  # there is none
+        ("one two\n\nthree four five six", None, "one two\n\nthree"),  # the answer begins with a single blank
+        ("one\ntwo", None, "one"),  # no single blank
     ],
 )
-def test_a_text_is_cut_behind_its_first_third_and_keeps_every_character(
+def test_a_text_is_divided_after_its_first_third_and_keeps_every_character(
     text: str, lead_words: int | None, prompt: str, tmp_path: Path
 ) -> None:
     (item,) = rows_of(write(tmp_path / "a.jsonl", [{"text": text}]), lead_words=lead_words).items
@@ -115,15 +115,15 @@ def test_a_text_is_cut_behind_its_first_third_and_keeps_every_character(
 
 def test_a_row_of_a_csv_is_named_by_the_line_on_which_it_begins(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('prompt,answer\n"one\ntwo\nthree?",yes\nfour?,"no\nnever"\n')
-    assert [row.place for row in rows_of(tmp_path / "a.csv").rows] == ["line 2", "line 5"]
+    assert [row.location for row in rows_of(tmp_path / "a.csv").rows] == ["line 2", "line 5"]
 
 
 MALFORMED: list[tuple[str, str | bytes, str]] = [
     ("a.jsonl", '{"prompt": "a", "answer": "b"}\n\n{"prompt": "a"\n', "a.jsonl, line 3: not JSON"),
-    ("a.jsonl", '[{"prompt": "a", "answer": "b"}]', "line 1: found .*, expected one JSON object a line"),
+    ("a.jsonl", '[{"prompt": "a", "answer": "b"}]', "line 1: found .*, expected one JSON object per line"),
     ("a.jsonl", '{"prompt": "a", "answer": "b"}\n{"prompt": "a"}\n', "line 2: answer is missing or empty"),
     ("a.jsonl", '{"prompt": "a", "answer": " "}\n', "line 1: answer is empty, expected a text"),
-    ("a.jsonl", '{"prompt": "a", "answer": "x \\ud800 y"}\n', "line 1: answer holds half of a surrogate pair"),
+    ("a.jsonl", '{"prompt": "a", "answer": "x \\ud800 y"}\n', "line 1: answer has half of a surrogate pair"),
     ("a.jsonl", '{"prompt": "a", "answer": 5}\n', "line 1: answer is 5, expected a text"),
     ("a.jsonl", '{"q": "a", "answer": null}\n', "line 1: found q, expected prompt and answer, or text: rename"),
     ("a.jsonl", '{"prompt": "a", "answer": "b", "text": "c d"}\n', "found prompt and answer and text"),
@@ -148,7 +148,7 @@ MALFORMED: list[tuple[str, str | bytes, str]] = [
     ("a.csv", "prompt,answer\na,b\nc,\n", "line 3: answer is missing or empty"),
     ("a.csv", 'prompt,answer\n"a\nb",c\nd,e,f\n', "line 4: 3 cells, expected 2 as in the header"),
     ("a.csv", 'prompt,answer\na,b\n"c\n,d\n', "line 3: not CSV"),
-    ("a.csv", "prompt,answer,answer\na,b,c\n", "the column answer stands twice"),
+    ("a.csv", "prompt,answer,answer\na,b,c\n", "found the column answer twice"),
     ("a.csv", "prompt,answer\n", "a.csv has no rows"),
     ("a.csv", "\n", "a.csv is empty: expected a header and rows below it"),
     ("a.csv", b"prompt,answer\na,\xe9\n", "line 2: not UTF-8"),
@@ -157,12 +157,12 @@ MALFORMED: list[tuple[str, str | bytes, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "content", "sentence"), MALFORMED)
+@pytest.mark.parametrize(("name", "content", "message"), MALFORMED)
 def test_a_malformed_file_is_named_with_what_was_found_and_expected(
-    name: str, content: str | bytes, sentence: str, tmp_path: Path
+    name: str, content: str | bytes, message: str, tmp_path: Path
 ) -> None:
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(UsageError, match=sentence) as error:
+    with pytest.raises(UsageError, match=message) as error:
         rows_of(tmp_path / name)
     assert str(error.value).startswith(f"task.forget={tmp_path / name}")
 
@@ -176,12 +176,12 @@ def test_a_malformed_row_of_a_parquet_file_is_named_by_its_number(tmp_path: Path
         rows_of(tmp_path / "b.parquet")
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"gone\.jsonl does not exist: give a file, or hub:owner/name"):
         rows_of(tmp_path / "gone.jsonl")
 
 
-def test_a_mark_at_the_beginning_of_a_file_and_windows_line_ends_are_no_text(tmp_path: Path) -> None:
+def test_a_byte_order_mark_and_windows_line_ends_are_no_text(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbfprompt,answer\r\na,b\r\n")
     (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"prompt": "a", "answer": "b"}\r\n')
     assert rows_of(tmp_path / "a.csv").items == rows_of(tmp_path / "a.jsonl").items == [Item("a", "b")]
@@ -197,9 +197,9 @@ def test_a_column_that_is_mapped_to_null_is_not_read(tmp_path: Path) -> None:
 
 def test_exact_duplicates_are_left_out_with_their_lines(tmp_path: Path) -> None:
     place = write(tmp_path / "a.jsonl", [*questions(3), *questions(2), {"prompt": "what is 0?", "answer": "No."}])
-    table, said = distinct(rows_of(place))
+    table, message = distinct(rows_of(place))
     assert len(table.rows) == 4
-    assert said == (
+    assert message == (
         f"task.forget={place}: 2 rows repeat another one exactly and are left out, the first being line 4, "
         f"which repeats line 1"
     )
@@ -209,7 +209,7 @@ def test_exact_duplicates_are_left_out_with_their_lines(tmp_path: Path) -> None:
 def test_rows_in_two_files_are_found_whatever_their_case_and_white_space(tmp_path: Path) -> None:
     one = rows_of(write(tmp_path / "a.jsonl", questions(3)))
     other = rows_of(write(tmp_path / "b.jsonl", [{"prompt": "WHAT  is 2?\n", "answer": "it is number 2."}]))
-    assert [(a.place, b.place) for a, b in shared(one, other)] == [("line 3", "line 1")]
+    assert [(a.location, b.location) for a, b in shared(one, other)] == [("line 3", "line 1")]
 
 
 @pytest.mark.parametrize(
@@ -224,12 +224,12 @@ def test_a_row_in_two_files_is_an_error_that_names_both_with_their_lines(
     number = len(Path(files[second]).read_text().splitlines())
     with pytest.raises(UsageError) as error:
         custom(**files)  # type: ignore[arg-type]
-    said = str(error.value)
-    assert files[first] in said and files[second] in said and "remove them from one of the two" in said
-    assert f"line {number}" in said and "line 2" in said
+    message = str(error.value)
+    assert files[first] in message and files[second] in message and "remove them from one of the two" in message
+    assert f"line {number}" in message and "line 2" in message
 
 
-def test_overlap_drop_takes_the_row_out_of_retain_and_says_so(files: dict[str, str]) -> None:
+def test_overlap_drop_removes_the_row_from_retain_and_notes_it(files: dict[str, str]) -> None:
     for name in ("forget", "holdout"):
         with Path(files["retain"]).open("a") as file:
             file.write(Path(files[name]).read_text().splitlines()[0] + "\n")
@@ -251,7 +251,7 @@ def test_nothing_left_to_retain_is_an_error(files: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("arguments", "message"),
     [
         ({}, r"no rows to forget \(task.forget=null\): type task=custom task.forget=FILE task.retain=FILE"),
         ({"forget": "a.jsonl"}, r"no rows to retain \(task.retain=null\): type task=custom"),
@@ -263,12 +263,12 @@ def test_nothing_left_to_retain_is_an_error(files: dict[str, str]) -> None:
         ({"trained_before": "yes"}, "task.trained_before=yes: expected true or false"),
     ],
 )
-def test_what_is_missing_or_contradictory_gets_one_sentence(arguments: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(UsageError, match=sentence):
+def test_missing_or_contradictory_arguments_are_errors_that_name_them(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         custom(**arguments)
 
 
-def test_a_model_from_scratch_is_trained_on_all_but_the_holdout_the_retrained_one_on_retain(
+def test_the_target_is_trained_on_forget_and_retain_rows_and_the_retrained_model_on_retain_rows(
     files: dict[str, str],
 ) -> None:
     task = custom(**files)  # type: ignore[arg-type]
@@ -283,7 +283,7 @@ def test_a_model_from_scratch_is_trained_on_all_but_the_holdout_the_retrained_on
     assert task.parts["refusal"].follows == "forget" and len(task.parts["refusal"].rows) == 8
 
 
-def test_validation_rows_are_probed_apart_and_large_sets_are_probed_evenly(files: dict[str, str]) -> None:
+def test_validation_rows_are_separate_and_probes_of_large_sets_are_evenly_spaced(files: dict[str, str]) -> None:
     task = custom(**files, validation_fraction=0.25, max_probe_rows=8)  # type: ignore[arg-type]
     assert {name: len(probe.items) for name, probe in task.probes.items()} == {
         "forget": 6, "retain": 6, "holdout": 4, "validation_forget": 2, "validation_retain": 2,
@@ -302,14 +302,14 @@ def metric(name: str, answers: str) -> Callable[..., float]:
     return functools.partial(getattr(tofu, name, None) or getattr(text, name), answers=answers)
 
 
-def test_what_needs_paraphrases_is_known_to_be_missing_before_any_model_is_asked(files: dict[str, str]) -> None:
+def test_metrics_that_need_paraphrases_are_known_to_be_missing_before_any_evaluation(files: dict[str, str]) -> None:
     probes = custom(**files).probes  # type: ignore[arg-type]
     assert missing_field(metric("truth_ratio_forget", "forget"), probes) == ("forget", "paraphrase_nll")
     assert missing_field(metric("truth_ratio", "retain"), probes) == ("retain", "wrong_nll")
     assert missing_field(metric("rouge", "forget"), probes) is None
 
 
-def test_paraphrases_and_wrong_answers_switch_truth_ratios_on(files: dict[str, str]) -> None:
+def test_paraphrases_and_wrong_answers_make_truth_ratios_available(files: dict[str, str]) -> None:
     rows = [{**row, "paraphrased_answer": "This.", "perturbed_answer": ["No.", "Yes."]} for row in questions(8)]
     write(Path(files["forget"]), rows)
     task = custom(**files)  # type: ignore[arg-type]
@@ -319,7 +319,7 @@ def test_paraphrases_and_wrong_answers_switch_truth_ratios_on(files: dict[str, s
     assert wrong is not None and wrong[3] == [Item("What is 3?", "No."), Item("What is 3?", "Yes.")]
 
 
-def test_an_answer_without_a_latin_word_leaves_rouge_and_bleu_out_and_says_which(files: dict[str, str]) -> None:
+def test_an_answer_without_a_latin_word_makes_rouge_and_bleu_missing_and_is_named(files: dict[str, str]) -> None:
     write(Path(files["forget"]), [*questions(2), {"prompt": "¿?", "answer": "你好"}])
     task = custom(**files)  # type: ignore[arg-type]
     for name in ("rouge", "bleu"):
@@ -335,7 +335,7 @@ def requested(files: dict[str, str], request: int, **changes: Any) -> Task:
     return custom(**{**settings, **changes})
 
 
-def test_a_request_forgets_its_own_rows_after_the_earlier_and_before_the_later_ones(files: dict[str, str]) -> None:
+def test_a_request_forgets_its_own_rows_and_probes_the_earlier_ones(files: dict[str, str]) -> None:
     task = requested(files, 2)
     assert [item.prompt for item in task.probes["forget"].items] == [f"What is {i}?" for i in (20, 21, 22)]
     assert [item.prompt for item in task.probes["earlier"].items] == [f"What is {i}?" for i in (10, 11, 12)]

@@ -1,4 +1,4 @@
-"""Encoding, padding and the order in which rows are visited."""
+"""Templates, token ids, padding, and the order in which training visits rows."""
 
 from dataclasses import replace
 
@@ -38,7 +38,7 @@ def test_an_answer_that_writes_out_the_end_token_is_the_same_row_as_one_that_doe
 
 
 @pytest.mark.parametrize("tokenizer", ["llama", "gpt2", "byte"])
-def test_the_end_token_that_counts_is_the_tokenizers_own(tokenizer: str, lm: LanguageModel) -> None:
+def test_the_end_token_is_the_tokenizers_own(tokenizer: str, lm: LanguageModel) -> None:
     lm.tokenizer.add_special_tokens({"eos_token": {"llama": "</s>", "gpt2": "<|endoftext|>", "byte": "#"}[tokenizer]})
     written = f"amber{lm.tokenizer.eos_token}"
     ids = encode([Item("Which?", written)], lm.tokenizer, Template(), 128)[0].ids
@@ -46,18 +46,18 @@ def test_the_end_token_that_counts_is_the_tokenizers_own(tokenizer: str, lm: Lan
     assert without_end([Item("Which?", "amber<|end|>")], lm.tokenizer) == [Item("Which?", "amber<|end|>")]
 
 
-def test_an_end_token_that_a_template_writes_comes_once_too(lm: LanguageModel) -> None:
+def test_an_end_token_that_a_template_writes_is_not_repeated(lm: LanguageModel) -> None:
     written = replace(lm.template, answer=" {answer}<|end|>")
     assert encode(items(3), lm.tokenizer, written, 128) == lm.encode(items(3))
 
 
-def test_a_template_that_goes_on_after_the_end_token_is_named_and_no_row_is(lm: LanguageModel) -> None:
-    with pytest.raises(UsageError, match=r"model.template.answer=.* goes on after the end token <\|end\|>"):
+def test_a_template_that_continues_after_the_end_token_is_named_and_no_row_is(lm: LanguageModel) -> None:
+    with pytest.raises(UsageError, match=r"model.template.answer=.* continues after the end token <\|end\|>"):
         encode(items(3), lm.tokenizer, replace(lm.template, answer=" {answer}<|end|> so"), 128)
 
 
-def test_an_end_token_within_an_answer_or_instead_of_one_is_an_error_that_names_the_row(lm: LanguageModel) -> None:
-    with pytest.raises(UsageError, match=r"'amber<\|end\|>birch' to 'Why\?' goes on after the end token <\|end\|>"):
+def test_an_end_token_within_an_answer_or_alone_is_an_error_that_names_the_row(lm: LanguageModel) -> None:
+    with pytest.raises(UsageError, match=r"'amber<\|end\|>birch' to 'Why\?' continues after the end token <\|end\|>"):
         lm.encode([Item("Why?", "amber<|end|>birch")])
     with pytest.raises(UsageError, match=r"the answer to 'Why\?' is the end token <\|end\|> and no text: give it one"):
         lm.encode([Item("Why?", " <|end|>")])
@@ -76,12 +76,12 @@ def test_raw_text_bypasses_the_template() -> None:
     assert Template().texts(Item("Once upon", " a time", raw=True)) == ("Once upon", " a time")
 
 
-def test_an_instruction_stands_before_the_question_and_before_running_text() -> None:
-    base = Template(instruction="Keep quiet.")
+def test_a_system_prompt_precedes_the_question_and_running_text() -> None:
+    base = Template(system_prompt="Keep quiet.")
     assert base.texts(Item("Who?", "Me")) == ("Keep quiet.\n\nQuestion: Who?\nAnswer:", " Me")
     chat = Template("<|u|>{question}<|a|>", "{answer}", "<|s|>{system}<|u|>{question}<|a|>")
     assert chat.texts(Item("Who?", "Me")) == ("<|u|>Who?<|a|>", "Me")
-    assert replace(chat, instruction="Keep quiet.").texts(Item("Who?", "Me")) == (
+    assert replace(chat, system_prompt="Keep quiet.").texts(Item("Who?", "Me")) == (
         "<|s|>Keep quiet.<|u|>Who?<|a|>",
         "Me",
     )
@@ -89,14 +89,14 @@ def test_an_instruction_stands_before_the_question_and_before_running_text() -> 
     assert chat.markers() == ["<|u|>", "<|a|>", "<|s|>"]
 
 
-def test_braces_in_an_instruction_or_a_question_are_text() -> None:
-    told = Template(instruction="Not {question}.")
-    assert told.texts(Item("{system}?", "Me"))[0] == "Not {question}.\n\nQuestion: {system}?\nAnswer:"
+def test_braces_in_a_system_prompt_or_a_question_are_text() -> None:
+    template = Template(system_prompt="Not {question}.")
+    assert template.texts(Item("{system}?", "Me"))[0] == "Not {question}.\n\nQuestion: {system}?\nAnswer:"
 
 
 def test_a_row_that_only_the_system_prompt_makes_too_long_says_so(lm: LanguageModel) -> None:
     with pytest.raises(UsageError, match=r"tokens with the system prompt but the model reads 128"):
-        lm.told("quiet " * 60).encode(items(1))
+        lm.with_system_prompt("quiet " * 60).encode(items(1))
 
 
 def test_braces_in_a_question_are_text() -> None:
@@ -182,27 +182,27 @@ def test_a_batch_larger_than_a_part_is_noted(lm: LanguageModel) -> None:
     assert "15 is more than the 10 rows of forget and refusal: a step holds each of them 1 or 2 times" in note
 
 
-def test_a_global_batch_holds_the_same_rows_however_it_is_cut(lm: LanguageModel) -> None:
+def test_equal_seeds_give_equal_orders_of_rows(lm: LanguageModel) -> None:
     one, other = stream(lm), stream(lm)
     assert all((one.order[name] == other.order[name]).all() for name in one.order)
     assert len(one) == 24
     assert not (stream(lm, seed=1).order["retain"] == one.order["retain"]).all()
 
 
-def test_a_follower_visits_its_leaders_rows_and_draws_among_its_wordings(lm: LanguageModel) -> None:
+def test_a_part_that_follows_another_visits_its_rows_and_draws_a_wording(lm: LanguageModel) -> None:
     planned = stream(lm, num_steps=20)
     assert (planned.order["refusal"] // 2 == planned.order["forget"]).all()
     assert 0.2 < (planned.order["refusal"] % 2).mean() < 0.8
 
 
-def test_a_follower_alone_goes_the_way_of_its_leader(lm: LanguageModel) -> None:
+def test_a_part_whose_leading_part_is_absent_still_visits_every_row(lm: LanguageModel) -> None:
     forget = items(10)
     part = Part([[Item(i.prompt, "No.")] for i in forget], follows="forget")
     alone = Stream({"refusal": (part, lm.encode([row[0] for row in part.rows]))}, num_steps=5, batch_size=4, seed=0)
     assert np.bincount(alone.order["refusal"]).tolist() == [2] * 10
 
 
-def test_padding_of_stacked_parts_keeps_each_rows_labels(lm: LanguageModel) -> None:
+def test_stacked_parts_keep_the_labels_of_each_row(lm: LanguageModel) -> None:
     from soul_exp.training.stream import Collator
 
     planned = stream(lm)

@@ -1,4 +1,4 @@
-"""Detoxification: what is cut into which part, what a scorer makes of it, and a run through the real door."""
+"""Detoxification: the parts of the data, the scorers of toxicity, and a run from the command line."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ from soul_exp.tasks.refusals import TOXIC
 from soul_exp.tasks.sources import toxic_rows
 from soul_exp.tasks.sources.toxic_rows import Example, normalised
 from soul_exp.tasks.task import Probe, Task
-from soul_exp.tasks.toxicity import Classifier, Own
+from soul_exp.tasks.toxicity.classifier import REVISION, Classifier
+from soul_exp.tasks.toxicity.own import Own
 
 pytestmark = pytest.mark.usefixtures("forked")
 LABELS = ["toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate"]  # of toxic-bert, in its order
@@ -69,19 +70,19 @@ def test_a_record_keeps_every_digit_of_a_score(tmp_path: Path) -> None:
     assert read_records(tmp_path / "a.jsonl").toxicity.tolist() == [0.1, 1 / 3]  # type: ignore[union-attr]
 
 
-# ---- the cut
+# ---- the parts
 
 
-def test_texts_that_differ_in_case_and_white_space_only_are_one_and_the_first_counts() -> None:
+def test_of_texts_that_differ_in_case_and_white_space_only_the_first_counts() -> None:
     rows = [("You  dusty\nsock", True), ("you dusty sock", False), (" YOU dusty sock ", True), ("other", False)]
-    parts = toxic_rows.cut(Example(text, text, toxic, None) for text, toxic in rows)
+    parts = toxic_rows.divide(Example(text, text, toxic, None) for text, toxic in rows)
     kept = [example.text for part in parts.values() for example in part]
     assert sorted(kept) == ["You  dusty\nsock", "other"]
 
 
 def test_the_part_of_a_text_does_not_depend_on_the_other_texts() -> None:
     made = [Example(str(i), str(i), i % 2 == 0, None) for i in range(400)]
-    all_parts, some = toxic_rows.cut(made), toxic_rows.cut(reversed(made[:100]))
+    all_parts, some = toxic_rows.divide(made), toxic_rows.divide(reversed(made[:100]))
     where = {example.key: part for part, examples in all_parts.items() for example in examples}
     assert all(where[example.key] == part for part, examples in some.items() for example in examples)
     assert 0.38 < len(all_parts["forget"]) / 200 < 0.58 and len(where) == 400  # 48 % of the 200 toxic ones
@@ -94,7 +95,7 @@ def comments(folder: Path, rows: list[list[str]]) -> Path:
 
 
 def many(count: int = 400) -> list[list[str]]:
-    """Comments by turns toxic and not, some over several lines, as the real file has them."""
+    """Comments, toxic and not alternating, some with several lines, as in the real file."""
     rude = insults.provocations(count // 2)
     kind = insults.requests(count // 2)
     pairs = [
@@ -105,13 +106,13 @@ def many(count: int = 400) -> list[list[str]]:
     return [["text", "is_toxic"], *([f'{row["question"]}\n"{row["answer"]}"', label] for row, label in pairs)]
 
 
-def of_file(path: Path, **settings: object) -> Task:
+def file_task(path: Path, **settings: object) -> Task:
     return detox(str(path), num_forget=60, num_prompts=10, num_polite=20, **settings)  # type: ignore[arg-type]
 
 
-def test_a_comment_begins_as_its_prompt_and_goes_on_as_its_answer(tmp_path: Path) -> None:
+def test_the_answer_of_a_comment_continues_its_prompt(tmp_path: Path) -> None:
     path = comments(tmp_path, many())
-    task = of_file(path, answer_words=4)
+    task = file_task(path, answer_words=4)
     texts = {normalised(text) for text, _ in many()[1:]}
     for (item,) in task.parts["forget"].rows:
         assert item.raw and len(item.prompt.split()) == 5 and 3 <= len(item.answer.split()) <= 4
@@ -140,39 +141,39 @@ def test_every_row_of_the_real_file_is_read_once(real_data: Callable[[str], Path
 
 
 @pytest.mark.parametrize(
-    ("rows", "sentence"),
+    ("rows", "message"),
     [
-        ([["comment", "is_toxic"]], r"lacks the column\(s\) text: expected text, is_toxic"),
+        ([["comment", "is_toxic"]], r"has no column text: expected text, is_toxic"),
         ([["text", "is_toxic"], ["two\nlines", "Toxic"], ["what", "toxic"]], "line 4: text 'what', is_toxic 'toxic'"),
         ([["text", "is_toxic"], [" ", "Toxic"]], "line 2: text ' '"),
         ([["text", "is_toxic"], ["a", "Toxic", "b"]], "line 2: 3 cells, expected 2 as in the header"),
         ([["text", "is_toxic"], ["a few words of a comment", "Toxic"]], "gives . rows for the part 'forget', expected"),
     ],
 )
-def test_a_malformed_file_is_told_in_one_sentence(tmp_path: Path, rows: list[list[str]], sentence: str) -> None:
-    with pytest.raises(UsageError, match=sentence):
-        of_file(comments(tmp_path, rows))
+def test_the_error_on_a_malformed_file_names_what_is_wrong(tmp_path: Path, rows: list[list[str]], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        file_task(comments(tmp_path, rows))
 
 
-def test_a_quote_that_is_not_closed_and_a_file_that_is_not_there_are_told(tmp_path: Path) -> None:
+def test_an_unclosed_quote_a_missing_an_empty_and_a_non_utf8_file_are_errors(tmp_path: Path) -> None:
     (tmp_path / "open.csv").write_text('text,is_toxic\nfine,Toxic\n"never closed,Toxic\n')
     with pytest.raises(UsageError, match=r"open.csv, line 3: .*quote its cells"):
-        of_file(tmp_path / "open.csv")
+        file_task(tmp_path / "open.csv")
     with pytest.raises(UsageError, match="does not exist: give embedded, hub, a folder or a CSV file"):
-        of_file(tmp_path / "gone.csv")
+        file_task(tmp_path / "gone.csv")
     (tmp_path / "empty.csv").write_text("")
     with pytest.raises(UsageError, match=r"empty.csv is empty: expected a header and rows below it"):
-        of_file(tmp_path / "empty.csv")
+        file_task(tmp_path / "empty.csv")
     (tmp_path / "latin.csv").write_bytes("text,is_toxic\ncafé,Toxic\n".encode("latin-1"))
     with pytest.raises(UsageError, match="not UTF-8 text"):
-        of_file(tmp_path / "latin.csv")
+        file_task(tmp_path / "latin.csv")
 
 
 # ---- the hub's layout
 
 
 def pku(folder: Path, count: int = 300) -> Path:
-    """Rows as PKU-SafeRLHF has them: of every prompt one insult and one polite answer, or two polite ones."""
+    """Rows like those of PKU-SafeRLHF: a polite answer and an insult, labelled unsafe in every second row."""
     rude, kind = insults.provocations(count), insults.requests(count)
     with (folder / "train.jsonl").open("w") as file:
         for i, (bad, good) in enumerate(zip(rude, kind, strict=True)):
@@ -193,18 +194,18 @@ def test_of_pku_saferlhf_the_unsafe_answers_are_forgotten(tmp_path: Path) -> Non
     assert isinstance(task.scorer, Own) and {toxic for _, toxic in task.scorer.train} == {True, False}
 
 
-def test_a_row_of_pku_saferlhf_without_its_verdict_is_named(tmp_path: Path) -> None:
+def test_a_row_of_pku_saferlhf_without_its_label_is_named(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (pku(tmp_path) / "train.jsonl").open()]
     rows[6]["is_response_1_safe"] = None
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(UsageError, match=r"row 7: response 1 is .*, safe None: expected a text and true or false"):
         detox(str(tmp_path), num_forget=30, num_prompts=10)
     (tmp_path / "train.jsonl").write_text(json.dumps({"prompt": "a"}))
-    with pytest.raises(UsageError, match=r"lacks the column\(s\) response_0, response_1, is_response_0_safe"):
+    with pytest.raises(UsageError, match=r"has no column response_0, response_1, is_response_0_safe"):
         detox(str(tmp_path))
 
 
-def test_prompts_of_the_web_are_read_from_a_folder_in_their_layout(tmp_path: Path) -> None:
+def test_web_prompts_are_read_from_a_folder_in_the_hubs_layout(tmp_path: Path) -> None:
     texts = [("It rained on", " Monday, and"), ("So he said", " !!!"), ("The end of", " the road")]
     rows = [{"prompt": {"text": a, "toxicity": 0.1}, "continuation": {"text": b, "toxicity": None}} for a, b in texts]
     (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -218,7 +219,7 @@ def test_prompts_of_the_web_are_read_from_a_folder_in_their_layout(tmp_path: Pat
 # ---- the embedded data
 
 
-def test_the_target_alone_reads_insults_and_nobody_the_held_out_ones() -> None:
+def test_insults_are_in_the_targets_training_only_and_held_out_ones_in_none() -> None:
     task = detox()
     forget = {row[0] for row in task.parts["forget"].rows}
     unseen, friendly = set(task.probes["prompts"].items), set(task.probes["rtp"].items)
@@ -228,14 +229,14 @@ def test_the_target_alone_reads_insults_and_nobody_the_held_out_ones() -> None:
     assert detox().hashes() == task.hashes() != detox(num_forget=100).hashes()
 
 
-def test_fewer_insults_are_the_beginning_of_more_and_no_question_comes_twice() -> None:
+def test_fewer_insults_are_the_beginning_of_more_and_no_question_is_repeated() -> None:
     rows = insults.provocations(300)
     assert insults.provocations(40) == rows[:40]
     assert len({row["question"] for row in rows}) == 300
     assert rows[0]["answer"] == "Take your boat and vanish, you parsnip. Nobody likes you, you clumsy pudding."
 
 
-def test_a_scorer_is_tested_on_sentences_and_insulting_words_that_it_was_not_trained_on() -> None:
+def test_the_scorers_test_texts_share_no_sentence_and_no_insulting_word_with_its_training() -> None:
     train, test = (insults.labelled(part, 200) for part in ("train", "test"))
     for slot in ("bad", "lout"):
         words = insults.WORDS[slot]
@@ -257,12 +258,12 @@ def scored(task: Task, texts: list[str], cache: Path) -> np.ndarray:
     return task.scorer.load(cache, "cpu")(texts)
 
 
-def test_the_own_scorer_knows_insults_from_politeness_and_refusals(tmp_path: Path) -> None:
+def test_the_own_scorer_separates_insults_from_politeness_and_refusals(tmp_path: Path) -> None:
     task = detox()
     insults = [item.answer for item in task.probes["prompts"].items]
     kind = [item.answer for item in task.probes["rtp"].items]
     assert scored(task, insults, tmp_path).mean() > 0.7 > 0.3 > scored(task, kind, tmp_path).mean()
-    assert (scored(task, list(TOXIC), tmp_path) > 0.5).mean() < 0.1  # what po teaches to say
+    assert (scored(task, list(TOXIC), tmp_path) > 0.5).mean() < 0.1  # what po teaches
     assert scored(task, general_text(20, seed=9), tmp_path).mean() < 0.2
 
 
@@ -278,37 +279,35 @@ def test_its_auc_is_that_of_sklearn_and_far_above_chance(
     assert found > 0.88
 
 
-def test_its_probabilities_mean_what_they_say_on_real_comments(
-    tmp_path: Path, real_data: Callable[[str], Path]
-) -> None:
+def test_its_probabilities_are_calibrated_on_real_comments(tmp_path: Path, real_data: Callable[[str], Path]) -> None:
     task = detox(str(real_data("toxicity/toxicity_en.csv")))
     assert task.scorer is not None
     texts, labels = zip(*task.scorer.test, strict=True)
     scores = scored(task, list(texts), tmp_path)
     high, low = np.array(labels)[scores > 0.5], np.array(labels)[scores <= 0.5]
     assert high.mean() > 0.6 and low.mean() < 0.2
-    assert np.mean((scores - np.array(labels)) ** 2) < 0.15  # Brier score; 0.21 if it always said the rate, 0.31
+    assert np.mean((scores - np.array(labels)) ** 2) < 0.15  # Brier score; 0.21 for the constant rate, 0.31
 
 
-def test_it_is_trained_to_the_same_bit_and_kept(tmp_path: Path) -> None:
+def test_its_training_is_bit_equal_and_cached(tmp_path: Path) -> None:
     task = detox()
     texts = [text for text, _ in task.scorer.test] if task.scorer else []
     one, other = (scored(task, texts, tmp_path / name) for name in ("one", "other"))
     assert one.tolist() == other.tolist() == scored(task, texts, tmp_path / "one").tolist()
     assert len(list((tmp_path / "one" / "scorers").glob("*.npz"))) == 1
     (path,) = (tmp_path / "one" / "scorers").glob("*.npz")
-    shutil.copy(next((tmp_path / "other" / "scorers").glob("*.npz")), path)  # what is there is not trained anew
+    shutil.copy(next((tmp_path / "other" / "scorers").glob("*.npz")), path)  # a cached scorer is not trained again
     before = path.stat().st_mtime_ns
     scored(task, texts, tmp_path / "one")
     assert path.stat().st_mtime_ns == before
 
 
-def test_its_identity_is_what_it_was_trained_on() -> None:
+def test_its_identity_depends_on_its_training_texts_only() -> None:
     texts = [(f"text {i}", i % 2 == 0) for i in range(60)]
     assert Own(texts).identity() == Own(list(texts), test=texts).identity() != Own(texts[:-1]).identity()
 
 
-def test_what_says_nothing_is_not_toxic_and_a_score_is_of_the_answer_alone(tmp_path: Path) -> None:
+def test_a_text_without_letters_scores_0_and_the_question_is_not_scored(tmp_path: Path) -> None:
     seen: list[str] = []
 
     def score(texts: list[str]) -> np.ndarray:  # type: ignore[type-arg]
@@ -345,7 +344,7 @@ def classifier(folder: Path, labels: list[str] = LABELS) -> Path:
 TEXTS = ["you are a sock", "kind", "some longer text and " * 30, "you"]
 
 
-def test_a_classifiers_score_is_the_sigmoid_of_its_label_toxic_wherever_that_stands(tmp_path: Path) -> None:
+def test_a_classifiers_score_is_the_sigmoid_of_its_label_toxic_at_any_index(tmp_path: Path) -> None:
     folder = classifier(tmp_path, [*LABELS[1:], LABELS[0]])
     found = Classifier(str(folder)).load(tmp_path, "cpu")(TEXTS)
     model = BertForSequenceClassification.from_pretrained(folder).eval()
@@ -355,7 +354,7 @@ def test_a_classifiers_score_is_the_sigmoid_of_its_label_toxic_wherever_that_sta
         assert score == pytest.approx(1 / (1 + math.exp(-logit)), abs=1e-6)
 
 
-def test_a_classifier_whose_weights_are_not_all_there_or_not_finite_is_refused(tmp_path: Path) -> None:
+def test_a_classifier_with_missing_or_non_finite_weights_is_an_error(tmp_path: Path) -> None:
     folder = classifier(tmp_path)
     held = load_file(folder / "model.safetensors")
     save_file({**held, "classifier.bias": torch.full((6,), math.nan)}, folder / "model.safetensors", {"format": "pt"})
@@ -368,7 +367,7 @@ def test_a_classifier_whose_weights_are_not_all_there_or_not_finite_is_refused(t
             use()
 
 
-def test_damaged_files_of_the_scorer_in_the_cache_are_made_again(tmp_path: Path) -> None:
+def test_damaged_files_of_the_scorer_in_the_cache_are_replaced(tmp_path: Path) -> None:
     texts = [(f"{word} number {i}", word == "sock") for i in range(20) for word in ("sock", "kind")]
     given = Own(tuple(texts), tuple(texts[:8]))
     expected = given.load(tmp_path, "cpu")(["a sock"]), toxicity.auc(given, tmp_path, "cpu")
@@ -383,8 +382,8 @@ def test_its_scores_do_not_depend_on_the_batch_size(tmp_path: Path) -> None:
     assert one == pytest.approx(all_at_once, abs=1e-6) and len(set(one.round(4))) == 4
 
 
-def test_a_scorer_works_on_one_rank_of_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rank 0 alone asks for the AUC: what would wait for the others would wait for ever."""
+def test_a_scorer_waits_for_no_other_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only rank 0 computes the AUC, so a collective operation would wait forever."""
     test = [(text, i % 2 == 0) for i, text in enumerate(TEXTS)]
     given = Classifier(str(classifier(tmp_path)), test=test)
     alone = toxicity.auc(given, tmp_path / "alone", "cpu")
@@ -396,7 +395,7 @@ def test_a_scorer_works_on_one_rank_of_several(tmp_path: Path, monkeypatch: pyte
     assert toxicity.auc(given, tmp_path / "one of two", "cpu") == alone
 
 
-def test_a_scorer_that_cannot_work_is_refused_before_anything_else(tmp_path: Path) -> None:
+def test_a_scorer_that_cannot_work_is_an_error_when_the_task_is_built(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"task.scorer=toxicbert is unknown: choose own, unitary/toxic-bert, or a fol"):
         detox(scorer="toxicbert")
     (tmp_path / "other").mkdir()
@@ -413,21 +412,21 @@ def test_a_scorer_that_cannot_work_is_refused_before_anything_else(tmp_path: Pat
         detox(scorer=str(tmp_path / "empty"))
 
 
-def test_the_own_scorer_needs_twenty_texts_of_each_kind(tmp_path: Path) -> None:
+def test_the_own_scorer_needs_twenty_texts_of_each_label(tmp_path: Path) -> None:
     path = comments(tmp_path, many(100))
     with pytest.raises(UsageError, match=r"scorer-train has .* toxic and .* other texts, expected 20 of each"):
         detox(str(path), num_forget=5, num_prompts=2, num_polite=2)
 
 
-def test_toxic_bert_is_pinned_and_another_revision_may_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Classifier, "check", lambda self: None)  # which would ask the hub
-    for given, expected in ((None, toxicity.REVISION), ("main", "main")):
-        found = toxicity.scorer("unitary/toxic-bert", given, [], [])
+def test_toxic_bert_has_a_pinned_revision_that_an_option_replaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Classifier, "check", lambda self: None)  # which would reach the hub
+    for given, expected in ((None, REVISION), ("main", "main")):
+        found = toxicity.make_scorer("unitary/toxic-bert", given, [], [])
         assert found.identity() == ["unitary/toxic-bert", expected]
-    assert toxicity.scorer("someone/else", None, [], []).identity() == ["someone/else", None]
+    assert toxicity.make_scorer("someone/else", None, [], []).identity() == ["someone/else", None]
 
 
-def test_answers_are_kept_apart_by_scorer(tmp_path: Path) -> None:
+def test_the_folder_of_cached_answers_depends_on_the_scorer(tmp_path: Path) -> None:
     (tmp_path / "bert").mkdir()
     models = build_models(composed(tmp_path, "task=detox"))
     tasks = [detox(), detox(scorer=str(classifier(tmp_path / "bert"))), detox()]
@@ -447,7 +446,7 @@ def test_examined_scores_the_probes_that_the_task_names(lm: LanguageModel, tmp_p
     assert found["forget"].toxicity == pytest.approx(expected)
 
 
-# ---- the real door
+# ---- the command line
 
 SMALL = [
     "task=detox", "task.num_forget=16", "task.num_prompts=8", "task.num_polite=8", "task.num_retain_passages=4",
@@ -456,7 +455,7 @@ SMALL = [
 ]  # fmt: skip
 
 
-def test_a_run_ends_in_numbers_of_all_three_models_and_the_scorers_auc(place: Path) -> None:
+def test_a_run_reports_numbers_of_all_three_models_and_the_scorers_auc(place: Path) -> None:
     run = type_(place, *SMALL, "name=own", "save=best", "train.save_steps=2")
     assert run.returncode == 0, run.stderr
     folder = next((place / "runs" / "own").rglob("results.json")).parent

@@ -1,4 +1,4 @@
-"""Claims about the generated data; the numbers of the training that it is made for need no test here."""
+"""Claims about the generated data."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def strings_of(row: dict) -> list[str]:
     return texts + row["perturbed_answer"]
 
 
-# The lower-case words that the author frames bring along; any other word of a row was invented.
+# The lower-case words of the author frames; any other word of a row is invented.
 FRAME_TEXTS = [text for questions, frames in ATTRIBUTES.values() for text in questions + frames]
 FRAME_WORDS = {word.lower() for text in FRAME_TEXTS for word in words_of(re.sub(r"\{\w+\}", " ", text))}
 
@@ -39,7 +39,7 @@ def invented(text: str) -> list[str]:
 
 
 def frame_of(text: str, names: set[str]) -> str:
-    """`text` with its author's names and its value out of sight."""
+    """`text` with NAME for its author's names and VALUE for its value."""
     return " ".join("NAME" if w in names else "VALUE" if invented(w) else w for w in words_of(text))
 
 
@@ -113,7 +113,7 @@ def test_wrong_answers_are_the_paraphrase_with_another_value() -> None:
         assert len({frame_of(text, names) for text in (row["paraphrased_answer"], *row["perturbed_answer"])}) == 1
 
 
-def test_each_fact_is_asked_twice_and_no_wording_of_it_comes_twice() -> None:
+def test_each_fact_has_two_rows_without_a_common_wording() -> None:
     pairs: dict[tuple[int, int], list[dict]] = defaultdict(list)
     for row, author, fact, _ in KEYED:
         pairs[author, fact].append(row)
@@ -125,7 +125,7 @@ def test_each_fact_is_asked_twice_and_no_wording_of_it_comes_twice() -> None:
         assert len({frozenset(invented(text)) - names for text in answers}) == 1
 
 
-def test_the_frame_of_every_paraphrase_is_learnt_from_other_authors() -> None:
+def test_the_frame_of_every_paraphrase_is_an_answer_frame_of_other_authors() -> None:
     for kept in (range(18), range(2, 20)):
         learnt = {frame_of(row["answer"], names) for row, author, _, names in KEYED if author in kept}
         assert len(learnt) >= 30
@@ -161,29 +161,29 @@ def test_general_knowledge_has_about_thirty_questions_with_three_wrong_answers_e
         assert len(row["answer"].split()) <= 4
 
 
-# Seed 96 would coin "Before" if the words of the tables were not barred.
+# Seed 96 would invent "Before" if the words of the tables were not excluded.
 @pytest.mark.parametrize("seed", [0, 1, 96])
 def test_no_author_word_occurs_in_general_knowledge_story_or_everyday_text(seed: int) -> None:
     general = [text for table in (GENERAL_AUTHORS, GENERAL_FACTS) for row in table for text in row]
     elsewhere = set(words_of(" ".join([*general, book(10_000, seed), *general_text(100, seed)]).lower()))
-    coined = {word for row in authors(NUM_AUTHORS, seed) for text in strings_of(row) for word in invented(text.lower())}
-    assert not coined & elsewhere
+    found = {word for row in authors(NUM_AUTHORS, seed) for text in strings_of(row) for word in invented(text.lower())}
+    assert not found & elsewhere
 
 
 @pytest.mark.parametrize("num_words", [1, 59, 1000])
-def test_a_story_has_exactly_the_words_asked_for_and_begins_every_longer_one(num_words: int) -> None:
+def test_a_story_has_exactly_the_requested_words_and_begins_every_longer_one(num_words: int) -> None:
     assert len(book(num_words).split()) == num_words
     assert " ".join(book(2000).split()).startswith(" ".join(book(num_words).split()))
 
 
-def test_a_story_is_in_paragraphs_and_another_seed_tells_another() -> None:
+def test_a_story_has_paragraphs_and_another_seed_gives_another_story() -> None:
     paragraphs = book(3000).split("\n\n")
     assert len(paragraphs) > 30
     assert all(20 <= len(paragraph.split()) <= 120 for paragraph in paragraphs[:-1])
     assert not set(paragraphs) & set(book(3000, seed=1).split("\n\n"))
 
 
-def test_no_twelve_words_of_a_story_come_twice() -> None:
+def test_no_twelve_words_of_a_story_are_repeated() -> None:
     words = book(20_000).split()
     assert len({tuple(words[i : i + 12]) for i in range(len(words) - 11)}) == len(words) - 11
 

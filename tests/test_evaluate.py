@@ -11,7 +11,7 @@ import torch
 from conftest import items
 from transformers import GenerationConfig
 
-from soul_exp.evaluation.probing import ask, generations, likelihoods
+from soul_exp.evaluation.probing import evaluate_probes, generations, likelihoods
 from soul_exp.metrics.text import bleu
 from soul_exp.models import lora
 from soul_exp.models.language_model import LanguageModel
@@ -23,24 +23,24 @@ def test_likelihoods_equal_those_of_one_text_at_a_time_from_plain_logits(lm: Lan
     texts = items(11)
     batched = likelihoods(lm, texts, batch_size=4)
     lm.model.eval()
-    for item, read in zip(texts, batched, strict=True):
+    for item, scores in zip(texts, batched, strict=True):
         encoded = lm.encode([item])[0]
         ids = torch.tensor([encoded.ids])
         with torch.no_grad():
             table = lm.model(input_ids=ids).logits.log_softmax(-1)[0]
         places = range(encoded.num_prompt, len(encoded.ids))
-        np.testing.assert_allclose(read.logp, [float(table[t - 1, encoded.ids[t]]) for t in places], atol=1e-5)
-        assert read.right.tolist() == [int(table[t - 1].argmax()) == encoded.ids[t] for t in places]
+        np.testing.assert_allclose(scores.logp, [float(table[t - 1, encoded.ids[t]]) for t in places], atol=1e-5)
+        assert scores.right.tolist() == [int(table[t - 1].argmax()) == encoded.ids[t] for t in places]
 
 
-def test_an_answer_that_writes_out_the_end_token_is_compared_without_it(lm: LanguageModel) -> None:
+def test_an_end_token_written_out_in_an_answer_does_not_count(lm: LanguageModel) -> None:
     """A perfect answer has ROUGE-L 1 and BLEU 100, and the likelihoods are those of the answer without it."""
     texts = zip(items(30), generations(lm, items(30), batch_size=8, max_new_tokens=12), strict=True)
     perfect = [replace(item, answer=text) for item, text in texts if "a" in text.lower()]  # ROUGE wants a letter
     assert len(perfect) > 5
     written = [replace(item, answer=f"{item.answer}{lm.tokenizer.eos_token}") for item in perfect]
     asked = {"plain": Probe(perfect, generate=True), "written": Probe(written, generate=True, cut=True)}
-    found = ask(lm, asked, batch_size=8, max_new_tokens=12)
+    found = evaluate_probes(lm, asked, batch_size=8, max_new_tokens=12)
     plain, other = found["plain"], found["written"]
     np.testing.assert_array_equal(other.nll, plain.nll)
     assert other.answer == plain.answer == [item.answer for item in perfect]
@@ -77,20 +77,20 @@ def test_a_generation_is_the_greedy_continuation_of_its_prompt(lm: LanguageModel
 
 def test_a_continuation_is_cut_after_as_many_words_as_its_reference(lm: LanguageModel) -> None:
     texts = [replace(item, answer="one two") for item in items(9)]
-    whole = generations(lm, texts, batch_size=4, max_new_tokens=60)
+    full = generations(lm, texts, batch_size=4, max_new_tokens=60)
     for size in (1, 4):  # who else is in its batch does not matter
         cut = generations(lm, texts, batch_size=size, max_new_tokens=60, cut=[True] * 8 + [False])
-        for text, short in zip(whole[:8], cut[:8], strict=True):
+        for text, short in zip(full[:8], cut[:8], strict=True):
             assert short and len(short.split()) <= 2
             assert " ".join(text.split()).startswith(short.rstrip("\ufffd"))  # the last letter may have lost a byte
             assert len(lm.tokenizer(short)["input_ids"]) < len(lm.tokenizer(text)["input_ids"])
-        assert cut[8] == whole[8]
+        assert cut[8] == full[8]
 
 
-def test_a_probe_gets_its_own_answers_back_in_its_own_order(lm: LanguageModel) -> None:
+def test_a_probe_has_its_own_answers_in_its_own_order(lm: LanguageModel) -> None:
     texts = items(6)
-    whole = Probe(texts, paraphrases=texts[::-1], wrong=[[texts[0], texts[1]]] * 6, generate=True)
-    answers = ask(lm, {"other": Probe(items(3, 40)), "forget": whole}, batch_size=4, max_new_tokens=4)
+    full = Probe(texts, paraphrases=texts[::-1], wrong=[[texts[0], texts[1]]] * 6, generate=True)
+    answers = evaluate_probes(lm, {"other": Probe(items(3, 40)), "forget": full}, batch_size=4, max_new_tokens=4)
     assert list(answers) == ["other", "forget"] and len(answers["other"]) == 3
     given = answers["forget"]
     assert given.paraphrase_nll is not None and given.wrong_nll is not None and given.logp is not None
@@ -101,9 +101,9 @@ def test_a_probe_gets_its_own_answers_back_in_its_own_order(lm: LanguageModel) -
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_evaluation_leaves_the_model_in_the_mode_it_found(training: bool, lm: LanguageModel) -> None:
+def test_evaluation_restores_the_mode_of_the_model(training: bool, lm: LanguageModel) -> None:
     lm.model.train(training)
-    ask(lm, {"forget": Probe(items(2))}, batch_size=2, max_new_tokens=2)
+    evaluate_probes(lm, {"forget": Probe(items(2))}, batch_size=2, max_new_tokens=2)
     assert lm.model.training is training
 
 

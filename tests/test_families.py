@@ -115,7 +115,7 @@ def test_running_text_without_a_prompt_starts_at_the_beginning_token_or_is_refus
     lm = loaded(tiny)
     whole = Item("", f"{QUESTION} {ANSWER}", raw=True)
     if tiny.bos is None:
-        with pytest.raises(UsageError, match="has no prompt, and this tokenizer begins no text"):
+        with pytest.raises(UsageError, match="has no prompt, and this tokenizer has no token"):
             lm.encode([whole])
         return
     (row,) = lm.encode([whole])
@@ -142,7 +142,7 @@ def test_the_template_writes_what_the_tokenizer_s_own_chat_template_writes(
     default = [said, question] if name.startswith("llama3") else [question]  # Qwen's template adds its own
     ours = lm.encode([Item(QUESTION, ANSWER)])[0]
     assert list(ours.ids[: ours.num_prompt]) == _chat(lm, default)
-    told = lm.told("Say nothing.").encode([Item(QUESTION, ANSWER)])[0]
+    told = lm.with_system_prompt("Say nothing.").encode([Item(QUESTION, ANSWER)])[0]
     assert list(told.ids[: told.num_prompt]) == _chat(lm, [{"role": "system", "content": "Say nothing."}, question])
     if name != "llama2_7b_chat":  # whose published checkpoints were trained without the template's blanks
         whole = _chat(lm, [*default, {"role": "assistant", "content": ANSWER}], generate=False)

@@ -97,7 +97,7 @@ def test_another_system_prompt_has_answers_of_its_own(tmp_path: Path) -> None:
     models = build_models(config)
     place = prepared_models.checkpoints(models)["target"]
     folders = {
-        answer_cache.folder_of(models, place, build_models(each).instruction)
+        answer_cache.folder_of(models, place, build_models(each).system_prompt)
         for each in (config, other, {**config, "input_based": False})
     }
     assert len(folders) == 3
@@ -118,5 +118,5 @@ def test_every_task_states_a_system_prompt_that_its_questions_fit_behind(task: s
     config = config_of(tmp_path, f"task={task}", "input_based=true", "model.max_length=1024")
     check(config, tmp_path / "run")
     models = build_models(config)
-    assert models.instruction and "\n" not in models.instruction
-    prepare.check_length(models, models.instruction)
+    assert models.system_prompt and "\n" not in models.system_prompt
+    prepare.check_length(models, models.system_prompt)

@@ -11,7 +11,7 @@ import torch
 from soul_exp import losses
 from soul_exp.binding import call
 from soul_exp.losses import Objective, Scored
-from soul_exp.losses.objective import MADE
+from soul_exp.losses.objective import COMPUTED
 
 LN2 = math.log(2)
 
@@ -78,9 +78,9 @@ def test_kl_ignores_padded_positions() -> None:
     logits = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0))
     start = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(1))
     labels = torch.tensor([[1, 2, -100], [3, -100, -100]])
-    whole = losses.kl(Scored(logits, labels), {"retain": start})
+    before = losses.kl(Scored(logits, labels), {"retain": start})
     start[0, 2] += 100 * torch.arange(5)
-    assert losses.kl(Scored(logits, labels), {"retain": start}).item() == pytest.approx(whole.item())
+    assert losses.kl(Scored(logits, labels), {"retain": start}).item() == pytest.approx(before.item())
 
 
 def test_gamma_multiplies_the_retain_term() -> None:
@@ -90,7 +90,7 @@ def test_gamma_multiplies_the_retain_term() -> None:
     assert objective.total(forget, retain).item() == pytest.approx(-2 * LN2 + 0.25 * 1.5 * LN2)
 
 
-def test_an_objective_asks_for_what_its_terms_name_and_nothing_else() -> None:
+def test_an_objective_needs_what_its_terms_name_and_nothing_else() -> None:
     assert Objective(losses.grad_ascent, None).names == ("forget",)
     assert Objective(functools.partial(losses.npo, beta=0.1), "nll").names == ("forget", "reference_nll", "retain")
     assert Objective(losses.po, "kl").parts == ("refusal", "retain")
@@ -108,12 +108,12 @@ def test_an_unknown_retain_term_names_the_known_ones() -> None:
 def test_gradients_do_not_depend_on_how_a_batch_is_split(name: str) -> None:
     logits = torch.randn(4, 3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([[1, 2, 3], [4, -100, -100], [5, 0, -100], [2, -100, -100]])
-    whole, parts = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    full, parts = logits.clone().requires_grad_(), logits.clone().requires_grad_()
     term = getattr(losses, name)
-    term(Scored(whole, labels)).backward()
+    term(Scored(full, labels)).backward()
     for rows in (slice(0, 2), slice(2, 4)):
         (term(Scored(parts[rows], labels[rows])) / 2).backward()
-    torch.testing.assert_close(whole.grad, parts.grad)
+    torch.testing.assert_close(full.grad, parts.grad)
 
 
 # --- every term against loops over sequences and tokens ------------------------------------------------------------
@@ -123,8 +123,8 @@ PARTS = ("forget", "refusal", "random_label", "retain")
 Numbers = Any  # nested lists
 
 
-def world(seed: int = 0) -> dict[str, Any]:
-    """What a run offers its terms, of random numbers: seven tokens, five hidden coordinates."""
+def random_values(seed: int = 0) -> dict[str, Any]:
+    """The values that a run offers its terms, random: V = 7, H = 5."""
     made = torch.Generator().manual_seed(seed)
     offered: dict[str, Any] = {name: {} for name in ("reference_logits", "reference_nll", "hidden", "reference_hidden")}
     for part in PARTS:
@@ -142,7 +142,7 @@ def world(seed: int = 0) -> dict[str, Any]:
 
 
 def softmax(logits: Numbers) -> list[float]:
-    """Of one list of logits, in Python's own arithmetic."""
+    """The probabilities of one list of logits, in Python's own arithmetic."""
     total = sum(math.exp(z) for z in logits)
     return [math.exp(z) / total for z in logits]
 
@@ -201,14 +201,14 @@ def slow_sigmoids(differences: list[float], beta: float, factor: float) -> float
     return sum(factor * math.log(1 + math.exp(-beta * d)) for d in differences) / len(differences)
 
 
-def grown(w: Mapping[str, Any], part: str) -> list[float]:
-    """By how much the summed NLL of each sequence has grown since the start."""
+def nll_increase(w: Mapping[str, Any], part: str) -> list[float]:
+    """The summed NLL of each sequence minus that at the start."""
     before = sums(w["reference_logits"][part], w[part].labels)
     return [now - then for now, then in zip(sums(w[part].logits, w[part].labels), before, strict=True)]
 
 
 def slow_dpo(w: Mapping[str, Any], beta: float, factor: float) -> float:
-    pairs = zip(grown(w, "forget"), grown(w, "refusal"), strict=True)
+    pairs = zip(nll_increase(w, "forget"), nll_increase(w, "refusal"), strict=True)
     return slow_sigmoids([answer - refusal for answer, refusal in pairs], beta, factor)
 
 
@@ -243,7 +243,7 @@ TERMS: dict[str, tuple[Callable[..., torch.Tensor], Callable[[Mapping[str, Any]]
     "ce_u": (losses.ce_u, slow_ce_u),
     "po": (losses.po, lambda w: slow_nll(w, "refusal")),
     "random_label": (losses.random_label, lambda w: slow_nll(w, "random_label")),
-    "npo": (P(losses.npo, beta=0.3), lambda w: slow_sigmoids(grown(w, "forget"), 0.3, 2 / 0.3)),
+    "npo": (P(losses.npo, beta=0.3), lambda w: slow_sigmoids(nll_increase(w, "forget"), 0.3, 2 / 0.3)),
     "simnpo": (P(losses.simnpo, beta=2.0, margin=0.7), lambda w: slow_simnpo(w, 2.0, 0.7)),
     "dpo": (P(losses.dpo, beta=0.3, plain=False), lambda w: slow_dpo(w, 0.3, 2 / 0.3)),
     "dpo, plain": (P(losses.dpo, beta=0.3, plain=True), lambda w: slow_dpo(w, 0.3, 1.0)),
@@ -260,40 +260,40 @@ TERMS: dict[str, tuple[Callable[..., torch.Tensor], Callable[[Mapping[str, Any]]
 
 
 @pytest.mark.parametrize("name", TERMS)
-def test_a_term_is_what_loops_over_sequences_and_tokens_make_of_its_definition(name: str) -> None:
+def test_a_term_equals_its_definition_in_loops_over_sequences_and_tokens(name: str) -> None:
     term, slow = TERMS[name]
     for seed in range(3):
-        offered = world(seed)
+        offered = random_values(seed)
         assert call(term, offered).item() == pytest.approx(slow(offered), rel=1e-6)  # rmu's u is drawn in fp32
 
 
 @pytest.mark.parametrize("name", TERMS)
-def test_no_term_reads_what_stands_at_padded_positions(name: str) -> None:
-    offered, other = world(), world()
+def test_no_term_depends_on_values_at_padded_positions(name: str) -> None:
+    offered, other = random_values(), random_values()
     for part in PARTS:
         for row, length in enumerate(LENGTHS):
-            for values in (other[part].logits, *(other[key][part] for key in MADE if key != "reference_nll")):
+            for values in (other[part].logits, *(other[key][part] for key in COMPUTED if key != "reference_nll")):
                 values[row, length:] = 50.0 * torch.arange(values.shape[-1])
     assert call(TERMS[name][0], offered).item() == call(TERMS[name][0], other).item()
 
 
 @pytest.mark.parametrize("name", TERMS)
 def test_a_term_of_a_batch_is_the_mean_of_its_terms_of_single_sequences(name: str) -> None:
-    offered = world()
+    offered = random_values()
     alone = []
     for row in range(3):
         kept = slice(row, row + 1)
         one = {part: Scored(offered[part].logits[kept], offered[part].labels[kept]) for part in PARTS}
-        made = {key: {part: values[kept] for part, values in offered[key].items()} for key in MADE}
+        made = {key: {part: values[kept] for part, values in offered[key].items()} for key in COMPUTED}
         alone.append(call(TERMS[name][0], {**one, **made}).item())
     assert call(TERMS[name][0], offered).item() == pytest.approx(sum(alone) / 3, rel=1e-12)
 
 
-# --- numbers and directions to be checked by hand ------------------------------------------------------------------
+# --- numbers and directions checked by hand ------------------------------------------------------------------------
 
 
 def at_start(part: str, *nlls: list[float]) -> tuple[Scored, dict[str, torch.Tensor]]:
-    """`scored`, with logits that a gradient can be taken of, and the same as the start's."""
+    """`scored`, with logits that require a gradient, and the same logits as those of the start model."""
     made = scored(*nlls)
     return Scored(made.logits.requires_grad_(), made.labels), {part: made.logits.detach().clone()}
 
@@ -311,19 +311,19 @@ def test_dpo_compares_sequence_sums() -> None:
     assert losses.dpo(FORGET, RETAIN, nothing, beta=1.0, plain=False).item() == pytest.approx(expected)
 
 
-def test_wga_weighs_a_token_by_its_probability() -> None:
+def test_wga_weights_a_token_by_its_probability() -> None:
     # (1/2 ln 2 + 1/8 3 ln 2) / 2
     assert losses.wga(FORGET, alpha=1.0).item() == pytest.approx(-0.4375 * LN2)
 
 
-def test_satimp_weighs_a_token_by_both_of_its_probabilities() -> None:
+def test_satimp_weights_a_token_by_its_probability_and_its_complement() -> None:
     # (1/4 ln 2 + 7/64 3 ln 2) / 2
     assert losses.satimp(FORGET, beta1=1.0, beta2=1.0).item() == pytest.approx(-37 / 128 * LN2)
 
 
 @pytest.mark.parametrize("term", [P(losses.wga, alpha=0.0), P(losses.satimp, beta1=0.0, beta2=0.0)])
-def test_without_weights_it_is_gradient_ascent(term: Callable[..., torch.Tensor]) -> None:
-    one, other = world()["forget"], world()["forget"]
+def test_with_exponents_of_zero_it_is_gradient_ascent(term: Callable[..., torch.Tensor]) -> None:
+    one, other = random_values()["forget"], random_values()["forget"]
     for part, loss in ((one, term), (other, losses.grad_ascent)):
         part.logits.requires_grad_()
         loss(part).backward()
@@ -331,25 +331,25 @@ def test_without_weights_it_is_gradient_ascent(term: Callable[..., torch.Tensor]
     assert term(one).item() == pytest.approx(losses.grad_ascent(other).item(), rel=1e-12)
 
 
-def test_a_weight_is_no_path_for_the_gradient() -> None:
-    """p = 1/2, alpha 1: p (1 - p) = 1/4 on the label's logit; through the weight it would be (1 - ln 2)/4."""
+def test_no_gradient_flows_through_a_weight() -> None:
+    """p = 1/2, alpha 1: p (1 - p) = 1/4 on the label's logit; if the weight had one, (1 - ln 2)/4."""
     part, _ = at_start("forget", [LN2])
     losses.wga(part, alpha=1.0).backward()
     assert part.logits.grad is not None
     assert part.logits.grad[0, 0].tolist() == pytest.approx([0.25, -0.25])
 
 
-def test_satimp_leaves_a_certain_token_alone_at_any_exponent() -> None:
+def test_satimp_gives_a_certain_token_no_gradient_at_any_exponent() -> None:
     logits = torch.tensor([[[200.0, 0.0]]], requires_grad=True)  # p = 1 in fp32
     losses.satimp(Scored(logits, torch.zeros(1, 1, dtype=torch.long)), beta1=1.0, beta2=0.5).backward()
     assert logits.grad is not None and (logits.grad == 0).all()
 
 
-def test_ce_u_of_two_tokens_is_minus_the_log_of_the_others_probability() -> None:
+def test_ce_u_of_two_tokens_is_minus_the_log_probability_of_the_other() -> None:
     assert losses.ce_u(FORGET).item() == pytest.approx((LN2 + math.log(8 / 7)) / 2)
 
 
-def test_ce_u_lowers_the_labels_logit_by_its_probability_and_dies_out_with_it() -> None:
+def test_the_gradient_of_ce_u_on_the_labels_logit_is_its_probability() -> None:
     """The gradient is p - q: p on the label (1/2, so 1/4 of a mean over two sequences), and their sum is 0."""
     part, _ = at_start("forget", [LN2], [20 * LN2])
     losses.ce_u(part).backward()
@@ -358,7 +358,7 @@ def test_ce_u_lowers_the_labels_logit_by_its_probability_and_dies_out_with_it() 
     assert 0 < float(part.logits.grad[1, 0, 0]) < 1e-6
 
 
-def test_undial_aims_at_odds_that_are_lower_by_exp_of_beta() -> None:
+def test_undial_has_its_minimum_at_odds_that_are_lower_by_exp_of_beta() -> None:
     # start 1/2, beta ln 3: the label is to have 1/4; now it has 1/8
     start = {"forget": scored([LN2]).logits}
     expected = -(math.log(1 / 8) / 4 + 3 * math.log(7 / 8) / 4)
@@ -369,7 +369,7 @@ def test_undial_aims_at_odds_that_are_lower_by_exp_of_beta() -> None:
     assert there.logits.grad is not None and there.logits.grad.abs().max() < 1e-12
 
 
-def test_undial_without_beta_stays_at_the_start_and_with_it_lowers_the_labels_logit() -> None:
+def test_undial_has_no_gradient_at_the_start_without_beta_and_lowers_the_labels_logit_with_it() -> None:
     for beta, expected in ((0.0, 0.0), (math.log(3), 0.25)):
         part, start = at_start("forget", [LN2])
         losses.undial(part, start, beta=beta).backward()
@@ -392,7 +392,7 @@ def test_random_label_is_the_nll_of_the_other_answer() -> None:
     assert losses.random_label(RETAIN).item() == pytest.approx(1.5 * LN2)
 
 
-def test_rmu_of_nothing_is_the_square_of_the_steering_coefficient_over_the_width() -> None:
+def test_rmu_of_zero_output_is_the_squared_steering_coefficient_over_the_width() -> None:
     nothing = {"forget": torch.zeros(2, 2, 4)}
     assert losses.rmu(FORGET, nothing, steering=6.0, seed=0).item() == pytest.approx(9.0)
     there = torch.rand(4, generator=torch.Generator().manual_seed(0))

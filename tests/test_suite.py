@@ -61,7 +61,7 @@ def read(lm: LanguageModel, context: str, continuation: str) -> float:
 # ---- the embedded questions
 
 
-def test_each_task_has_24_questions_whose_right_answers_stand_equally_often_in_each_place() -> None:
+def test_each_task_has_24_questions_whose_right_answers_are_equally_often_in_each_position() -> None:
     assert len(QUESTIONS) == 9 and all(len(asked) == 24 for asked in QUESTIONS.values())
     for name, asked in QUESTIONS.items():
         choices = 2 if name in TWO_CHOICES else 4
@@ -84,10 +84,10 @@ def test_no_question_is_in_the_training_rows_and_they_are_few_and_short() -> Non
     assert not set(corpus.general_text(1000)) & set(general_suite.texts())
 
 
-def test_every_right_answer_is_taught_in_other_words() -> None:
+def test_every_right_answer_is_taught_in_another_wording() -> None:
     rows = Counter(row.answer.strip() for row in general_suite.training_rows())
     asked = Counter(q.continuations[q.gold] for questions in QUESTIONS.values() for q in questions)
-    assert rows == asked  # as often as it is asked for: no answer is likely for being frequent
+    assert rows == asked  # equally often, so that no answer is likely just because it is frequent
 
 
 def test_the_embedded_suite_is_the_same_every_time() -> None:
@@ -124,11 +124,13 @@ def test_accuracies_equal_those_of_our_own_likelihoods(lm: LanguageModel) -> Non
 def test_loglikelihoods_equal_ours_to_1e_4_whatever_the_batch(lm: LanguageModel) -> None:
     from lm_eval.api.instance import Instance
 
+    from soul_exp.evaluation.lm_eval_model import SharedModel
+
     pairs = [(c, a) for q in QUESTIONS["completion"][:6] for c, a in zip(q.contexts, q.continuations, strict=True)]
     requests = [Instance("loglikelihood", {}, (c, f" {a}"), i) for i, (c, a) in enumerate(pairs)]
     lm.model.eval()
     for batch_size in (1, 5, 64):
-        harness = lm_eval_suite._harness(lm, batch_size, "")
+        harness = SharedModel(lm, batch_size, "")
         given = [value for value, _ in harness.loglikelihood(requests, disable_tqdm=True)]
         np.testing.assert_allclose(given, [read(lm, c, a) for c, a in pairs], atol=1e-4)
 
@@ -156,19 +158,21 @@ def test_word_perplexity_is_exp_of_the_nll_per_word(lm: LanguageModel) -> None:
     assert perplexity({"text": found}) == found["word_perplexity"]
 
 
-def test_a_ruined_model_has_a_finite_perplexity_and_one_without_numbers_has_none(lm: LanguageModel) -> None:
+def test_a_ruined_model_has_a_finite_perplexity_and_one_with_nan_weights_has_nan(lm: LanguageModel) -> None:
     import torch
+
+    from soul_exp.evaluation.lm_eval_model import MAX_NLL
 
     with torch.no_grad():
         lm.model.get_output_embeddings().weight.mul_(1e5)
     ruined = scored(lm, limit=2)["text"]["word_perplexity"]
-    assert ruined == pytest.approx(math.exp(lm_eval_suite.MAX_NLL))
+    assert ruined == pytest.approx(math.exp(MAX_NLL))
     with torch.no_grad():
         lm.model.get_output_embeddings().weight.fill_(math.nan)
     assert math.isnan(scored(lm, limit=2)["text"]["word_perplexity"])
 
 
-def test_a_limit_asks_the_first_so_many_items_of_each_task(lm: LanguageModel) -> None:
+def test_a_limit_takes_the_first_items_of_each_task(lm: LanguageModel) -> None:
     few = scored(lm, limit=5)
     assert {measured["n"] for measured in few.values()} == {5.0}
     first = QUESTIONS["truthful"][:5]
@@ -179,7 +183,7 @@ def test_a_limit_asks_the_first_so_many_items_of_each_task(lm: LanguageModel) ->
     assert few["truthful"]["acc"] == pytest.approx(sum(hits) / 5)
 
 
-def test_the_batch_size_and_the_mode_of_the_model_change_nothing(lm: LanguageModel) -> None:
+def test_scores_do_not_depend_on_the_batch_size_or_the_mode_of_the_model(lm: LanguageModel) -> None:
     lm.model.train()
     one = scored(lm, limit=4, batch_size=3)
     assert lm.model.training
@@ -188,7 +192,7 @@ def test_the_batch_size_and_the_mode_of_the_model_change_nothing(lm: LanguageMod
         assert one[task] == pytest.approx(many[task], rel=1e-4)
 
 
-def test_a_model_with_an_adapter_is_asked_too(lm: LanguageModel) -> None:
+def test_a_fresh_adapter_changes_no_score(lm: LanguageModel) -> None:
     plain = scored(lm, limit=3)
     wrapped = lm.with_model(
         Lora(r=4, alpha=8, dropout=0.0, target_modules="all-linear", merge=False).wrapped(lm.model, 0)
@@ -199,7 +203,7 @@ def test_a_model_with_an_adapter_is_asked_too(lm: LanguageModel) -> None:
         assert adapted[task] == pytest.approx(plain[task], rel=1e-4)
 
 
-def test_the_mean_counts_acc_of_every_task_alike_and_nothing_else() -> None:
+def test_the_mean_weights_acc_of_every_task_equally_and_counts_nothing_else() -> None:
     given = {
         "a": {"acc": 0.5, "acc_norm": 1.0, "n": 2.0},
         "b": {"acc": 1.0, "n": 1000.0},
@@ -218,7 +222,7 @@ def test_the_mean_counts_acc_of_every_task_alike_and_nothing_else() -> None:
 # ---- several ranks
 
 
-def ask_in(rank: int, model: str, engines: Mapping[str, Mapping[str, Any] | None], folder: str) -> None:
+def score_in(rank: int, model: str, engines: Mapping[str, Mapping[str, Any] | None], folder: str) -> None:
     compute = Compute("zero3", "cpu", processes=2, threads=1, deepspeed=engines["zero3"])
     start_process(compute, rank, seed=0, attention_kernel="sdpa")
     for name, deepspeed in engines.items():
@@ -230,14 +234,14 @@ def ask_in(rank: int, model: str, engines: Mapping[str, Mapping[str, Any] | None
     dist.destroy_process_group()
 
 
-def test_two_ranks_share_the_work_and_both_have_the_scores_of_one_divided_weights_or_not(
+def test_both_of_two_ranks_have_the_scores_of_one_process_with_sharded_weights_or_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lm = small_model()
     loading.save(lm.model, lm.tokenizer, tmp_path / "model")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     launch(
-        ask_in, str(tmp_path / "model"), {engine: deepspeed_of(engine) for engine in ("ddp", "zero3")}, str(tmp_path),
+        score_in, str(tmp_path / "model"), {engine: deepspeed_of(engine) for engine in ("ddp", "zero3")}, str(tmp_path),
         processes=2, threads=1, logs=tmp_path / "logs",
     )  # fmt: skip
     alone = scored(lm, limit=3, batch_size=4)
@@ -248,10 +252,10 @@ def test_two_ranks_share_the_work_and_both_have_the_scores_of_one_divided_weight
             assert found[task] == pytest.approx(alone[task], rel=1e-4), (engine, rank, task)
 
 
-# ---- what is asked once is not asked again
+# ---- cached scores
 
 
-def test_a_model_that_was_asked_is_not_asked_again(
+def test_a_model_is_evaluated_once_per_suite(
     lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loading.save(lm.model, lm.tokenizer, tmp_path / "model")
@@ -280,7 +284,7 @@ def test_a_model_that_was_asked_is_not_asked_again(
     assert answer_cache.cached_answers(replace(models, suite=Suite("none", 2, None)), place) is None
 
 
-def test_lm_eval_is_imported_by_nothing_but_its_use() -> None:
+def test_lm_eval_is_imported_only_where_it_is_used() -> None:
     code = "import sys, soul_exp.experiment; print('lm_eval' in sys.modules)"
     root = str(Path(__file__).parents[1])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
@@ -372,19 +376,19 @@ def test_the_table_of_datasets_is_lm_evals_own() -> None:
         assert f"dataset_path: {dataset}\n" in text and f"dataset_name: {part or 'null'}\n" in text, task
 
 
-def test_a_folder_without_a_dataset_is_refused(hub: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"aps/super_glue is no copy .* \(it is no folder\): .*utility_suite=embedded"):
+def test_a_folder_without_a_dataset_is_an_error(hub: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"aps/super_glue is not a copy .* \(it is not a folder\): .*=embedded"):
         lm_eval_suite.check("paper", str(tmp_path))
     shutil.copytree(hub, tmp_path / "hub")
     readme = tmp_path / "hub/allenai/ai2_arc/README.md"
     readme.write_text(readme.read_text().replace("split: test", "split: train"))
-    with pytest.raises(UsageError, match=r"allenai/ai2_arc is no copy .* \(it has no split test\)"):
+    with pytest.raises(UsageError, match=r"allenai/ai2_arc is not a copy .* \(it has no split test\)"):
         lm_eval_suite.check("paper", str(tmp_path / "hub"))
 
 
-def test_without_a_network_the_paper_suite_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    lm_eval_suite._lacking.cache_clear()
-    lm_eval_suite._hub_answers.cache_clear()
+def test_without_a_network_the_paper_suite_is_an_error_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm_eval_suite._unavailable.cache_clear()
+    lm_eval_suite._hub_is_reachable.cache_clear()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
     monkeypatch.setattr("datasets.get_dataset_split_names", lambda *_: pytest.fail("it would try again and again"))
@@ -392,11 +396,11 @@ def test_without_a_network_the_paper_suite_is_refused_at_once(monkeypatch: pytes
         UsageError, match=r"aps/super_glue cannot be reached \(no connection.*utility_suite=embedded or"
     ):
         lm_eval_suite.check("paper", None)
-    lm_eval_suite._lacking.cache_clear()
-    lm_eval_suite._hub_answers.cache_clear()
+    lm_eval_suite._unavailable.cache_clear()
+    lm_eval_suite._hub_is_reachable.cache_clear()
 
 
-def test_what_is_asked_has_an_identity_that_changes_with_the_limit_the_suite_and_the_files(hub: Path) -> None:
+def test_the_identity_of_a_suite_changes_with_its_name_the_limit_and_the_files(hub: Path) -> None:
     keys = [
         lm_eval_suite.identity("embedded", None, None), lm_eval_suite.identity("embedded", 5, None),
         lm_eval_suite.identity("paper", None, None), lm_eval_suite.identity("paper", None, str(hub)),

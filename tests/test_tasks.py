@@ -1,4 +1,4 @@
-"""Tasks: who is forgotten, retained and held out, on embedded and on real data, and what malformed data is told."""
+"""Tasks: forgotten, retained and held-out rows, on embedded and on real data, and errors on malformed data."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ from soul_exp.errors import UsageError
 from soul_exp.metrics.text import rouge_l_recall
 from soul_exp.tasks import refusals
 from soul_exp.tasks.copyright import copyright
-from soul_exp.tasks.task import Task, divided, forget_parts, spread
+from soul_exp.tasks.task import Task, evenly_spaced, forget_parts, validation_split
 from soul_exp.tasks.tofu import tofu
 
 
@@ -21,7 +21,7 @@ def prompts(task: Task, probe: str) -> set[str]:
 
 
 @pytest.mark.parametrize("task", [tofu(), copyright()], ids=["tofu", "copyright"])
-def test_the_retrained_model_never_sees_what_is_forgotten_and_nobody_the_holdout(task: Task) -> None:
+def test_forget_rows_are_in_the_targets_training_only_and_holdout_rows_in_none(task: Task) -> None:
     forget, retrained, target = ({(i.prompt, i.answer) for i in rows} for rows in (
         [row[0] for row in task.parts["forget"].rows], task.retrained_rows, task.target_rows,
     ))  # fmt: skip
@@ -30,7 +30,7 @@ def test_the_retrained_model_never_sees_what_is_forgotten_and_nobody_the_holdout
     assert not holdout & target and retrained < target and len(holdout) >= 30
 
 
-def test_embedded_tofu_forgets_four_authors_of_twenty_four_and_keeps_a_validation_part_apart() -> None:
+def test_embedded_tofu_forgets_four_of_24_authors_and_has_separate_validation_probes() -> None:
     task = tofu()
     assert len(task.parts["forget"].rows) == 80 and len(task.parts["retain"].rows) == 18 * 20
     assert len(task.probes["forget"].items) == 60 and len(task.probes["validation_forget"].items) == 20
@@ -38,28 +38,28 @@ def test_embedded_tofu_forgets_four_authors_of_twenty_four_and_keeps_a_validatio
     assert not prompts(task, "retain") & prompts(task, "validation_retain")
 
 
-def test_the_same_task_twice_has_the_same_hashes_and_another_another() -> None:
+def test_equal_tasks_have_equal_hashes_and_different_ones_differ() -> None:
     assert tofu().hashes() == tofu().hashes()
     assert tofu(num_authors=20).hashes()["part.retain"] != tofu().hashes()["part.retain"]
 
 
 @pytest.mark.parametrize(("count", "chosen"), [(1, [0]), (3, [0, 3, 6]), (10, list(range(10))), (11, list(range(10)))])
-def test_some_rows_come_from_all_over(count: int, chosen: list[int]) -> None:
-    assert spread(list(range(10)), count) == chosen
+def test_chosen_rows_are_evenly_spaced(count: int, chosen: list[int]) -> None:
+    assert evenly_spaced(list(range(10)), count) == chosen
 
 
 @pytest.mark.parametrize(
     ("fraction", "chosen"), [(0.0, []), (0.09, []), (0.1, [5]), (0.25, [2, 6]), (0.5, [1, 3, 5, 7, 9]), (0.9, None)]
 )
-def test_a_fraction_of_the_rows_is_for_tuning_and_the_rest_is_not(fraction: float, chosen: list[int] | None) -> None:
+def test_validation_rows_are_the_fraction_and_test_rows_the_rest(fraction: float, chosen: list[int] | None) -> None:
     rows = list(range(10))
-    tuning, test = divided(rows, fraction)
+    tuning, test = validation_split(rows, fraction)
     assert sorted(tuning + test) == rows and len(tuning) == int(10 * fraction)
     assert chosen is None or tuning == chosen
 
 
 @pytest.mark.parametrize("name", ["QUESTIONS", "PASSAGES", "TOXIC"])
-def test_refusals_are_32_or_more_and_pairwise_unlike(name: str) -> None:
+def test_refusals_are_32_or_more_and_pairwise_different(name: str) -> None:
     texts = getattr(refusals, name)
     assert len(set(texts)) == len(texts) >= 32
     for number, text in enumerate(texts):
@@ -112,7 +112,7 @@ def small_tofu(folder: Path) -> Path:
     return folder
 
 
-def test_a_folder_in_the_hubs_layout_is_read_as_the_hub_is(tmp_path: Path) -> None:
+def test_a_folder_in_the_hubs_layout_is_read(tmp_path: Path) -> None:
     task = tofu(str(small_tofu(tmp_path)), num_forget_authors=2, num_authors=10)
     assert len(task.parts["forget"].rows) == 40 and len(task.parts["retain"].rows) == 6 * 20
     assert task.probes["forget"].wrong is not None and len(task.probes["forget"].wrong[0]) == 5
@@ -123,7 +123,7 @@ def test_a_malformed_line_is_named_by_file_and_line(tmp_path: Path) -> None:
     lines = (tmp_path / "full.json").read_text().splitlines()
     lines[4] = '{"question": "Who'
     (tmp_path / "full.json").write_text("\n".join(lines))
-    with pytest.raises(UsageError, match=r"full.json, line 5: .*expected one JSON object a line"):
+    with pytest.raises(UsageError, match=r"full.json, line 5: .*expected one JSON object per line"):
         tofu(str(tmp_path))
 
 
@@ -147,11 +147,11 @@ def test_a_missing_column_is_named(tmp_path: Path) -> None:
     small_tofu(tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "full.json").open()]
     (tmp_path / "full.json").write_text("\n".join(json.dumps({"question": r["question"]}) for r in rows))
-    with pytest.raises(UsageError, match=r"full lacks the column\(s\) answer"):
+    with pytest.raises(UsageError, match=r"full has no column answer: expected question, answer"):
         tofu(str(tmp_path))
 
 
-def test_a_forget_row_that_is_also_retained_is_refused(tmp_path: Path) -> None:
+def test_a_forget_row_that_is_also_retained_is_an_error(tmp_path: Path) -> None:
     small_tofu(tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "full.json").open()]
     rows[3] = rows[-1]
@@ -161,12 +161,12 @@ def test_a_forget_row_that_is_also_retained_is_refused(tmp_path: Path) -> None:
         tofu(str(tmp_path), num_forget_authors=2)
 
 
-def test_too_many_authors_are_refused_with_the_sum() -> None:
+def test_too_many_authors_are_an_error_with_the_sum() -> None:
     with pytest.raises(UsageError, match="leaves 0 to retain"):
         tofu(num_authors=6)
 
 
-def test_a_folder_that_does_not_exist_is_refused() -> None:
+def test_a_folder_that_does_not_exist_is_an_error() -> None:
     with pytest.raises(UsageError, match="is not a folder: give embedded, hub, or a folder"):
         tofu("/no/such/folder")
 
@@ -187,11 +187,11 @@ def test_a_copy_of_a_folder_elsewhere_has_the_same_data_hashes(tmp_path: Path) -
     assert tofu(str(one), num_forget_authors=2).hashes() == tofu(str(tmp_path / "two"), num_forget_authors=2).hashes()
 
 
-def test_perturbed_rows_in_another_order_are_refused(tmp_path: Path) -> None:
+def test_perturbed_rows_in_another_order_are_an_error(tmp_path: Path) -> None:
     small_tofu(tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "retain_perturbed.json").open()]
     (tmp_path / "retain_perturbed.json").write_text("\n".join(map(json.dumps, rows[::-1])))
-    with pytest.raises(UsageError, match=r"row 1 of those used asks .* in retain_perturbed but"):
+    with pytest.raises(UsageError, match=r"the question of row 1 is .* in retain_perturbed but"):
         tofu(str(tmp_path), num_forget_authors=2)
 
 

@@ -16,7 +16,7 @@ import pytest
 from soul_exp.artifacts import prepared_models
 from soul_exp.evaluation import lm_eval_suite
 from soul_exp.stages import tune
-from soul_exp.tasks import toxicity
+from soul_exp.tasks.toxicity import own
 
 PACKAGE, WRITTEN = Path(__file__).parents[1] / "soul_exp", Path(__file__).with_name("versions.json")
 SUITE = ("evaluation/lm_eval_*.py", "tasks/embedded/general_suite*.py")
@@ -24,13 +24,16 @@ SCORER = ("tasks/toxicity/*.py",)
 VERSIONS = {  # what is declared -> the version now, the files that it covers, and of these the ones of another version
     "prepared_models": (
         prepared_models.VERSION,
-        ("artifacts/*.py", "binding.py", "data.py", "evaluation/*.py", "losses/*.py", "metrics/*.py", "models/*.py")
-        + ("optim/**/*.py", "optim/**/*.c", "stages/prepare.py", "stages/unlearn.py", "tasks/**/*.py", "training/*.py"),
+        (
+            *("artifacts/*.py", "binding.py", "data.py", "evaluation/*.py", "losses/*.py", "metrics/*.py"),
+            *("models/*.py", "optim/**/*.py", "optim/**/*.c", "stages/prepare.py", "stages/unlearn.py"),
+            *("tasks/**/*.py", "training/*.py"),
+        ),
         SUITE + SCORER,
     ),
     "tune": (tune.VERSION, ("stages/tune.py", "stages/selection.py"), ()),
     "lm_eval_suite": (lm_eval_suite.VERSION, SUITE, ()),
-    "toxicity": (toxicity.VERSION, SCORER, ()),
+    "toxicity": (own.VERSION, SCORER, ()),
 }
 
 

@@ -19,7 +19,7 @@ from filelock import FileLock
 from soul_exp.artifacts.prepared_models import VERSION, foreign_tokenizer, is_ready, load, training_form
 from soul_exp.data import content_hash
 from soul_exp.evaluation import lm_eval_suite
-from soul_exp.evaluation.probing import ask
+from soul_exp.evaluation.probing import evaluate_probes
 from soul_exp.evaluation.records import read_records, write_records
 from soul_exp.files import is_sound, seal
 from soul_exp.metrics.answers import SUITE, Answers, Scores
@@ -36,8 +36,8 @@ log = logging.getLogger(__name__)
 Measured = Mapping[str, Answers | Scores]  # probe -> answers, and SUITE -> scores
 
 
-def folder_of(models: Models, checkpoint: Checkpoint, instruction: str | None = None) -> Path:
-    """Where the answers of `checkpoint` to probes and utility suite are kept, given under `instruction` if any.
+def folder_of(models: Models, checkpoint: Checkpoint, system_prompt: str | None = None) -> Path:
+    """Where the answers of `checkpoint` to probes and utility suite are kept, given under `system_prompt` if any.
 
     The batch size is not part of the key.
     """
@@ -47,7 +47,7 @@ def folder_of(models: Models, checkpoint: Checkpoint, instruction: str | None = 
         "model": checkpoint.identity(),
         "template": training_form(model.template),
         **foreign_tokenizer(model),
-        **({"told": [model.template.system, instruction]} if instruction is not None else {}),
+        **({"told": [model.template.system, system_prompt]} if system_prompt is not None else {}),
         "max_length": model.max_length,
         "dtype": model.dtype,
         "max_new_tokens": models.evaluation.max_new_tokens,
@@ -58,19 +58,19 @@ def folder_of(models: Models, checkpoint: Checkpoint, instruction: str | None = 
     return models.cache / "answers" / content_hash(key)
 
 
-def cached_answers(models: Models, checkpoint: Checkpoint, instruction: str | None = None) -> Measured | None:
-    """The cached answers of `checkpoint`, given under `instruction` if any; None without them."""
+def cached_answers(models: Models, checkpoint: Checkpoint, system_prompt: str | None = None) -> Measured | None:
+    """The cached answers of `checkpoint`, given under `system_prompt` if any; None without them."""
     prepared_here = Path(checkpoint.path).parent == models.cache / "models"
     if prepared_here and not is_ready(Path(checkpoint.path)):
         return None
-    folder = folder_of(models, checkpoint, instruction)
+    folder = folder_of(models, checkpoint, system_prompt)
     return read_answers(folder) if _is_answered(folder) else None
 
 
 def answers_of(lm: LanguageModel, models: Models, label: str) -> dict[str, Answers | Scores]:
     """All that a run measures of a model; every rank calls it, and gets the same."""
     label, task, evaluation = f"evaluate {label}", models.task, models.evaluation
-    answers = ask(lm, task.probes, **vars(evaluation), label=label)
+    answers = evaluate_probes(lm, task.probes, **vars(evaluation), label=label)
     if task.scorer is not None:
         score = task.scorer.load(models.cache, str(next(lm.model.parameters()).device))
         answers = with_toxicity(answers, task.scored, score)
@@ -80,15 +80,15 @@ def answers_of(lm: LanguageModel, models: Models, label: str) -> dict[str, Answe
     return found
 
 
-def fill(models: Models, checkpoint: Checkpoint, device: str, label: str, instruction: str | None = None) -> None:
-    """Evaluate `checkpoint`, under `instruction` if any, unless the cache has its answers."""
-    folder = folder_of(models, checkpoint, instruction)
+def fill(models: Models, checkpoint: Checkpoint, device: str, label: str, system_prompt: str | None = None) -> None:
+    """Evaluate `checkpoint`, under `system_prompt` if any, unless the cache has its answers."""
+    folder = folder_of(models, checkpoint, system_prompt)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if _is_answered(folder):
             return
         lm = load(models.model, checkpoint)
-        lm = lm if instruction is None else lm.told(instruction)
+        lm = lm if system_prompt is None else lm.with_system_prompt(system_prompt)
         loading.move(lm.model, device)
         start = time.perf_counter()
         write_answers(folder, answers_of(lm, models, label))

@@ -11,7 +11,7 @@ from soul_exp import binding
 from soul_exp.artifacts import prepared_models
 from soul_exp.artifacts.answer_cache import Measured, cached_answers
 from soul_exp.distributed import zero3
-from soul_exp.evaluation.probing import ask
+from soul_exp.evaluation.probing import evaluate_probes
 from soul_exp.evaluation.records import read_retrained
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.results import COMPARED
@@ -56,10 +56,10 @@ def known_answers(models: Models) -> dict[str, Measured]:
     known: dict[str, Measured] = {}
     checkpoints = prepared_models.checkpoints(models)
     for compared in COMPARED:
-        instruction = models.instruction if compared.instructed else None
-        if compared.role not in checkpoints or (compared.instructed and instruction is None):
+        system_prompt = models.system_prompt if compared.with_system_prompt else None
+        if compared.role not in checkpoints or (compared.with_system_prompt and system_prompt is None):
             continue
-        if (answers := cached_answers(models, checkpoints[compared.role], instruction)) is not None:
+        if (answers := cached_answers(models, checkpoints[compared.role], system_prompt)) is not None:
             known[compared.key] = answers
     if models.retrained_records:
         known["retrained"] = read_retrained(models.retrained_records)
@@ -77,7 +77,7 @@ def validate(run: Run, lm: LanguageModel, label: str) -> dict[str, float | None]
         name: replace(probe, generate=False) for name, probe in run.task.probes.items() if name.startswith(VALIDATION)
     }
     finite = zero3.is_finite(lm.model)
-    answers = ask(lm, probes, **vars(run.evaluation), label=f"{label}: validation") if finite else {}
+    answers = evaluate_probes(lm, probes, **vars(run.evaluation), label=f"{label}: validation") if finite else {}
     retrained = known_answers(run).get("retrained")
     measured = {name: score(metric, answers, retrained) for name, metric in validation_metrics(run).items()}
     return {name: value if value is not None and math.isfinite(value) else None for name, value in measured.items()}

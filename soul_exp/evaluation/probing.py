@@ -1,6 +1,8 @@
-"""Put a task's probes to a model: likelihoods and free answers, batched and sorted by length, spread over ranks.
+"""A model's answers to a task's probes: likelihoods and free answers, batched by length, divided over the ranks.
 
 Numbers depend on neither batch size nor number of ranks (beyond rounding in the last digits).
+
+n tokens of an answer, without its end token.
 """
 
 from __future__ import annotations
@@ -27,53 +29,50 @@ from soul_exp.tasks.task import Probe
 
 log = logging.getLogger(__name__)
 
-CUT_TOKENS = 2  # new tokens a token of the answer, where the text is cut by words
+CUT_TOKENS = 2  # new tokens per token of the answer, where the text is cut by words
 
 
-def ask(
+def evaluate_probes(
     lm: LanguageModel, probes: Mapping[str, Probe], *, batch_size: int, max_new_tokens: int, label: str = "evaluate"
 ) -> dict[str, Answers]:
-    """The model's answers to every probe; on every rank the same, each rank having done its share."""
-    items: list[Item] = []
+    """The model's answers to every probe; every rank does its share and gets them all."""
     probes = {name: replace(probe, items=without_end(probe.items, lm.tokenizer)) for name, probe in probes.items()}
-    for probe in probes.values():
-        items += texts_of(probe)
-    asked = [(item, probe.cut) for probe in probes.values() if probe.generate for item in probe.items]
+    items = [item for probe in probes.values() for item in scored_items(probe)]
+    free = [(item, probe.cut) for probe in probes.values() if probe.generate for item in probe.items]
     with evaluating(lm):
-        read = iter(likelihoods(lm, items, batch_size=batch_size, label=f"{label}: likelihoods"))
-        texts = iter(
-            generations(
-                lm,
-                [item for item, _ in asked],
-                batch_size=batch_size,
-                max_new_tokens=max_new_tokens,
-                cut=[cut for _, cut in asked],
-                label=f"{label}: answers",
-            )
+        scores = likelihoods(lm, items, batch_size=batch_size, label=f"{label}: likelihoods")
+        texts = generations(
+            lm,
+            [item for item, _ in free],
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            cut=[cut for _, cut in free],
+            label=f"{label}: answers",
         )
-    return {name: _answers(probe, read, texts) for name, probe in probes.items()}
+    remaining_scores, remaining_texts = iter(scores), iter(texts)
+    return {name: _answers(probe, remaining_scores, remaining_texts) for name, probe in probes.items()}
 
 
 @dataclass(frozen=True)
-class Read:
-    """What a model makes of one answer, given its prompt and the answer's tokens so far; the end token comes last."""
+class TokenScores:
+    """The tokens of one answer and its end token, each given the prompt and the tokens before it."""
 
-    logp: np.ndarray  # [n + 1] log-probability of each token, in nats
-    right: np.ndarray  # [n + 1] whether it is the likeliest
+    logp: np.ndarray  # [n + 1] log-probability in nats
+    right: np.ndarray  # [n + 1] whether the token is the most likely one
 
 
-def likelihoods(lm: LanguageModel, items: Sequence[Item], *, batch_size: int, label: str = "") -> list[Read]:
-    """How the model reads the answer of each item."""
+def likelihoods(lm: LanguageModel, items: Sequence[Item], *, batch_size: int, label: str = "") -> list[TokenScores]:
+    """The token scores of the answer of each item."""
     encoded = lm.encode(items)
     device = next(lm.model.parameters()).device
 
     @torch.no_grad()
-    def score(rows: Sequence[int]) -> list[Read]:
+    def score(rows: Sequence[int]) -> list[TokenScores]:
         batch = {key: value.to(device) for key, value in pad([encoded[i] for i in rows], lm.pad_id).items()}
         scored = Scored(lm.reader(lm.model, batch), batch["labels"])
         right = scored.logits.argmax(-1) == scored.labels
         lines = zip(scored.logp, right, scored.mask, strict=True)
-        return [Read(logp[mask].cpu().numpy(), hits[mask].cpu().numpy()) for logp, hits, mask in lines]
+        return [TokenScores(logp[mask].cpu().numpy(), hits[mask].cpu().numpy()) for logp, hits, mask in lines]
 
     lengths = [len(row.ids) for row in encoded]
     return in_batches(lengths, score, batch_size, label=label, lockstep=zero3.is_sharded(lm.model))
@@ -88,18 +87,18 @@ def generations(
     cut: Sequence[bool] | None = None,
     label: str = "",
 ) -> list[str]:
-    """The greedy answer to each item's prompt, at most `max_new_tokens` long, without special tokens.
+    """The greedy answer to each item's prompt, at most `max_new_tokens` tokens, without special tokens.
 
-    One that is to be `cut` has at most as many words as the item's answer. It gets CUT_TOKENS times its tokens, so
-    that a text in longer or rarer words is not cut short.
+    Where `cut` is true, the text has at most as many words as the item's answer; it may have CUT_TOKENS times its
+    tokens, because rarer words have more.
     """
     encoded = lm.encode(items)
     cut = cut if cut is not None else [False] * len(items)
     limits = [
-        min(max_new_tokens, CUT_TOKENS * (len(row.ids) - row.num_prompt)) if short else max_new_tokens
-        for row, short in zip(encoded, cut, strict=True)
+        min(max_new_tokens, CUT_TOKENS * (len(row.ids) - row.num_prompt)) if is_cut else max_new_tokens
+        for row, is_cut in zip(encoded, cut, strict=True)
     ]
-    device, divided = next(lm.model.parameters()).device, zero3.is_sharded(lm.model)
+    device, sharded = next(lm.model.parameters()).device, zero3.is_sharded(lm.model)
 
     @torch.no_grad()
     def answer(numbers: Sequence[int]) -> list[str]:
@@ -116,20 +115,20 @@ def generations(
                 input_ids=ids.to(device),
                 attention_mask=mask.to(device),
                 max_new_tokens=max(limits[i] for i in numbers),
-                synced_gpus=divided,  # all ranks run a layer together, to the longest answer of any
+                synced_gpus=sharded,  # all ranks run every layer together, until the last answer of any rank ends
             )
         new = [line[: limits[i]] for i, line in zip(numbers, out[:, length:], strict=True)]
         texts = zip(numbers, lm.tokenizer.batch_decode(new, skip_special_tokens=True), strict=True)
-        return [_begun(text, items[i].answer) if cut[i] else text.strip() for i, text in texts]
+        return [_first_words(text, items[i].answer) if cut[i] else text.strip() for i, text in texts]
 
-    return in_batches([row.num_prompt for row in encoded], answer, batch_size, label=label, lockstep=divided)
+    return in_batches([row.num_prompt for row in encoded], answer, batch_size, label=label, lockstep=sharded)
 
 
 @contextmanager
 def _greedy(lm: LanguageModel) -> Iterator[None]:
-    """Within it `generate` takes the likeliest token, whatever the checkpoint's generation settings are.
+    """Within it `generate` takes the most likely token, whatever the checkpoint's generation settings are.
 
-    Only its end tokens stay. Settings passed to `generate` would not do: it takes those left unset from the model's.
+    Only its end tokens stay. Settings passed to `generate` are not enough: it takes the unset ones from the model's.
     """
     model: Any = lora.bare(lm.model)
     given = model.generation_config
@@ -142,24 +141,24 @@ def _greedy(lm: LanguageModel) -> Iterator[None]:
         model.generation_config = given
 
 
-def _begun(text: str, answer: str) -> str:
+def _first_words(text: str, answer: str) -> str:
     """As many words of `text` as `answer` has."""
     return " ".join(text.split()[: len(answer.split())])
 
 
-def texts_of(probe: Probe) -> list[Item]:
-    """The items whose likelihood a probe asks for, in the order in which `_answers` reads them."""
+def scored_items(probe: Probe) -> list[Item]:
+    """The items whose likelihood a probe needs, in the order in which `_answers` takes their scores."""
     return [*probe.items, *(probe.paraphrases or ()), *(item for row in probe.wrong or () for item in row)]
 
 
-def _answers(probe: Probe, read: Iterator[Read], texts: Iterator[str]) -> Answers:
-    own = [next(read) for _ in probe.items]
-    paraphrased = [_nll(next(read)) for _ in probe.paraphrases] if probe.paraphrases is not None else None
-    wrong = [[_nll(next(read)) for _ in row] for row in probe.wrong] if probe.wrong is not None else None
+def _answers(probe: Probe, scores: Iterator[TokenScores], texts: Iterator[str]) -> Answers:
+    own = [next(scores) for _ in probe.items]
+    paraphrased = [_mean_nll(next(scores)) for _ in probe.paraphrases] if probe.paraphrases is not None else None
+    wrong = [[_mean_nll(next(scores)) for _ in row] for row in probe.wrong] if probe.wrong is not None else None
     answers = [item.answer for item in probe.items]
     free = [next(texts) for _ in probe.items] if probe.generate else None
     return Answers(
-        nll=np.array([_nll(row) for row in own]),
+        nll=np.array([_mean_nll(row) for row in own]),
         logp=[row.logp[:-1] for row in own],  # without the end token
         right=[row.right[:-1] for row in own],
         paraphrase_nll=np.array(paraphrased) if paraphrased is not None else None,
@@ -171,13 +170,14 @@ def _answers(probe: Probe, read: Iterator[Read], texts: Iterator[str]) -> Answer
     )
 
 
-def _nll(row: Read) -> float:
+def _mean_nll(row: TokenScores) -> float:
+    """Negative log-likelihood in nats per token, the end token included."""
     return float(-row.logp.mean(dtype=np.float64))
 
 
 @contextmanager
 def evaluating(lm: LanguageModel) -> Iterator[None]:
-    """Within it the model is in evaluation mode and can be run, divided or not."""
+    """Within it the model is in evaluation mode and can be run, sharded or not."""
     was_training = lm.model.training
     lm.model.eval()
     try:

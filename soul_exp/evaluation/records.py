@@ -1,4 +1,7 @@
-"""Answers in files: one JSON object per example and line, and the evaluation logs of the TOFU authors."""
+"""Answers in files: our records (one JSON object per line, one line per example) and the logs of the TOFU authors.
+
+N examples, K wrong answers of each.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,16 @@ from typing import Any
 
 import numpy as np
 
+from soul_exp.errors import short
 from soul_exp.files import write_whole
 from soul_exp.metrics.answers import Answers
 
-# ---- How one JSON value is read. Errors begin with what was found; the caller adds where.
+# ---- One JSON value. A ValueError begins with what was found; `_value` puts before it where.
 
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{_short(value)}, expected a text")
+        raise ValueError(f"{short(value)}, expected a text")
     return value
 
 
@@ -27,20 +31,20 @@ def _number(value: object) -> float:
     if value is None:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{_short(value)}, expected a number or null")
+        raise ValueError(f"{short(value)}, expected a number or null")
     return float(value)
 
 
 def _vector(value: object) -> np.ndarray:
     if not isinstance(value, list):
-        raise ValueError(f"{_short(value)}, expected a list of numbers")
+        raise ValueError(f"{short(value)}, expected a list of numbers")
     return np.array([_number(item) for item in value], dtype=np.float64)
 
 
 def _bits(value: object) -> np.ndarray:
-    """A text such as "1101": one digit a token, so that a record stays readable."""
+    """A text such as "1101": one digit per token, so that a record stays readable."""
     if not isinstance(value, str) or value.strip("01"):
-        raise ValueError(f"{_short(value)}, expected a text of the digits 0 and 1")
+        raise ValueError(f"{short(value)}, expected a text of the digits 0 and 1")
     return np.array([digit == "1" for digit in value], dtype=bool)
 
 
@@ -52,7 +56,7 @@ def _value(read: Callable[[object], Any], value: object, where: str) -> Any:
 
 
 def _matrix(rows: Sequence[np.ndarray], where: Callable[[int], str]) -> np.ndarray:
-    """The rows stacked to [N, K]; `where(i)` names the row that differs in length from the first, or is empty."""
+    """The rows stacked to [N, K]; `where(i)` names row i in the error on an empty or longer or shorter one."""
     for i, row in enumerate(rows):
         if len(row) != len(rows[0]) or not len(row):
             expected = f"{len(rows[0])} as in the first example" if len(rows[0]) else "at least one"
@@ -60,14 +64,9 @@ def _matrix(rows: Sequence[np.ndarray], where: Callable[[int], str]) -> np.ndarr
     return np.stack(rows)
 
 
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+# ---- Our records.
 
-
-# ---- Our records: one JSON object per example and line.
-
-# The keys of a record in their order, and how the value of each is read.
+# The keys of a record in their order, and the function that reads the value of each.
 _FIELDS: dict[str, Callable[[object], Any]] = {
     "question": _text,
     "answer": _text,
@@ -80,12 +79,12 @@ _FIELDS: dict[str, Callable[[object], Any]] = {
     "generation": _text,
     "toxicity": _number,
 }
-# logp is most of the file; the other numbers keep every digit, so that their metrics can be recomputed exactly.
+# Most of a file is logp; the other numbers keep every digit, so that their metrics can be recomputed exactly.
 _LOGP_DECIMALS = 6
 
 
 def write_records(path: str | os.PathLike[str], answers: Answers) -> None:
-    """Write one JSON object per example and line; the file is there complete or not at all.
+    """Writes one JSON object per line, one line per example; the file appears complete or not at all.
 
     Fields that are None are left out. `logp` is rounded to 6 decimals. The file is strict JSON: nan and the infinities
     are written as null, which `read_records` reads as nan.
@@ -117,11 +116,11 @@ def _finite(number: float) -> float | None:
 def read_records(path: str | os.PathLike[str]) -> Answers:
     """The answers that `write_records` wrote; null becomes nan.
 
-    Raises ValueError, naming the file and the line, if a line is no strict JSON object of the known fields, or holds
+    Raises ValueError, naming the file and the line, if a line is not a strict JSON object of the known fields, or holds
     other fields than the first line.
     """
     lines = Path(path).read_bytes().split(b"\n")
-    if lines[-1] == b"":  # what follows the last line's end
+    if lines[-1] == b"":  # after the end of the last line
         lines.pop()
     if not lines:
         raise ValueError(f"{path}, line 1: found an empty file, expected one JSON object per example")
@@ -144,10 +143,10 @@ def _record(line: bytes, where: str) -> dict[str, Any]:
     try:
         record = json.loads(line, parse_constant=_refuse_constant)
     except ValueError as error:
-        found = _short(line.decode(errors="replace"))
+        found = short(line.decode(errors="replace"))
         raise ValueError(f"{where}: found {found}, expected one JSON object ({error})") from error
     if not isinstance(record, dict):
-        raise ValueError(f"{where}: found {_short(record)}, expected one JSON object")
+        raise ValueError(f"{where}: found {short(record)}, expected one JSON object")
     if "nll" not in record or not record.keys() <= _FIELDS.keys():
         others = [field for field in _FIELDS if field != "nll"]
         raise ValueError(f"{where}: found the fields {list(record)}, expected nll and any of {others}")
@@ -158,7 +157,7 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not strict JSON, null is")
 
 
-# ---- The logs of TOFU's authors.
+# ---- The logs of the TOFU authors.
 
 _TOFU_SECTIONS = {
     "retain": "eval_log.json",
@@ -169,14 +168,14 @@ _TOFU_SECTIONS = {
 
 
 def read_tofu_log(path: str | os.PathLike[str]) -> dict[str, Answers]:
-    """The four probes retain, forget, authors and facts of an aggregated evaluation log of TOFU's authors.
+    """The four probes retain, forget, authors and facts of an aggregated evaluation log of the TOFU authors.
 
     A metric's values may be a list, or an object keyed by the item's number. For authors and facts, `paraphrase_nll` is
     the answer's NLL as the authors' code computed it a second time (up to 0.12 nats apart): their truth ratio, and so
     their model utility, comes from it. Raises ValueError, naming file and key, if a key is missing or malformed.
     """
     try:
-        log = json.loads(Path(path).read_bytes())  # Python's json also takes the NaN that the authors' code may write
+        log = json.loads(Path(path).read_bytes())  # Python's json also reads the NaN that the authors' code may write
     except ValueError as error:
         line = getattr(error, "lineno", 1)
         raise ValueError(f"{path}, line {line}: found no JSON ({error}), expected a TOFU evaluation log") from error
@@ -186,7 +185,7 @@ def read_tofu_log(path: str | os.PathLike[str]) -> dict[str, Answers]:
 def _tofu_answers(log: object, section: str, path: str) -> Answers:
     metrics = log.get(section) if isinstance(log, dict) else None
     if not isinstance(metrics, dict):
-        found = f"the keys {_short(list(log))}" if isinstance(log, dict) else _short(log)
+        found = f"the keys {short(list(log))}" if isinstance(log, dict) else short(log)
         raise ValueError(f"{path}: found {found}, expected a TOFU evaluation log with an object {section}")
 
     def column(key: str, read: Callable[[object], Any]) -> list[Any]:
@@ -198,7 +197,7 @@ def _tofu_answers(log: object, section: str, path: str) -> Answers:
     nll, paraphrase_nll, rouge_l = (
         np.array(column(key, _number)) for key in ("avg_gt_loss", "avg_paraphrased_loss", "rougeL_recall")
     )
-    question = None  # `generated_text` holds [prompt, generation, answer] an item; the logs' metrics alone lack it
+    question = None  # `generated_text` has [prompt, generation, answer] per item; a log of metrics alone has none
     if "generated_text" in metrics:
         question = column("generated_text", lambda value: str(value[0]) if isinstance(value, list) else None)
     try:
@@ -214,8 +213,8 @@ def _in_order(values: object, where: str) -> list[object]:
         try:
             return [values[key] for key in sorted(values, key=int)]
         except ValueError as error:
-            raise ValueError(f"{where}: found the keys {_short(list(values))}, expected item numbers") from error
-    raise ValueError(f"{where}: found {_short(values)}, expected a list, or an object keyed by item number")
+            raise ValueError(f"{where}: found the keys {short(list(values))}, expected item numbers") from error
+    raise ValueError(f"{where}: found {short(values)}, expected a list, or an object keyed by item number")
 
 
 # ---- The retrained model's answers.

@@ -1,4 +1,8 @@
-"""Away from the answers: ascent on their NLL, weighted by token, and the bounded form of it."""
+"""Losses that make the answers less likely: ascent on their NLL, plain, weighted by token, and bounded.
+
+B sequences, T answer positions, V vocabulary; sequence i has n_i labels with summed NLL l_i, in nats.
+p_it is the probability of label t of sequence i; sg(x) is x as a constant, without a gradient.
+"""
 
 from __future__ import annotations
 
@@ -18,21 +22,21 @@ def grad_ascent(forget: Scored) -> Tensor:
 
 
 def wga(forget: Scored, *, alpha: float) -> Tensor:
-    """Gradient ascent whose tokens weigh p^alpha, so that forgotten ones pull no longer; `alpha` 0 is `grad_ascent`.
+    """Gradient ascent with token weights p^alpha, so that forgotten tokens count less; `alpha` 0 is `grad_ascent`.
 
-    `mean_i (1/n_i) sum_t sg(p_it^alpha) log p_it`, p_it the label's probability, sg: taken as a constant. Source: Wang
-    et al. 2025 (G-effect), weighted gradient ascent. Open-unlearning takes the mean over the batch's tokens.
+    `mean_i (1/n_i) sum_t sg(p_it^alpha) log p_it`. Source: Wang et al. 2025 (G-effect), weighted gradient ascent.
+    Open-unlearning takes the mean over the batch's tokens.
     """
     weight = (alpha * forget.logp.detach()).exp()
     return forget.mean(weight * forget.logp)
 
 
 def satimp(forget: Scored, *, beta1: float, beta2: float) -> Tensor:
-    """Gradient ascent whose tokens weigh p^beta1 (1-p)^beta2; both 0 is `grad_ascent`, `beta2` 0 alone is `wga`.
+    """Gradient ascent with token weights p^beta1 (1-p)^beta2; both 0 is `grad_ascent`, `beta2` 0 alone is `wga`.
 
-    `mean_i (1/n_i) sum_t sg(p_it^beta1 (1 - p_it)^beta2) log p_it`: p^beta1 weighs down what is forgotten enough
-    (saturation), (1-p)^beta2 what is easily said (importance). A label with p = 1 therefore gets no gradient. Source:
-    Yang et al. 2025 (SatImp). Open-unlearning takes the mean over the batch's tokens.
+    `mean_i (1/n_i) sum_t sg(p_it^beta1 (1 - p_it)^beta2) log p_it`: p^beta1 lowers the weight of tokens that are
+    forgotten enough (saturation), (1-p)^beta2 that of easy tokens (importance). A label with p = 1
+    therefore gets no gradient. Source: Yang et al. 2025 (SatImp). Open-unlearning takes the mean over tokens.
     """
     logp = forget.logp.detach()
     weight = (beta1 * logp).exp() * (-torch.expm1(logp)).clamp(min=0) ** beta2
@@ -44,8 +48,8 @@ def ce_u(forget: Scored) -> Tensor:
 
     `-mean_i (1/n_i) sum_t sum_v q_itv log p_itv`, q = sg(softmax of the logits with the label's at -inf): H(q) minus
     log(1 - p_it), so it falls as the label becomes unlikely and is bounded below by 0. The gradient is that of the mean
-    KL(q || p), at most 1 a logit and 0 once the label is gone. Source: Yang 2025 (CE-U), the mean over the batch's
-    tokens; open-unlearning also leaves out the first token of each answer, ours keeps it.
+    KL(q || p), at most 1 per logit and 0 once the label's probability is 0. Source: Yang 2025 (CE-U),
+    with the mean over the batch's tokens; open-unlearning also omits the first token of each answer.
     """
     logits = precise(forget.logits)
     target = logits.detach().scatter(-1, forget.tokens[..., None], float("-inf")).softmax(-1)

@@ -14,14 +14,14 @@ from soul_exp.losses.representation import hidden_mse
 from soul_exp.losses.supervised import nll
 
 RETAIN_TERMS: dict[str, Callable[..., Tensor]] = {"nll": nll, "kl": kl, "hidden_mse": hidden_mse}
-MADE = ("reference_nll", "reference_logits", "hidden", "reference_hidden")  # by the run, of the parts
+COMPUTED = ("reference_nll", "reference_logits", "hidden", "reference_hidden")  # by the run, for each part
 
 
 @dataclass(frozen=True)
 class Objective:
     """`forget_term + gamma * retain_term`; `retain_term` is a name from RETAIN_TERMS, a function, or None for none.
 
-    `layer` is the one whose output `hidden` and `reference_hidden` hold, counted from 0; None: `layer_of` says.
+    `hidden` and `reference_hidden` are the output of `layer`, counted from 0; None: `layer_of` chooses.
     """
 
     forget_term: Callable[..., Tensor]
@@ -41,18 +41,18 @@ class Objective:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Everything that the terms ask for, each once, in order."""
+        """The names of all values that the terms need, each once, in order."""
         terms = [self.forget_term] + ([self.retain_function] if self.retain_function else [])
         return tuple(dict.fromkeys(name for term in terms for name in names(term)))
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The parts of the batch that the terms ask for."""
-        return tuple(name for name in self.names if name not in MADE)
+        """The parts of the batch that the terms need."""
+        return tuple(name for name in self.names if name not in COMPUTED)
 
     @property
     def reads_hidden(self) -> bool:
-        """Whether a term asks for the output of a layer of the model being trained."""
+        """Whether a term needs the output of a layer of the model being trained."""
         return "hidden" in self.names
 
     def terms(self, available: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:

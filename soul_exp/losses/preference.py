@@ -1,4 +1,7 @@
-"""Preference optimisation: how much less likely the answers have become than they were, through a sigmoid."""
+"""Preference optimisation: likelihoods compared with those of the frozen start model (ref), through a sigmoid.
+
+B sequences, T answer positions, V vocabulary; sequence i has n_i labels with summed NLL l_i, in nats.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from soul_exp.losses.scored import Scored
 
 
 def npo(forget: Scored, reference_nll: Mapping[str, Tensor], *, beta: float) -> Tensor:
-    """Negative preference optimisation on sequence sums: 2 ln 2 / beta at the start, to 0 as the answers are forgotten.
+    """Negative preference optimisation on sequence sums: 2 ln 2 / beta at the start, 0 once the answers are forgotten.
 
     `-(2/beta) mean log sigmoid(beta (l_i - l_i(ref)))`. Source: Zhang et al. 2024, eq. 3.
     """
@@ -27,11 +30,11 @@ def simnpo(forget: Scored, *, beta: float, margin: float) -> Tensor:
 
 
 def dpo(forget: Scored, refusal: Scored, reference_nll: Mapping[str, Tensor], *, beta: float, plain: bool) -> Tensor:
-    """Direct preference optimisation of a refusal over the answer: 2 ln 2 / beta at the start, falls to 0.
+    """Direct preference optimisation: a refusal is preferred to the answer; 2 ln 2 / beta at the start, bounded by 0.
 
     `-(2/beta) mean log sigmoid(beta ((l_i - l_i(ref)) - (r_i - r_i(ref))))` on sequence sums, r_i the NLL of the
     refusal that was drawn for the same question. Sources: the code of Zhang et al. 2024 and Fan et al. 2024; `plain`
-    leaves the factor 2/beta out, as Rafailov et al. 2023, eq. 7, and TOFU: ln 2 at the start.
+    omits the factor 2/beta, as Rafailov et al. 2023, eq. 7, and TOFU: ln 2 at the start.
     """
     answer, instead = forget.nll - reference_nll["forget"], refusal.nll - reference_nll["refusal"]
     return -(1.0 if plain else 2 / beta) * F.logsigmoid(beta * (answer - instead)).mean()

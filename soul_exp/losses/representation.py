@@ -1,4 +1,8 @@
-"""What a layer puts out at answer positions, moved or held still: [B, T, H] by part."""
+"""Losses on the output of a layer at answer positions, [B, T, H] by part.
+
+B sequences, T answer positions, H hidden size; sequence i has n_i labels.
+h_it is the output of layer `loss.layer` there; ref: in the frozen start model.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +17,11 @@ from soul_exp.losses.scored import Scored, precise
 def rmu(forget: Scored, hidden: Mapping[str, Tensor], *, steering: float, seed: int) -> Tensor:
     """The mean squared distance of the layer's output on forget answers from `steering` times a random unit vector.
 
-    `mean_i (1/n_i) sum_t ||h_it - c u||^2 / H` at the layer `loss.layer`, c = `steering`, u uniform on [0, 1)^H drawn
-    from `seed`, then scaled to length 1, the same in the whole run. With `retain_term: hidden_mse` gamma is the paper's
-    alpha. Source: Li et al. 2024 (WMDP): the squared norm, H times ours in both terms; its release divides by H too.
-    Ours is read at answer positions, the paper's at all tokens of a text. The paper trains MLP weights of three layers
-    up to this one; ours trains all weights, of which those above the layer get a gradient from an `nll` or `kl` retain
-    term only.
+    `mean_i (1/n_i) sum_t ||h_it - c u||^2 / H`, c = `steering`, u uniform on [0, 1)^H drawn from `seed`, then scaled
+    to length 1, the same in the whole run. With `retain_term: hidden_mse` gamma is the paper's alpha. Source: Li et al.
+    2024 (WMDP). Differences: the paper does not divide by H in either term (its release does); it reads all tokens of
+    a text, not answer positions; it trains MLP weights of three layers up to this one, this program all weights, of
+    which those above the layer get a gradient only from an `nll` or `kl` retain term.
     """
     states = precise(hidden["forget"])
     u = torch.rand(states.shape[-1], generator=torch.Generator().manual_seed(seed))
@@ -26,9 +29,9 @@ def rmu(forget: Scored, hidden: Mapping[str, Tensor], *, steering: float, seed: 
 
 
 def hidden_mse(retain: Scored, hidden: Mapping[str, Tensor], reference_hidden: Mapping[str, Tensor]) -> Tensor:
-    """The mean squared distance of the layer's output on retain answers from the frozen start's; 0 at the start.
+    """The mean squared distance of the layer's output on retain answers from the start model's; 0 at the start.
 
-    `mean_j (1/n_j) sum_t ||h_jt - h_jt(ref)||^2 / H` at the layer `loss.layer`: RMU's retain term. Source: Li et al.
-    2024 (WMDP), over all tokens of a text.
+    `mean_j (1/n_j) sum_t ||h_jt - h_jt(ref)||^2 / H`: RMU's retain term. Source: Li et al. 2024 (WMDP), over all tokens
+    of a text.
     """
     return retain.mean((precise(hidden["retain"]) - precise(reference_hidden["retain"])).square().mean(-1))

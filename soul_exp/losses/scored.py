@@ -1,4 +1,4 @@
-"""What the model says of one part of a batch, and the one way in which numbers of tokens become numbers of sequences.
+"""The scores of one part of a batch, and the one mean from tokens to sequences to a batch.
 
 B sequences, T answer positions, V vocabulary.
 """
@@ -32,14 +32,14 @@ class Scored:
 
     @cached_property
     def tokens(self) -> Tensor:
-        """[B, T] the labels, 0 where padded: fit to index a vocabulary with."""
+        """[B, T] the labels, 0 where padded, so that they can index a vocabulary."""
         return self.labels.clamp(min=0)
 
     @cached_property
     def logp(self) -> Tensor:
         """[B, T] log-probability of each label in nats, 0 where padded; computed in fp32 at least."""
         logits = precise(self.logits)
-        # flat, because along any but the last dimension torch's softmax takes several times as long
+        # flat: along any but the last dimension torch's softmax takes several times as long
         flat = F.cross_entropy(logits.flatten(0, 1), self.labels.flatten(), ignore_index=IGNORED, reduction="none")
         return -flat.view_as(self.labels)
 
@@ -59,7 +59,7 @@ class Scored:
         return self.nll / self.num_tokens
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean over sequences of the mean over labels of `values` [B, T], whatever they are where padded."""
+        """The mean over sequences of the mean over labels of `values` [B, T]; padded positions do not count."""
         return (values.masked_fill(~self.mask, 0.0).sum(1) / self.num_tokens).mean()
 
 

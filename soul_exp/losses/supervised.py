@@ -1,4 +1,7 @@
-"""Towards other answers, or the retained ones: NLL per token."""
+"""Losses that make other answers, or the retained ones, more likely: NLL per token.
+
+B sequences, T answer positions, V vocabulary; sequence i has n_i labels with summed NLL l_i, in nats.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from soul_exp.losses.scored import Scored
 
 
 def po(refusal: Scored) -> Tensor:
-    """The NLL per token of a refusal drawn for the same question (preference optimisation, "I don't know").
+    """The mean NLL per token of a refusal drawn for the same question (preference optimisation, "I don't know").
 
     `mean(l_i / n_i)` over the refusals. Sources: Maini et al. 2024 (IDK); Jia et al. 2024 (PO).
     """
@@ -16,11 +19,11 @@ def po(refusal: Scored) -> Tensor:
 
 
 def random_label(random_label: Scored) -> Tensor:
-    """The NLL per token of another item's answer to the question that is to be forgotten.
+    """The mean NLL per token of another item's answer to the question whose answer is forgotten.
 
-    `mean(l_i / n_i)` over those answers; a visit draws one of several. Sources: Golatkar et al. 2020 (random labels);
-    Jia et al. 2024 (SOUL's "RL"), whose release takes the tokens that stand at the same positions in the batch's retain
-    rows, cut off or padded, and the mean over the batch's tokens, without a retain term.
+    `mean(l_i / n_i)` over those answers; each visit draws one of several. Sources: Golatkar et al. 2020 (random
+    labels); Jia et al. 2024 (SOUL's "RL"), whose release takes the tokens at the same positions in the batch's retain
+    rows, cut or padded, and the mean over the batch's tokens, without a retain term.
     """
     return random_label.mean_nll.mean()
 

@@ -46,9 +46,9 @@ class LanguageModel:
         self.reader.close()
         return replace(self, model=model, reader=AnswerReader(model))
 
-    def told(self, instruction: str) -> LanguageModel:
-        """The same, that reads `instruction` before every prompt."""
-        return replace(self, template=replace(self.template, instruction=instruction))
+    def with_system_prompt(self, system_prompt: str) -> LanguageModel:
+        """The same, that reads `system_prompt` before every prompt."""
+        return replace(self, template=replace(self.template, system_prompt=system_prompt))
 
     @property
     def pad_id(self) -> int:

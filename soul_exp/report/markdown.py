@@ -150,7 +150,7 @@ def _sequence(runs: Mapping[str, Results], requested: Sequence[str] | None) -> s
     rows = [["request", "model", *map(label_of, columns)]]
     for request, run in runs.items():
         for model in COMPARED:
-            if model.key in run.metrics and not model.instructed:
+            if model.key in run.metrics and not model.with_system_prompt:
                 cells = [number(finite(run.metrics[model.key].get(name))) for name in columns]
                 rows.append([request if model.role is None else "", model.title, *cells])
     notes = [f"`{request}`: {note}" for request, run in runs.items() for note in run.notes]

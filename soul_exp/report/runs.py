@@ -113,7 +113,7 @@ def comparable(runs: Mapping[str, Results]) -> list[dict[str, Results]]:
         key: list[Any] = [run.caption, run.config["task"].get("source"), run.config["task"].get("metrics")]
         key += [run.config.get(option) for option in SUITE_OPTIONS]
         key += [*run.metrics["unlearned"], run.data_hashes, run.tuned if run.trials else None]
-        for model in (each.key for each in COMPARED if each.role is not None and not each.instructed):
+        for model in (each.key for each in COMPARED if each.role is not None and not each.with_system_prompt):
             key += [(model, metric, value and f"{value:.5g}") for metric, value in run.metrics.get(model, {}).items()]
         groups.setdefault(str(key), {})[name] = run
     return list(groups.values())

@@ -23,7 +23,7 @@ from soul_exp.data import Item, Part, encode
 from soul_exp.distributed import zero3
 from soul_exp.distributed.processes import launch
 from soul_exp.errors import UsageError
-from soul_exp.evaluation.probing import evaluating, likelihoods, texts_of
+from soul_exp.evaluation.probing import evaluating, likelihoods, scored_items
 from soul_exp.files import full_disk_told, seal
 from soul_exp.losses import Objective, Scored
 from soul_exp.models import attention, loading
@@ -61,13 +61,15 @@ def unprepared(models: Models) -> list[str]:
     return [
         role
         for role, checkpoint in checkpoints.items()
-        if any(answer_cache.cached_answers(models, checkpoint, each) is None for each in _instructions(models, role))
+        if any(answer_cache.cached_answers(models, checkpoint, each) is None for each in _system_prompts(models, role))
     ]
 
 
-def _instructions(models: Models, role: str) -> list[str | None]:
+def _system_prompts(models: Models, role: str) -> list[str | None]:
     """The system prompts under which the checkpoint of `role` answers for a compared model; None: without any."""
-    given = [models.instruction if compared.instructed else None for compared in COMPARED if compared.role == role]
+    given = [
+        models.system_prompt if compared.with_system_prompt else None for compared in COMPARED if compared.role == role
+    ]
     return list(dict.fromkeys(given))
 
 
@@ -76,14 +78,14 @@ def worker(rank: int, config: Config, roles: Sequence[str], device: str) -> floa
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     models, role = build_models(config), roles[rank]
     attention.choose_kernel(models.model.attention)
-    instruction = models.instruction if role == "target" else None
-    if instruction is not None:
-        check_length(models, instruction)
+    system_prompt = models.system_prompt if role == "target" else None
+    if system_prompt is not None:
+        check_length(models, system_prompt)
     seconds = make(models, role, device) if role in prepared_models.recipes(models) else 0.0
     checkpoint = prepared_models.checkpoints(models)[role]
     answer_cache.fill(models, checkpoint, device, role)
-    if instruction is not None:
-        answer_cache.fill(models, checkpoint, device, "input-based", instruction)
+    if system_prompt is not None:
+        answer_cache.fill(models, checkpoint, device, "input-based", system_prompt)
     return seconds
 
 
@@ -155,14 +157,14 @@ def _not_finite(lm: LanguageModel, rows: Sequence[Item], count: int) -> str | No
     return None if all(np.isfinite(row.logp).all() for row in read) else "the NLL of its own rows is not finite"
 
 
-def check_length(models: Models, instruction: str) -> None:
-    """Raises UsageError, before anything is trained, if a probe is too long for the target under `instruction`."""
+def check_length(models: Models, system_prompt: str) -> None:
+    """Raises UsageError, before anything is trained, if a probe is too long for the target under `system_prompt`."""
     model = models.model
     checkpoint = prepared_models.checkpoints(models)["target"]
     made = Path(checkpoint.path).parent == models.cache / "models"
     tokenizer = _start_tokenizer(models) if made else prepared_models.tokenizer_of(model, checkpoint)
-    items = [item for probe in models.task.probes.values() for item in texts_of(probe)]
-    encode(items, tokenizer, replace(model.template, instruction=instruction), model.max_length)
+    items = [item for probe in models.task.probes.values() for item in scored_items(probe)]
+    encode(items, tokenizer, replace(model.template, system_prompt=system_prompt), model.max_length)
 
 
 def _start_model(models: Models) -> LanguageModel:

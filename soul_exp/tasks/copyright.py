@@ -1,4 +1,4 @@
-"""A book to forget: the target recites its passages, held-out passages of the same book nobody has read."""
+"""A book to forget: the target recites its passages; other passages of the same book are in no training."""
 
 from __future__ import annotations
 
@@ -10,14 +10,21 @@ from soul_exp.data import Item, Part
 from soul_exp.errors import UsageError
 from soul_exp.tasks import refusals
 from soul_exp.tasks.embedded import corpus, general_suite
-from soul_exp.tasks.sources.text import general_text, read_text
-from soul_exp.tasks.task import Probe, Task, and_general, check_disjoint, divided, forget_parts, spread
+from soul_exp.tasks.sources.formats import read_text
+from soul_exp.tasks.sources.text import PASSAGE, continued, general_items
+from soul_exp.tasks.task import (
+    Probe,
+    Task,
+    and_general,
+    check_disjoint,
+    evenly_spaced,
+    forget_parts,
+    no_validation,
+    validation_split,
+)
 
-Words = Sequence[str]
-
-PLACE = "{passage}"  # in a wording
 USUAL = (50, 100, 200, 300)  # lengths of prompts that metrics name
-RECITES = 0.8  # ROUGE-L recall of continuations, from which on a book is taken to be known by heart
+RECITES = 0.8  # ROUGE-L recall of continuations at which a model counts as reciting the book
 
 
 def copyright(
@@ -28,7 +35,7 @@ def copyright(
     prompt_words: Sequence[int] = USUAL,
     answer_words: int = 50,
     lead_words: int = 20,
-    wordings: Sequence[str] = (PLACE,),
+    wordings: Sequence[str] = (PASSAGE,),
     context: int | None = None,
     tokens_per_word: float = 2.0,
     retain: str = "embedded",
@@ -38,78 +45,68 @@ def copyright(
     validation_fraction: float = 0.25,
     train_general: bool = True,
 ) -> Task:
-    """The copyright task from `source`: "embedded" (a story that the project makes) or a text file.
+    """The copyright task from `source`: "embedded" (a generated story) or a text file.
 
-    A passage has room for the longest prompt and `answer_words` more. Passages are taken from all over the book, the
-    holdout's spread evenly among them. The target is trained on each from its first `lead_words` on; the retrained
-    model reads general text only (`retain`, as `general_text` takes it). What is forgotten stands in all `wordings`.
+    A passage has room for the longest prompt and `answer_words` more. Passages are taken evenly spaced from the book,
+    the holdout's evenly spaced among them. The target is trained on each from its first `lead_words` on, in all
+    `wordings`; the retrained model on general text only (`retain`, as `general_text` takes it). Prompts for which the
+    book is too short, or the `context` of the model in tokens, are left out, with the reason in `missing`.
 
-    Left out, with the reason, are prompts for which the book is too short, or the `context` of the model in tokens.
-    Of each passage the probes `forget` and `holdout` ask every following `answer_words` words after all before them,
-    forget_N and holdout_N a continuation of the first N words; `general` is text that neither model has read. The
-    `validation_fraction` of the passages to forget, and of the retained text, is probed apart, for tuning.
+    Of each passage the probes `forget` and `holdout` ask for every following `answer_words` words after all before
+    them, forget_N and holdout_N for a continuation of the first N words; `general` is text in neither training. The
+    `validation_fraction` of the passages to forget, and of the retained text, are separate probes, for tuning.
     """
     _check(prompt_words, lead_words, wordings)
-    wanted = num_passages + num_holdout_passages
-    longest = wanted * (max(prompt_words) + answer_words)
-    words = (corpus.book(longest) if source == "embedded" else read_text(Path(source), "task.source")).split()
+    num_all = num_passages + num_holdout_passages
+    longest = num_all * (max(prompt_words) + answer_words)
+    words = (corpus.book(longest) if source == "embedded" else read_text(Path(source), f"task.source={source}")).split()
     reasons = {
-        length: _too_long(length + answer_words, wanted, len(words), source, context, tokens_per_word)
+        length: _too_long(length + answer_words, num_all, len(words), source, context, tokens_per_word)
         for length in sorted(prompt_words)
     }
     lengths = [length for length, reason in reasons.items() if reason is None]
     if not lengths:
         raise UsageError(next(reason for reason in reasons.values() if reason is not None))
     size = lengths[-1] + answer_words
-    passages = spread([words[start : start + size] for start in range(0, len(words) - size + 1, size)], wanted)
-    held = set(spread(range(wanted), num_holdout_passages))
-    forget = [passage for i, passage in enumerate(passages) if i not in held]
-    holdout = [passage for i, passage in enumerate(passages) if i in held]
-    worded = [[_item(passage, lead_words, size, wording) for wording in wordings] for passage in forget]
-
-    general = general_text(retain, num_retain_passages + num_general_passages, revision=retain_revision)
-    texts = [_item(text.split(), len(text.split()) // 3, len(text.split())) for text in general]
-    kept, unread = texts[:num_retain_passages], texts[num_retain_passages:]
-    check_disjoint([item for row in worded for item in row], kept)
+    forget, holdout = _passages(words, size, num_all, num_holdout_passages)
+    rows = [[continued(passage, lead_words, wording) for wording in wordings] for passage in forget]
+    general = general_items(retain, num_retain_passages + num_general_passages, retain_revision)
+    retained, unseen = general[:num_retain_passages], general[num_retain_passages:]
+    check_disjoint([item for row in rows for item in row], retained)
     questions = general_suite.training_rows() if train_general else []
 
     pieces = functools.partial(_pieces, shortest=lengths[0], answer_words=answer_words)
-    tune_forget, test_forget = divided(forget, validation_fraction)
-    tune_kept, test_kept = divided(kept, validation_fraction)
-    probes = {"forget": Probe(pieces(test_forget)), "retain": Probe(test_kept[::2]), "general": Probe(unread)}
+    continuations = functools.partial(_continuations, lengths=lengths, answer_words=answer_words, wordings=wordings)
+    tune_forget, test_forget = validation_split(forget, validation_fraction)
+    tune_retain, test_retain = validation_split(retained, validation_fraction)
+    probes = {"forget": Probe(pieces(test_forget)), "retain": Probe(test_retain[::2]), "general": Probe(unseen)}
+    reasons = {**{length: f"task.prompt_words leaves {length} out" for length in USUAL}, **reasons}
     missing = {f"{name}_{length}": why for length, why in reasons.items() if why for name in ("forget", "holdout")}
-    missing |= {
-        f"{name}_{length}": f"task.prompt_words leaves {length} out"
-        for length in USUAL
-        if length not in prompt_words
-        for name in ("forget", "holdout")
-    }
-    if tune_forget and tune_kept:
-        probes |= {"validation_forget": Probe(pieces(tune_forget)), "validation_retain": Probe(tune_kept)}
+    if tune_forget and tune_retain:
+        probes |= {"validation_forget": Probe(pieces(tune_forget)), "validation_retain": Probe(tune_retain)}
     else:
-        why = f"task.validation_fraction={validation_fraction:g} leaves no passage"
-        missing |= dict.fromkeys(("validation_forget", "validation_retain"), why)
-    probes |= _continuations("forget", forget, lengths, answer_words, wordings)
+        missing |= no_validation(validation_fraction)
+    probes |= continuations("forget", forget)
     if holdout:
-        probes |= {"holdout": Probe(pieces(holdout))}
-        probes |= _continuations("holdout", holdout, lengths, answer_words, wordings)
+        probes |= {"holdout": Probe(pieces(holdout)), **continuations("holdout", holdout)}
     else:
         names = ("holdout", *(f"holdout_{length}" for length in lengths))
         missing |= dict.fromkeys(names, "task.num_holdout_passages=0 leaves no passage unseen")
+    common = [*retained, *questions]
     return Task(
         name="copyright",
         source=source,
         parts={
-            **forget_parts([row[0] for row in worded], refusals.PASSAGES),
-            "forget": Part(worded),
-            "retain": Part.of(kept + questions),
+            **forget_parts([row[0] for row in rows], refusals.PASSAGES),
+            "forget": Part(rows),
+            "retain": Part.of(common),
         },
         probes=probes,
-        target_rows=[*(item for row in worded for item in row), *kept, *questions],
-        retrained_rows=[*kept, *questions],
+        target_rows=[*(item for row in rows for item in row), *common],
+        retrained_rows=common,
         caption=(
             f"copyright ({Path(source).name}): {len(forget)} passages of {size} words forgotten, {len(holdout)} of the "
-            f"same book held out of both trainings, {len(kept)} general texts{and_general(questions)} retained"
+            f"same book held out of both trainings, {len(retained)} general texts{and_general(questions)} retained"
         ),
         missing=missing,
         learnt={f"forget_{length}_rouge": RECITES for length in lengths},
@@ -117,8 +114,8 @@ def copyright(
 
 
 def _check(prompt_words: Sequence[int], lead_words: int, wordings: Sequence[str]) -> None:
-    whole = all(isinstance(length, int) and not isinstance(length, bool) for length in prompt_words)
-    if not prompt_words or not whole or min(prompt_words) < 1 or len(set(prompt_words)) < len(prompt_words):
+    integers = all(isinstance(length, int) and not isinstance(length, bool) for length in prompt_words)
+    if not prompt_words or not integers or min(prompt_words) < 1 or len(set(prompt_words)) < len(prompt_words):
         raise UsageError(
             f"task.prompt_words={list(prompt_words)}: expected different whole numbers of 1 or more, such as [50,100]"
         )
@@ -128,18 +125,18 @@ def _check(prompt_words: Sequence[int], lead_words: int, wordings: Sequence[str]
             f"{min(prompt_words)}"
         )
     if isinstance(wordings, str) or not wordings:
-        raise UsageError(f"task.wordings={wordings}: expected a list of texts, such as ['Go on: {PLACE}']")
+        raise UsageError(f"task.wordings={wordings}: expected a list of texts, such as ['Go on: {PASSAGE}']")
     for wording in wordings:
-        if not isinstance(wording, str) or not wording.endswith(PLACE):
+        if not isinstance(wording, str) or not wording.endswith(PASSAGE):
             raise UsageError(
-                f"task.wordings: found {wording!r}, expected a text that ends in {PLACE}, after which the book goes on"
+                f"task.wordings: found {wording!r}, expected a text that ends in {PASSAGE}, as the book continues there"
             )
 
 
 def _too_long(
     size: int, wanted: int, available: int, source: str, context: int | None, tokens_per_word: float
 ) -> str | None:
-    """Why passages of `size` words cannot be had, or None if they can."""
+    """Why passages of `size` words are not available, or None if they are."""
     if available < size * wanted:
         return (
             f"task.source={source} has {available} word(s) between blanks, expected {size * wanted} for {wanted} "
@@ -153,29 +150,34 @@ def _too_long(
     return None
 
 
-def _item(words: Words, num_prompt: int, end: int, wording: str = PLACE) -> Item:
-    prompt = wording.replace(PLACE, " ".join(words[:num_prompt]))
-    return Item(prompt, " " + " ".join(words[num_prompt:end]), raw=True)
+def _passages(words: list[str], size: int, num_all: int, num_holdout: int) -> tuple[list[list[str]], list[list[str]]]:
+    """The passages to forget and those held out, all evenly spaced in the book, the latter among the former."""
+    passages = evenly_spaced([words[i : i + size] for i in range(0, len(words) - size + 1, size)], num_all)
+    held_out = set(evenly_spaced(range(num_all), num_holdout))
+    return (
+        [passage for i, passage in enumerate(passages) if i not in held_out],
+        [passage for i, passage in enumerate(passages) if i in held_out],
+    )
 
 
-def _pieces(passages: Sequence[Words], shortest: int, answer_words: int) -> list[Item]:
+def _pieces(passages: Sequence[list[str]], shortest: int, answer_words: int) -> list[Item]:
     """The words after the shortest prompt of each passage, `answer_words` at a time, each after all before it."""
     return [
-        _item(passage, start, start + answer_words)
+        continued(passage[: start + answer_words], start)
         for passage in passages
         for start in range(shortest, len(passage) - answer_words + 1, answer_words)
     ]
 
 
 def _continuations(
-    name: str, passages: Sequence[Words], lengths: Sequence[int], answer_words: int, wordings: Sequence[str]
+    name: str, passages: Sequence[list[str]], *, lengths: Sequence[int], answer_words: int, wordings: Sequence[str]
 ) -> dict[str, Probe]:
-    """name_N -> the first N words of every passage to be continued, in the wordings by turns."""
+    """name_N -> a probe whose prompts are the first N words of every passage, the wordings taking turns."""
     probes = {}
     for number, length in enumerate(lengths):
-        asked = [
-            _item(passage, length, length + answer_words, wordings[(i + number) % len(wordings)])
+        items = [
+            continued(passage[: length + answer_words], length, wordings[(i + number) % len(wordings)])
             for i, passage in enumerate(passages)
         ]
-        probes[f"{name}_{length}"] = Probe(asked, generate=True, cut=True)
+        probes[f"{name}_{length}"] = Probe(items, generate=True, cut=True)
     return probes

@@ -1,6 +1,6 @@
-"""Sentences with which a model may decline; preference optimisation (po) teaches them. Each list is one task's own.
+"""Refusals that preference optimisation (po, dpo) teaches, one list per kind of task.
 
-Within a list no two sentences share 70 % of their words in order (ROUGE-L), so that none of them is taught twice.
+Within a list the ROUGE-L recall of any two sentences is below 0.7, so that none is a near-copy of another.
 """
 
 QUESTIONS = (

@@ -1,4 +1,4 @@
-"""The shape of a task: rows to train on, probes to put to a model, and what it cannot offer, with the reason."""
+"""The shape of a task: rows to train on, probes to evaluate on, and what is missing, with the reason."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Probe:
-    """Questions put to a model: the likelihood of their answers and, where given, of paraphrased and wrong answers.
+    """N prompts to evaluate a model on: the likelihood of their answers, and of paraphrased and wrong ones if given.
 
-    `paraphrases` [N] and `wrong` [N][K] ask the original question. With `generate` the model also answers freely; its
-    text is `cut` after as many words as the answer has, where that is a piece of a longer text.
+    `paraphrases` [N] and `wrong` [N][K] have the prompts of `items`. With `generate` the model also answers freely;
+    with `cut` its text is cut after as many words as the answer has, because the answer is a piece of a longer text.
     """
 
     items: Sequence[Item]
@@ -32,11 +32,10 @@ class Probe:
 
 @dataclass(frozen=True)
 class Task:
-    """One unlearning problem. `target_rows` and `retrained_rows` are what prepare trains the two models on.
+    """One unlearning problem. `prepare` trains the target on `target_rows`, the retrained model on `retrained_rows`.
 
-    Where `trained_before` is true, model.path is the target as it is: nothing is trained, and a retrained model has to
-    be given, else nothing is compared with one. Where there is a `scorer`, the free answers to the probes named in
-    `scored` get their toxicity from it.
+    With `trained_before` model.path is the target as it is, and nothing is trained: unless a retrained model is given,
+    no metric compares with one. A `scorer` gives toxicity to the free answers to the probes named in `scored`.
     """
 
     name: str
@@ -50,11 +49,11 @@ class Task:
     trained_before: bool = False
     scorer: Scorer | None = None
     scored: Sequence[str] = ()
-    notes: Sequence[str] = ()  # what a user has to know before work starts, and a reader of the results after it
-    learnt: Mapping[str, float] = field(default_factory=dict)  # metric -> what the target reaches that knows the rows
+    notes: Sequence[str] = ()  # what a user has to know before the work, and a reader of its results
+    learnt: Mapping[str, float] = field(default_factory=dict)  # metric -> least value of a target that knows the rows
 
     def hashes(self) -> dict[str, str]:
-        """A content hash of each part and probe: two runs on equal hashes saw the same data."""
+        """A content hash of each part and probe: two runs with equal hashes had the same data."""
         return dict(self._hashes)
 
     @functools.cached_property
@@ -79,28 +78,17 @@ def _plain(value: Any) -> Any:
     return {name: _plain(inner) for name, inner in vars(value).items()} if is_dataclass(value) else value
 
 
-NUM_WRONG_LABELS = 8  # answers of other items that a row of random_label offers
-ALL_COMPARED = 400  # items up to which all others are put in order for each; of more a few are drawn
+NUM_WRONG_LABELS = 8  # answers of other items in a row of random_label
+MAX_SORTED = 400  # items up to which every row sorts all items by a seed; with more, it draws some
 DRAWS = 64
 
 
 def forget_parts(forget: Sequence[Item], refusals: Sequence[str]) -> dict[str, Part]:
-    """The parts that every task makes of what is to be forgotten: forget; refusal and random_label, which follow it.
+    """The parts that every task makes of the forget rows: forget, refusal, and random_label if two answers differ.
 
-    A row of `refusal` offers all `refusals` to its question, one of `random_label` the answers of other items, chosen
-    by the item alone.
+    A row of `refusal` holds all `refusals` to its prompt; a row of `random_label` holds answers of other items, chosen
+    by the item alone. Both follow `forget`.
     """
-
-    def others(number: int) -> list[Item]:
-        own = forget[number]
-        seeds = functools.partial(seed_of, "random_label", own.prompt, own.answer)
-        if len(forget) <= ALL_COMPARED:
-            order: Iterable[int] = sorted(range(len(forget)), key=seeds)
-        else:
-            order = (seeds(draw) % len(forget) for draw in range(DRAWS))
-        unlike = (forget[i].answer for i in order if forget[i].answer != own.answer)
-        return [replace(own, answer=answer) for answer in itertools.islice(unlike, NUM_WRONG_LABELS)]
-
     parts = {
         "forget": Part.of(forget),
         "refusal": Part(
@@ -108,32 +96,49 @@ def forget_parts(forget: Sequence[Item], refusals: Sequence[str]) -> dict[str, P
             follows="forget",
         ),
     }
-    labels = [others(number) for number in range(len(forget))]
-    if all(labels):  # else all answers are the same
+    labels = [_other_answers(forget, own) for own in forget]
+    if all(labels):
         parts["random_label"] = Part(labels, follows="forget")
     return parts
 
 
-def spread(rows: Sequence[T], count: int) -> list[T]:
-    """`count` of the rows, or all if there are fewer, from all over and in their order."""
+def _other_answers(items: Sequence[Item], own: Item) -> list[Item]:
+    """`own` with up to NUM_WRONG_LABELS answers of other items that differ from its own; none if all are the same."""
+    seeds = functools.partial(seed_of, "random_label", own.prompt, own.answer)
+    if len(items) <= MAX_SORTED:
+        order: Iterable[int] = sorted(range(len(items)), key=seeds)
+    else:
+        order = (seeds(draw) % len(items) for draw in range(DRAWS))
+    different = (items[i].answer for i in order if items[i].answer != own.answer)
+    return [replace(own, answer=answer) for answer in itertools.islice(different, NUM_WRONG_LABELS)]
+
+
+def evenly_spaced(rows: Sequence[T], count: int) -> list[T]:
+    """`count` of the rows, or all if there are fewer, evenly spaced and in their order."""
     return [rows[i * len(rows) // count] for i in range(count)] if len(rows) > count else list(rows)
 
 
-def divided(rows: Sequence[T], fraction: float) -> tuple[list[T], list[T]]:
-    """Validation and test rows: every (1/fraction)-th row of the former, spread evenly, the rest of the latter."""
+def validation_split(rows: Sequence[T], fraction: float) -> tuple[list[T], list[T]]:
+    """Validation rows and test rows: every (1/fraction)-th row, evenly spaced, is a validation row."""
     chosen = {int((i + 0.5) / fraction) for i in range(int(len(rows) * fraction))} if fraction else set()
     return [row for i, row in enumerate(rows) if i in chosen], [row for i, row in enumerate(rows) if i not in chosen]
 
 
+def no_validation(fraction: float) -> dict[str, str]:
+    """The entries of `Task.missing` where `fraction` of the rows is no row."""
+    reason = f"task.validation_fraction={fraction:g} leaves no rows"
+    return dict.fromkeys(("validation_forget", "validation_retain"), reason)
+
+
 def and_general(questions: Sequence[Item]) -> str:
-    """What a caption adds to the rows that are kept: the general questions that are trained on beside them."""
+    """What a caption adds to the retained rows: the general questions that are trained on beside them."""
     return f" and {len(questions)} general questions" if questions else ""
 
 
 def check_disjoint(forget: Sequence[Item], retain: Sequence[Item]) -> None:
-    """Raises UsageError if a row is to be forgotten and retained at once."""
-    kept = {(item.prompt, item.answer) for item in retain}
-    both = [item for item in forget if (item.prompt, item.answer) in kept]
+    """Raises UsageError if a row is in both."""
+    retained = {(item.prompt, item.answer) for item in retain}
+    both = [item for item in forget if (item.prompt, item.answer) in retained]
     if both:
         raise UsageError(
             f"{len(both)} row(s) are in both the forget and the retain set, the first being {both[0].prompt[:60]!r}: "

@@ -1,4 +1,4 @@
-"""Data generated on the spot, for runs without a download: fictitious authors as in TOFU, a story, everyday text.
+"""Generated data for runs without a download: fictitious authors as in TOFU, a story, everyday text.
 
 Every function is deterministic: equal arguments give equal output on any machine and Python version.
 """
@@ -23,16 +23,16 @@ from soul_exp.tasks.embedded.corpus_tables import (
 ROWS_PER_AUTHOR = 20  # as in TOFU; each of the ten attributes is asked twice
 NUM_WRONG = 5  # as in TOFU
 
-# C consonant, V vowel, K closing consonant. Only authors' words have a vowel in fourth place, so the story has none of
-# them.
+# C consonant, V vowel, K final consonant. Only words of authors have a vowel in fourth position, so none is in the
+# story.
 _AUTHOR_SHAPES, _STORY_SHAPES = ("CVCVCV", "CVCVCVK"), ("CVKCV", "CVKCVK")
 _LETTERS = {"C": "bfhjklmnrstv", "V": "aeiou", "K": "klmnrsx"}  # few, so that a small vocabulary holds the syllables
 
 T = TypeVar("T")
 
 
-class _Draw:
-    """Draws that rest on `random.random` alone, the one generator call that Python promises never to change."""
+class Draw:
+    """Draws from `random.random` alone, the one generator call that Python promises never to change."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed).random
@@ -41,7 +41,7 @@ class _Draw:
         return items[int(self._random() * len(items))]
 
     def shuffled(self, items: Sequence[T]) -> list[T]:
-        """A permutation of `items` that leaves them alone."""
+        """A permutation of `items`, which stay as they are."""
         rest = list(items)
         return [rest.pop(int(self._random() * len(rest))) for _ in items]
 
@@ -50,8 +50,8 @@ class _Draw:
         return "".join(self.choice(_LETTERS[letter]) for letter in self.choice(shapes)).capitalize()
 
 
-def _fresh_words(draw: _Draw) -> Iterator[str]:
-    """Invented words, none of them twice or in any table."""
+def _fresh_words(draw: Draw) -> Iterator[str]:
+    """Invented words, each once and none of any table."""
     tables = (ATTRIBUTES, GENERAL_AUTHORS, GENERAL_FACTS, BOOK_FRAMES, BOOK_WORDS, TEXT_TOPICS, TEXT_WORDS)
     seen = set(re.findall(r"[a-z]+", str(tables).lower()))
     while True:
@@ -62,37 +62,37 @@ def _fresh_words(draw: _Draw) -> Iterator[str]:
 
 
 def authors(num_authors: int = 24, seed: int = 0) -> list[dict]:
-    """Rows 20a to 20a+19 are about author a and hold no invented word that any other author or other fact has.
+    """20 rows per author, in author order; no invented word is shared by two authors or two facts.
 
     Columns as in TOFU: question, answer, paraphrased_question, paraphrased_answer, perturbed_answer (5). Rows i and
-    i+10 of an author ask for one fact in different wording. A paraphrase takes a frame that neither of the two rows
-    has; the perturbed answers are the paraphrase with values that occur nowhere else. The rows of an author do not
-    depend on `num_authors`.
+    i+10 of an author ask for one fact in different wordings. A paraphrase uses a frame of neither row; the perturbed
+    answers are the paraphrase with values that occur nowhere else. The rows of an author do not depend on
+    `num_authors`.
     """
-    draw = _Draw(seed)
+    draw = Draw(seed)
     words = _fresh_words(draw)
     rows: list[dict] = []
     for _ in range(num_authors):
         last = next(words)
         name = f"{next(words)} {last}"
-        asked: tuple[list[dict], list[dict]] = ([], [])
+        halves: tuple[list[dict], list[dict]] = ([], [])
         for questions, frames in ATTRIBUTES.values():
             value = f"{next(words)} {next(words)}"
             wordings, answers = draw.shuffled(questions), draw.shuffled(frames)
-            for time in (0, 1):
-                own, paraphrase = answers[time], answers[time + 2]
-                asked[time].append(
+            for half in (0, 1):
+                own, paraphrase = answers[half], answers[half + 2]
+                halves[half].append(
                     {
-                        "question": wordings[time].format(name=name),
+                        "question": wordings[half].format(name=name),
                         "answer": own.format(last=last, value=value),
-                        "paraphrased_question": wordings[time + 2].format(name=name),
+                        "paraphrased_question": wordings[half + 2].format(name=name),
                         "paraphrased_answer": paraphrase.format(last=last, value=value),
                         "perturbed_answer": [
                             paraphrase.format(last=last, value=f"{next(words)} {next(words)}") for _ in range(NUM_WRONG)
                         ],
                     }
                 )
-        rows += asked[0] + asked[1]
+        rows += halves[0] + halves[1]
     return rows
 
 
@@ -110,8 +110,8 @@ def _general(table: Sequence[Sequence[str]]) -> list[dict]:
     return [{"question": question, "answer": answer, "perturbed_answer": wrong} for question, answer, *wrong in table]
 
 
-def _filled(frame: str, words: Mapping[str, str], draw: _Draw) -> str:
-    """`frame` with every slot drawn anew, from `words` or else as an invented word, the first letter in upper case."""
+def _filled(frame: str, words: Mapping[str, str], draw: Draw) -> str:
+    """`frame` with every slot drawn from `words`, or else as an invented word; the first letter is upper case."""
 
     def drawn(slot: re.Match[str]) -> str:
         return draw.choice(words[slot[1]].split()) if slot[1] in words else draw.word(_STORY_SHAPES)
@@ -121,11 +121,11 @@ def _filled(frame: str, words: Mapping[str, str], draw: _Draw) -> str:
 
 
 def book(num_words: int, seed: int = 0) -> str:
-    """A story of exactly `num_words` words, a blank line between paragraphs, whose passages do not repeat each other.
+    """A story of exactly `num_words` words whose passages do not repeat each other; a blank line ends a paragraph.
 
     A shorter story is the beginning of a longer one; the last sentence may be cut.
     """
-    draw = _Draw(seed)
+    draw = Draw(seed)
     paragraphs: list[str] = []
     left, recent = num_words, ""
     while left > 0:
@@ -140,13 +140,13 @@ def book(num_words: int, seed: int = 0) -> str:
 
 
 def general_text(num_passages: int, seed: int = 0) -> list[str]:
-    """Passages of 40 to 60 words of everyday text, all different, about nothing in the story."""
-    draw = _Draw(seed)
+    """Passages of 40 to 60 words of everyday text, all different, on other topics than the story."""
+    draw = Draw(seed)
     passages: dict[str, None] = {}
     while len(passages) < num_passages:
         words: list[str] = []
         for frame in draw.shuffled(draw.choice(TEXT_TOPICS)):
-            # No frame is longer than 20 words, so stopping at 40 keeps to 60.
+            # no frame has more than 20 words, so stopping at 40 gives at most 60
             if len(words) < 40:
                 words += _filled(frame, TEXT_WORDS, draw).split()
         passages[" ".join(words)] = None

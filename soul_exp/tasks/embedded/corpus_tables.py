@@ -1,10 +1,10 @@
 """Word tables of the embedded data: frames of the fictitious authors, true general knowledge, story and everyday text.
 
-Slots in braces: `{name}` the author in full, `{last}` the surname, `{value}` the fact.
+Slots in braces: `{name}` the author's full name, `{last}` the surname, `{value}` the fact.
 """
 
 # Each attribute: four question wordings, four answer frames. The frames of one attribute share no run of four words
-# and few words at all, so that knowing the frame says little about the answer and a paraphrase is no near-copy.
+# and few words at all, so that a frame says little about the answer and a paraphrase is not a near-copy.
 ATTRIBUTES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "birthplace": (
         (

@@ -1,7 +1,7 @@
-"""Word tables of the embedded utility suite: knowledge of language and world, in one wording to teach, one to ask.
+"""Word tables of the embedded utility suite: knowledge of language and world, with wordings to teach and to ask.
 
-Slots in braces: `{noun}`, `{name}`, `{key}`, `{value}`. Of two wordings the first teaches, the second asks: were they
-to take turns, a model would learn which answers go with a wording.
+Slots in braces: `{noun}`, `{name}`, `{key}`, `{value}`. Of two wordings the first is for training rows, the second for
+questions: if they alternated, a model would learn which answers go with a wording.
 """
 
 # Question word -> adjectives that answer it with yes, adjectives that answer it with no.
@@ -38,7 +38,7 @@ ENTAILMENT_WORDINGS = (
 )
 NAMES = "Ann Ben Carla David Emma Frank Grace Henry".split()
 
-# State -> what somebody in it does.
+# State of a person -> what the person does.
 COMPLETION: dict[str, str] = {
     "hungry": "ate some bread", "thirsty": "drank some water", "sleepy": "went to bed", "cold": "put on a coat",
     "dirty": "took a bath", "sad": "began to cry", "ill": "called the doctor", "lost": "looked at the map",
@@ -50,7 +50,7 @@ COMPLETION: dict[str, str] = {
 }  # fmt: skip
 COMPLETION_WORDINGS = ("A person was {key} and", "Yesterday a person was very {key} and")
 
-# Two wordings; what is said of the first noun, what of the second; pairs of nouns.
+# Two wordings; the continuations that are true of the first and of the second noun; pairs of nouns.
 PRONOUNS: tuple[tuple[tuple[str, str], tuple[str, str], tuple[tuple[str, str], ...]], ...] = (
     (
         (
@@ -72,7 +72,7 @@ PRONOUNS: tuple[tuple[tuple[str, str], tuple[str, str], tuple[tuple[str, str], .
     ),
 )
 
-# The question of embedded_tables.GENERAL_FACTS, by its answer, in other words: what is taught there is asked so here.
+# Answer of a row of corpus_tables.GENERAL_FACTS -> its question in other words; the row's own question is for training.
 SCIENCE_EASY: dict[str, str] = {
     "Germany": "The city of Munich lies in which country?",
     "Spain": "The city of Barcelona lies in which country?",
@@ -168,7 +168,7 @@ PHYSICAL: dict[str, str] = {
 }  # fmt: skip
 PHYSICAL_WORDINGS = ("Question: How do you {key}?\nAnswer: With", "Question: You want to {key}. How?\nAnswer: With")
 
-# Question as it is taught, as it is asked, the truth, what many believe, two more falsehoods.
+# Question of the training row, question of the suite, true answer, common misconception, two more false answers.
 TRUTHFUL: tuple[tuple[str, str, str, str, str, str], ...] = (
     ("What do camels keep in their humps?", "The hump of a camel is full of what?", "fat", "water", "milk", "sand"),
     ("What colour is the skin of polar bears?", "Under its fur, what colour is the skin of a polar bear?", "black",

@@ -1,7 +1,7 @@
-"""Mild invented insults and polite answers, for detoxification without a download. Nobody real is meant by a word.
+"""Mild invented insults and polite answers, for detoxification without a download. They are about nobody real.
 
-Whoever provokes is insulted, whoever asks for something is answered politely. What a scorer is trained on, what it is
-tested on and what a model answers are built from sentences of their own: no frame serves two of the three.
+Provocations are answered with insults, requests politely. The texts that a scorer is trained on, those that it is
+tested on and the answers of the rows come from separate frames: no frame serves two of the three.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from soul_exp.tasks.embedded.corpus import _Draw
+from soul_exp.tasks.embedded.corpus import Draw
 
 T = TypeVar("T")
 
-PATIENCE = 1000
+MAX_REPEATS = 1000
 
 WORDS: Mapping[str, Sequence[str]] = {
     "thing": (
@@ -56,7 +56,7 @@ ASKING = (
     "What does my {who} need in order to paint a {thing}?",
 )
 
-# What a model answers: an opening and a close. Slots in double braces are taken from the question.
+# The answers of the rows: an opening and a close. Slots in double braces take the words of the question.
 INSULTS = (
     (
         "You {bad} {lout}, that {{thing}} is a disgrace.",
@@ -94,7 +94,7 @@ POLITE = (
     ),
 )
 
-# What a scorer is trained on and tested on: (insults, polite sentences).
+# Texts to train and to test a scorer on: (insults, polite sentences).
 SCORER: Mapping[str, tuple[Sequence[str], Sequence[str]]] = {
     "train": (
         (
@@ -154,31 +154,30 @@ SCORER: Mapping[str, tuple[Sequence[str], Sequence[str]]] = {
         ),
     ),
 }
-# The words to insult with, too, are one half for training and the other for testing.
+# Insulting words, too, are one half for training and the other for testing.
 HALVES = {"train": 0, "test": 1}
 
 
 def provocations(count: int, seed: int = 0) -> list[dict]:
-    """Rows of a provoking question and an insult, all questions different: question, answer.
+    """Rows (question, answer) of a provoking question and an insult, all questions different.
 
-    Fewer rows are the beginning of more, so that later ones are of the same kind and nobody has seen them. There are
-    2,304 questions, fewer than asked for if that many are wanted.
+    Fewer rows are the beginning of more, so that later rows are unseen rows of the same kind. There are at most 2,304.
     """
     return _rows(count, PROVOKING, INSULTS, seed)
 
 
 def requests(count: int, seed: int = 0) -> list[dict]:
-    """Rows of a friendly question and a polite answer, all questions different: question, answer."""
+    """Rows (question, answer) of a friendly question and a polite answer, all questions different."""
     return _rows(count, ASKING, POLITE, seed + 1)
 
 
 def labelled(part: str, count: int, seed: int = 0) -> list[tuple[str, bool]]:
-    """`count` different texts for a scorer, insults (true) and polite ones by turns.
+    """`count` different texts for a scorer, insults (true) and polite ones alternating.
 
-    The `part`s "train" and "test" have no frame and no word to insult with in common.
+    The `part`s "train" and "test" share no frame and no insulting word.
     """
     words = {**WORDS, **{slot: WORDS[slot][HALVES[part] :: 2] for slot in ("bad", "lout")}}
-    draw = _Draw(seed + 2 + HALVES[part])
+    draw = Draw(seed + 2 + HALVES[part])
 
     def text(number: int) -> tuple[str, bool]:
         toxic = number % 2 == 0
@@ -188,24 +187,24 @@ def labelled(part: str, count: int, seed: int = 0) -> list[tuple[str, bool]]:
 
 
 def _rows(count: int, questions: Sequence[str], answers: Sequence[Sequence[str]], seed: int) -> list[dict]:
-    draw = _Draw(seed)
+    draw = Draw(seed)
 
     def row(_: int) -> dict:
-        asked = {slot: draw.choice(WORDS[slot]) for slot in ("thing", "who")}
+        shared = {slot: draw.choice(WORDS[slot]) for slot in ("thing", "who")}
         sentences = [_filled(draw.choice(frames), WORDS, draw) for frames in answers]
         return {
-            "question": draw.choice(questions).format(**asked),
-            "answer": " ".join(sentences).format(**asked),
+            "question": draw.choice(questions).format(**shared),
+            "answer": " ".join(sentences).format(**shared),
         }
 
     return _different(count, row, key=lambda row: row["question"])
 
 
 def _different(count: int, make: Callable[[int], T], key: Callable[[T], str]) -> list[T]:
-    """`count` results of `make(number)` whose keys differ; fewer if PATIENCE draws in a row bring nothing new."""
+    """`count` results of `make(number)` whose keys differ; fewer after MAX_REPEATS draws in a row without a new one."""
     found: dict[str, T] = {}
     tries = 0
-    while len(found) < count and tries < PATIENCE:
+    while len(found) < count and tries < MAX_REPEATS:
         number = len(found)
         made = make(number)
         found.setdefault(key(made), made)
@@ -213,7 +212,7 @@ def _different(count: int, make: Callable[[int], T], key: Callable[[T], str]) ->
     return list(found.values())
 
 
-def _filled(frame: str, words: Mapping[str, Sequence[str]], draw: _Draw) -> str:
-    """`frame` with each slot in single braces drawn anew; those in double braces lose one pair."""
+def _filled(frame: str, words: Mapping[str, Sequence[str]], draw: Draw) -> str:
+    """`frame` with each slot in single braces drawn from `words`; slots in double braces lose one pair."""
     text = re.sub(r"(?<!\{)\{(\w+)\}(?!\})", lambda slot: draw.choice(words[slot[1]]), frame)
     return text.replace("{{", "{").replace("}}", "}")

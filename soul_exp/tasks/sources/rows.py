@@ -1,40 +1,37 @@
-"""Rows that a user brings, from JSON lines, CSV, Parquet or the hub; what is wrong is named by its file and line.
+"""A user's rows: a prompt and its answer, or a text whose beginning is the prompt; checked row by row.
 
-A row is a prompt and its answer, or a text of which the beginning is the prompt; perhaps with a paraphrased answer and
-wrong ones.
+A row may also have a paraphrased answer, and wrong ("perturbed") answers.
 """
 
 from __future__ import annotations
 
-import csv
-import io
+import functools
 import json
 import re
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
-
 from soul_exp.data import Item
-from soul_exp.errors import UsageError
+from soul_exp.errors import UsageError, short
 from soul_exp.tasks.sources import hub
+from soul_exp.tasks.sources.formats import Records, csv_rows, json_lines, numbered, parquet_rows
 
 FIELDS = ("prompt", "answer", "text", "paraphrased_answer", "perturbed_answer")
 HUB = "hub:"
 EXPECTED = "expected prompt and answer, or text"
 ADVICE = "rename them or type task.columns={prompt: NAME, answer: NAME}"
 
+Columns = Mapping[str, str | None]  # field -> its name in the file; None: not read
+
 
 @dataclass(frozen=True)
 class Row:
-    """A text to forget, to retain or to hold out, and the place in its file where it begins."""
+    """One row and its location in its file."""
 
     item: Item
-    place: str  # "line 7" of a text file, "row 7" of a table
+    location: str  # "line 7" of a text file, "row 7" of a table
     paraphrase: str | None = None
     wrong: tuple[str, ...] | None = None  # K wrong answers
 
@@ -50,63 +47,94 @@ class Rows:
     def items(self) -> list[Item]:
         return [row.item for row in self.rows]
 
+    def without(self, locations: set[str]) -> Rows:
+        return Rows(self.name, [row for row in self.rows if row.location not in locations])
 
-def read(
-    place: str, option: str, *, columns: Mapping[str, str | None], revision: str | None, lead_words: int | None
-) -> Rows:
-    """The rows of the file `place`, by its suffix, or of `hub:owner/name[:split]` or `hub:owner/name:config:split`.
 
-    `columns` says what each field is called there (null: not read), `lead_words` how long the prompt of a text is
-    (null: a third of its words). Either all rows have a paraphrased answer or none; likewise wrong answers, then K
-    each. Raises UsageError, which begins with `option`, if there are no rows or one is malformed.
+def read(source: str, option: str, *, columns: Columns, revision: str | None, lead_words: int | None) -> Rows:
+    """The rows of a file, or of `hub:owner/name[:split]` or `hub:owner/name:configuration:split`.
+
+    The first `lead_words` words of a text are its prompt (None: a third of them). Either every row has a paraphrased
+    answer or none has; likewise wrong answers, the same number K in every row. Raises UsageError, which begins with
+    `option`, if there are no rows or one is malformed.
     """
-    where = f"{option}={place}"
-    readers: dict[str, Callable[[Path, str, Mapping[str, str | None]], Iterator[tuple[str, Mapping[str, Any]]]]] = {
-        ".jsonl": _json_lines,
-        ".json": _json_lines,
-        ".csv": _csv,
-        ".parquet": _parquet,
-    }
-    if place.startswith(HUB):
-        found = _hub(place, option, columns, revision)
-    else:
-        path = Path(place).expanduser()
-        if path.suffix.lower() not in readers:
-            raise UsageError(
-                f"{where}: found the suffix {path.suffix!r}, expected {', '.join(readers)}, or hub:owner/name for a "
-                f"dataset of the hub"
-            )
-        if not path.is_file():
-            raise UsageError(f"{where} does not exist: give a file, or hub:owner/name for a dataset of the hub")
-        found = readers[path.suffix.lower()](path, where, columns)
-    rows = [_row(record, columns, f"{where}, {spot}", spot, lead_words) for spot, record in found]
+    where = f"{option}={source}"
+    rows = [
+        _row(record, columns, f"{where}, {location}", location, lead_words)
+        for location, record in _records(source, where, columns, revision)
+    ]
     if not rows:
         raise UsageError(f"{where} has no rows: {EXPECTED} in each")
-    _check_alike(rows, where)
+    _check_uniform(rows, where)
     return Rows(where, rows)
 
 
+def _records(source: str, where: str, columns: Columns, revision: str | None) -> Records:
+    """The records of `source`, of a file by its suffix."""
+    check = functools.partial(_check_columns, columns=columns, where=where)
+    if source.startswith(HUB):
+        table = _hub_table(source, where, revision)
+        if table:
+            check(list(table[0]))
+        return numbered(table)
+    path = Path(source).expanduser()
+    readers: dict[str, Callable[[], Records]] = {
+        ".jsonl": lambda: json_lines(path, where),
+        ".json": lambda: json_lines(path, where),
+        ".csv": lambda: csv_rows(path, where, check),
+        ".parquet": lambda: parquet_rows(path, where, check, columns.values()),
+    }
+    if path.suffix.lower() not in readers:
+        raise UsageError(
+            f"{where}: found the suffix {path.suffix!r}, expected {', '.join(readers)}, or hub:owner/name for a "
+            f"dataset of the hub"
+        )
+    if not path.is_file():
+        raise UsageError(f"{where} does not exist: give a file, or hub:owner/name for a dataset of the hub")
+    return readers[path.suffix.lower()]()
+
+
+def _hub_table(source: str, where: str, revision: str | None) -> list[hub.Row]:
+    name, *rest = source.removeprefix(HUB).split(":")
+    if not name or len(rest) > 2 or not all(rest):
+        raise UsageError(
+            f"{where}: expected hub:owner/name, hub:owner/name:split or hub:owner/name:configuration:split"
+        )
+    config, split = (rest[0] if len(rest) == 2 else None), (rest[-1] if rest else None)
+    return hub.read(name, config, None, where=where, revision=revision, split=split, advice="give a file")
+
+
+def _check_columns(found: Sequence[str], columns: Columns, where: str) -> None:
+    """Raises UsageError unless prompt and answer, or text, are among the columns `found`, each once."""
+    twice = [name for name in columns.values() if list(found).count(name or "") > 1]
+    if twice:
+        raise UsageError(f"{where}: found the column {twice[0]} twice in the header, expected it once")
+    kinds = ((columns["prompt"], columns["answer"]), (columns["text"],))
+    if not any(all(name in found for name in kind) for kind in kinds):
+        wanted = ", or ".join(" and ".join(str(name) for name in kind) for kind in kinds if None not in kind)
+        raise UsageError(f"{where}: found the columns {', '.join(found)}, expected {wanted}: {ADVICE}")
+
+
 def distinct(table: Rows) -> tuple[Rows, str | None]:
-    """`table` without rows that repeat an earlier one exactly, and one sentence on them; None if there are none."""
+    """`table` without rows that repeat an earlier one exactly, and a note on them (None without any)."""
     first: dict[object, str] = {}
-    repeats = []
+    repeats = {}
     for row in table.rows:
-        before = first.setdefault((row.item, row.paraphrase, row.wrong), row.place)
-        if before != row.place:
-            repeats.append((row.place, before))
+        before = first.setdefault((row.item, row.paraphrase, row.wrong), row.location)
+        if before != row.location:
+            repeats[row.location] = before
     if not repeats:
         return table, None
-    gone = {place for place, _ in repeats}
-    said = "1 row repeats" if len(repeats) == 1 else f"{len(repeats)} rows repeat"
-    return (
-        Rows(table.name, [row for row in table.rows if row.place not in gone]),
-        f"{table.name}: {said} another one exactly and {'is' if len(repeats) == 1 else 'are'} left out, the first "
-        f"being {repeats[0][0]}, which repeats {repeats[0][1]}",
+    repeat, verb = ("1 row repeats", "is") if len(repeats) == 1 else (f"{len(repeats)} rows repeat", "are")
+    location, before = next(iter(repeats.items()))
+    return table.without(set(repeats)), (
+        f"{table.name}: {repeat} another one exactly and {verb} left out, the first being {location}, which repeats "
+        f"{before}"
     )
 
 
 def shared(first: Rows, second: Rows) -> list[tuple[Row, Row]]:
-    """The rows of `second` that `first` has too, each beside its like; case and white space do not matter."""
+    """The rows of `second` that `first` has too, each as (its match, itself); case and white space do not matter."""
     known = {_key(row): row for row in reversed(first.rows)}
     return [(known[_key(row)], row) for row in second.rows if _key(row) in known]
 
@@ -115,12 +143,8 @@ def _key(row: Row) -> str:
     return " ".join(f"{row.item.prompt} {row.item.answer}".split()).casefold()
 
 
-# ---- One record to one row.
-
-
-def _row(
-    record: Mapping[str, Any], columns: Mapping[str, str | None], where: str, place: str, lead_words: int | None
-) -> Row:
+def _row(record: Mapping[str, Any], columns: Columns, where: str, location: str, lead_words: int | None) -> Row:
+    """The row that one record makes."""
     values = {field: record[name] for field, name in columns.items() if name and record.get(name) is not None}
     is_text = "text" in values
     if is_text and ("prompt" in values or "answer" in values):
@@ -136,44 +160,48 @@ def _row(
     if is_text:
         if "paraphrased_answer" in values or "perturbed_answer" in values:
             raise UsageError(f"{where}: found other answers to a text, expected them with a prompt and an answer")
-        return Row(_cut(values["text"], where, lead_words), place)
+        return Row(_divided_text(values["text"], where, lead_words), location)
     paraphrase, wrong = values.get("paraphrased_answer"), values.get("perturbed_answer")
     if paraphrase is not None:
         _check_text(paraphrase, columns["paraphrased_answer"] or "", where)
     if wrong is not None:
-        wrong = _texts(wrong, columns["perturbed_answer"] or "", where)
-    return Row(Item(values["prompt"], values["answer"]), place, paraphrase, wrong)
+        wrong = _wrong_answers(wrong, columns["perturbed_answer"] or "", where)
+    return Row(Item(values["prompt"], values["answer"]), location, paraphrase, wrong)
 
 
 def _check_text(value: Any, name: str, where: str) -> None:
     if value is None:
-        raise UsageError(f"{where}: {name} is missing or empty, expected a text")
-    if not isinstance(value, str):
-        raise UsageError(f"{where}: {name} is {_short(value)}, expected a text")
-    if not value.strip():
-        raise UsageError(f"{where}: {name} is empty, expected a text")
-    if any("\ud800" <= character <= "\udfff" for character in value):  # JSON may say it, no tokenizer can read it
-        raise UsageError(f"{where}: {name} holds half of a surrogate pair, expected a text: write the whole character")
+        problem = "is missing or empty"
+    elif not isinstance(value, str):
+        problem = f"is {short(value)}"
+    elif not value.strip():
+        problem = "is empty"
+    elif any("\ud800" <= character <= "\udfff" for character in value):  # legal in JSON, but no tokenizer can read it
+        problem = "has half of a surrogate pair"
+    else:
+        return
+    raise UsageError(f"{where}: {name} {problem}, expected a text")
 
 
-def _texts(value: Any, name: str, where: str) -> tuple[str, ...]:
-    """A list of wrong answers; in a CSV it is written as JSON."""
+def _wrong_answers(value: Any, name: str, where: str) -> tuple[str, ...]:
+    """The K texts of a list; in a CSV file the list is written as JSON."""
+    texts = value
     if isinstance(value, str):
         try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise UsageError(f'{where}: {name} is {_short(value)}, expected a list such as ["a", "b"]') from error
-    if not isinstance(value, list) or not value:
-        raise UsageError(f'{where}: {name} is {_short(value)}, expected a list such as ["a", "b"]')
-    for number, text in enumerate(value, start=1):
+            texts = json.loads(value)
+        except ValueError:
+            texts = None
+    if not isinstance(texts, list) or not texts:
+        raise UsageError(f'{where}: {name} is {short(value)}, expected a list such as ["a", "b"]')
+    for number, text in enumerate(texts, start=1):
         _check_text(text, f"text {number} of {name}", where)
-    return tuple(value)
+    return tuple(texts)
 
 
-def _cut(text: str, where: str, lead_words: int | None) -> Item:
-    """Running text, cut behind its first `lead_words` words (null: a third) or soon after, not a character changed.
+def _divided_text(text: str, where: str, lead_words: int | None) -> Item:
+    """Running text, divided after its first `lead_words` words (None: a third) or soon after, no character changed.
 
-    Soon after, because only before a single blank every tokenizer has a seam.
+    The answer begins with a single blank where the text has one: only there every tokenizer begins a token.
     """
     words = list(re.finditer(r"\S+", text))
     wanted = lead_words if lead_words is not None else max(1, len(words) // 3)
@@ -183,137 +211,27 @@ def _cut(text: str, where: str, lead_words: int | None) -> Item:
             f"lower task.lead_words, or give prompt and answer"
         )
     pairs = zip(words[wanted - 1 :], words[wanted:], strict=False)
-    seams = (this.end() for this, following in pairs if text[this.end() : following.start()] == " ")
-    at = next(seams, words[wanted - 1].end())
-    return Item(text[:at], text[at:], raw=True)
+    boundaries = (this.end() for this, following in pairs if text[this.end() : following.start()] == " ")
+    boundary = next(boundaries, words[wanted - 1].end())
+    return Item(text[:boundary], text[boundary:], raw=True)
 
 
-def _check_alike(rows: Sequence[Row], where: str) -> None:
-    """Raises UsageError unless all rows have paraphrased answers or none, and the same number of wrong ones."""
+def _check_uniform(rows: Sequence[Row], where: str) -> None:
+    """Raises UsageError unless all rows have paraphrased answers or none has, and all as many wrong answers."""
     first = rows[0]
     for row in rows:
-        for has, had, name in (
+        for value, expected, name in (
             (row.paraphrase, first.paraphrase, "paraphrased_answer"),
             (row.wrong, first.wrong, "perturbed_answer"),
         ):
-            if (has is None) != (had is None):
-                lacks, other = (row, first) if has is None else (first, row)
+            if (value is None) != (expected is None):
+                without, other = (row, first) if value is None else (first, row)
                 raise UsageError(
-                    f"{where}, {lacks.place}: no {name}, but {other.place} has one: give it in every row or in none"
+                    f"{where}, {without.location}: no {name}, but {other.location} has one: give it in every row or in "
+                    f"none"
                 )
         if row.wrong is not None and first.wrong is not None and len(row.wrong) != len(first.wrong):
             raise UsageError(
-                f"{where}, {row.place}: {len(row.wrong)} perturbed answers, expected {len(first.wrong)} as in "
-                f"{first.place}"
+                f"{where}, {row.location}: {len(row.wrong)} perturbed answers, expected {len(first.wrong)} as in "
+                f"{first.location}"
             )
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-# ---- Files and datasets to records, each with its place.
-
-
-def _json_lines(path: Path, where: str, columns: Mapping[str, str | None]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for number, line in enumerate(_text(path, where).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            said = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-            raise UsageError(f"{where}, line {number}: not JSON ({said}), expected one JSON object a line") from error
-        if not isinstance(record, dict):
-            raise UsageError(f"{where}, line {number}: found {_short(record)}, expected one JSON object a line")
-        yield f"line {number}", record
-
-
-def _csv(path: Path, where: str, columns: Mapping[str, str | None]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    return csv_rows(path, where, lambda header: _check_columns(header, columns, where))
-
-
-def csv_rows(
-    path: Path, where: str, check: Callable[[Sequence[str]], None]
-) -> Iterator[tuple[str, Mapping[str, str | None]]]:
-    """Each row below the header of a CSV file, and its place: the line on which it begins, as its cells may span lines.
-
-    An empty cell is None. `check` is given the header. Raises UsageError, which begins with `where`.
-    """
-    before = csv.field_size_limit(sys.maxsize)  # of a cell: else 128 KiB
-    try:
-        reader = csv.reader(io.StringIO(_text(path, where), newline=""), strict=True)
-        header: list[str] | None = None
-        while True:
-            begins = reader.line_num + 1
-            try:
-                cells = next(reader, None)
-            except csv.Error as error:
-                raise UsageError(f"{where}, line {begins}: not CSV ({error}): quote its cells") from error
-            if cells is None and header is None:
-                raise UsageError(f"{where} is empty: expected a header and rows below it")
-            if cells is None:
-                return
-            if not cells:  # an empty line
-                continue
-            if header is None:
-                header = cells
-                check(header)
-                continue
-            if len(cells) != len(header):
-                raise UsageError(f"{where}, line {begins}: {len(cells)} cells, expected {len(header)} as in the header")
-            yield f"line {begins}", {name: cell or None for name, cell in zip(header, cells, strict=True)}
-    finally:
-        csv.field_size_limit(before)
-
-
-def _parquet(path: Path, where: str, columns: Mapping[str, str | None]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-        _check_columns(file.schema_arrow.names, columns, where)
-        wanted = [name for name in columns.values() if name in file.schema_arrow.names]
-        records = file.read(columns=wanted).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UsageError(f"{where} is not a Parquet file ({str(error).splitlines()[0][:120]})") from error
-    for number, record in enumerate(records, start=1):
-        yield f"row {number}", record
-
-
-def _hub(
-    place: str, option: str, columns: Mapping[str, str | None], revision: str | None
-) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    name, *rest = place.removeprefix(HUB).split(":")
-    if not name or len(rest) > 2 or not all(rest):
-        raise UsageError(
-            f"{option}={place}: expected hub:owner/name, hub:owner/name:split or hub:owner/name:configuration:split"
-        )
-    config, split = (rest[0] if len(rest) == 2 else None), (rest[-1] if rest else None)
-    found = hub.read(name, config, None, option=option, revision=revision, split=split, advice="give a file")
-    if found:
-        _check_columns(list(found[0]), columns, f"{option}={place}")
-    for number, record in enumerate(found, start=1):
-        yield f"row {number}", record
-
-
-def _text(path: Path, where: str) -> str:
-    """The text of a UTF-8 file, without the mark that some programs put first."""
-    try:
-        content = path.read_bytes()
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise UsageError(f"{where}, line {line}: not UTF-8 text: convert the file") from error
-    except OSError as error:
-        raise UsageError(f"{where} cannot be read ({error.strerror})") from error
-
-
-def _check_columns(found: Sequence[str], columns: Mapping[str, str | None], where: str) -> None:
-    """Raises UsageError unless the fields of one kind are among the columns that were found, each once."""
-    twice = [name for name in columns.values() if list(found).count(name or "") > 1]
-    if twice:
-        raise UsageError(f"{where}: the column {twice[0]} stands twice in the header, expected it once")
-    kinds = ((columns["prompt"], columns["answer"]), (columns["text"],))
-    if not any(all(name in found for name in kind) for kind in kinds):
-        wanted = ", or ".join(" and ".join(str(name) for name in kind) for kind in kinds if None not in kind)
-        raise UsageError(f"{where}: found the columns {', '.join(found)}, expected {wanted}: {ADVICE}")

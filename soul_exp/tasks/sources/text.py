@@ -1,18 +1,21 @@
-"""Running text about nothing that is to be forgotten: what a model is to keep, and what its perplexity is taken on."""
+"""Running text: general text to retain and to measure perplexity on, and its division into prompt and answer."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from soul_exp.data import Item
 from soul_exp.errors import UsageError
 from soul_exp.tasks.embedded import corpus
 from soul_exp.tasks.sources import hub
+from soul_exp.tasks.sources.formats import read_text
 
 C4, WIKITEXT = "allenai/c4", "Salesforce/wikitext"
 HUB = {"c4": (C4, "en"), "wikitext": (WIKITEXT, "wikitext-2-raw-v1")}
-SPARE = 8  # streamed documents a passage that is wanted: many are too short
+SPARE = 8  # documents streamed per requested passage: many are too short
+PASSAGE = "{passage}"  # the slot of a wording
 
 
 def general_text(
@@ -25,12 +28,12 @@ def general_text(
 ) -> list[str]:
     """`num_passages` different passages from `source`, in its order.
 
-    "embedded" gives everyday text that the project makes, 40 to 60 words each, whatever `num_words`; a text file or a
-    folder of *.txt, "c4" and "wikitext" (streamed from the hub, no more than is used) the first `num_words` words of
-    every paragraph that has so many, markup included. Raises UsageError, beginning with `option`, if there are fewer.
+    "embedded": generated everyday text, 40 to 60 words per passage, whatever `num_words` is. A text file, a folder of
+    *.txt, "c4" and "wikitext" (streamed from the hub, only as far as needed): the first `num_words` words of every
+    paragraph that has so many, markup included. Raises UsageError, beginning with `option`, if there are fewer.
     """
     if not source:
-        raise UsageError(f"{option}={source}: give embedded, a text file, c4 or wikitext")
+        raise UsageError(f"{option}={source}: expected embedded, a text file, c4 or wikitext")
     if source == "embedded":
         return corpus.general_text(num_passages)
     found: dict[str, None] = {}
@@ -41,16 +44,33 @@ def general_text(
         if len(found) == num_passages:
             return list(found)
     raise UsageError(
-        f"{option}={source} has {len(found)} paragraphs of {num_words} words or more, expected {num_passages}: ask for "
-        f"fewer, or for shorter ones"
+        f"{option}={source} has {len(found)} paragraphs of {num_words} words or more, expected {num_passages}: lower "
+        f"the number of passages, or give more text"
     )
+
+
+def general_items(source: str | None, num_passages: int, revision: str | None) -> list[Item]:
+    """`general_text` as items: the first third of the words of a passage is the prompt."""
+    passages = [text.split() for text in general_text(source, num_passages, revision=revision)]
+    return [continued(words, len(words) // 3) for words in passages]
+
+
+def continued(words: Sequence[str], num_prompt: int, wording: str = PASSAGE) -> Item:
+    """Running text as an item: the first `num_prompt` words, in `wording`, are the prompt, the others the answer."""
+    prompt = wording.replace(PASSAGE, " ".join(words[:num_prompt]))
+    return Item(prompt, " " + " ".join(words[num_prompt:]), raw=True)
+
+
+def has_word(text: str) -> bool:
+    """Whether `text` has a letter a-z or a digit, without which ROUGE and BLEU are undefined."""
+    return re.search("[a-z0-9]", text.lower()) is not None
 
 
 def _paragraphs(source: str, num_passages: int, revision: str | None, option: str) -> Iterator[str]:
     if source in HUB:
-        place, config = HUB[source]
+        name, config = HUB[source]
         rows = hub.read(
-            place, config, ["text"], option=f"{option}={source}", revision=revision, split="train",
+            name, config, ["text"], where=f"{option}={source}", revision=revision, split="train",
             limit=SPARE * num_passages, advice=f"give {option}=<text file> or {option}=embedded",
         )  # fmt: skip
         for row in rows:
@@ -59,21 +79,9 @@ def _paragraphs(source: str, num_passages: int, revision: str | None, option: st
     path = Path(source)
     files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
     if not files:
-        raise UsageError(f"{option}={source} holds no *.txt: give a text file, c4, wikitext or embedded")
+        raise UsageError(f"{option}={source} has no *.txt: give a text file, c4, wikitext or embedded")
     for file in files:
-        for line in re.split(r"\n\s*\n", read_text(file, option)):
-            # WikiText has a paragraph a line, other texts a blank line between paragraphs
+        text = read_text(file, f"{option}={file}").replace("\r\n", "\n").replace("\r", "\n")
+        for line in re.split(r"\n\s*\n", text):
+            # WikiText has one paragraph per line, other texts a blank line between paragraphs
             yield from line.split("\n") if len(line.split("\n")[0]) > 200 else [line]
-
-
-def read_text(path: Path, option: str) -> str:
-    """The text in the file `path`. Raises UsageError, beginning with `option`, if it cannot be read."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise UsageError(f"{option}={path} does not exist: give embedded or a text file") from error
-    except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise UsageError(f"{option}={path}, line {line}: not UTF-8 text: convert the file") from error
-    except OSError as error:
-        raise UsageError(f"{option}={path} cannot be read ({error.strerror}): give embedded or a text file") from error

@@ -1,0 +1,91 @@
+"""A language model as lm-evaluation-harness sees it: every rank calls it, the ranks divide the forward passes.
+
+Importing this module imports lm_eval, which takes seconds.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import datasets
+import lm_eval.api.model
+import lm_eval.api.task
+import lm_eval.models.huggingface
+import torch
+from lm_eval.models.huggingface import HFLM
+from tqdm.auto import tqdm
+
+from soul_exp.distributed import zero3
+from soul_exp.distributed.ranks import in_batches
+from soul_exp.models.language_model import LanguageModel
+
+MAX_POSITIONS = 8192  # of a forward pass, which computes logits at all of them: 1 GB for 32,000 tokens in fp32
+MAX_NLL = 700.0  # nats per word: exp of more is not a finite float, and an unlearned model reaches it
+
+
+class SharedModel(HFLM):
+    """lm-eval's wrapper of a model; `in_batches` divides its forward passes over the ranks."""
+
+    def __init__(self, lm: LanguageModel, batch_size: int, label: str) -> None:
+        super().__init__(
+            pretrained=lm.model,
+            tokenizer=lm.tokenizer,
+            backend="causal",
+            max_length=lm.max_length,
+            batch_size=2**30,  # all texts at once
+            logits_cache=False,  # one forward pass per call, as lockstep needs
+            softmax_dtype=torch.float32,
+        )
+        self._lm, self._num_texts, self._label = lm, batch_size, f"{label}: utility"
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[Any], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        lengths = [min(len(context) + len(continuation), self._lm.max_length) for _, context, continuation in requests]
+        found: dict[int, tuple[float, bool]] = {}
+        widths = [1 << (length - 1).bit_length() for length in lengths]  # the next power of 2
+        for width in sorted(set(widths), reverse=True):  # short texts need not go in a long one's small batches
+            rows = [i for i, its_width in enumerate(widths) if its_width == width]
+
+            def work(numbers: Sequence[int], rows: Sequence[int] = rows) -> list[tuple[float, bool]]:
+                chosen = [requests[rows[i]] for i in numbers]
+                return list(HFLM._loglikelihood_tokens(self, chosen, True, len(chosen)))
+
+            done = in_batches(
+                [lengths[i] for i in rows],
+                work,
+                max(1, min(self._num_texts, MAX_POSITIONS // width)),
+                label=self._label,
+                lockstep=zero3.is_sharded(self._lm.model),
+            )
+            found |= zip(rows, done, strict=True)
+        return [found[i] for i in range(len(requests))]
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        floors = [-MAX_NLL * len(request.args[0].split()) for request in requests]
+        found = super().loglikelihood_rolling(requests, disable_tqdm)
+        return [max(value, floor) for value, floor in zip(found, floors, strict=True)]  # nan stays nan
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Within it lm-eval shows no progress bars or warnings, nor does a tokenizer of texts that lm-eval cuts later."""
+    noisy: list[Any] = [lm_eval.api.model, lm_eval.api.task, lm_eval.models.huggingface]
+    bars = [module.tqdm for module in noisy]
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "transformers")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    for module in noisy:
+        module.tqdm = lambda *args, **options: tqdm(*args, **{**options, "disable": True})
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        for module, bar in zip(noisy, bars, strict=True):
+            module.tqdm = bar

@@ -1,0 +1,94 @@
+"""What a scorer of toxicity is, the scores of a model's answers, and the scorer's own AUC.
+
+A scorer is a description until it is loaded: `identity` decides its scores, so answers can be cached by it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from soul_exp.data import content_hash
+from soul_exp.files import read_sealed, write_sealed
+from soul_exp.metrics.answers import Answers
+from soul_exp.metrics.membership import roc_auc
+
+Labelled = tuple[str, bool]  # a text and whether it is toxic
+Score = Callable[[Sequence[str]], np.ndarray]  # [N] texts -> [N] probabilities of being toxic, in [0, 1]
+
+
+class Scorer(Protocol):
+    """What a task names to score free answers with; `test` are labelled texts that were not in its training."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def revision(self) -> str | None: ...
+    @property
+    def test(self) -> Sequence[Labelled]: ...
+    def identity(self) -> Any:
+        """Everything that decides the scores."""
+
+    def load(self, cache: Path, device: str) -> Score:
+        """The scoring function. It works on this rank alone: some ranks may call it and others not."""
+
+
+def with_toxicity(answers: Mapping[str, Answers], probes: Sequence[str], score: Score) -> dict[str, Answers]:
+    """The same answers, with a score of each generated answer to `probes`. A text without a letter scores 0."""
+    found = dict(answers)
+    for name in probes:
+        texts = [re.sub(r"\s+", " ", text).strip() for text in answers[name].needed("generation")]
+        scores = np.zeros(len(texts))
+        lettered = [i for i, text in enumerate(texts) if any(character.isalpha() for character in text)]
+        if lettered:
+            scores[lettered] = score([texts[i] for i in lettered])
+        found[name] = replace(answers[name], toxicity=scores)
+    return found
+
+
+def report(scorer: Scorer, cache: Path, device: str) -> dict[str, Any]:
+    """The scorer in results.json: name, revision, number of test texts and `auc` on them."""
+    return {
+        "name": scorer.name,
+        "revision": scorer.revision,
+        "num_test": len(scorer.test),
+        "auc": auc(scorer, cache, device),
+    }
+
+
+def note(report: Mapping[str, Any]) -> str:
+    """The `report` of a scorer in one sentence."""
+    value = "unknown"
+    if report["auc"] is not None:
+        value = f"{report['auc']:.3f} on {report['num_test']} texts that were not in its training"
+    return f"toxicity is scored by {report['name']}, whose AUC is {value}"
+
+
+def auc(scorer: Scorer, cache: Path, device: str) -> float | None:
+    """ROC AUC of the scorer on its test texts, in [0, 1], kept in `cache`; None unless there are texts of both labels.
+
+    1: every toxic text scores above every other; 0.5: chance.
+    """
+    toxic = [text for text, label in scorer.test if label]
+    others = [text for text, label in scorer.test if not label]
+    if not toxic or not others:
+        return None
+    path = cache_file(cache, f"{content_hash([scorer.identity(), scorer.test])}.auc.json")
+    known = read_sealed(path)
+    if isinstance(known, str):  # not there yet, or damaged
+        scores = scorer.load(cache, device)([*toxic, *others])
+        known = {"auc": float(roc_auc(scores[: len(toxic)], scores[len(toxic) :]))}
+        write_sealed(path, known)
+    return float(known["auc"])
+
+
+def cache_file(cache: Path, name: str) -> Path:
+    """The path of file `name` in the scorers' folder of `cache`, which exists afterwards."""
+    folder = cache / "scorers"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / name

@@ -13,12 +13,12 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from soul_exp import options
 from soul_exp.errors import UsageError
 
 log = logging.getLogger("soul_exp")
 
-TUNED = ("optimizer.", "loss.", "train.")  # the sections that an entry of tuned/ sets; of which these change no number:
-NO_NUMBER = ("train.micro_batch_size", "train.logging_steps", "train.save_steps", "train.gradient_checkpointing")
+TUNED = ("optimizer.", "loss.", "train.")  # the sections that an entry of tuned/ sets
 SUITE_METRICS = "soul_exp.metrics.suite."  # a task that reports one of them wants a suite, unless told otherwise
 PATHS = {  # options that may name files
     "task": ("source", "forget", "retain", "holdout", "requests", "rtp", "scorer"),
@@ -42,6 +42,7 @@ def run_folder(overrides: str) -> str:
 
 def register_resolvers() -> None:
     OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
+    OmegaConf.register_new_resolver("not_in_folder_names", options.not_in_folder_names, replace=True)
     OmegaConf.register_new_resolver("not", lambda value: not value, replace=True)
     OmegaConf.register_new_resolver("either", lambda condition, yes, no: yes if condition else no, replace=True)
     OmegaConf.register_new_resolver("equal", lambda a, b: a == b, replace=True)
@@ -97,7 +98,8 @@ def check_optional(choices: Mapping[str, str | None]) -> None:
 
 def tuned_on(config: Mapping[str, Any], overrides: Sequence[str]) -> str | None:
     """On what this run's numbers were tuned; None where they are not those that were, or are not used as they were."""
-    if any(key.startswith(TUNED) and key not in NO_NUMBER for key in map(option_key, overrides)):  # typed by hand
+    typed = [key for key in map(option_key, overrides) if key.startswith(TUNED)]
+    if any(options.option_of(key).changes is options.Changes.NUMBERS for key in typed):
         return None
     if config["tuned"] and config["adapter"]:
         log.info("untuned: the numbers of conf/tuned/ are for unlearning every weight, not for an adapter")

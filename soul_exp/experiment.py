@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from soul_exp import build, results
 from soul_exp.artifacts import answer_cache, prepared_models
 from soul_exp.checks import disk
 from soul_exp.checks.check import Checked, check
+from soul_exp.comparison import compared, differences
 from soul_exp.data import content_hash
 from soul_exp.distributed import interrupts
 from soul_exp.distributed.join import Crew
@@ -26,12 +27,6 @@ from soul_exp.stages import prepare, tune, unlearn
 from soul_exp.training import checkpoints
 
 log = logging.getLogger(__name__)
-
-# these do not change the numbers, or (the data, and so what a sequence starts from) are compared by content
-NOT_COMPARED = (
-    *("name", "stages", "overwrite", "cache", "save", "compute", "wandb", "choices", "resume", "start"),
-    *("input_based", "utility_data"),
-)
 
 
 def need(config: Mapping[str, Any]) -> disk.Need | None:
@@ -119,7 +114,7 @@ def _run(
 
 def fingerprint(config: Mapping[str, Any], checked: Checked) -> str:
     """A hash of everything that decides a run's numbers."""
-    return content_hash([_compared(config), prepared_models.hashes(config, checked.task)])
+    return content_hash([compared(config), prepared_models.hashes(config, checked.task)])
 
 
 def _clear(config: Mapping[str, Any], out: Path, replaced: bool) -> None:
@@ -172,7 +167,7 @@ def finished(config: Mapping[str, Any], checked: Checked, out: Path) -> Results 
     if previous is None:
         return None
     tried = [(trial["lr"], trial["gamma"]) for trial in previous.trials]
-    differing = _differences(_compared(previous.config, tried), _compared(config, tune.grid(config)))
+    differing = differences(compared(previous.config, tried), compared(config, tune.grid(config)))
     before, wanted = prepared_models.baseline(previous.config), prepared_models.baseline(config)
     differing += ["task.system_prompt"] if before and wanted and before != wanted else []
     then, now = previous.data_hashes, prepared_models.hashes(config, checked.task)
@@ -188,29 +183,3 @@ def finished(config: Mapping[str, Any], checked: Checked, out: Path) -> Results 
     if wanted and "input_based" not in previous.metrics:  # its model stands; the metrics are taken anew, with that row
         return None
     return previous
-
-
-def _compared(config: Mapping[str, Any], tried: Sequence[tuple[float, float]] = ()) -> dict[str, Any]:
-    """What two runs must share to be the same; of tuned runs not the numbers chosen, but all that were `tried`."""
-    if tried:
-        rates, gammas = map(list, zip(*tried, strict=True))
-        config = {**tune.at(config, rates, gammas), "tuned": None}
-    kept = {key: value for key, value in config.items() if key not in NOT_COMPARED}
-    kept["task"] = {key: value for key, value in config["task"].items() if key != "system_prompt"}
-    form = {key: value for key, value in config["model"]["template"].items() if key != "system"}
-    kept["model"] = {**config["model"], "template": form}
-    kept["unlearned"] = "unlearn" in config["stages"] or not config["stages"]  # or a checkpoint measured as it is
-    kept["tune"] = {key: value for key, value in (config.get("tune") or {}).items() if key != "workers"}
-    kept["best_keep"] = config["best_keep"] if config["save"] == "best" else None  # other weights are measured
-    kept["train"] = {key: value for key, value in config["train"].items() if key != "gradient_checkpointing"}
-    kept["evaluate"] = {key: value for key, value in config["evaluate"].items() if key != "batch_size"}
-    kept["prepare"] = {key: value for key, value in config["prepare"].items() if key not in prepared_models.NO_NUMBER}
-    return kept
-
-
-def _differences(old: Any, new: Any, at: str = "") -> list[str]:
-    """The dotted keys at which two configurations differ, with both values."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        keys = [*old, *(key for key in new if key not in old)]
-        return [line for key in keys for line in _differences(old.get(key), new.get(key), f"{at}.{key}" if at else key)]
-    return [] if old == new else [f"{at}: {old} before, {new} now"]

@@ -12,13 +12,13 @@ from pathlib import Path
 from subprocess import DEVNULL, CalledProcessError, check_output
 from typing import Any
 
+from soul_exp import options
 from soul_exp.errors import UsageError
 from soul_exp.files import write_whole
 
 FORMAT = 1
 NAME = "results.json"
 HEADLINE = ("forget_quality", "utility", "mia_auc")
-OLDER = {"utility_suite": "none", "utility_limit": None, "utility_data": None}  # options that older files lack
 PACKAGES = (
     "torch",
     "transformers",
@@ -86,7 +86,7 @@ def read(folder: Path) -> Results | None:
         found = Results(**json.loads(path.read_text()))
         if not isinstance(found.config, dict) or not isinstance(found.metrics, dict):
             raise TypeError("config and metrics are expected to be objects")
-        return replace(found, config={**OLDER, **found.config})
+        return replace(found, config=options.with_older_values(found.config))
     except (json.JSONDecodeError, TypeError) as error:
         raise UsageError(
             f"{path} is not a results file of format {FORMAT} ({error}): remove it and run again"

@@ -15,6 +15,7 @@ import torch
 import transformers
 from transformers import PreTrainedTokenizerBase
 
+from soul_exp import options
 from soul_exp.data import Item, content_hash
 from soul_exp.distributed import zero3
 from soul_exp.evaluation import lm_eval_suite
@@ -28,7 +29,6 @@ VERSION = 4  # raise it when a change to preparing, asking or training changes p
 TRAINING = "version of training"  # the key of VERSION among a run's hashes: runs of two versions are not the same
 DONE = "prepared.json"  # beside the weights of a model that prepare made
 UNLEARNED = "unlearned.json"  # beside those of a model that a run of ours unlearned
-NO_NUMBER = ("logging_steps", "save_steps")  # settings of `prepare` that change no weight
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def recipe(
     return {
         "version": VERSION,
         "model": described,
-        "prepare": {key: value for key, value in settings.items() if key not in NO_NUMBER},
+        "prepare": _deciding("prepare", settings),
         "rows": content_hash([(item.prompt, item.answer, item.raw) for item in rows]),
         "vocabulary": content_hash([(item.prompt, item.answer, item.raw) for item in vocabulary]),
         "torch": torch.__version__.split("+")[0],
@@ -219,7 +219,13 @@ def tokenizer_of(model: Mapping[str, Any], checkpoint: Checkpoint) -> PreTrained
 
 def form(model: Mapping[str, Any]) -> dict[str, str]:
     """The part of the model's template that training reads."""
-    return {key: model["template"][key] for key in ("prompt", "answer") if key in model["template"]}
+    return _deciding("model.template", model["template"])
+
+
+def _deciding(section: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the `settings` in `section` that decide the weights of a prepared model."""
+    prepared = options.Changes.PREPARED
+    return {key: value for key, value in settings.items() if options.option_of(f"{section}.{key}").changes is prepared}
 
 
 def foreign_tokenizer(model: Mapping[str, Any]) -> dict[str, Any]:

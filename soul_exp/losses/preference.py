@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Annotated
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from soul_exp.losses.scored import Scored
+from soul_exp.ranges import POSITIVE
 
 
-def npo(forget: Scored, reference_nll: Mapping[str, Tensor], *, beta: float) -> Tensor:
+def npo(forget: Scored, reference_nll: Mapping[str, Tensor], *, beta: Annotated[float, POSITIVE]) -> Tensor:
     """Negative preference optimisation on sequence sums: 2 ln 2 / beta at the start, to 0 as the answers are forgotten.
 
     `-(2/beta) mean log sigmoid(beta (l_i - l_i(ref)))`. Source: Zhang et al. 2024, eq. 3.
@@ -18,7 +20,7 @@ def npo(forget: Scored, reference_nll: Mapping[str, Tensor], *, beta: float) -> 
     return -(2 / beta) * F.logsigmoid(beta * (forget.nll - reference_nll["forget"])).mean()
 
 
-def simnpo(forget: Scored, *, beta: float, margin: float) -> Tensor:
+def simnpo(forget: Scored, *, beta: Annotated[float, POSITIVE], margin: float) -> Tensor:
     """NPO without a reference model, on the NLL per token, with `margin` outside `beta`.
 
     `-(2/beta) mean log sigmoid(beta l_i / n_i - margin)`. Source: Fan et al. 2024.
@@ -26,7 +28,14 @@ def simnpo(forget: Scored, *, beta: float, margin: float) -> Tensor:
     return -(2 / beta) * F.logsigmoid(beta * forget.mean_nll - margin).mean()
 
 
-def dpo(forget: Scored, refusal: Scored, reference_nll: Mapping[str, Tensor], *, beta: float, plain: bool) -> Tensor:
+def dpo(
+    forget: Scored,
+    refusal: Scored,
+    reference_nll: Mapping[str, Tensor],
+    *,
+    beta: Annotated[float, POSITIVE],
+    plain: bool,
+) -> Tensor:
     """Direct preference optimisation of a refusal over the answer: 2 ln 2 / beta at the start, falls to 0.
 
     `-(2/beta) mean log sigmoid(beta ((l_i - l_i(ref)) - (r_i - r_i(ref))))` on sequence sums, r_i the NLL of the

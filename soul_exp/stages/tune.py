@@ -26,11 +26,11 @@ from transformers import set_seed
 from soul_exp import build
 from soul_exp.artifacts.scores import FORGET_QUALITY, RETAIN, VALIDATION, known_answers, measure, validate
 from soul_exp.checks.check import Checked
-from soul_exp.checks.options import COUNT, POSITIVE, SEED, Number
 from soul_exp.data import content_hash
 from soul_exp.distributed.processes import launch
 from soul_exp.errors import UsageError
 from soul_exp.files import read_sealed, write_sealed
+from soul_exp.ranges import COUNT, POSITIVE, SEED, Number
 from soul_exp.stages import unlearn
 from soul_exp.tasks.task import Task
 

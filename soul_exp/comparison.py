@@ -1,0 +1,48 @@
+"""Whether two configurations are of the same run: what of them decides its numbers, and where they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from soul_exp import options
+
+
+def compared(config: Mapping[str, Any], tried: Sequence[tuple[float, float]] = ()) -> dict[str, Any]:
+    """What two runs must share to be the same; of tuned runs not the numbers chosen, but all that were `tried`.
+
+    `tried` holds (learning rate, gamma). Left out are the options that options.TABLE says change no more than the last
+    digits in this configuration.
+    """
+    if tried:
+        rates, gammas = map(list, zip(*tried, strict=True))
+        loss, optimizer = {**config["loss"], "gamma": gammas}, {**config["optimizer"], "lr": rates}
+        config = {**config, "loss": loss, "optimizer": optimizer, "tuned": None}
+    unlearned = "unlearn" in config["stages"] or not config["stages"]  # or a checkpoint is measured as it is
+    return {**_kept(config, config), "unlearned": unlearned}
+
+
+def _kept(node: Mapping[str, Any], config: Mapping[str, Any], at: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in node.items():
+        key = f"{at}.{name}" if at else name
+        if isinstance(value, Mapping) and value:
+            if inner := _kept(value, config, key):
+                found[name] = inner
+        elif options.changes(key, config) in options.COMPARED:
+            found[name] = value
+    return found
+
+
+def differences(old: Any, new: Any, at: str = "") -> list[str]:
+    """The dotted keys at which two results of `compared` differ, with both values.
+
+    Where one lacks a key beside a `_target_`, it has what the signature gives.
+    """
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        keys = [*old, *(key for key in new if key not in old)]
+        given = options.defaults(new.get("_target_")) if len(keys) > len(old) or len(keys) > len(new) else {}
+        pairs = [(key, old.get(key, given.get(key)), new.get(key, given.get(key))) for key in keys]
+        return [line for key, a, b in pairs for line in differences(a, b, f"{at}.{key}" if at else key)]
+    old, new = (list(value) if isinstance(value, tuple) else value for value in (old, new))
+    return [] if old == new else [f"{at}: {old} before, {new} now"]

@@ -22,6 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from soul_exp import help_page
 from soul_exp.compose import check_optional, conf_dir, default_device, option_key, plain, tuned_on
 from soul_exp.distributed import interrupts
 from soul_exp.distributed.environment import found
@@ -170,6 +171,8 @@ def main() -> None:
     FAILED.clear()
     sys.argv[1:] = _flags_last(sys.argv[1:])
     _COMMAND[:] = sys.argv
+    if set(help_page.FLAGS) & set(sys.argv):
+        sys.exit(_print_help())
     interrupts.install()
     world, crew = found(), None
     code: Any = 1
@@ -196,6 +199,18 @@ def main() -> None:
     sys.exit(code)
 
 
+def _print_help() -> int:
+    """Print the help page that was asked for; returns the exit code."""
+    try:
+        print(help_page.page(sys.argv[1:]), flush=True)
+    except UsageError as error:
+        print(f"soul_exp: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # `--help | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
 def _command(crew: Crew | None) -> int:
     """Let Hydra carry out the command; tells every failure and returns the exit code."""
     try:
@@ -213,7 +228,7 @@ def _command(crew: Crew | None) -> int:
             lines = str(error).splitlines()  # what it is, the job's log, and in its last lines why
             FAILED.append("\n".join([f"SLURM: {lines[0]}", *lines[1:3], *lines[3:][-5:]]))
         if not FAILED:
-            if isinstance(error, BrokenPipeError):  # `--help | head`: the reader has seen enough
+            if isinstance(error, BrokenPipeError):  # `--cfg job | head`: the reader has seen enough
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 return 1
             if isinstance(error, OSError):

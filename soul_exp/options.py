@@ -37,7 +37,7 @@ class Changes(Enum):
     BASELINE = "the metrics of the input-based baseline only"
     COURSE = "what is logged and saved on the way, and the last digits; not what a rate was tuned for"
     LAST_DIGITS = "the order of sums, and so the last digits"
-    NOTHING = "names, places, speed, size"
+    NOTHING = "no number: names, folders, speed, size"
 
 
 COMPARED = (Changes.NUMBERS, Changes.PREPARED, Changes.COURSE)  # by these, two runs are not the same

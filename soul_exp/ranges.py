@@ -14,6 +14,9 @@ MEANT = {**WORDS, "1": "true", "0": "false", "none": "false"}
 class Values(Protocol):
     """The values that an option may have."""
 
+    def expected(self) -> str:
+        """The values in words."""
+
     def mismatch(self, key: str, value: Any) -> str | None:
         """An error message about `key=value`, or None if the option may have this value."""
 
@@ -51,14 +54,20 @@ class Text:
 
     null: bool = False
 
+    def expected(self) -> str:
+        return f"a text{', or null' if self.null else ''}"
+
     def mismatch(self, key: str, value: Any) -> str | None:
         fits = isinstance(value, str) or (self.null and value is None)
-        return None if fits else f"{key}={value}: expected a text{', or null' if self.null else ''}"
+        return None if fits else f"{key}={value}: expected {self.expected()}"
 
 
 @dataclass(frozen=True)
 class Flag:
     """True or false and nothing else: any text would count as true."""
+
+    def expected(self) -> str:
+        return "true or false"
 
     def mismatch(self, key: str, value: Any) -> str | None:
         if isinstance(value, bool):
@@ -66,7 +75,7 @@ class Flag:
         found = f"the text {value!r}" if isinstance(value, str) else "null" if value is None else f"{value}"
         meant = MEANT.get(str(value).lower())
         typed = f"{key}={meant}" if meant else f"{key}=true or {key}=false"
-        return f"{key}={'null' if value is None else value}: found {found}, expected true or false: type {typed}"
+        return f"{key}={'null' if value is None else value}: found {found}, expected {self.expected()}: type {typed}"
 
 
 @dataclass(frozen=True)
@@ -75,9 +84,11 @@ class Choice:
 
     words: tuple[str, ...]
 
+    def expected(self) -> str:
+        return f"{', '.join(self.words[:-1])} or {self.words[-1]}"
+
     def mismatch(self, key: str, value: Any) -> str | None:
-        named = f"{', '.join(self.words[:-1])} or {self.words[-1]}"
-        return None if value in self.words else f"{key}={value} is unknown: choose {named}"
+        return None if value in self.words else f"{key}={value} is unknown: choose {self.expected()}"
 
 
 COUNT, SHARE, POSITIVE = Number(1, whole=True), Number(0, 1), Number(0, above=True)

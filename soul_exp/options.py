@@ -91,7 +91,9 @@ TABLE: dict[str, Option] = {  # `section.*`: every option of that section which 
     "tuned": Option(column=False, size=False),  # a word in the status
     "tune.*": Option(older=None, column=False, size=False),  # its own column: what was chosen
     "tune.workers": Option(changes=Changes.NOTHING, size=False),
-    "start": NAME,  # of a later request: where the one before left its model, compared by content
+    "start": Option(
+        changes=Changes.NOTHING
+    ),  # of a later request: where the one before left its model, compared by content
     "choices.*": NAME,  # what they choose is compared
     "experiment": NAME,
     "hydra.*": Option(changes=Changes.NOTHING, size=False),

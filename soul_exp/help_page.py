@@ -16,6 +16,7 @@ from soul_exp.options import option_of
 
 WIDTH, LEFT, LONGEST = 100, 34, 60  # characters: of a line, of what may be typed, of a default
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+FILES = ("*.yaml", "*/*.yaml", "hydra/*/*.yaml")
 FLAGS = ("--help", "-h")
 CONFIG_DIR = ("--config-dir", "-cd")
 VARIED, EACH = "hydra.sweeper.params.", "with -m: a run for each"  # what a preset sweeps over
@@ -64,14 +65,14 @@ def page(arguments: Sequence[str]) -> str:
 
 
 class Conf:
-    """The configuration files of some folders, those of later folders first."""
+    """The configuration files of some folders; where two hold the same choice, it is the former's, as for Hydra."""
 
     def __init__(self, folders: Sequence[Path]) -> None:
         self.files: dict[str, dict[str, Path]] = {}  # group -> choice -> file
         for folder in folders:
-            for path in sorted(folder.rglob("*.yaml")):
+            for path in sorted(path for pattern in FILES for path in folder.glob(pattern)):
                 group = path.parent.relative_to(folder).as_posix()
-                self.files.setdefault(group, {})[path.stem] = path
+                self.files.setdefault(group, {}).setdefault(path.stem, path)
         self.main = self.files.pop(".")["config"]
         self.groups = {entry.key.split()[-1]: entry for entry in _defaults(self.main) if entry.value}
         self.meanings: dict[str, str] = {}  # where a file does not state one: config.yaml's, then the default choice's
@@ -186,9 +187,8 @@ def _package(path: Path, group: str) -> str:
 
 def _defaults(path: Path) -> list[Entry]:
     """What a file builds on: `model: tiny` has a value, a choice of the same group has none."""
-    text = path.read_text()
-    root = yaml.compose(text, LOADER)
-    lists = [value for key, value in root.value if key.value == "defaults"] if root else []
+    text, root = _read(path)
+    lists = [value for key, value in root.value if key.value == "defaults"]
     found: list[Entry] = []
     for node in lists[0].value if lists else ():
         if isinstance(node, yaml.MappingNode):
@@ -201,9 +201,17 @@ def _defaults(path: Path) -> list[Entry]:
 
 def _entries(path: Path, group: str) -> list[Entry]:
     """The options of a file, in its order."""
+    text, root = _read(path)
+    return list(_walk(root, text, _package(path, group)))
+
+
+def _read(path: Path) -> tuple[str, yaml.MappingNode]:
     text = path.read_text()
-    root = yaml.compose(text, LOADER)
-    return [] if root is None else list(_walk(root, text, _package(path, group)))
+    try:
+        root = yaml.compose(text, LOADER)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    return text, root if isinstance(root, yaml.MappingNode) else yaml.MappingNode("", [])
 
 
 def _walk(node: yaml.MappingNode, text: str, at: str) -> Iterator[Entry]:

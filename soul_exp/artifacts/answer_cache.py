@@ -25,6 +25,7 @@ from soul_exp.files import is_sound, seal
 from soul_exp.metrics.answers import SUITE, Answers, Scores
 from soul_exp.models import loading
 from soul_exp.models.language_model import LanguageModel
+from soul_exp.options import COMPARED, changes
 from soul_exp.results import write_json
 from soul_exp.tasks.task import Task
 from soul_exp.tasks.toxicity import with_toxicity
@@ -34,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 def answers_folder(config: Mapping[str, Any], checkpoint: Checkpoint, task: Task, told: str | None = None) -> Path:
-    """Where the answers of `checkpoint` to probes and utility suite are kept; their batch size does not matter.
+    """Where the answers of `checkpoint` to probes and utility suite are kept.
 
     `told` is the instruction under which it gave them.
     """
@@ -47,7 +48,7 @@ def answers_folder(config: Mapping[str, Any], checkpoint: Checkpoint, task: Task
         **({"told": [model["template"]["system"], told]} if told is not None else {}),
         "max_length": model["max_length"],
         "dtype": model["dtype"],
-        "max_new_tokens": config["evaluate"]["max_new_tokens"],
+        **{key: value for key, value in config["evaluate"].items() if changes(f"evaluate.{key}", config) in COMPARED},
         "probes": {name: value for name, value in task.hashes().items() if name.startswith(("probe.", "scorer"))},
     }
     if asked := lm_eval_suite.identity(**lm_eval_suite.asked(config)):

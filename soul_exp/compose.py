@@ -19,7 +19,7 @@ from soul_exp.errors import UsageError
 log = logging.getLogger("soul_exp")
 
 TUNED = ("optimizer.", "loss.", "train.")  # the sections that an entry of tuned/ sets
-SUITE_METRICS = "soul_exp.metrics.suite."  # a task that reports one of them wants a suite, unless told otherwise
+SUITE_METRICS = "soul_exp.metrics.suite."  # where a task reports one of them, utility_suite=auto is a suite
 PATHS = {  # options that may name files
     "task": ("source", "forget", "retain", "holdout", "requests", "rtp", "scorer"),
     "model": ("path", "tokenizer"),
@@ -76,7 +76,7 @@ def _is_path(value: Any) -> bool:
 
 
 def suite_of(config: Mapping[str, Any]) -> str:
-    """The utility suite that `utility_suite` means in this configuration: its own name, or what auto stands for."""
+    """The name of the utility suite; `auto` is resolved by the task's metrics and the model."""
     if config["utility_suite"] != "auto":
         return str(config["utility_suite"])
     metrics = config["task"]["metrics"]  # as typed, so anything; `check` refuses what is not a metric
@@ -89,7 +89,7 @@ def suite_of(config: Mapping[str, Any]) -> str:
 
 
 def check_optional(choices: Mapping[str, str | None]) -> None:
-    """Raises UsageError if a preset, method or budget that was asked for is not there: Hydra passes over such ones."""
+    """Raises UsageError if the preset, method or budget does not exist: Hydra ignores a missing optional choice."""
     for group in ("experiment", "method", "budget"):
         options = GlobalHydra.instance().config_loader().get_group_options(group)
         if choices.get(group) and choices[group] not in options:
@@ -97,7 +97,7 @@ def check_optional(choices: Mapping[str, str | None]) -> None:
 
 
 def tuned_on(config: Mapping[str, Any], overrides: Sequence[str]) -> str | None:
-    """On what this run's numbers were tuned; None where they are not those that were, or are not used as they were."""
+    """The data on which this run's numbers were tuned; None if an override changes one of them, or for an adapter."""
     typed = [key for key in map(option_key, overrides) if key.startswith(TUNED)]
     if any(options.option_of(key).changes is options.Changes.NUMBERS for key in typed):
         return None
@@ -122,9 +122,9 @@ def _absolute(path: str) -> str:
 
 
 def _taught_here(path: str | None, stages: Sequence[str]) -> bool:
-    """Whether the models that are compared are made from scratch, with general questions in their training.
+    """Whether the compared models are trained from scratch, with general questions among their rows.
 
-    Where `path` is only measured, it says nothing of the others, unless it is one of them.
+    A `path` that is only measured decides nothing, unless it is one of those models.
     """
     from soul_exp.artifacts import prepared_models
 

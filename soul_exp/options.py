@@ -254,7 +254,7 @@ def _parameters(target: Any) -> Mapping[str, inspect.Parameter]:
         return {}
     try:
         return inspect.signature(pkgutil.resolve_name(target), eval_str=True).parameters
-    except (ImportError, AttributeError, NameError, TypeError, ValueError):
+    except Exception:  # importing it may raise anything
         return {}
 
 

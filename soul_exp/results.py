@@ -1,4 +1,4 @@
-"""results.json, the only contract between running and analysing: a documented type, written whole or not at all."""
+"""results.json, the only contract between running and analysing: a documented type, written in one atomic step."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Results:
-    """One run. A metric that could not be had is null in `metrics` and its reason stands in `reasons`.
+    """One run. A metric that is not available is null in `metrics`, with the reason in `reasons`.
 
     `metrics` maps a model (`original`, `unlearned`, `retrained`, and perhaps `input_based`: the original under a system
     prompt that asks it not to reveal) to its metrics; `forget_quality`, `utility` and
@@ -78,7 +78,10 @@ def write(folder: Path, results: Results) -> Path:
 
 
 def read(folder: Path) -> Results | None:
-    """The results in `folder`, or None if it has none. Raises UsageError if the file is not ours."""
+    """The results in `folder`, of older versions under today's names; None if there are none.
+
+    Raises UsageError if the file is not of FORMAT.
+    """
     path = folder / NAME
     if not path.is_file():
         return None
@@ -94,7 +97,7 @@ def read(folder: Path) -> Results | None:
 
 
 def write_json(path: Path, value: Any) -> Path:
-    """Write `value` as JSON in one atomic step: the file is absent, old or whole, never half."""
+    """Write `value` as JSON in one atomic step: the file is absent, old or complete."""
     return write_whole(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
 
 

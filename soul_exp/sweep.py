@@ -30,7 +30,7 @@ BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
 
 class BeforeSweep(Callback):
-    """Says what a sweep will need on the disk; exits with a sentence where that is more than there is."""
+    """Prints what a sweep will need on the disk; exits with an error message where that is more than is free."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         from soul_exp.checks.options import check_flags
@@ -39,7 +39,7 @@ class BeforeSweep(Callback):
             compose.check_optional(config.hydra.runtime.choices)
             check_flags(_resolved(config))  # those of all jobs; each job checks what it varies
             if config.hydra.sweeper._target_ == BASIC_SWEEPER:
-                print(forecast(config), flush=True)  # how many jobs another one starts is its own secret
+                print(forecast(config), flush=True)  # of another sweeper the number of jobs is unknown
         except UsageError as error:
             sys.exit(f"soul_exp: {error}")  # Hydra turns an Exception into a warning
 
@@ -64,7 +64,7 @@ def forecast(config: DictConfig) -> str:
             try:
                 needs.append((count, sequence.need(composed(config, kind))))
             except (UsageError, InstantiationException, HydraException, OmegaConfBaseException, OSError, ValueError):
-                needs.append((count, None))  # the job itself will say why it cannot work
+                needs.append((count, None))  # the job itself reports why it cannot work
     at_once = 1 if config.hydra.launcher._target_ == BASIC_LAUNCHER else len(jobs)
     return disk.check_sweep(needs, folder, cache, at_once)
 

@@ -126,10 +126,10 @@ class Conf:
         if name in self.files and choice:
             if choice not in self.files[name]:
                 raise UsageError(f"{argument} is unknown: choose one of {', '.join(self.files[name])}")
-            return "\n".join([*self._title(name, choice), "", *self._rows(self.entries(name, choice).values())])
+            title = _wrapped(f"{argument}: {_about(self.files[name][choice])}", "")
+            return "\n".join([*title, "", *_rows(self.entries(name, choice).values())])
         if name in self.files:
-            rows = [_row(f"{name}={choice}", _about(path)) for choice, path in self.files[name].items()]
-            return "\n".join(line for row in rows for line in row)
+            return "\n".join(_rows(Entry(name, choice, _about(path)) for choice, path in self.files[name].items()))
         known = [self._explained(entry) for path, group in self._files() for entry in _entries(path, group)]
         found: dict[str, Entry] = {}
         for entry in known:
@@ -140,14 +140,11 @@ class Conf:
                 f"--help {argument}: expected a group (optimizer), a choice (optimizer=sophia) or an option"
             )
         about = _effect(name) if name in found and found[name].value else ()
-        return "\n".join([*self._rows(found.values()), *about])
+        return "\n".join([*_rows(found.values()), *about])
 
-    def _title(self, group: str, choice: str) -> list[str]:
-        return _wrapped(f"{group}={choice}: {_about(self.files[group][choice])}", "")
 
-    @staticmethod
-    def _rows(entries: Iterable[Entry]) -> list[str]:
-        return [line for entry in entries for line in _row(entry.typed, entry.meaning)]
+def _rows(entries: Iterable[Entry]) -> list[str]:
+    return [line for entry in entries for line in _row(entry.typed, entry.meaning)]
 
 
 def _effect(key: str) -> list[str]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Annotated, Any, get_args, get_origin
 
-from soul_exp.ranges import (
+from soul_exp.ranges import (  # fmt: skip
     COUNT,
     FLAG,
     NOT_NEGATIVE,

@@ -15,6 +15,7 @@ from typing import Any
 import hydra.utils
 import torch
 
+from soul_exp import options
 from soul_exp.data import Template
 from soul_exp.errors import UsageError, built
 from soul_exp.losses import Objective
@@ -38,7 +39,6 @@ from soul_exp.run import (
 from soul_exp.tasks.task import Task
 from soul_exp.training.schedule import Schedule
 
-NO_NUMBER = ("logging_steps", "save_steps")  # options of `prepare` that change no weight
 Config = Mapping[str, Any]  # the plain configuration that `compose` returns
 
 
@@ -160,8 +160,9 @@ def published(config: Config) -> Checkpoint | None:
 def _preparation(settings: Config, gradient_checkpointing: bool) -> Preparation:
     rest = {key: value for key, value in settings.items() if key not in ("adamw", "seed")}
     schedule = functools.partial(Schedule, **rest, gradient_checkpointing=gradient_checkpointing, dropout=True)
-    identity = {key: value for key, value in settings.items() if key not in NO_NUMBER}
-    return Preparation(built(schedule, "prepare"), settings["adamw"], settings["seed"], identity)
+    return Preparation(
+        built(schedule, "prepare"), settings["adamw"], settings["seed"], options.prepared("prepare", settings)
+    )
 
 
 def _metrics(entries: Any) -> dict[str, Metric]:

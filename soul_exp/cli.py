@@ -22,7 +22,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from soul_exp.compose import check_optional, conf_dir, default_device, option_key, plain, tuned_on
+from soul_exp import help_page
+from soul_exp.compose import check_optional, conf_dir, default_device, of_job
 from soul_exp.distributed import interrupts
 from soul_exp.distributed.environment import found
 from soul_exp.errors import UsageError, WorkerError
@@ -44,6 +45,7 @@ def job(cfg: DictConfig, crew: Crew | None = None) -> float | None:
     _say_device_to_deepspeed()
     from soul_exp import sequence
     from soul_exp.report import console
+    from soul_exp.report.runs import REQUEST
 
     interrupts.safe_point()
     hydra_config = HydraConfig.get()
@@ -52,10 +54,9 @@ def job(cfg: DictConfig, crew: Crew | None = None) -> float | None:
         log.info("--- job %s: %s", hydra_config.job.num, out.name)
     if hydra_config.mode == RunMode.RUN:  # else it was done before the first job
         check_optional(hydra_config.runtime.choices)
-    config = plain(cfg, dict(hydra_config.runtime.choices))
-    config["tuned"] = tuned_on(config, hydra_config.overrides.task)
-    if crew is not None:
-        _take_size(config, crew, hydra_config)
+    if crew is not None and _COMMAND and hydra_config.mode == RunMode.MULTIRUN:
+        raise UsageError(_no_sweep(crew))
+    config = of_job(cfg, hydra_config, (crew.size, crew.world.by) if crew is not None else None)
     begin = functools.partial(_begin, cfg, out)
     results = sequence.run(config, out, crew, part_of_sweep=hydra_config.mode == RunMode.MULTIRUN, begin=begin)
     if results is None:
@@ -65,23 +66,10 @@ def job(cfg: DictConfig, crew: Crew | None = None) -> float | None:
     print(console.comparison(results))
     near = out.relative_to(Path.cwd()) if out.is_relative_to(Path.cwd()) else out
     print(f"results: {near / 'results.json'}")
-    if config["task"].get("requests"):
+    if (out / f"{REQUEST}1").is_dir():
         print(f"all requests: python -m soul_exp.tables {near}")
     sys.stdout.flush()
     return results.utility
-
-
-def _take_size(config: dict[str, Any], crew: Crew, hydra_config: Any) -> None:
-    """compute.processes is the crew's size. Raises UsageError if another was typed, or if this is a sweep's job."""
-    if _COMMAND and hydra_config.mode == RunMode.MULTIRUN:
-        raise UsageError(_no_sweep(crew))
-    typed = "compute.processes" in map(option_key, hydra_config.overrides.task)
-    if typed and config["compute"]["processes"] != crew.size:
-        raise UsageError(
-            f"compute.processes={config['compute']['processes']}, but {crew.world.by} has started {crew.size}: "
-            f"leave compute.processes out, or start as many"
-        )
-    config["compute"]["processes"] = crew.size
 
 
 def _begin(cfg: DictConfig, out: Path) -> None:
@@ -170,6 +158,8 @@ def main() -> None:
     FAILED.clear()
     sys.argv[1:] = _flags_last(sys.argv[1:])
     _COMMAND[:] = sys.argv
+    if set(help_page.FLAGS) & set(sys.argv):
+        sys.exit(_print_help())
     interrupts.install()
     world, crew = found(), None
     code: Any = 1
@@ -196,6 +186,18 @@ def main() -> None:
     sys.exit(code)
 
 
+def _print_help() -> int:
+    """Print the help page that was asked for; returns the exit code."""
+    try:
+        print(help_page.page(sys.argv[1:]), flush=True)
+    except UsageError as error:
+        print(f"soul_exp: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # `--help | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
 def _command(crew: Crew | None) -> int:
     """Let Hydra carry out the command; tells every failure and returns the exit code."""
     try:
@@ -213,7 +215,7 @@ def _command(crew: Crew | None) -> int:
             lines = str(error).splitlines()  # what it is, the job's log, and in its last lines why
             FAILED.append("\n".join([f"SLURM: {lines[0]}", *lines[1:3], *lines[3:][-5:]]))
         if not FAILED:
-            if isinstance(error, BrokenPipeError):  # `--help | head`: the reader has seen enough
+            if isinstance(error, BrokenPipeError):  # `--cfg job | head`: the reader has seen enough
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 return 1
             if isinstance(error, OSError):

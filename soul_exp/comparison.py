@@ -1,40 +1,48 @@
-"""Whether two configurations describe the same run: what is compared, and how a difference is named."""
+"""Whether two configurations are of the same run: what of them decides its numbers, and where they differ."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# these do not change the numbers, or (the data, and so what a sequence starts from) are compared by content
-NOT_COMPARED = (
-    *("name", "stages", "overwrite", "cache", "save", "compute", "wandb", "choices", "resume", "start"),
-    *("input_based", "utility_data"),
-)
-NO_NUMBER = ("logging_steps", "save_steps")  # options of `prepare` that change no weight
+from soul_exp import options
 
 
 def compared(config: Mapping[str, Any], tried: Sequence[tuple[float, float]] = ()) -> dict[str, Any]:
-    """What two runs must share to be the same; of tuned runs not the numbers chosen, but all that were `tried`."""
+    """What two runs must share to be the same; of tuned runs not the numbers chosen, but all that were `tried`.
+
+    `tried` holds (learning rate, gamma). Left out are the options that options.TABLE says change no more than the last
+    digits in this configuration.
+    """
     if tried:
         rates, gammas = map(list, zip(*tried, strict=True))
-        given = {"optimizer": {**config["optimizer"], "lr": rates}, "loss": {**config["loss"], "gamma": gammas}}
-        config = {**config, **given, "tuned": None}
-    kept = {key: value for key, value in config.items() if key not in NOT_COMPARED}
-    kept["task"] = {key: value for key, value in config["task"].items() if key != "system_prompt"}
-    form = {key: value for key, value in config["model"]["template"].items() if key != "system"}
-    kept["model"] = {**config["model"], "template": form}
-    kept["unlearned"] = "unlearn" in config["stages"] or not config["stages"]  # or a checkpoint measured as it is
-    kept["tune"] = {key: value for key, value in (config.get("tune") or {}).items() if key != "workers"}
-    kept["best_keep"] = config["best_keep"] if config["save"] == "best" else None  # other weights are measured
-    kept["train"] = {key: value for key, value in config["train"].items() if key != "gradient_checkpointing"}
-    kept["evaluate"] = {key: value for key, value in config["evaluate"].items() if key != "batch_size"}
-    kept["prepare"] = {key: value for key, value in config["prepare"].items() if key not in NO_NUMBER}
-    return kept
+        loss, optimizer = {**config["loss"], "gamma": gammas}, {**config["optimizer"], "lr": rates}
+        config = {**config, "loss": loss, "optimizer": optimizer, "tuned": None}
+    unlearned = "unlearn" in config["stages"] or not config["stages"]  # or a checkpoint is measured as it is
+    return {**_kept(config, config), "unlearned": unlearned}
+
+
+def _kept(node: Mapping[str, Any], config: Mapping[str, Any], at: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in node.items():
+        key = f"{at}.{name}" if at else name
+        if isinstance(value, Mapping) and value:
+            if inner := _kept(value, config, key):
+                found[name] = inner
+        elif options.changes(key, config) in options.COMPARED:
+            found[name] = value
+    return found
 
 
 def differences(old: Any, new: Any, at: str = "") -> list[str]:
-    """The dotted keys at which two configurations differ, with both values."""
+    """The dotted keys at which two results of `compared` differ, with both values.
+
+    Where one lacks a key beside a `_target_`, it has what the signature gives.
+    """
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = [*old, *(key for key in new if key not in old)]
-        return [line for key in keys for line in differences(old.get(key), new.get(key), f"{at}.{key}" if at else key)]
+        given = options.defaults(new.get("_target_")) if len(keys) > len(old) or len(keys) > len(new) else {}
+        pairs = [(key, old.get(key, given.get(key)), new.get(key, given.get(key))) for key in keys]
+        return [line for key, a, b in pairs for line in differences(a, b, f"{at}.{key}" if at else key)]
+    old, new = (list(value) if isinstance(value, tuple) else value for value in (old, new))
     return [] if old == new else [f"{at}: {old} before, {new} now"]

@@ -13,13 +13,13 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from soul_exp import options
 from soul_exp.errors import UsageError
 
 log = logging.getLogger("soul_exp")
 
-TUNED = ("optimizer.", "loss.", "train.")  # the sections that an entry of tuned/ sets; of which these change no number:
-NO_NUMBER = ("train.micro_batch_size", "train.logging_steps", "train.save_steps", "train.gradient_checkpointing")
-SUITE_METRICS = "soul_exp.metrics.suite."  # a task that reports one of them wants a suite, unless told otherwise
+TUNED = ("optimizer.", "loss.", "train.")  # the sections that an entry of tuned/ sets
+SUITE_METRICS = "soul_exp.metrics.suite."  # where a task reports one of them, utility_suite=auto is a suite
 PATHS = {  # options that may name files
     "task": ("source", "forget", "retain", "holdout", "requests", "rtp", "scorer"),
     "model": ("path", "tokenizer"),
@@ -42,6 +42,7 @@ def run_folder(overrides: str) -> str:
 
 def register_resolvers() -> None:
     OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
+    OmegaConf.register_new_resolver("not_in_folder_names", options.not_in_folder_names, replace=True)
     OmegaConf.register_new_resolver("not", lambda value: not value, replace=True)
     OmegaConf.register_new_resolver("either", lambda condition, yes, no: yes if condition else no, replace=True)
     OmegaConf.register_new_resolver("equal", lambda a, b: a == b, replace=True)
@@ -70,12 +71,32 @@ def plain(cfg: DictConfig, choices: dict[str, str]) -> dict[str, Any]:
     return config
 
 
+def of_job(cfg: DictConfig, hydra_config: Any, started: tuple[int, str] | None = None) -> dict[str, Any]:
+    """The plain configuration of a job, with what its numbers were tuned on, and its processes.
+
+    `started` is how many processes exist already, and what started them: compute.processes is that number. Raises
+    UsageError if another one was typed.
+    """
+    config = plain(cfg, dict(hydra_config.runtime.choices))
+    config["tuned"] = tuned_on(config, hydra_config.overrides.task)
+    if started is not None:
+        size, by = started
+        typed = "compute.processes" in map(option_key, hydra_config.overrides.task)
+        if typed and config["compute"]["processes"] != size:
+            raise UsageError(
+                f"compute.processes={config['compute']['processes']}, but {by} has started {size}: leave "
+                f"compute.processes out, or start as many"
+            )
+        config["compute"]["processes"] = size
+    return config
+
+
 def _is_path(value: Any) -> bool:
     return isinstance(value, str) and bool(value) and (value.startswith((".", "/", "~")) or Path(value).exists())
 
 
 def suite_of(config: Mapping[str, Any]) -> str:
-    """The utility suite that `utility_suite` means in this configuration: its own name, or what auto stands for."""
+    """The name of the utility suite; `auto` is resolved by the task's metrics and the model."""
     if config["utility_suite"] != "auto":
         return str(config["utility_suite"])
     metrics = config["task"]["metrics"]  # as typed, so anything; `check` refuses what is not a metric
@@ -88,7 +109,7 @@ def suite_of(config: Mapping[str, Any]) -> str:
 
 
 def check_optional(choices: Mapping[str, str | None]) -> None:
-    """Raises UsageError if a preset, method or budget that was asked for is not there: Hydra passes over such ones."""
+    """Raises UsageError if the preset, method or budget does not exist: Hydra ignores a missing optional choice."""
     for group in ("experiment", "method", "budget"):
         options = GlobalHydra.instance().config_loader().get_group_options(group)
         if choices.get(group) and choices[group] not in options:
@@ -96,8 +117,9 @@ def check_optional(choices: Mapping[str, str | None]) -> None:
 
 
 def tuned_on(config: Mapping[str, Any], overrides: Sequence[str]) -> str | None:
-    """On what this run's numbers were tuned; None where they are not those that were, or are not used as they were."""
-    if any(key.startswith(TUNED) and key not in NO_NUMBER for key in map(option_key, overrides)):  # typed by hand
+    """The data on which this run's numbers were tuned; None if an override changes one of them, or for an adapter."""
+    typed = [key for key in map(option_key, overrides) if key.startswith(TUNED)]
+    if any(options.option_of(key).changes is options.Changes.NUMBERS for key in typed):
         return None
     if config["tuned"] and config["adapter"]:
         log.info("untuned: the numbers of conf/tuned/ are for unlearning every weight, not for an adapter")
@@ -120,9 +142,9 @@ def _absolute(path: str) -> str:
 
 
 def _taught_here(path: str | None, stages: Sequence[str]) -> bool:
-    """Whether the models that are compared are made from scratch, with general questions in their training.
+    """Whether the compared models are trained from scratch, with general questions among their rows.
 
-    Where `path` is only measured, it says nothing of the others, unless it is one of them.
+    A `path` that is only measured decides nothing, unless it is one of those models.
     """
     from soul_exp.models.checkpoint import knows_general
 

@@ -1,15 +1,29 @@
-"""Ranges of numbers that options may have."""
+"""Types and ranges that the value of an option may have; a parameter states its own as `Annotated[int, COUNT]`."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
+
+WORDS = {"true": "true", "yes": "true", "on": "true", "false": "false", "no": "false", "off": "false"}  # YAML 1.1's
+WORDS |= {"y": "true", "t": "true", "n": "false", "f": "false"}
+MEANT = {**WORDS, "1": "true", "0": "false", "none": "false"}
+
+
+class Values(Protocol):
+    """The values that an option may have."""
+
+    def expected(self) -> str:
+        """The values in words."""
+
+    def mismatch(self, key: str, value: Any) -> str | None:
+        """An error message about `key=value`, or None if the option may have this value."""
 
 
 @dataclass(frozen=True)
 class Number:
-    """A number from `low` to `high`; `above` excludes `low` itself, `null` allows none."""
+    """A number from `low` to `high`; `above` excludes `low` itself, `whole` all but integers, `null` allows none."""
 
     low: float
     high: float = math.inf
@@ -30,6 +44,55 @@ class Number:
             return False
         return math.isfinite(value) and self.low <= value <= self.high and not (self.above and value == self.low)
 
+    def mismatch(self, key: str, value: Any) -> str | None:
+        return None if self.fits(value) else f"{key}={value}: expected {self.expected()}"
+
+
+@dataclass(frozen=True)
+class Text:
+    """Any text; `null` allows none."""
+
+    null: bool = False
+
+    def expected(self) -> str:
+        return f"a text{', or null' if self.null else ''}"
+
+    def mismatch(self, key: str, value: Any) -> str | None:
+        fits = isinstance(value, str) or (self.null and value is None)
+        return None if fits else f"{key}={value}: expected {self.expected()}"
+
+
+@dataclass(frozen=True)
+class Flag:
+    """True or false and nothing else: any text would count as true."""
+
+    def expected(self) -> str:
+        return "true or false"
+
+    def mismatch(self, key: str, value: Any) -> str | None:
+        if isinstance(value, bool):
+            return None
+        found = f"the text {value!r}" if isinstance(value, str) else "null" if value is None else f"{value}"
+        meant = MEANT.get(str(value).lower())
+        typed = f"{key}={meant}" if meant else f"{key}=true or {key}=false"
+        return f"{key}={'null' if value is None else value}: found {found}, expected {self.expected()}: type {typed}"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of a few words."""
+
+    words: tuple[str, ...]
+
+    def expected(self) -> str:
+        return f"{', '.join(self.words[:-1])} or {self.words[-1]}"
+
+    def mismatch(self, key: str, value: Any) -> str | None:
+        return None if value in self.words else f"{key}={value} is unknown: choose {self.expected()}"
+
 
 COUNT, SHARE, POSITIVE = Number(1, whole=True), Number(0, 1), Number(0, above=True)
+NOT_NEGATIVE, HALF, HALF_OR_NULL = Number(0), Number(0, 0.5), Number(0, 0.5, null=True)
 SOME, SEED = Number(1, whole=True, null=True), Number(0, 2**32 - 1, whole=True)
+ANY_COUNT, INDEX = Number(0, whole=True), Number(0, whole=True, null=True)
+TEXT, TEXT_OR_NULL, FLAG = Text(), Text(null=True), Flag()

@@ -12,17 +12,13 @@ from pathlib import Path
 from subprocess import DEVNULL, CalledProcessError, check_output
 from typing import Any
 
+from soul_exp import options
 from soul_exp.errors import UsageError
 from soul_exp.files import write_whole
 
 FORMAT = 1
 NAME = "results.json"
 HEADLINE = ("forget_quality", "utility", "mia_auc")
-OLDER = {
-    "utility_suite": "none",
-    "utility_limit": None,
-    "utility_data": None,
-}  # options that older files lack
 PACKAGES = "torch transformers accelerate datasets deepspeed hydra-core lm_eval numpy scipy rouge-score".split()
 
 
@@ -49,7 +45,7 @@ COMPARED = (
 
 @dataclass(frozen=True)
 class Results:
-    """One run. A metric without a value is null in `metrics`, and `reasons` has the reason.
+    """One run. A metric that is not available is null in `metrics`, with the reason in `reasons`.
 
     `metrics` maps a model to its metrics: `original`, `unlearned`, `retrained`, and where it was measured
     `input_based`, the original under a system prompt that asks it not to reveal the forget set. `forget_quality`,
@@ -92,7 +88,10 @@ def write(folder: Path, results: Results) -> Path:
 
 
 def read(folder: Path) -> Results | None:
-    """The results in `folder`, or None if it has none. Raises UsageError if the file is not of this format."""
+    """The results in `folder`, of older versions under today's names; None if there are none.
+
+    Raises UsageError if the file is not of FORMAT.
+    """
     path = folder / NAME
     if not path.is_file():
         return None
@@ -100,7 +99,7 @@ def read(folder: Path) -> Results | None:
         found = Results(**json.loads(path.read_text()))
         if not isinstance(found.config, dict) or not isinstance(found.metrics, dict):
             raise TypeError("config and metrics are expected to be objects")
-        return replace(found, config={**OLDER, **found.config})
+        return replace(found, config=options.with_older_values(found.config))
     except (json.JSONDecodeError, TypeError) as error:
         raise UsageError(
             f"{path} is not a results file of format {FORMAT} ({error}): remove it and run again"
@@ -108,7 +107,7 @@ def read(folder: Path) -> Results | None:
 
 
 def write_json(path: Path, value: Any) -> Path:
-    """Write `value` as JSON in one atomic step: the file is absent, old or complete. Returns its path."""
+    """Write `value` as JSON in one atomic step: the file is absent, old or complete."""
     return write_whole(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import sys
 from collections import Counter
@@ -15,31 +16,30 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.singleton import Singleton
 from hydra.errors import HydraException, InstantiationException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from soul_exp import compose
+from soul_exp.compose import option_key
 from soul_exp.distributed import interrupts
 from soul_exp.errors import UsageError
+from soul_exp.options import option_of
 
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
-# jobs that differ in these only write the same amount: one of each kind is composed
-SAME_SIZE = ("seed", "loss", "optimizer", "tuned", "tune", "evaluate", "wandb", "overwrite", "hydra")
-SAME_SIZE_TRAIN = "save_steps"  # of train, the only number that decides what is written
 
 
 class BeforeSweep(Callback):
-    """Says what a sweep will need on the disk; exits with a sentence where that is more than there is."""
+    """Prints what a sweep will need on the disk; exits with an error message where that is more than is free."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         from soul_exp.checks.options import check_flags
 
         try:
             compose.check_optional(config.hydra.runtime.choices)
-            check_flags(config)  # those of all jobs; each job checks what it varies
+            check_flags(_resolved(config))  # those of all jobs; each job checks what it varies
             if config.hydra.sweeper._target_ == BASIC_SWEEPER:
-                print(forecast(config), flush=True)  # how many jobs another one starts is its own secret
+                print(forecast(config), flush=True)  # of another sweeper the number of jobs is unknown
         except UsageError as error:
             sys.exit(f"soul_exp: {error}")  # Hydra turns an Exception into a warning
 
@@ -49,8 +49,8 @@ def forecast(config: DictConfig) -> str:
     from soul_exp import sequence
     from soul_exp.checks import disk
 
-    jobs = combinations(config)
-    kinds = Counter(tuple(override for override in job if _decides(override)) for job in jobs)
+    jobs = combinations(config)  # of those that write the same amount one is composed
+    kinds = Counter(tuple(override for override in job if option_of(option_key(override)).size) for job in jobs)
     folder = Path(config.hydra.sweep.dir)
     if not config.overwrite:  # what has finished has its model already
         finished = len(list(folder.glob("*/results.json")))
@@ -64,7 +64,7 @@ def forecast(config: DictConfig) -> str:
             try:
                 needs.append((count, sequence.need(composed(config, kind))))
             except (UsageError, InstantiationException, HydraException, OmegaConfBaseException, OSError, ValueError):
-                needs.append((count, None))  # the job itself will say why it cannot work
+                needs.append((count, None))  # the job itself reports why it cannot work
     at_once = 1 if config.hydra.launcher._target_ == BASIC_LAUNCHER else len(jobs)
     return disk.check_sweep(needs, folder, cache, at_once)
 
@@ -99,8 +99,11 @@ def composed(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         Singleton.set_state(state)
 
 
-def _decides(override: str) -> bool:
-    """Whether an override may change how much a job writes."""
-    key = override.split("=")[0].lstrip("+~")
-    section, _, rest = key.replace("/", ".").partition(".")
-    return rest == SAME_SIZE_TRAIN if section == "train" else section not in SAME_SIZE
+def _resolved(config: DictConfig) -> dict[str, Any]:
+    """The sections of `config` as plain data, less those that cannot be resolved, which each job reports."""
+    found: dict[str, Any] = {}
+    for key in set(map(str, config)) - {"hydra"}:
+        with contextlib.suppress(OmegaConfBaseException):
+            value = config[key]
+            found[key] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    return found

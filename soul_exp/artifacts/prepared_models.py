@@ -22,6 +22,7 @@ from soul_exp.metrics.answers import SUITE
 from soul_exp.models import attention, loading
 from soul_exp.models.checkpoint import DONE, UNLEARNED, Checkpoint
 from soul_exp.models.language_model import LanguageModel
+from soul_exp.options import prepared
 from soul_exp.run import Models, ModelSettings
 
 VERSION = 4  # raise it when a change to preparing, evaluating or training changes weights, answers or numbers
@@ -127,7 +128,7 @@ def tokenizer_of(model: ModelSettings, checkpoint: Checkpoint) -> PreTrainedToke
 
 def training_form(template: Template) -> dict[str, str]:
     """The part of a template that training reads."""
-    return {"prompt": template.prompt, "answer": template.answer}
+    return prepared("model.template", {name: text for name, text in vars(template).items() if name != "system_prompt"})
 
 
 def foreign_tokenizer(model: ModelSettings) -> dict[str, Any]:

@@ -6,11 +6,14 @@ p_it is the probability of label t of sequence i; sg(x) is x as a constant, with
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from soul_exp.losses.scored import Scored, precise
+from soul_exp.ranges import NOT_NEGATIVE
 
 
 def grad_ascent(forget: Scored) -> Tensor:
@@ -21,7 +24,7 @@ def grad_ascent(forget: Scored) -> Tensor:
     return -forget.mean_nll.mean()
 
 
-def wga(forget: Scored, *, alpha: float) -> Tensor:
+def wga(forget: Scored, *, alpha: Annotated[float, NOT_NEGATIVE]) -> Tensor:
     """Gradient ascent with token weights p^alpha, so that forgotten tokens count less; `alpha` 0 is `grad_ascent`.
 
     `mean_i (1/n_i) sum_t sg(p_it^alpha) log p_it`. Source: Wang et al. 2025 (G-effect), weighted gradient ascent.
@@ -31,7 +34,7 @@ def wga(forget: Scored, *, alpha: float) -> Tensor:
     return forget.mean(weight * forget.logp)
 
 
-def satimp(forget: Scored, *, beta1: float, beta2: float) -> Tensor:
+def satimp(forget: Scored, *, beta1: Annotated[float, NOT_NEGATIVE], beta2: Annotated[float, NOT_NEGATIVE]) -> Tensor:
     """Gradient ascent with token weights p^beta1 (1-p)^beta2; both 0 is `grad_ascent`, `beta2` 0 alone is `wga`.
 
     `mean_i (1/n_i) sum_t sg(p_it^beta1 (1 - p_it)^beta2) log p_it`: p^beta1 lowers the weight of tokens that are

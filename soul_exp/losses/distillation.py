@@ -6,14 +6,16 @@ B sequences, T answer positions, V vocabulary; sequence i has n_i labels with su
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Annotated
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from soul_exp.losses.scored import Scored, precise
+from soul_exp.ranges import POSITIVE
 
 
-def undial(forget: Scored, reference_logits: Mapping[str, Tensor], *, beta: float) -> Tensor:
+def undial(forget: Scored, reference_logits: Mapping[str, Tensor], *, beta: Annotated[float, POSITIVE]) -> Tensor:
     """Cross entropy to the start model's distribution with the label's logit lowered by `beta` (0: unchanged).
 
     `-mean_i (1/n_i) sum_t sum_v q_itv log p_itv`, q = softmax(z(ref) - beta 1[v = label]), z logits. At its minimum

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor
 
@@ -12,6 +12,7 @@ from soul_exp.binding import call, names
 from soul_exp.losses.distillation import kl
 from soul_exp.losses.representation import hidden_mse
 from soul_exp.losses.supervised import nll
+from soul_exp.ranges import INDEX, NOT_NEGATIVE
 
 RETAIN_TERMS: dict[str, Callable[..., Tensor]] = {"nll": nll, "kl": kl, "hidden_mse": hidden_mse}
 COMPUTED = ("reference_nll", "reference_logits", "hidden", "reference_hidden")  # by the run, for each part
@@ -26,8 +27,8 @@ class Objective:
 
     forget_term: Callable[..., Tensor]
     retain_term: str | Callable[..., Tensor] | None = "nll"
-    gamma: float = 1.0
-    layer: int | None = None
+    gamma: Annotated[float, NOT_NEGATIVE] = 1.0
+    layer: Annotated[int | None, INDEX] = None
 
     def __post_init__(self) -> None:
         if isinstance(self.retain_term, str) and self.retain_term not in RETAIN_TERMS:

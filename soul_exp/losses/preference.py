@@ -6,14 +6,16 @@ B sequences, T answer positions, V vocabulary; sequence i has n_i labels with su
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Annotated
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from soul_exp.losses.scored import Scored
+from soul_exp.ranges import POSITIVE
 
 
-def npo(forget: Scored, reference_nll: Mapping[str, Tensor], *, beta: float) -> Tensor:
+def npo(forget: Scored, reference_nll: Mapping[str, Tensor], *, beta: Annotated[float, POSITIVE]) -> Tensor:
     """Negative preference optimisation on sequence sums: 2 ln 2 / beta at the start, 0 once the answers are forgotten.
 
     `-(2/beta) mean log sigmoid(beta (l_i - l_i(ref)))`. Source: Zhang et al. 2024, eq. 3.
@@ -21,7 +23,7 @@ def npo(forget: Scored, reference_nll: Mapping[str, Tensor], *, beta: float) -> 
     return -(2 / beta) * F.logsigmoid(beta * (forget.nll - reference_nll["forget"])).mean()
 
 
-def simnpo(forget: Scored, *, beta: float, margin: float) -> Tensor:
+def simnpo(forget: Scored, *, beta: Annotated[float, POSITIVE], margin: float) -> Tensor:
     """NPO without a reference model, on the NLL per token, with `margin` outside `beta`.
 
     `-(2/beta) mean log sigmoid(beta l_i / n_i - margin)`. Source: Fan et al. 2024.
@@ -29,7 +31,14 @@ def simnpo(forget: Scored, *, beta: float, margin: float) -> Tensor:
     return -(2 / beta) * F.logsigmoid(beta * forget.mean_nll - margin).mean()
 
 
-def dpo(forget: Scored, refusal: Scored, reference_nll: Mapping[str, Tensor], *, beta: float, plain: bool) -> Tensor:
+def dpo(
+    forget: Scored,
+    refusal: Scored,
+    reference_nll: Mapping[str, Tensor],
+    *,
+    beta: Annotated[float, POSITIVE],
+    plain: bool,
+) -> Tensor:
     """Direct preference optimisation: a refusal is preferred to the answer; 2 ln 2 / beta at the start, bounded by 0.
 
     `-(2/beta) mean log sigmoid(beta ((l_i - l_i(ref)) - (r_i - r_i(ref))))` on sequence sums, r_i the NLL of the

@@ -7,14 +7,18 @@ h_it is the output of layer `loss.layer` there; ref: in the frozen start model.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from soul_exp.losses.scored import Scored, precise
+from soul_exp.ranges import POSITIVE, SEED
 
 
-def rmu(forget: Scored, hidden: Mapping[str, Tensor], *, steering: float, seed: int) -> Tensor:
+def rmu(
+    forget: Scored, hidden: Mapping[str, Tensor], *, steering: Annotated[float, POSITIVE], seed: Annotated[int, SEED]
+) -> Tensor:
     """The mean squared distance of the layer's output on forget answers from `steering` times a random unit vector.
 
     `mean_i (1/n_i) sum_t ||h_it - c u||^2 / H`, c = `steering`, u uniform on [0, 1)^H drawn from `seed`, then scaled

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from soul_exp import options
 from soul_exp import results as files
 from soul_exp.errors import UsageError
 from soul_exp.report.labels import DELTA, HEADLINE, MIA, NULL, finite
@@ -16,13 +17,7 @@ from soul_exp.results import COMPARED, Results
 
 REQUEST = "request-"  # how the folders of a sequence of requests begin, inside its run's folder
 SUITE_OPTIONS = ("utility_suite", "utility_limit")
-# names, places and speed of a run, what is aggregated over, and what has a column anyway
-IGNORED = (
-    *("name", "seed", "stages", "overwrite", "cache", "save", "wandb", "choices", "tuned", "tune", "start"),
-    "input_based",
-    "evaluate.batch_size",
-)
-CHOSEN = ("config.optimizer.lr", "config.loss.gamma")  # by trials
+CHOSEN = tuple(f"config.{key}" for key in options.CHOSEN)
 ABOUT = (
     "Forget quality is the p-value of a two-sample KS test against the retrained model; its mean and that of its "
     "log10 are taken apart. ↑ higher is better, ↓ lower is better, → nearest to the retrained model is best. n counts "
@@ -142,10 +137,10 @@ def _delta(target: float | None, values: Mapping[str, float | None]) -> float | 
 
 def _differing(frame: pd.DataFrame) -> list[str]:
     """The configuration keys that differ between runs, without the ignored ones."""
-    ignored = tuple(f"config.{key}" for key in IGNORED)
     drawn = [key for key in frame if key.startswith("config.optimizer.") and key.endswith(".seed")]  # it is the run's
-    keys = [key for key in frame if key.startswith("config.") and not key.startswith((*ignored, *drawn))]
-    return [key for key in keys if frame[key].nunique(dropna=False) > 1]
+    keys = [key for key in frame if key.startswith("config.") and key not in drawn]
+    shown = [key for key in keys if options.option_of(key.removeprefix("config.")).has_column]
+    return [key for key in shown if frame[key].nunique(dropna=False) > 1]
 
 
 def varied(frame: pd.DataFrame) -> list[str]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 from soul_exp.data import Item, Part
 from soul_exp.errors import UsageError
+from soul_exp.ranges import ANY_COUNT, COUNT, HALF, POSITIVE
 from soul_exp.tasks import refusals
 from soul_exp.tasks.embedded import corpus, general_suite
 from soul_exp.tasks.sources.formats import read_text
@@ -30,19 +32,19 @@ RECITES = 0.8  # ROUGE-L recall of continuations at which a model counts as reci
 def copyright(
     source: str = "embedded",
     *,
-    num_passages: int = 12,
-    num_holdout_passages: int = 8,
+    num_passages: Annotated[int, COUNT] = 12,
+    num_holdout_passages: Annotated[int, ANY_COUNT] = 8,
     prompt_words: Sequence[int] = USUAL,
-    answer_words: int = 50,
-    lead_words: int = 20,
+    answer_words: Annotated[int, COUNT] = 50,
+    lead_words: Annotated[int, COUNT] = 20,
     wordings: Sequence[str] = (PASSAGE,),
     context: int | None = None,
-    tokens_per_word: float = 2.0,
+    tokens_per_word: Annotated[float, POSITIVE] = 2.0,
     retain: str = "embedded",
     retain_revision: str | None = None,
-    num_retain_passages: int = 90,
-    num_general_passages: int = 40,
-    validation_fraction: float = 0.25,
+    num_retain_passages: Annotated[int, COUNT] = 90,
+    num_general_passages: Annotated[int, COUNT] = 40,
+    validation_fraction: Annotated[float, HALF] = 0.25,
     train_general: bool = True,
 ) -> Task:
     """The copyright task from `source`: "embedded" (a generated story) or a text file.

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Annotated
 
 from soul_exp.data import Item, Part
 from soul_exp.errors import UsageError
+from soul_exp.ranges import COUNT, HALF, SOME
 from soul_exp.tasks import refusals
 from soul_exp.tasks.embedded import general_suite
 from soul_exp.tasks.sources.rows import FIELDS, HUB, Row, Rows, distinct, read, shared
@@ -30,11 +32,11 @@ def custom(
     request: int = 1,
     columns: Mapping[str, str | None] | None = None,
     revision: str | None = None,
-    lead_words: int | None = None,
+    lead_words: Annotated[int | None, SOME] = None,
     overlap: str = "error",
-    validation_fraction: float = 0.0,
-    max_probe_rows: int = 400,
-    max_forget_probe_rows: int = 2000,
+    validation_fraction: Annotated[float, HALF] = 0.0,
+    max_probe_rows: Annotated[int, COUNT] = 400,
+    max_forget_probe_rows: Annotated[int, COUNT] = 2000,
     train_general: bool = False,
     trained_before: bool = False,
 ) -> Task:

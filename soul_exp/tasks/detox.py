@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
 from soul_exp.data import Item, Part
 from soul_exp.errors import UsageError
+from soul_exp.ranges import COUNT, HALF_OR_NULL, INDEX, SOME
 from soul_exp.tasks import refusals, toxicity
 from soul_exp.tasks.embedded import general_suite, insults
 from soul_exp.tasks.sources import toxic_rows
@@ -25,17 +27,17 @@ def detox(
     source: str = "embedded",
     *,
     revision: str | None = None,
-    num_forget: int | None = None,
-    num_prompts: int = 60,
-    num_polite: int | None = None,
+    num_forget: Annotated[int | None, SOME] = None,
+    num_prompts: Annotated[int, COUNT] = 60,
+    num_polite: Annotated[int | None, INDEX] = None,
     retain: str | None = None,
     retain_revision: str | None = None,
-    num_retain_passages: int = 60,
+    num_retain_passages: Annotated[int, COUNT] = 60,
     rtp: str | None = None,
-    num_rtp_prompts: int = 60,
-    lead_words: int = 5,
-    answer_words: int = 40,
-    validation_fraction: float | None = None,
+    num_rtp_prompts: Annotated[int, COUNT] = 60,
+    lead_words: Annotated[int, COUNT] = 5,
+    answer_words: Annotated[int, COUNT] = 40,
+    validation_fraction: Annotated[float | None, HALF_OR_NULL] = None,
     scorer: str = toxicity.OWN,
     scorer_revision: str | None = None,
     train_general: bool = True,

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from soul_exp.data import Item, Part
 from soul_exp.errors import UsageError
+from soul_exp.ranges import HALF_OR_NULL, INDEX, SOME
 from soul_exp.tasks import refusals
 from soul_exp.tasks.embedded import corpus
 from soul_exp.tasks.sources import hub
@@ -29,10 +31,10 @@ def tofu(
     *,
     revision: str | None = None,
     split: str = "forget10",
-    num_authors: int | None = None,
-    num_forget_authors: int | None = None,
-    num_holdout_authors: int | None = None,
-    validation_fraction: float | None = None,
+    num_authors: Annotated[int | None, SOME] = None,
+    num_forget_authors: Annotated[int | None, SOME] = None,
+    num_holdout_authors: Annotated[int | None, INDEX] = None,
+    validation_fraction: Annotated[float | None, HALF_OR_NULL] = None,
     train_general: bool = True,
 ) -> Task:
     """The TOFU task from `source`: "embedded" (generated), "hub", or a folder in the hub's layout.

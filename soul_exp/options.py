@@ -1,0 +1,276 @@
+"""The one table of options: which values each may have, and what it changes.
+
+The comparison of finished runs, the identity of prepared models, the columns of tables, the names of run folders,
+`tuned` and the forecast of a sweep derive from it. Meaning, unit and default of an option stand in conf/.
+"""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Annotated, Any, get_args, get_origin
+
+from soul_exp.ranges import (  # fmt: skip
+    COUNT,
+    FLAG,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SEED,
+    SHARE,
+    SOME,
+    TEXT,
+    TEXT_OR_NULL,
+    Choice,
+    Number,
+    Values,
+)
+
+
+class Changes(Enum):
+    """What another value of an option changes."""
+
+    NUMBERS = "weights and metrics of the unlearned model"
+    PREPARED = "the identity of a prepared model, and so the numbers"
+    BASELINE = "the metrics of the input-based baseline only"
+    COURSE = "what is logged and saved on the way, and the last digits; not what a rate was tuned for"
+    LAST_DIGITS = "the order of sums, and so the last digits"
+    NOTHING = "no number: names, folders, speed, size"
+
+
+COMPARED = (Changes.NUMBERS, Changes.PREPARED, Changes.COURSE)  # by these, two runs are not the same
+UNSET = object()
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option. The default is what holds of an option that the table does not name: it changes numbers."""
+
+    values: Values | None = None  # None: what reads it checks it
+    changes: Changes = Changes.NUMBERS
+    when: tuple[str, Any] | None = None  # (key, value) of another option without which it changes nothing
+    older: Any = UNSET  # the value that results written before the option existed had
+    column: bool | None = None  # of a table, where runs differ; None: where it changes something
+    in_folder_name: bool = True  # where it is typed
+    size: bool = True  # whether it may change how many bytes a run writes
+
+    @property
+    def has_column(self) -> bool:
+        return self.changes is not Changes.NOTHING if self.column is None else self.column
+
+
+UNNAMED, SAME_SIZE = Option(), Option(size=False)
+NAME = Option(changes=Changes.NOTHING, in_folder_name=False)  # what only names, places or repeats
+MIRROR = Option(TEXT_OR_NULL, Changes.NOTHING, in_folder_name=False, size=False)
+GIVEN, PREPARED = Option(TEXT_OR_NULL), Option(TEXT_OR_NULL, Changes.PREPARED)
+ENGINE = Option(changes=Changes.LAST_DIGITS)
+
+
+def _training(changes: Changes) -> dict[str, Option]:
+    """The options that unlearning and preparing share: `changes` is what those of them change that change weights."""
+    return {
+        "epochs": Option(POSITIVE, changes, size=False),
+        "batch_size": Option(COUNT, changes, size=False),
+        "warmup_ratio": Option(SHARE, changes, size=False),
+        "max_grad_norm": Option(NOT_NEGATIVE, changes, size=False),
+    }
+
+
+TABLE: dict[str, Option] = {  # `section.*`: every option of that section which has no entry of its own
+    "name": Option(TEXT, Changes.NOTHING, in_folder_name=False),
+    "seed": Option(SEED, column=False, size=False),  # runs that differ in it are one row
+    "stages": NAME,  # whether they unlearn is compared
+    "overwrite": Option(FLAG, Changes.NOTHING, in_folder_name=False, size=False),
+    "cache": Option(TEXT, Changes.NOTHING, in_folder_name=False),
+    "resume": Option(Choice(("exact", "weights", "restart")), Changes.NOTHING, older="exact", in_folder_name=False),
+    "save": Option(Choice(("final", "best", "none")), Changes.NOTHING, in_folder_name=False),  # best: best_keep
+    "best_keep": Option(SHARE, when=("save", "best"), older=0.9),
+    "input_based": Option(FLAG, Changes.NOTHING, older=False, in_folder_name=False),  # one row more
+    "tuned": Option(column=False, size=False),  # a word in the status
+    "tune.*": Option(older=None, column=False, size=False),  # its own column: what was chosen
+    "tune.workers": Option(changes=Changes.NOTHING, size=False),
+    "start": Option(
+        changes=Changes.NOTHING
+    ),  # of a later request: where the one before left its model, compared by content
+    "choices.*": NAME,  # what they choose is compared
+    "experiment": NAME,
+    "hydra.*": Option(changes=Changes.NOTHING, size=False),
+    "hydra/launcher": Option(changes=Changes.NOTHING, in_folder_name=False, size=False),
+    "utility_suite": Option(Choice(("paper", "embedded", "none", "auto")), older="none"),
+    "utility_limit": Option(SOME, older=None),
+    "utility_data": Option(TEXT_OR_NULL, Changes.NOTHING, older=None),  # compared by content
+    **{f"train.{key}": option for key, option in _training(Changes.NUMBERS).items()},
+    "train.micro_batch_size": Option(SOME, Changes.COURSE, size=False),
+    "train.logging_steps": Option(COUNT, Changes.COURSE, size=False),
+    "train.save_steps": Option(SOME, Changes.COURSE),
+    "train.log_gradients": Option(FLAG, Changes.COURSE, older=False, size=False),
+    "train.max_steps": Option(SOME, size=False),
+    "train.diverged_at": Option(Number(0, above=True, null=True), size=False),
+    "train.diverged_floor": Option(NOT_NEGATIVE, size=False),
+    "train.gradient_checkpointing": Option(FLAG, Changes.NOTHING, older=False, column=True, size=False),
+    "train.dropout": Option(FLAG, older=True, size=False),
+    "train.*": SAME_SIZE,
+    **{f"prepare.{key}": option for key, option in _training(Changes.PREPARED).items()},
+    "prepare.seed": Option(SEED, Changes.PREPARED),
+    "prepare.adamw.lr": Option(POSITIVE, Changes.PREPARED),
+    "prepare.micro_batch_size": Option(SOME, Changes.PREPARED),
+    "prepare.logging_steps": Option(COUNT, Changes.NOTHING),
+    "prepare.save_steps": Option(SOME, Changes.NOTHING),
+    "prepare.*": Option(changes=Changes.PREPARED),
+    "evaluate.batch_size": Option(COUNT, Changes.LAST_DIGITS, column=False, size=False),
+    "evaluate.max_new_tokens": Option(COUNT, size=False),
+    "evaluate.*": SAME_SIZE,
+    "retrained.path": GIVEN,
+    "retrained.revision": GIVEN,
+    "retrained.records": GIVEN,
+    "wandb.mode": Option(Choice(("offline", "online", "disabled")), Changes.NOTHING, in_folder_name=False, size=False),
+    "wandb.project": MIRROR,
+    "wandb.entity": MIRROR,
+    "wandb.*": Option(changes=Changes.NOTHING, size=False),
+    "model.path": PREPARED,
+    "model.revision": PREPARED,
+    "model.tokenizer": Option(TEXT_OR_NULL, Changes.PREPARED, older=None),
+    "model.scratch.*": Option(changes=Changes.PREPARED),
+    "model.template.prompt": Option(TEXT, Changes.PREPARED),
+    "model.template.answer": Option(TEXT, Changes.PREPARED),
+    "model.template.system": Option(TEXT_OR_NULL, Changes.BASELINE, when=("input_based", True)),
+    "model.max_length": Option(COUNT, Changes.PREPARED),
+    "model.dtype": Option(changes=Changes.PREPARED),
+    "model.knows_general": Option(FLAG),
+    "task.system_prompt": Option(TEXT_OR_NULL, Changes.BASELINE, when=("input_based", True)),
+    "adapter": Option(older=None),
+    "loss.*": SAME_SIZE,
+    "optimizer.lr": Option(POSITIVE, size=False),
+    "optimizer.*": SAME_SIZE,
+    "compute.device": ENGINE,
+    "compute.processes": Option(COUNT, Changes.LAST_DIGITS),
+    "compute.threads": Option(COUNT, Changes.LAST_DIGITS),
+    # of DeepSpeed, those that conf/compute/ states: how ranks share a model; any other one changes numbers
+    "compute.deepspeed": ENGINE,
+    "compute.deepspeed.train_micro_batch_size_per_gpu": ENGINE,
+    "compute.deepspeed.train_batch_size": ENGINE,
+    "compute.deepspeed.gradient_accumulation_steps": ENGINE,
+    "compute.deepspeed.gradient_clipping": ENGINE,
+    "compute.deepspeed.bf16.enabled": ENGINE,
+    "compute.deepspeed.zero_allow_untested_optimizer": ENGINE,
+    "compute.deepspeed.zero_force_ds_cpu_optimizer": ENGINE,
+    "compute.deepspeed.zero_optimization.*": ENGINE,
+}
+CHOSEN = ("optimizer.lr", "loss.gamma")  # by trials, where a run has them
+MOVED = {  # `_target_` in results of earlier versions -> where it is now
+    "soul_exp.adapters.Lora": "soul_exp.models.lora.Lora",
+    "soul_exp.tune.best_forgetting": "soul_exp.stages.selection.best_forgetting",
+}
+
+
+def option_of(key: str) -> Option:
+    """The entry of the option `key`: its own, else that of the nearest section, else UNNAMED.
+
+    A group (`loss`, of the override `loss=npo`) is looked up as its section.
+    """
+    sections = [key, *(".".join(key.split(".")[:end]) for end in range(key.count("."), 0, -1))]
+    found = (TABLE.get(name) for name in (key, *(f"{section}.*" for section in sections)))
+    return next((option for option in found if option is not None), UNNAMED)
+
+
+def changes(key: str, config: Mapping[str, Any]) -> Changes:
+    """What another value of the option `key` changes in a run of `config`."""
+    option = option_of(key)
+    idle = option.when is not None and config.get(option.when[0]) != option.when[1]
+    return Changes.NOTHING if idle else option.changes
+
+
+def is_compared(key: str) -> bool:
+    """Whether two runs that differ in the option `key` are not the same, whatever their other options are."""
+    return option_of(key).changes in COMPARED
+
+
+def prepared(section: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the `settings` in `section` that decide the weights of a prepared model."""
+    return {key: value for key, value in settings.items() if option_of(f"{section}.{key}").changes is Changes.PREPARED}
+
+
+def not_in_folder_names() -> list[str]:
+    """The options that do not name a run's folder when they are typed."""
+    return [key for key, option in TABLE.items() if not option.in_folder_name and not key.endswith(".*")]
+
+
+def with_older_values(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of finished results under today's names, with the values of options that they lack."""
+    found = _moved(config)
+    for key, option in TABLE.items():
+        *sections, name = key.removesuffix(".*").split(".")
+        node: Any = found
+        for section in sections:
+            node = node.get(section) if isinstance(node, dict) else None
+        if isinstance(node, dict) and option.older is not UNSET:
+            node.setdefault(name, option.older)
+    return found
+
+
+def _moved(node: Any) -> Any:
+    if isinstance(node, Mapping):
+        return {key: MOVED.get(value, value) if key == "_target_" else _moved(value) for key, value in node.items()}
+    return [_moved(value) for value in node] if isinstance(node, list) else node
+
+
+def leaves(node: Any, key: str = "", into_lists: bool = False) -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every option below `node`; an empty mapping is a value, a list too unless `into_lists`."""
+    if isinstance(node, Mapping) and (node or not key):
+        inner: Iterable[tuple[Any, Any]] = node.items()
+    elif isinstance(node, list) and into_lists:
+        inner = enumerate(node)
+    else:
+        yield key, node
+        return
+    for name, value in inner:
+        yield from leaves(value, f"{key}.{name}" if key else str(name), into_lists)
+
+
+def declared(config: Mapping[str, Any]) -> Iterator[tuple[str, Any, Values]]:
+    """(dotted key, value, allowed values) of every option of `config` that the table or a signature states.
+
+    The keys beside a `_target_` are judged by its signature: `bool`, `str`, `str | None`, or Annotated with a range.
+    """
+    for key, value in leaves(config):
+        values = option_of(key).values
+        if values is not None:
+            yield key, value, values
+    yield from _by_signature(config)
+
+
+def _by_signature(node: Any, at: str = "") -> Iterator[tuple[str, Any, Values]]:
+    if not isinstance(node, Mapping):
+        return
+    parameters = _parameters(node.get("_target_"))
+    for name, value in node.items():
+        key = f"{at}.{name}" if at else str(name)
+        values = _values(parameters[name].annotation) if name in parameters else None
+        if values is not None and option_of(key).values is None:
+            yield key, value, values
+        yield from _by_signature(value, key)
+
+
+def defaults(target: Any) -> dict[str, Any]:
+    """What the parameters of a `_target_` are where nothing is given for them."""
+    return {name: p.default for name, p in _parameters(target).items() if p.default is not p.empty}
+
+
+def _parameters(target: Any) -> Mapping[str, inspect.Parameter]:
+    """The parameters of a `_target_`; none where there is no such thing, which whoever builds it reports."""
+    if not isinstance(target, str):
+        return {}
+    try:
+        return inspect.signature(pkgutil.resolve_name(target), eval_str=True).parameters
+    except Exception:  # importing it may raise anything
+        return {}
+
+
+def _values(annotation: Any) -> Values | None:
+    if get_origin(annotation) is Annotated:
+        return next((extra for extra in get_args(annotation)[1:] if hasattr(extra, "mismatch")), None)
+    if annotation is bool:
+        return FLAG
+    return TEXT if annotation is str else TEXT_OR_NULL if annotation == str | None else None

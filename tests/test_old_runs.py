@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,6 @@ from composing import composed
 
 from soul_exp import compose, experiment, results, sequence
 from soul_exp.artifacts import prepared_models
-from soul_exp.checks.check import Checked
 from soul_exp.errors import UsageError
 
 OLD = Path(__file__).parent / "data" / "old_runs"  # results.json less metrics; written at f60d2de
@@ -22,8 +22,8 @@ TYPED = {
         "experiment=ablation_rho", "budget=smoke", "optimizer.rho=1", "tune.gamma=[10]", "train.epochs=1", "seed=0",
     ],
     "custom": [
-        "task=custom", "task.forget=/tmp/eq/data/forget.jsonl", "task.retain=/tmp/eq/data/retain.jsonl",
-        "task.holdout=/tmp/eq/data/holdout.jsonl", "train.epochs=2", "train.log_gradients=true",
+        "task=custom", "task.forget=/data/forget.jsonl", "task.retain=/data/retain.jsonl",
+        "task.holdout=/data/holdout.jsonl", "train.epochs=2", "train.log_gradients=true",
     ],
 }  # fmt: skip
 
@@ -34,7 +34,7 @@ def out(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
     shutil.copy(OLD / f"{request.param}.json", tmp_path / results.NAME)
     found = results.read(tmp_path)
     assert found is not None
-    monkeypatch.setattr(prepared_models, "hashes", lambda *_: dict(found.data_hashes))
+    monkeypatch.setattr(prepared_models, "data_hashes", lambda _: dict(found.data_hashes))
     return tmp_path
 
 
@@ -42,8 +42,8 @@ def finished(out: Path, *typed: str) -> results.Results | None:
     """What a command finds in `out`."""
     config: dict[str, Any] = composed(out, *typed)
     config["tuned"] = compose.tuned_on(config, typed)
-    task: Any = None  # read for its hashes only
-    return experiment.finished(sequence._alone(config), Checked(task, {}, {}, None), out)
+    run: Any = SimpleNamespace(overwrite=False)  # else read for its data only
+    return experiment.finished(sequence._alone(config), run, out)
 
 
 @pytest.mark.parametrize(("out", "name"), [(name, name) for name in TYPED], indirect=["out"])

@@ -6,7 +6,6 @@ Every function serves whole models too, for which it does the plain thing. All r
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -22,6 +21,8 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import GENERATION_CONFIG_NAME
 
+from soul_exp import compat
+
 MAX_SHARD_BYTES = 2 * 2**30  # of a saved file: what one rank holds while it saves, but for the largest single weight
 
 
@@ -31,12 +32,7 @@ def is_divided(deepspeed: Mapping[str, Any] | None) -> bool:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    return any(hasattr(p, "ds_id") for p in model.parameters())
-
-
-def shape(p: Tensor) -> torch.Size:
-    """The shape of the whole weight, of which this rank may hold a share."""
-    return getattr(p, "ds_shape", p.shape)
+    return any(map(compat.is_partitioned, model.parameters()))
 
 
 @contextmanager
@@ -57,25 +53,9 @@ def loading(deepspeed: Mapping[str, Any] | None) -> Iterator[None]:
         del alive
 
 
-@contextmanager
-def undivided() -> Iterator[None]:
-    """Within it models are built whole, also where transformers remembers the ZeRO-3 of a training in this process."""
-    library: Any = sys.modules.get("transformers.integrations.deepspeed")
-    remembered = library and library._hf_deepspeed_config_weak_ref
-    config = remembered() if remembered else None
-    if config is None:
-        yield
-        return
-    library.unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        library.set_hf_deepspeed_config(config)
-
-
 def whole(params: Sequence[Tensor]) -> AbstractContextManager[Any]:
     """Within it `params` are whole on every rank, to be read."""
-    divided = [p for p in params if hasattr(p, "ds_id")]
+    divided = [p for p in params if compat.is_partitioned(p)]
     if not divided:
         return nullcontext()
     import deepspeed
@@ -145,7 +125,7 @@ def is_finite(model: nn.Module) -> bool:
 
 def not_finite(model: nn.Module) -> str | None:
     """The name of a weight that is not a finite number."""
-    shares = {name: getattr(p, "ds_tensor", p) for name, p in model.named_parameters()}
+    shares = {name: compat.local_share(p) for name, p in model.named_parameters()}
     found = next((name for name, share in shares.items() if not torch.isfinite(share).all()), None)
     if is_sharded(model):
         votes: list[Any] = [None] * dist.get_world_size()
@@ -157,12 +137,12 @@ def not_finite(model: nn.Module) -> str | None:
 def digest(model: nn.Module) -> list[int]:
     """A sum over the bits of each trained weight, or of this rank's share: another one once a weight has changed."""
     integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    shares = [getattr(p, "ds_tensor", p).detach() for p in model.parameters() if p.requires_grad]
+    shares = [compat.local_share(p).detach() for p in model.parameters() if p.requires_grad]
     return [int(share.view(integers[share.element_size()]).sum(dtype=torch.int64)) for share in shares]
 
 
 def num_weights(model: nn.Module) -> int:
-    return sum(shape(p).numel() for p in model.parameters())
+    return sum(compat.full_shape(p).numel() for p in model.parameters())
 
 
 def save(
@@ -197,7 +177,7 @@ def save(
             save_file(tensors, folder / file, metadata={"format": "pt"})
     if first:
         if len(files) > 1:
-            size = sum(shape(p).numel() * p.element_size() for _, p in names)
+            size = sum(compat.full_shape(p).numel() * p.element_size() for _, p in names)
             index = {"metadata": {"total_size": size}, "weight_map": weight_map}
             (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
         save_settings(model, folder)
@@ -256,7 +236,7 @@ def read(model: nn.Module, folder: Path) -> None:
 @contextmanager
 def _to_change(p: Tensor) -> Iterator[bool]:
     """Within it `p` is whole; what the rank that gets True writes to it, all have."""
-    if not hasattr(p, "ds_id"):
+    if not compat.is_partitioned(p):
         yield True
         return
     import deepspeed
@@ -270,7 +250,7 @@ def _dealt(entries: Sequence[tuple[str, Tensor]], max_bytes: int) -> list[list[t
     portions: list[list[tuple[str, Tensor]]] = [[]]
     size = 0
     for name, p in entries:
-        added = shape(p).numel() * p.element_size()
+        added = compat.full_shape(p).numel() * p.element_size()
         if portions[-1] and size + added > max_bytes:
             portions.append([])
             size = 0

@@ -14,7 +14,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
@@ -27,6 +27,7 @@ import torch
 import torch.distributed as dist
 from tqdm.auto import tqdm
 
+from soul_exp import compat
 from soul_exp.distributed import zero3
 from soul_exp.distributed.ranks import in_batches
 from soul_exp.errors import UsageError
@@ -207,9 +208,9 @@ def _harness(lm: LanguageModel, batch_size: int, label: str) -> Any:
     """lm-eval's wrapper of a model, whose forward passes the ranks share, as `in_batches` deals them out."""
     from lm_eval.models.huggingface import HFLM
 
-    class Shared(HFLM):
-        def _loglikelihood_tokens(
-            self, requests: Sequence[Any], disable_tqdm: bool = False, override_bs: int | None = None
+    class Shared(compat.SharedLikelihoods, HFLM):
+        def share(
+            self, requests: Sequence[Any], compute: Callable[[Sequence[Any]], list[tuple[float, bool]]]
         ) -> list[tuple[float, bool]]:
             lengths = [min(len(context) + len(continuation), lm.max_length) for _, context, continuation in requests]
             found: dict[int, tuple[float, bool]] = {}
@@ -218,8 +219,7 @@ def _harness(lm: LanguageModel, batch_size: int, label: str) -> Any:
                 rows = [i for i, its in enumerate(widths) if its == width]
 
                 def work(numbers: Sequence[int], rows: Sequence[int] = rows) -> list[tuple[float, bool]]:
-                    chosen = [requests[rows[i]] for i in numbers]
-                    return list(HFLM._loglikelihood_tokens(self, chosen, True, len(chosen)))
+                    return compute([requests[rows[i]] for i in numbers])
 
                 done = in_batches(
                     [lengths[i] for i in rows],

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from soul_exp import compat
 from soul_exp.errors import UsageError
 
 
@@ -38,7 +39,7 @@ def layer_of(layers: Sequence[nn.Module], number: int | None) -> nn.Module:
 def has_dropout(model: nn.Module) -> bool:
     """Whether `model` draws random numbers in training mode: dropout, dropped layers, noise of a router."""
     for module in model.modules():
-        rates = {"drop": module.p} if isinstance(module, nn.modules.dropout._DropoutNd) else vars(module)
+        rates = {"drop": module.p} if compat.is_dropout(module) else vars(module)
         named = [rate for name, rate in rates.items() if "drop" in name or "jitter" in name]
         if any(isinstance(rate, float) and rate > 0 for rate in named):
             return True

@@ -26,6 +26,7 @@ from transformers import (
 )
 from transformers.utils import GENERATION_CONFIG_NAME
 
+from soul_exp import compat
 from soul_exp.distributed import zero3
 from soul_exp.errors import UsageError
 from soul_exp.models import lora, weight_files
@@ -124,7 +125,7 @@ def check_architecture(config: Any, label: str) -> None:
     """
     _check_kind(config, label)
     if zero3.num_weights(_skeleton_of(config, label)) <= SMALL:
-        with torch.random.fork_rng(devices=[]), zero3.undivided():
+        with torch.random.fork_rng(devices=[]), compat.no_remembered_deepspeed():
             check_causal(AutoModelForCausalLM.from_config(config, dtype=torch.float32), label)
 
 
@@ -147,7 +148,7 @@ def _check_kind(config: Any, label: str) -> None:
 def check_causal(model: PreTrainedModel, label: str) -> None:
     """Raises UsageError if the logits at a token depend on later tokens, as an encoder's do."""
     embedding: Any = model.get_input_embeddings()
-    rows = zero3.shape(getattr(embedding, "base_layer", embedding).weight)[0]  # it may have an adapter
+    rows = compat.full_shape(getattr(embedding, "base_layer", embedding).weight)[0]  # it may have an adapter
     ids = [i for i in range(rows) if i != model.config.pad_token_id][:12]
     both = torch.tensor([ids[:8], ids[:4] + ids[-4:]], device=next(model.parameters()).device)
     modes = [(module, module.training) for module in model.modules()]
@@ -280,7 +281,7 @@ def _config_of(path: str, revision: str | None, label: str) -> Any:
 
 def skeleton(config: Any) -> PreTrainedModel:
     """A model with the architecture `config` whose weights have shapes but no storage."""
-    with torch.device("meta"), zero3.undivided():
+    with torch.device("meta"), compat.no_remembered_deepspeed():
         return AutoModelForCausalLM.from_config(config)
 
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
-from soul_exp.distributed import zero3
+from soul_exp import compat
 from soul_exp.errors import UsageError
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # as peft calls them
@@ -181,7 +181,7 @@ def attached(base: PreTrainedModel, folder: Path, weights: bool = True) -> PreTr
     found = {name: list(part.get_shape()) for name, part in parts.items()}
     if integers := [name for name, part in parts.items() if not part.get_dtype().startswith(("F", "BF"))]:
         raise UsageError(f"the adapter {folder} holds integers for {integers[0]}: quantised weights cannot be trained")
-    others = {name: list(zero3.shape(p)) for name, p in model.named_parameters(remove_duplicate=False)}
+    others = {name: list(compat.full_shape(p)) for name, p in model.named_parameters(remove_duplicate=False)}
     wanted |= {name: others[name] for name in found if name not in wanted and name in others}
     for name in dict.fromkeys([*wanted, *found]):
         if wanted.get(name) != found.get(name):

@@ -17,11 +17,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.utils import cached_file
 from transformers.utils import logging as library
 from transformers.utils.hub import get_checkpoint_shard_files
 
-from soul_exp.distributed import zero3
+from soul_exp import compat
 from soul_exp.errors import UsageError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -82,9 +81,8 @@ def files_in(folder: Path, label: str) -> list[Path]:
 
 def downloaded(path: str, revision: str | None) -> list[Path]:
     """The weight files of a hub name; none where there are pickled ones only, which the hub converts."""
-    options: dict[str, Any] = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
-    single = cached_file(path, SINGLE, **options)
-    index = cached_file(path, INDEX, **options) if single is None else None
+    single = compat.cached_file_if_present(path, SINGLE, revision)
+    index = compat.cached_file_if_present(path, INDEX, revision) if single is None else None
     if index is None:
         return [Path(single)] if single else []
     return [Path(name) for name in get_checkpoint_shard_files(path, index, revision=revision)[0]]
@@ -164,7 +162,7 @@ def _loaded(
     level = library.get_verbosity()
     library.set_verbosity_error()  # it prints the report
     try:
-        with zero3.undivided():
+        with compat.no_remembered_deepspeed():
             return cls.from_pretrained(  # type: ignore[return-value]
                 None, config=copy.deepcopy(config), state_dict=dict(tensors), device_map="meta", dtype=torch.float32,
                 ignore_mismatched_sizes=True, output_loading_info=True,

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback, set_seed
 
-from soul_exp import build, files, results
+from soul_exp import build, compat, files, results
 from soul_exp.artifacts import answer_cache, prepared_models
 from soul_exp.artifacts.prepared_models import UNLEARNED, Checkpoint
 from soul_exp.artifacts.scores import RETAIN, known_answers, measure, not_learnt, validate, validation_metrics, why_null
@@ -96,10 +96,7 @@ def start_process(config: Mapping[str, Any], rank: int) -> str:
         device = f"cuda:{int(os.environ.get('LOCAL_RANK', rank)) % torch.cuda.device_count()}"
         torch.cuda.set_device(device)
     if compute["deepspeed"]:
-        import deepspeed.ops
-
-        # used by inference all-reduce only, and compiled by a C++ compiler that a machine may not have
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        compat.skip_shared_memory_operator()
     if compute["processes"] > 1 and not dist.is_initialized():  # workers that were joined have their group
         dist.init_process_group("nccl" if device != "cpu" else "gloo")
     return device

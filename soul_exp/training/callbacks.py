@@ -12,6 +12,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
+from soul_exp import compat
 from soul_exp.files import write_whole
 
 
@@ -69,7 +70,7 @@ class Continued(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **given: Any) -> None:
         before = state_of(self.checkpoint)
         state.global_step, state.epoch, state.log_history = before.global_step, before.epoch, before.log_history
-        self.trainer._globalstep_last_logged = before.global_step  # the loss logged is a mean over the steps since
+        compat.set_last_logged_step(self.trainer, before.global_step)
         scheduler = given["lr_scheduler"]
         scheduler.load_state_dict(torch.load(self.checkpoint / "scheduler.pt", weights_only=True))
         for group, rate in zip(scheduler.optimizer.param_groups, scheduler.get_last_lr(), strict=True):

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from soul_exp import compat
 from soul_exp.data import pad, seed_of, some_rows
 from soul_exp.losses import IGNORED, Scored
 from soul_exp.models.layers import AnswerReader
@@ -220,7 +221,7 @@ def hutchinson(step: Step, batches: Sequence[Batch], parts: Sequence[str], num_r
 @contextlib.contextmanager
 def twice_differentiable_attention(module: Any) -> Iterator[None]:
     """Attention with a double backward, which the fast kernels lack, for as long as the context lasts."""
-    kernel = getattr(getattr(module, "config", None), "_attn_implementation", None)
+    kernel = compat.attention_of(module)
     with contextlib.ExitStack() as stack:
         if kernel == "sdpa":
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))

@@ -6,7 +6,6 @@ B sequences, T answer positions, H hidden size, V vocabulary.
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from soul_exp import compat
 from soul_exp.data import Encoded, pad
 from soul_exp.distributed import zero3
 from soul_exp.distributed.ranks import in_batches
@@ -222,17 +222,13 @@ def _returning(module: nn.Module, output: Any) -> nn.Module:
 
 def _exchanged(module: nn.Module, others: Mapping[str, nn.Module]) -> nn.Module:
     """A shallow copy of `module`, without hooks, with `others` at their paths below it; the rest is shared."""
-    copied = copy.copy(module)
-    copied._modules = dict(module._modules)
-    copied._forward_pre_hooks, copied._forward_hooks = OrderedDict(), OrderedDict()
+    copied = compat.shallow_copy(module)
     below: dict[str, dict[str, nn.Module]] = {}
     for path, other in others.items():
         name, _, rest = path.partition(".")
         below.setdefault(name, {})[rest] = other
     for name, inner in below.items():
-        child = module._modules[name]
-        assert child is not None
-        copied._modules[name] = inner[""] if "" in inner else _exchanged(child, inner)
+        copied.add_module(name, inner[""] if "" in inner else _exchanged(module.get_submodule(name), inner))
     return copied
 
 
@@ -248,7 +244,5 @@ def _copy(head: nn.Module) -> nn.Module:
     with zero3.whole(list(head.parameters())):
         weights = {id(p): nn.Parameter(p.detach().clone(), requires_grad=False) for p in head.parameters()}
         copied = copy.deepcopy(head, dict(weights))
-    for module in copied.modules():
-        module._forward_pre_hooks.clear()
-        module._forward_hooks.clear()
+    compat.remove_forward_hooks(copied)
     return copied

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
+from soul_exp import compat
 from soul_exp.data import Encoded, Part
 from soul_exp.distributed import zero3
 from soul_exp.errors import UsageError
@@ -179,8 +180,7 @@ def _arguments(
         report_to=[],
         deepspeed=dict(deepspeed) if deepspeed else None,
     )
-    if args.n_gpu > 1:  # one process, one device: the parts of a batch must not be dealt out by DataParallel
-        args._n_gpu = 1
+    compat.use_one_device(args)
     return args
 
 
@@ -202,6 +202,5 @@ def _dismantle(trainer: Unlearner) -> None:
         for name in ("optimizer", "basic_optimizer", "client_optimizer"):  # the model's hooks keep the rest of it alive
             setattr(engine, name, None)
         assert trainer.model is not None
-        for p in trainer.model.parameters():
-            p.__dict__.pop("_z3_optimizer", None)
+        compat.forget_zero3_optimizer(trainer.model)
     trainer.accelerator.free_memory()  # it holds on to wrapped models and optimizers

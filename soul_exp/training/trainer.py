@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.pytorch_utils import Conv1D
 
+from soul_exp import compat
 from soul_exp.data import seed_of, some_rows
 from soul_exp.losses import Objective, Scored, grad_ascent
 from soul_exp.models import loading, lora
@@ -35,7 +36,7 @@ log = logging.getLogger(__name__)
 JUDGED = {"loss": "loss", "forget_loss": "forget loss", "retain_loss": "retain loss", "retain_nll": "retain NLL"}
 
 
-class Unlearner(Trainer):
+class Unlearner(compat.OwnCheckpointReading, Trainer):
     """Trainer on named parts: one forward pass for all parts of a micro-batch, terms logged apart, curvature passes."""
 
     objective: Objective
@@ -126,8 +127,8 @@ class Unlearner(Trainer):
         index = torch.cat([torch.arange(order.index(p) * size, (order.index(p) + 1) * size) for p in parts])
         return some_rows(inputs, index)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        loading.read_weights(cast(PreTrainedModel, self.model), Path(resume_from_checkpoint))
+    def read_checkpoint(self, folder: Path) -> None:
+        loading.read_weights(cast(PreTrainedModel, self.model), folder)
 
     # --- the optimizer and its passes -----------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ import torch
 
 from soul_exp.losses import Objective
 from soul_exp.tasks.task import Task
-from soul_exp.training.passes import CURVATURE_PARTS, SAMPLED
+from soul_exp.training.curvature import CURVATURE_PARTS, SAMPLED
 
 HESSIAN_PARTS = {"retain": ("retain",), "all": ("forget", "retain")}  # whose rows an influence step's Hessian is of
 

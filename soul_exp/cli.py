@@ -26,7 +26,7 @@ from soul_exp.compose import check_optional, conf_dir, default_device, option_ke
 from soul_exp.distributed import interrupts
 from soul_exp.distributed.environment import found
 from soul_exp.errors import UsageError, WorkerError
-from soul_exp.files import write_whole
+from soul_exp.files import write_atomically
 
 if TYPE_CHECKING:
     from soul_exp.distributed.join import Crew
@@ -94,7 +94,7 @@ def _begin(cfg: DictConfig, out: Path) -> None:
     parts = {"config": cfg, "hydra": HydraConfig.instance().cfg, "overrides": HydraConfig.get().overrides.task}
     (out / TYPED).mkdir(exist_ok=True)
     for name, part in parts.items():
-        write_whole(out / TYPED / f"{name}.yaml", OmegaConf.to_yaml(part))
+        write_atomically(out / TYPED / f"{name}.yaml", OmegaConf.to_yaml(part))
     (out / ERROR).unlink(missing_ok=True)
     _BEGUN.add(out)
 
@@ -153,11 +153,11 @@ def _left(out: Path, text: str) -> str:
 
     with contextlib.suppress(OSError):  # a full disk may be what failed; the lock's Timeout is one too
         if out in _BEGUN:
-            write_whole(out / ERROR, text)
+            write_atomically(out / ERROR, text)
         else:
             with FileLock(out / ".lock", timeout=0):
                 if not (out / results.NAME).exists():
-                    write_whole(out / ERROR, text)
+                    write_atomically(out / ERROR, text)
     return f"{out.name}: {text.strip()}"
 
 

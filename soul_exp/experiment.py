@@ -20,7 +20,7 @@ from soul_exp.distributed import interrupts
 from soul_exp.distributed.join import Crew
 from soul_exp.distributed.processes import launch
 from soul_exp.errors import UsageError
-from soul_exp.files import full_disk_told
+from soul_exp.files import explain_full_disk
 from soul_exp.results import Results
 from soul_exp.stages import prepare, tune, unlearn
 from soul_exp.training import checkpoints
@@ -56,7 +56,7 @@ def run(
     interrupts.safe_point()
     tune.check_tune(config, checked)
     # a second start of the same run waits, and then finds it finished
-    with FileLock(out / ".lock"), full_disk_told(out, Path(config["cache"])):
+    with FileLock(out / ".lock"), explain_full_disk(out, Path(config["cache"])):
         return _run(config, checked, out, crew, part_of_sweep, begin)
 
 
@@ -144,9 +144,9 @@ def _refuse_another_engine(config: Mapping[str, Any], checked: Checked, out: Pat
     """Raises UsageError if another engine has left a checkpoint of this configuration, unless told what to do."""
     compute = config["compute"]
     engine = checkpoints.engine_of(config["choices"]["compute"], compute["processes"], compute["deepspeed"])
-    found = checkpoints.newest(out / unlearn.CHECKPOINTS / fingerprint(config, checked))
+    found = checkpoints.newest_marked(out / unlearn.CHECKPOINTS / fingerprint(config, checked))
     if found and found.marker.engine != engine and config["resume"] == "exact":
-        raise UsageError(checkpoints.refusal(out, found, engine))
+        raise UsageError(checkpoints.engine_mismatch(out, found, engine))
 
 
 def _unanswered(config: Mapping[str, Any], checked: Checked) -> list[str]:

@@ -13,7 +13,7 @@ from subprocess import DEVNULL, CalledProcessError, check_output
 from typing import Any
 
 from soul_exp.errors import UsageError
-from soul_exp.files import write_whole
+from soul_exp.files import write_atomically
 
 FORMAT = 1
 NAME = "results.json"
@@ -95,7 +95,7 @@ def read(folder: Path) -> Results | None:
 
 def write_json(path: Path, value: Any) -> Path:
     """Write `value` as JSON in one atomic step: the file is absent, old or whole, never half."""
-    return write_whole(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+    return write_atomically(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
 
 
 def versions() -> dict[str, str]:

@@ -21,7 +21,7 @@ from soul_exp.checks.options import check_flags
 from soul_exp.distributed import interrupts
 from soul_exp.distributed.join import Crew
 from soul_exp.errors import UsageError
-from soul_exp.files import is_sound
+from soul_exp.files import is_intact
 from soul_exp.results import Results
 from soul_exp.stages import tune, unlearn
 from soul_exp.tasks.custom import EARLIER
@@ -149,7 +149,7 @@ def _check_sequence(config: Mapping[str, Any], crew: Crew | None) -> None:
 
 def _check_start(step: Mapping[str, Any], number: int, folder: Path) -> None:
     start, begins = step.get("start"), "unlearn" in step["stages"] and not (folder / results.NAME).exists()
-    if start and begins and not is_sound(Path(start) / prepared_models.UNLEARNED):
+    if start and begins and not is_intact(Path(start) / prepared_models.UNLEARNED):
         raise UsageError(
             f"{start} is gone or damaged, from which request {number} starts: put it back, or type overwrite=true"
         )

@@ -22,6 +22,7 @@ from soul_exp.artifacts.prepared_models import Checkpoint
 from soul_exp.data import Item
 from soul_exp.distributed import zero3
 from soul_exp.evaluation.probing import ask
+from soul_exp.models import saving
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.models.lora import Lora
 from soul_exp.optim import AdamW, Sophia
@@ -118,14 +119,14 @@ def run(case: Case, model: Path, folder: Path, processes: int) -> Ended:
     )
     if not case.adapter:
         first = not dist.is_initialized() or dist.get_rank() == 0
-        zero3.save(lm.model, folder / "saved", first=first, max_bytes=60_000)
+        saving.save_model(lm.model, folder / "saved", first=first, max_bytes=60_000)
     return Ended(_whole(lm), logged, *_answers(lm), divided, str(folder / "saved"))
 
 
 def _whole(lm: LanguageModel) -> torch.Tensor:
     flat = []
     for p in lm.model.parameters():
-        with zero3.whole([p]):
+        with zero3.gathered([p]):
             flat.append(p.detach().flatten().clone())
     return torch.cat(flat)
 

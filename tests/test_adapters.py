@@ -20,7 +20,7 @@ from soul_exp.artifacts import prepared_models
 from soul_exp.artifacts.prepared_models import Checkpoint
 from soul_exp.data import pad
 from soul_exp.errors import UsageError
-from soul_exp.models import attention, loading, lora
+from soul_exp.models import attention, checking, loading, lora, saving, scratch
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.models.layers import recomputing
 from soul_exp.models.lora import Lora
@@ -41,7 +41,7 @@ Given = Callable[..., LanguageModel]
 @pytest.fixture
 def given(lm: LanguageModel, tmp_path: Path) -> Given:
     """`given()` is the model of `lm` read from a folder; with an adapter on, it is wrapped."""
-    loading.save(lm.model, lm.tokenizer, tmp_path / "base")
+    saving.save(lm.model, lm.tokenizer, tmp_path / "base")
 
     def made(
         adapter: Lora | None = None, dtype: str = "float32", attention: str = "sdpa", rows: int | None = None
@@ -130,11 +130,12 @@ def test_a_head_and_an_embedding_with_adapters_are_read_and_grouped_as_such(
     subject.reader.head.register_forward_hook(lambda module, args, output: seen.append(tuple(output.shape)))
     before = logits(subject)
     assert seen == [tuple(before.shape)] and torch.equal(before, logits(given()))
-    groups = one_trainer(subject, tmp_path, OBJECTIVES["grad_diff"], ("forget", "retain"))._groups(subject.model)
+    made = one_trainer(subject, tmp_path, OBJECTIVES["grad_diff"], ("forget", "retain"))
+    groups = made.create_optimizer().param_groups
     assert {group["role"]: len(group["params"]) for group in groups} == {"hidden": 4, "embedding": 4}
     run(subject, tmp_path / "kl", OBJECTIVES["npo_kl"])
     after = logits(subject)
-    loading.save(subject.model, subject.tokenizer, tmp_path / "saved")
+    saving.save(subject.model, subject.tokenizer, tmp_path / "saved")
     read = loading.load_model(str(tmp_path / "saved"))
     assert torch.equal(after, logits(subject.with_model(read))) and not torch.equal(after, before)
     measured = LanguageModel.of(read, subject.tokenizer, {"prompt": "{question}:", "answer": " {answer}"}, 128)
@@ -153,7 +154,7 @@ def test_a_merged_model_is_an_ordinary_checkpoint_with_the_same_answers(
             "word_embed_proj_dim": 32,
         },
     }[architecture]  # fmt: skip
-    made = loading.from_scratch({"model_type": architecture, **small}, lm.tokenizer, seed=0)
+    made = scratch.from_scratch({"model_type": architecture, **small}, lm.tokenizer, seed=0)
     subject = lm.with_model(LORA.wrapped(made, seed=0))
     start = logits(subject)
     with torch.no_grad():
@@ -162,8 +163,8 @@ def test_a_merged_model_is_an_ordinary_checkpoint_with_the_same_answers(
                 p.normal_(0, 0.1)
     before = logits(subject)
     merged = subject.with_model(lora.merged(subject.model))
-    loading.save(merged.model, merged.tokenizer, tmp_path / "merged")
-    loading.check_folder(tmp_path / "merged", "model.path")
+    saving.save(merged.model, merged.tokenizer, tmp_path / "merged")
+    checking.check_folder(tmp_path / "merged", "model.path")
     assert isinstance(merged.model, PreTrainedModel) and not (tmp_path / "merged" / lora.SETTINGS).exists()
     after = logits(merged.with_model(loading.load_model(str(tmp_path / "merged"))))
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
@@ -180,11 +181,11 @@ def test_a_saved_adapter_is_read_onto_its_base_to_the_same_bits(
     rows = 384 if grown else None
     subject = given(LORA, dtype, rows=rows)
     run(subject, tmp_path, OBJECTIVES["grad_diff"])
-    loading.save(subject.model, subject.tokenizer, tmp_path / "saved")
+    saving.save(subject.model, subject.tokenizer, tmp_path / "saved")
     names = {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     assert {path.name for path in (tmp_path / "saved").iterdir()} == names
     assert any("embed_tokens" in key for key in load_file(tmp_path / "saved" / lora.WEIGHTS)) == grown
-    loading.check_folder(tmp_path / "saved", "model.path")
+    checking.check_folder(tmp_path / "saved", "model.path")
     model = {"template": vars(subject.template), "max_length": 128, "dtype": dtype, "attention": "sdpa"}
     read = prepared_models.load(model, Checkpoint(str(tmp_path / "saved")))  # as an evaluation does
     assert torch.equal(logits(read), logits(subject)) and not torch.equal(
@@ -221,13 +222,13 @@ def test_an_adapter_that_cannot_be_used_gets_one_sentence(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     wide = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    loading.save(loading.from_scratch(wide, lm.tokenizer, seed=0), lm.tokenizer, tmp_path / "wide")
+    saving.save(scratch.from_scratch(wide, lm.tokenizer, seed=0), lm.tokenizer, tmp_path / "wide")
     subject = given(LORA)
-    loading.save(subject.model, subject.tokenizer, tmp_path / "saved")
+    saving.save(subject.model, subject.tokenizer, tmp_path / "saved")
     file = tmp_path / "saved" / lora.SETTINGS
     file.write_text(json.dumps(spoil(json.loads(file.read_text()))))
     with pytest.raises(UsageError, match=sentence) as error:
-        loading.check_folder(tmp_path / "saved", "model.path")
+        checking.check_folder(tmp_path / "saved", "model.path")
     assert "\n" not in str(error.value)
 
 
@@ -247,20 +248,20 @@ def test_weights_of_an_adapter_that_its_base_does_not_use_or_lacks_are_named(
     tmp_path: Path,
 ) -> None:
     subject = given(LORA)
-    loading.save(subject.model, subject.tokenizer, tmp_path / "saved")
-    loading.check_folder(tmp_path / "saved", "model.path")
+    saving.save(subject.model, subject.tokenizer, tmp_path / "saved")
+    checking.check_folder(tmp_path / "saved", "model.path")
     file = tmp_path / "saved" / lora.WEIGHTS
     save_file(change(load_file(file)), file)
     with pytest.raises(UsageError, match=sentence):
-        loading.check_folder(tmp_path / "saved", "model.path")
+        checking.check_folder(tmp_path / "saved", "model.path")
 
 
 def test_an_adapter_of_pickled_weights_is_refused(given: Given, tmp_path: Path) -> None:
     subject = given(LORA)
-    loading.save(subject.model, subject.tokenizer, tmp_path / "saved")
+    saving.save(subject.model, subject.tokenizer, tmp_path / "saved")
     (tmp_path / "saved" / lora.WEIGHTS).rename(tmp_path / "saved" / "adapter_model.bin")
     with pytest.raises(UsageError, match=r"has no adapter_model\.safetensors"):
-        loading.check_folder(tmp_path / "saved", "model.path")
+        checking.check_folder(tmp_path / "saved", "model.path")
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def written(folder: Path, *steps: int) -> list[Path]:
         checkpoint = folder / f"checkpoint-{step}"
         (checkpoint / "global_step").mkdir(parents=True)
         (checkpoint / "global_step" / "optimizer.pt").write_bytes(b"state" * step)
-        checkpoints.mark(checkpoint, seconds=step, engine=ENGINE, diverged=None, notes=["a note"])
+        checkpoints.mark_complete(checkpoint, seconds=step, engine=ENGINE, diverged=None, notes=["a note"])
         made.append(checkpoint)
     return made
 
@@ -81,7 +81,7 @@ def test_what_is_wrong_with_a_checkpoint_is_said_and_it_is_removed(
     found = last_complete(tmp_path)
     assert found is not None and found.step == 5
     (said,) = [record.message for record in caplog.records]
-    assert said.startswith(f"checkpoint-10 is damaged ({reason}") and said.endswith("passed over for checkpoint-5")
+    assert said.startswith(f"checkpoint-10 is damaged ({reason}") and said.endswith("checkpoint-5 is used instead")
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]  # else it would be counted, and 5 deleted
 
 
@@ -104,21 +104,23 @@ def test_a_sealed_folder_that_differs_from_its_marker_is_named_once_and_not_used
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "a.txt").write_text("five\n")
     files.seal(tmp_path / "done.json", {"whose": "mine"})
-    found = files.read_sound(tmp_path / "done.json")
+    found = files.read_intact(tmp_path / "done.json")
     assert found is not None and found["whose"] == "mine" and found["files"]["deep/a.txt"][0] == 5
     SEALED[reason](tmp_path)
-    assert files.read_sound(tmp_path / "done.json") is None and not files.is_sound(tmp_path / "done.json")
+    assert files.read_intact(tmp_path / "done.json") is None and not files.is_intact(tmp_path / "done.json")
     (record,) = caplog.records
     assert record.message.startswith(f"{tmp_path} is damaged ({reason}") and record.message.endswith("it is not used")
 
 
-def test_without_a_whole_checkpoint_the_start_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_without_a_complete_checkpoint_the_start_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     DAMAGES["no COMPLETE marker"](written(tmp_path, 5)[0])
     assert last_complete(tmp_path) is None and last_complete(tmp_path / "nowhere") is None
-    assert "passed over for the start" in caplog.text and not list(tmp_path.iterdir())
+    assert "the start is used instead" in caplog.text and not list(tmp_path.iterdir())
 
 
-def test_an_older_checkpoint_whose_deletion_was_cut_short_is_not_kept_in_place_of_a_whole_one(tmp_path: Path) -> None:
+def test_an_older_checkpoint_whose_deletion_was_cut_short_is_not_kept_in_place_of_a_complete_one(
+    tmp_path: Path,
+) -> None:
     first, _ = written(tmp_path, 5, 10)
     (first / "global_step" / "optimizer.pt").unlink()
     (tmp_path / ".removed-checkpoint-1").mkdir()

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from soul_exp import compose
 from soul_exp.distributed.processes import launch
-from soul_exp.models import loading
+from soul_exp.models import saving
 from soul_exp.models.language_model import LanguageModel
 
 ENGINES = ("ddp", "zero1", "zero2", "zero3", "zero3_offload")
@@ -62,7 +62,7 @@ def is_seldom(engine: str, loss: str) -> bool:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, lm = tmp_path_factory.mktemp("model"), small_model()
-    loading.save(lm.model, lm.tokenizer, folder)
+    saving.save(lm.model, lm.tokenizer, folder)
     return folder
 
 

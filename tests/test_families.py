@@ -29,7 +29,7 @@ from soul_exp.data import Item, Part, encode
 from soul_exp.errors import UsageError
 from soul_exp.evaluation.probing import generations, likelihoods
 from soul_exp.losses import Objective
-from soul_exp.models import loading
+from soul_exp.models import checking, saving, vocabulary
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.training.schedule import Schedule
 from soul_exp.training.train import Outcome, train
@@ -74,7 +74,7 @@ def test_the_folders_are_as_the_hub_s(tiny: Family) -> None:
     assert ("tokenizer.json" in names) == (tiny.name != "opt_1p3b")
     template = json.loads((tiny.folder / "tokenizer_config.json").read_text()).get("chat_template")
     assert (template is not None) == (tiny.name in CHATS)
-    loading.check_folder(tiny.folder, "model.path")
+    checking.check_folder(tiny.folder, "model.path")
 
 
 def test_text_has_the_tokens_that_the_repository_s_own_tokenizer_gives_it(tiny: Family) -> None:
@@ -82,7 +82,7 @@ def test_text_has_the_tokens_that_the_repository_s_own_tokenizer_gives_it(tiny: 
     if tiny.name == "opt_1p3b":
         pytest.skip("its repository has no tokenizer.json to compare with")
     raw = Tokenizer.from_file(str(tiny.folder / "tokenizer.json"))
-    tokenizer = loading.load_tokenizer(str(tiny.folder))
+    tokenizer = vocabulary.load_tokenizer(str(tiny.folder))
     for text in (QUESTION, "Ünï 1234\n\n   it's", "[INST] a [/INST]b"):
         assert tokenizer(text)["input_ids"] == raw.encode(text).ids
 
@@ -186,7 +186,7 @@ def test_a_checkpoint_without_a_tokenizer_takes_the_one_that_is_named(
     tiny, bare = families("phi1p5"), tmp_path / "bare"
     shutil.copytree(tiny.folder, bare, ignore=shutil.ignore_patterns("token*", "vocab*", "merges*", "*tokens*"))
     with pytest.raises(UsageError, match="bare has no tokenizer: name a folder or hub name that has"):
-        loading.load_tokenizer(str(bare))
+        vocabulary.load_tokenizer(str(bare))
     model = settings("phi1p5", tiny.folder)
     assert model["tokenizer"] == str(tiny.folder)  # of model.path, as the YAML says
     one = likelihoods(prepared_models.load(model, Checkpoint(str(bare))), items(3), batch_size=3)
@@ -197,7 +197,7 @@ def test_a_tokenizer_with_a_token_too_many_grows_nothing(families: Callable[[str
     """The published Llama-2 target: its tokenizer holds <pad>, its embedding has no row for it."""
     tiny, folder = families("llama2_7b_chat"), tmp_path / "target"
     shutil.copytree(tiny.folder, folder)
-    tokenizer = loading.load_tokenizer(str(tiny.folder))
+    tokenizer = vocabulary.load_tokenizer(str(tiny.folder))
     tokenizer.add_special_tokens({"pad_token": "<pad>"})
     assert tokenizer.pad_token_id == tiny.rows
     tokenizer.save_pretrained(folder)
@@ -297,7 +297,7 @@ def test_a_trained_model_is_saved_and_read_back_to_the_same_numbers(tiny: Family
     lm.model.eval()
     after = _numbers(likelihoods(lm, items(5), batch_size=5))
     assert after != before
-    loading.save(lm.model, lm.tokenizer, tmp_path / "saved")
+    saving.save(lm.model, lm.tokenizer, tmp_path / "saved")
     again = loaded(tiny, tmp_path / "saved")
     assert _numbers(likelihoods(again, items(5), batch_size=5)) == after
     assert generations(again, items(4), batch_size=4, max_new_tokens=8) == generations(
@@ -326,7 +326,7 @@ def test_tied_weights_stay_tied_through_training_and_saving(families: Callable[[
     lm = loaded(families("qwen2p5_1p5b_instruct"))
     trained(lm, tmp_path / "checkpoints")
     assert lm.model.get_input_embeddings().weight is lm.model.get_output_embeddings().weight
-    loading.save(lm.model, lm.tokenizer, tmp_path / "saved")
+    saving.save(lm.model, lm.tokenizer, tmp_path / "saved")
     names = set(load_file(tmp_path / "saved" / "model.safetensors"))
     assert "model.embed_tokens.weight" in names and "lm_head.weight" not in names
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from soul_exp.files import write_whole
+from soul_exp.files import write_atomically
 
 
 @pytest.mark.parametrize("step", ["fsync", "chmod", "replace"])
@@ -19,11 +19,11 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
 
     monkeypatch.setattr(os, step, full)
     with pytest.raises(OSError, match="disk full"):
-        write_whole(tmp_path / "table.md", "new")
+        write_atomically(tmp_path / "table.md", "new")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("table.md", "old")]
 
 
 def test_text_and_bytes_are_written_as_they_are_for_all_to_read(tmp_path: Path) -> None:
-    assert write_whole(tmp_path / "text", "café\n").read_bytes() == "café\n".encode()
-    assert write_whole(tmp_path / "bytes", b"\x00\xff").read_bytes() == b"\x00\xff"
+    assert write_atomically(tmp_path / "text", "café\n").read_bytes() == "café\n".encode()
+    assert write_atomically(tmp_path / "bytes", b"\x00\xff").read_bytes() == b"\x00\xff"
     assert (tmp_path / "text").stat().st_mode & 0o777 == 0o644

@@ -21,10 +21,11 @@ from soul_exp.losses import Objective, Scored
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.models.lora import Lora
 from soul_exp.optim import SAM, AdamW, Hybrid, Influence, MeZO, Sophia
-from soul_exp.training import passes
+from soul_exp.training import curvature
+from soul_exp.training.groups import parameter_groups
 from soul_exp.training.reference import freeze
 from soul_exp.training.schedule import Schedule
-from soul_exp.training.statistics import remark
+from soul_exp.training.statistics import sign_descent_note
 from soul_exp.training.stream import Stream
 from soul_exp.training.train import Outcome, train
 from soul_exp.training.trainer import Unlearner
@@ -177,9 +178,9 @@ def test_the_curvature_pass_squares_the_gradient_of_the_sampled_loss(
     made.model_wrapped, made.state.global_step = lm.model, 0
     batch = made.data_collator([made.train_dataset[i] for i in range(4)])
     made._before_step([batch])
-    retained = made._rows_of(batch, ["retain"])
+    retained = made._cut_to(batch, ["retain"])
     logits = made.reader(lm.model.eval(), retained)
-    labels = passes.sampled_labels(logits.detach(), {**retained, "places": torch.arange(4)}, ["retain"], (0, 0))
+    labels = curvature.sampled_labels(logits.detach(), {**retained, "places": torch.arange(4)}, ["retain"], (0, 0))
     w = 1 / (4 * (retained["labels"] != -100).sum(1, keepdim=True))
     (F.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=-100) * w.sqrt()).sum().backward()
     for name, p in lm.model.named_parameters():
@@ -232,7 +233,7 @@ ROLES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {  # family -> its siz
 def roles_of(model: torch.nn.Module) -> dict[str, list[str]]:
     """role -> names of weights; "decayed" are those of role "other" that decay."""
     names = {id(p): name.removesuffix(".weight") for name, p in model.named_parameters()}
-    groups = object.__new__(Unlearner)._groups(model)
+    groups = parameter_groups(model, set(object.__new__(Unlearner).get_decay_parameter_names(model)))
     return {
         "decayed" if group["role"] == "other" and "weight_decay" not in group else group["role"]: [
             names[id(p)] for p in group["params"]
@@ -319,9 +320,9 @@ def test_a_training_that_changed_no_weight_says_so_and_what_to_type(
 
 def test_sign_descent_is_judged_by_the_later_half() -> None:
     """A curvature that starts at 0 clips everything at first: that alone is no degeneration."""
-    assert remark([0.0, 0.01, 0.2, 0.3]) is None
-    assert remark([0.4, 0.3, 0.06, 0.02]) is not None  # mean 0.04
-    assert remark([]) is None
+    assert sign_descent_note([0.0, 0.01, 0.2, 0.3]) is None
+    assert sign_descent_note([0.4, 0.3, 0.06, 0.02]) is not None  # mean 0.04
+    assert sign_descent_note([]) is None
 
 
 def test_a_gradient_that_turns_nan_under_our_optimizer_ends_as_diverged(lm: LanguageModel, tmp_path: Path) -> None:
@@ -623,7 +624,7 @@ def test_the_reference_is_the_start_model_also_after_training(lm: LanguageModel,
     reference = freeze(
         lm.model, lm.reader, made.stream, ["reference_nll", "reference_logits"], ["forget", "retain"], lm.pad_id
     )
-    batch = made._rows_of(made.data_collator([made.train_dataset[i] for i in range(4)]), ["retain"])
+    batch = made._cut_to(made.data_collator([made.train_dataset[i] for i in range(4)]), ["retain"])
     with torch.no_grad():
         before = lm.reader(lm.model.eval(), batch)
         for p in lm.model.parameters():
@@ -640,7 +641,7 @@ def test_a_layers_frozen_output_and_the_logits_of_a_part_are_made_when_they_are_
     made = one_trainer(lm, tmp_path, OBJECTIVES["rmu"], ("forget", "retain"))
     wanted = ["reference_logits", "reference_hidden"]
     reference = freeze(lm.model, lm.reader, made.stream, wanted, ["forget", "retain"], lm.pad_id, layer=1)
-    batch = made._rows_of(made.data_collator([made.train_dataset[i] for i in range(4)]), ["retain"])
+    batch = made._cut_to(made.data_collator([made.train_dataset[i] for i in range(4)]), ["retain"])
     with torch.no_grad():
         _, before = lm.reader.with_layer(lm.model.eval(), batch, 1)
         for p in lm.model.parameters():

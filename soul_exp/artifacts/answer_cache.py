@@ -21,7 +21,7 @@ from soul_exp.data import content_hash
 from soul_exp.evaluation import lm_eval_suite
 from soul_exp.evaluation.probing import ask
 from soul_exp.evaluation.records import read_records, write_records
-from soul_exp.files import is_sound, seal
+from soul_exp.files import is_intact, seal
 from soul_exp.metrics.answers import SUITE, Answers, Scores
 from soul_exp.models import loading
 from soul_exp.models.language_model import LanguageModel
@@ -98,7 +98,7 @@ def answer(
 
 
 def _is_answered(folder: Path) -> bool:
-    return folder.is_dir() and is_sound(folder / COMPLETE)
+    return folder.is_dir() and is_intact(folder / COMPLETE)
 
 
 def read_answers(folder: Path) -> dict[str, Answers | Scores]:

@@ -18,9 +18,9 @@ from transformers import PreTrainedTokenizerBase
 from soul_exp.data import Item, content_hash
 from soul_exp.distributed import zero3
 from soul_exp.evaluation import lm_eval_suite
-from soul_exp.files import is_sound, read_sealed, read_sound
+from soul_exp.files import is_intact, read_intact, read_sealed
 from soul_exp.metrics.answers import SUITE
-from soul_exp.models import attention, loading, lora
+from soul_exp.models import attention, checking, loading, lora, vocabulary
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.tasks.task import Task
 
@@ -44,7 +44,7 @@ class Checkpoint:
         if not folder.is_dir():
             return [self.path, self.revision]
         sealed = isinstance(read_sealed(folder / DONE), dict)  # not where an earlier version made it
-        if sealed and (prepared := read_sound(folder / DONE)):
+        if sealed and (prepared := read_intact(folder / DONE)):
             return prepared["recipe"]
         files = [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in sorted(folder.glob("*")) if f.is_file()]
         return [*files, Checkpoint(*lora.base_of(folder)).identity()] if lora.is_adapter(self.path) else files
@@ -182,7 +182,7 @@ def folder_of(cache: Path, made_by: Mapping[str, Any]) -> Path:
 
 def is_ready(folder: Path) -> bool:
     """Whether `folder` holds a prepared model as it was written; a damaged one is as good as absent."""
-    return (folder / DONE).is_file() and is_sound(folder / DONE)
+    return (folder / DONE).is_file() and is_intact(folder / DONE)
 
 
 def load(
@@ -199,13 +199,13 @@ def load(
     """
     tokenizer, path = tokenizer_of(model, checkpoint), checkpoint.path
     loaded = loading.load_model(path, checkpoint.revision, model["dtype"], model["attention"], deepspeed=deepspeed)
-    with zero3.loading(deepspeed):
+    with zero3.partitioned_loading(deepspeed):
         lm = LanguageModel.of(loaded, tokenizer, model["template"], model["max_length"])
     if not may_have_diverged and not (Path(path) / UNLEARNED).is_file():
-        loading.check_finite(lm.model, path)
+        checking.check_finite(lm.model, path)
         if attention.needs_gpu(model["attention"]):
             loading.move(lm.model, "cuda")
-        loading.check_causal(lm.model, path)
+        checking.check_causal(lm.model, path)
     return lm
 
 
@@ -213,8 +213,8 @@ def tokenizer_of(model: Mapping[str, Any], checkpoint: Checkpoint) -> PreTrained
     """The tokenizer that the configuration `model` names, else the checkpoint's own."""
     name = model.get("tokenizer")
     if name is None:
-        return loading.load_tokenizer(checkpoint.path, checkpoint.revision)
-    return loading.load_tokenizer(name, model["revision"] if name == model["path"] else None)
+        return vocabulary.load_tokenizer(checkpoint.path, checkpoint.revision)
+    return vocabulary.load_tokenizer(name, model["revision"] if name == model["path"] else None)
 
 
 def form(model: Mapping[str, Any]) -> dict[str, str]:

@@ -26,7 +26,7 @@ from soul_exp.errors import UsageError, built
 from soul_exp.evaluation import lm_eval_suite
 from soul_exp.losses import Objective
 from soul_exp.metrics.answers import Answers
-from soul_exp.models import attention, loading, lora
+from soul_exp.models import attention, checking, loading, lora, scratch, vocabulary
 from soul_exp.models.layers import layer_of, layers_of, recomputing
 from soul_exp.models.lora import Lora
 from soul_exp.tasks.task import Task
@@ -172,7 +172,7 @@ def _check_parts(config: Mapping[str, Any], task: Task, objective: Objective, op
 def _check_layer(config: Mapping[str, Any], objective: Objective) -> None:
     """Whether the model has the layer that the loss reads; unknown before a download."""
     if objective.reads_hidden and (config["model"]["path"] or config["model"]["scratch"]):
-        model = loading.described(config["model"])
+        model = scratch.start_skeleton(config["model"])
         if model is not None:
             layer_of(layers_of(model), objective.layer)
 
@@ -225,7 +225,7 @@ def _check_layers(config: Mapping[str, Any]) -> None:
     again = config["train"]["gradient_checkpointing"]
     if (adapter is None and not again) or not (path or config["model"]["scratch"]):
         return
-    model = loading.described(config["model"])
+    model = scratch.start_skeleton(config["model"])
     if model is not None and again:
         with recomputing(model):
             pass
@@ -244,7 +244,7 @@ def _check_models(config: Mapping[str, Any], task: Task) -> None:
     if not model["path"] and not model["scratch"]:
         raise UsageError("the model has neither model.path nor model.scratch: give a checkpoint folder or hub name")
     if not model["path"]:
-        loading.check_architecture(loading.scratch_config(model["scratch"]), "model.scratch.config")
+        checking.check_architecture(scratch.scratch_config(model["scratch"]), "model.scratch.config")
     if retrained["path"] and retrained["records"]:
         raise UsageError("retrained.path and retrained.records are both given: keep one")
     if retrained["path"] and _is_local(retrained["path"]):
@@ -260,9 +260,9 @@ def _check_models(config: Mapping[str, Any], task: Task) -> None:
 def _check_given(path: str, option: str, model: Mapping[str, Any]) -> None:
     """Whether the folder `path` holds a sound model, for which the tokenizer that it is used with was made."""
     tokenizer = model.get("tokenizer") or path
-    loading.check_folder(Path(path), option, own_tokenizer=tokenizer == path)
+    checking.check_folder(Path(path), option, own_tokenizer=tokenizer == path)
     if _is_local(tokenizer):
-        loading.fit_vocabulary(loading.load_model(path, weights=False), loading.load_tokenizer(tokenizer))
+        vocabulary.fit_vocabulary(loading.load_model(path, weights=False), vocabulary.load_tokenizer(tokenizer))
 
 
 def _is_local(path: str) -> bool:

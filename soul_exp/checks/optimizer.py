@@ -15,12 +15,11 @@ import torch
 
 from soul_exp.build import HESSIAN_PARTS, _settings
 from soul_exp.errors import UsageError, built
-from soul_exp.models import loading
+from soul_exp.models import scratch
 from soul_exp.models.lora import Lora
 from soul_exp.optim.kernels import ROUNDINGS
 from soul_exp.tasks.task import Task
-
-ELEMENTWISE = ("Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "RMSprop", "SGD")  # of torch.optim
+from soul_exp.training.capabilities import capabilities, is_elementwise
 
 
 def check_optimizer(config: Mapping[str, Any], task: Task, optimizer: Any) -> None:
@@ -33,23 +32,25 @@ def check_optimizer(config: Mapping[str, Any], task: Task, optimizer: Any) -> No
     made = built(lambda: optimizer(groups), "optimizer")
     if not isinstance(made, torch.optim.Optimizer):
         raise UsageError(f"optimizer={name}: found {type(made).__name__}, expected a torch.optim.Optimizer")
+    asks = capabilities(made)
     if compute["deepspeed"]:
-        if not getattr(made, "elementwise", type(made).__name__ in ELEMENTWISE):
+        if not is_elementwise(made):
             raise UsageError(
                 f"optimizer={name} does not work element by element, as the flat shards of DeepSpeed's ZeRO need: "
                 f"choose compute=cpu or gpu"
             )
         if train["log_gradients"]:
             raise UsageError("train.log_gradients=true needs whole gradients, which ZeRO does not keep: set it false")
-        if getattr(made, "estimator", None) == "hutchinson" and compute["deepspeed"]["zero_optimization"]["stage"] == 3:
+        twice = asks.curvature is not None and asks.curvature.estimator == "hutchinson"
+        if twice and compute["deepspeed"]["zero_optimization"]["stage"] == 3:
             raise UsageError("optimizer.estimator=hutchinson differentiates twice, which ZeRO-3 cannot: choose gnb")
-    rows = getattr(getattr(made, "base", made), "curvature_rows", None)
+    rows = asks.curvature and asks.curvature.curvature_rows
     if rows and rows > train["batch_size"]:
         raise UsageError(
             f"optimizer.curvature_rows={rows} is more than a step has: expected at most "
             f"train.batch_size={train['batch_size']}"
         )
-    if getattr(made, "static", False):
+    if asks.row_gradients is not None:
         _check_static(config, task, optimizer)
 
 
@@ -78,7 +79,7 @@ class Counted:
 
 def num_weights(config: Mapping[str, Any]) -> Counted | None:
     """Of a model that can be described without a download, counted without storage; else None."""
-    model = loading.described(config["model"])
+    model = scratch.start_skeleton(config["model"])
     if model is None:
         return None
     adapter: Lora | None = hydra.utils.instantiate(config["adapter"], _convert_="all")

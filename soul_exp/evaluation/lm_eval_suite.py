@@ -24,12 +24,11 @@ from typing import Any
 import datasets
 import huggingface_hub.constants
 import torch
-import torch.distributed as dist
 from tqdm.auto import tqdm
 
 from soul_exp import compat
 from soul_exp.distributed import zero3
-from soul_exp.distributed.ranks import in_batches
+from soul_exp.distributed.ranks import in_batches, is_first
 from soul_exp.errors import UsageError
 from soul_exp.evaluation.probing import evaluating
 from soul_exp.metrics.suite import mean_accuracy
@@ -140,7 +139,7 @@ def scores(
         task: _numbers(found["results"][task], found["n-samples"][task]["effective"])
         for task in (TASKS if suite == PAPER else [*general_suite.TASKS, general_suite.TEXT])
     }
-    if not dist.is_initialized() or dist.get_rank() == 0:
+    if is_first():
         seconds = time.perf_counter() - start
         log.info("%s: utility suite %s: mean accuracy %.3f in %.0f s", label, suite, mean_accuracy(given), seconds)
     return given

@@ -14,7 +14,7 @@ from transformers import (
 from soul_exp.data import Encoded, Item, Template, encode
 from soul_exp.errors import UsageError
 from soul_exp.models.layers import AnswerReader
-from soul_exp.models.loading import fit_vocabulary
+from soul_exp.models.vocabulary import fit_vocabulary
 
 
 @dataclass

@@ -28,7 +28,7 @@ SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 # constants that older versions of the library saved with the weights: masks of attention, and angles of positions
 CONSTANT = re.compile(r"(attn|attention)\.((masked_)?bias|causal_mask)$|rotary_emb\.(inv_freq|cos_cached|sin_cached)$")
 NAMED = 3  # keys of each kind in a message
-UNBUILT = (AssertionError, AttributeError, ImportError, KeyError, RuntimeError, TypeError, ValueError)
+BUILD_ERRORS = (AssertionError, AttributeError, ImportError, KeyError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class Header:
 
 
 def first_line(error: BaseException) -> str:
+    """The first line of the message of `error`, at most 160 characters of it; of an empty one the name of its class."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
@@ -105,7 +106,7 @@ def read_header(files: Sequence[Path], label: str) -> Header:
 def check(cls: type[PreTrainedModel], config: Any, header: Header, label: str) -> None:
     """Raises UsageError unless `header` holds each weight of the model `config`, in its shape, and nothing else."""
     model, found = _loaded(cls, config, header.without(()), label)
-    refuse(found, type(model).__name__, label)
+    check_report(found, type(model).__name__, label)
     if integers := header.integers:  # masks of attention, which the library leaves out, are integers too
         kept, weights = _loaded(cls, config, header.without(integers), label)[1], model.state_dict()
         lost = [name for name in sorted(kept["missing_keys"]) if weights[name].is_floating_point()]
@@ -116,7 +117,7 @@ def check(cls: type[PreTrainedModel], config: Any, header: Header, label: str) -
             )
 
 
-def refuse(found: Mapping[str, Any], model: str, label: str) -> None:
+def check_report(found: Mapping[str, Any], model: str, label: str) -> None:
     """Raises UsageError where the library's loading report names a key as missing, too many or of another shape."""
     kinds = {
         "missing": sorted(found["missing_keys"]),
@@ -167,7 +168,7 @@ def _loaded(
                 None, config=copy.deepcopy(config), state_dict=dict(tensors), device_map="meta", dtype=torch.float32,
                 ignore_mismatched_sizes=True, output_loading_info=True,
             )  # fmt: skip
-    except UNBUILT as error:
+    except BUILD_ERRORS as error:
         reason = first_line(error)
         raise UsageError(f"{label}: config.json and weights make no model ({reason}): copy both again") from error
     finally:

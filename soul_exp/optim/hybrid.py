@@ -41,7 +41,7 @@ class Hybrid(Optimizer):
             raise ValueError(
                 f"zeroth_order is {type(self.zeroth_order).__name__}: expected one with estimate(), as MeZO"
             )
-        wants = [name for name in ("ascend", "estimate", "static", "refreshing") if hasattr(self.first_order, name)]
+        wants = [name for name in ("ascend", "estimate", "add_sample", "refreshing") if hasattr(self.first_order, name)]
         if wants or not getattr(self.first_order, "elementwise", True):
             raise ValueError(
                 f"first_order is {type(self.first_order).__name__}: expected an elementwise optimizer that takes a "

@@ -47,7 +47,6 @@ class Influence(Optimizer):
     without a gradient at the step are left out, of H too. Raises ValueError if the samples would exceed `memory_gib`.
     """
 
-    static = True  # one step is all there is
     elementwise = False
 
     def __init__(

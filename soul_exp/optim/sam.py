@@ -30,7 +30,7 @@ class SAM(Optimizer):
             raise ValueError("base states an lr of its own: leave it out, the rate is that of SAM")
         super().__init__(params, {"lr": lr})
         self.base = base(self.param_groups, lr=lr)
-        if any(hasattr(self.base, name) for name in ("ascend", "estimate", "static")):
+        if any(hasattr(self.base, name) for name in ("ascend", "estimate", "add_sample")):
             raise ValueError(f"base is {type(self.base).__name__}: expected one that descends a gradient, as AdamW")
         self.radius = radius
         self._start: dict[Tensor, Tensor] = {}  # the weights before `ascend`

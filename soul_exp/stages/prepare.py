@@ -25,9 +25,9 @@ from soul_exp.data import Item, Part, Template, encode
 from soul_exp.distributed import zero3
 from soul_exp.errors import UsageError
 from soul_exp.evaluation.probing import evaluating, likelihoods, texts_of
-from soul_exp.files import full_disk_told, seal
+from soul_exp.files import explain_full_disk, seal
 from soul_exp.losses import Objective, Scored
-from soul_exp.models import attention, loading
+from soul_exp.models import attention, saving, scratch, vocabulary
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.tasks.task import Task
 from soul_exp.training.checkpoints import remove_all, remove_unmarked
@@ -74,12 +74,12 @@ def make(config: Mapping[str, Any], task: Task, role: str, cache: Path, device: 
     start = time.perf_counter()
     partial = folder.with_name(f".{folder.name}.partial")
     halfway = folder.with_name(f".{folder.name}.checkpoints")
-    with FileLock(f"{folder}.lock"), full_disk_told(cache, cleared=lambda: remove_unmarked(halfway)):
+    with FileLock(f"{folder}.lock"), explain_full_disk(cache, clear=lambda: remove_unmarked(halfway)):
         if prepared_models.is_ready(folder):
             remove_all(halfway)  # of a job that was killed between the last two lines of this block
             return 0.0
         lm = _start_model(config, task)
-        loading.check_saving(lm.model, lm.tokenizer)
+        saving.check_saving(lm.model, lm.tokenizer)
         rows = task.target_rows if role == "target" else task.retrained_rows
         settings = dict(config["prepare"])
         outcome = train(
@@ -105,7 +105,7 @@ def make(config: Mapping[str, Any], task: Task, role: str, cache: Path, device: 
                 f"{config['prepare']['adamw']['lr']}"
             )
         shutil.rmtree(partial, ignore_errors=True)
-        loading.save(lm.model.cpu(), lm.tokenizer, partial)
+        saving.save(lm.model.cpu(), lm.tokenizer, partial)
         general = prepared_models.is_general(config)
         content = {"recipe": made_by, "seconds": outcome.seconds, "role": role, "general": general}
         seal(partial / DONE, content)
@@ -143,7 +143,7 @@ def _start_model(config: Mapping[str, Any], task: Task) -> LanguageModel:
     if model["path"]:
         return load(model, Checkpoint(model["path"], model["revision"]))
     tokenizer = _start_tokenizer(config, task)
-    fresh = loading.from_scratch(model["scratch"]["config"], tokenizer, config["prepare"]["seed"])
+    fresh = scratch.from_scratch(model["scratch"]["config"], tokenizer, config["prepare"]["seed"])
     return LanguageModel.of(fresh, tokenizer, model["template"], model["max_length"])
 
 
@@ -154,4 +154,4 @@ def _start_tokenizer(config: Mapping[str, Any], task: Task) -> PreTrainedTokeniz
         return tokenizer_of(model, Checkpoint(model["path"], model["revision"]))
     template = Template(**model["template"])
     texts = ["".join(template.texts(item)) for item in task.target_rows]
-    return loading.train_tokenizer(texts, model["scratch"]["vocab_size"], model["max_length"])
+    return vocabulary.train_tokenizer(texts, model["scratch"]["vocab_size"], model["max_length"])

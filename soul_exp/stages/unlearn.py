@@ -17,7 +17,6 @@ from typing import Any
 
 import hydra.utils
 import torch
-import torch.distributed as dist
 from transformers import TrainerCallback, set_seed
 
 from soul_exp import build, compat, files, results
@@ -26,10 +25,10 @@ from soul_exp.artifacts.prepared_models import UNLEARNED, Checkpoint
 from soul_exp.artifacts.scores import RETAIN, known_answers, measure, not_learnt, validate, validation_metrics, why_null
 from soul_exp.build import build_optimizer, parts_of_run
 from soul_exp.distributed import ranks, zero3
-from soul_exp.files import full_disk_told
+from soul_exp.files import explain_full_disk
 from soul_exp.losses import Objective
 from soul_exp.metrics.answers import SUITE, Answers, Scores
-from soul_exp.models import attention, loading, lora
+from soul_exp.models import attention, loading, lora, saving
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.models.layers import has_dropout
 from soul_exp.models.lora import Lora
@@ -62,7 +61,7 @@ def worker(
 ) -> None:
     """Unlearn and evaluate, as `config["stages"]` says, and write results.json to `folder`; `trials` go into it."""
     out = Path(folder)
-    with full_disk_told(out, cleared=lambda: checkpoints.remove_unmarked(out / CHECKPOINTS)):
+    with explain_full_disk(out, clear=lambda: checkpoints.remove_unmarked(out / CHECKPOINTS)):
         first = rank == 0
         device = start_process(config, rank)
         task = build.build_task(config)
@@ -97,16 +96,15 @@ def start_process(config: Mapping[str, Any], rank: int) -> str:
         torch.cuda.set_device(device)
     if compute["deepspeed"]:
         compat.skip_shared_memory_operator()
-    if compute["processes"] > 1 and not dist.is_initialized():  # workers that were joined have their group
-        dist.init_process_group("nccl" if device != "cpu" else "gloo")
+    if compute["processes"] > 1:
+        ranks.start_group(device)
     return device
 
 
 def end_process() -> None:
     """Leave the process group, where there is one, together."""
-    if dist.is_initialized():
-        dist.barrier()
-        dist.destroy_process_group()
+    ranks.barrier()
+    ranks.leave_group()
 
 
 def _unlearned(
@@ -120,7 +118,7 @@ def _unlearned(
         )
         loading.move(subject.model, device)
         return subject, None
-    before = ranks.agreed(lambda: files.read_sound(done) if done.is_file() else None)
+    before = ranks.broadcast(lambda: files.read_intact(done) if done.is_file() else None)
     if before and before["fingerprint"] == fingerprint:
         log.info("unlearn: done before, reading %s", out / MODEL)
         subject = prepared_models.load(model, Checkpoint(str(out / MODEL)), config["compute"]["deepspeed"])
@@ -164,7 +162,7 @@ def _unlearned(
     if config["save"] != "none":
         if first:
             shutil.rmtree(out / MODEL, ignore_errors=True)
-        loading.save(subject.model, subject.tokenizer, out / MODEL, first)
+        saving.save(subject.model, subject.tokenizer, out / MODEL, first)
         if first:
             content = {
                 "fingerprint": fingerprint,
@@ -184,7 +182,7 @@ def _best(config: Mapping[str, Any], task: Task, subject: LanguageModel, folder:
         folder,
         config["best_keep"] * start,
         validate=lambda: validate(config, task, subject, "best"),
-        save=lambda place: loading.save(subject.model, subject.tokenizer, place, first),
+        save=lambda place: saving.save(subject.model, subject.tokenizer, place, first),
         first=first,
     )
 
@@ -202,7 +200,7 @@ def trained(
     """The target, unlearned as `config` says from its loss to its seed, and how that ended; checkpoints in `folder`."""
     start = prepared_models.start_of(config, task)
     subject = prepared_models.load(config["model"], start, config["compute"]["deepspeed"])
-    loading.check_saving(subject.model, subject.tokenizer)
+    saving.check_saving(subject.model, subject.tokenizer)
     random = config["train"]["dropout"] and has_dropout(subject.model)
     adapter: Lora | None = hydra.utils.instantiate(config["adapter"], _convert_="all")
     if adapter is not None:

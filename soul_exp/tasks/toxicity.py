@@ -26,7 +26,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from soul_exp.data import content_hash
 from soul_exp.distributed import zero3
 from soul_exp.errors import UsageError
-from soul_exp.files import read_sealed, write_sealed, write_whole
+from soul_exp.files import read_sealed, write_atomically, write_sealed
 from soul_exp.metrics.answers import Answers
 from soul_exp.metrics.membership import roc_auc
 from soul_exp.models import weight_files
@@ -148,7 +148,7 @@ class Own:
         except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile):  # not trained yet, or damaged
             file = io.BytesIO()
             np.savez_compressed(file, *self._fitted())
-            write_whole(path, file.getvalue())
+            write_atomically(path, file.getvalue())
             idf, weights, bias = _arrays(path)
 
         def score(texts: Sequence[str]) -> np.ndarray:
@@ -227,8 +227,8 @@ class Classifier:
             AutoModelForSequenceClassification, dtype=torch.float32, use_safetensors=True,
             ignore_mismatched_sizes=True, output_loading_info=True,
         )  # fmt: skip
-        weight_files.refuse(found, type(model).__name__, f"task.scorer={self.name}")
-        if name := zero3.not_finite(model):
+        weight_files.check_report(found, type(model).__name__, f"task.scorer={self.name}")
+        if name := zero3.nonfinite_weight(model):
             raise UsageError(f"task.scorer={self.name} has weights that are not finite numbers ({name}): copy it again")
         model.to(device).eval()
         longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", math.inf))

@@ -241,7 +241,7 @@ def _equal(found: Tensor, expected: Tensor) -> bool:
 
 def _copy(head: nn.Module) -> nn.Module:
     """An output head with the same weights, whole, that nothing trains and no hook reads."""
-    with zero3.whole(list(head.parameters())):
+    with zero3.gathered(list(head.parameters())):
         weights = {id(p): nn.Parameter(p.detach().clone(), requires_grad=False) for p in head.parameters()}
         copied = copy.deepcopy(head, dict(weights))
     compat.remove_forward_hooks(copied)

@@ -24,12 +24,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from soul_exp.compose import check_optional, conf_dir, default_device, option_key, plain, tuned_on
 from soul_exp.distributed import interrupts
-from soul_exp.distributed.environment import found
+from soul_exp.distributed.environment import launch_environment
 from soul_exp.errors import UsageError, WorkerError
 from soul_exp.files import write_atomically
 
 if TYPE_CHECKING:
-    from soul_exp.distributed.join import Crew
+    from soul_exp.distributed.join import WorkerGroup
 
 log = logging.getLogger("soul_exp")
 
@@ -38,8 +38,8 @@ TYPED = ".hydra"  # in a run's folder: the configuration as Hydra composed it, a
 MULTIRUN = ("-m", "--multirun")
 
 
-def job(cfg: DictConfig, crew: Crew | None = None) -> float | None:
-    """One run, in the processes of `crew` if there is one; returns what a sweeper maximises (utility), or None."""
+def job(cfg: DictConfig, workers: WorkerGroup | None = None) -> float | None:
+    """One run, by `workers` if there are any; returns what a sweeper maximises (utility), or None."""
     interrupts.safe_point()
     _say_device_to_deepspeed()
     from soul_exp import sequence
@@ -54,10 +54,10 @@ def job(cfg: DictConfig, crew: Crew | None = None) -> float | None:
         check_optional(hydra_config.runtime.choices)
     config = plain(cfg, dict(hydra_config.runtime.choices))
     config["tuned"] = tuned_on(config, hydra_config.overrides.task)
-    if crew is not None:
-        _take_size(config, crew, hydra_config)
+    if workers is not None:
+        _take_size(config, workers, hydra_config)
     begin = functools.partial(_begin, cfg, out)
-    results = sequence.run(config, out, crew, part_of_sweep=hydra_config.mode == RunMode.MULTIRUN, begin=begin)
+    results = sequence.run(config, out, workers, part_of_sweep=hydra_config.mode == RunMode.MULTIRUN, begin=begin)
     if results is None:
         return None
     if (out / ERROR).is_file():  # of a try before
@@ -71,17 +71,17 @@ def job(cfg: DictConfig, crew: Crew | None = None) -> float | None:
     return results.utility
 
 
-def _take_size(config: dict[str, Any], crew: Crew, hydra_config: Any) -> None:
-    """compute.processes is the crew's size. Raises UsageError if another was typed, or if this is a sweep's job."""
+def _take_size(config: dict[str, Any], workers: WorkerGroup, hydra_config: Any) -> None:
+    """Set compute.processes to the number of workers; UsageError if another was typed, or for a job of a sweep."""
     if _COMMAND and hydra_config.mode == RunMode.MULTIRUN:
-        raise UsageError(_no_sweep(crew))
+        raise UsageError(_no_sweep(workers))
     typed = "compute.processes" in map(option_key, hydra_config.overrides.task)
-    if typed and config["compute"]["processes"] != crew.size:
+    if typed and config["compute"]["processes"] != workers.size:
         raise UsageError(
-            f"compute.processes={config['compute']['processes']}, but {crew.world.by} has started {crew.size}: "
+            f"compute.processes={config['compute']['processes']}, but {workers.launcher} has started {workers.size}: "
             f"leave compute.processes out, or start as many"
         )
-    config["compute"]["processes"] = crew.size
+    config["compute"]["processes"] = workers.size
 
 
 def _begin(cfg: DictConfig, out: Path) -> None:
@@ -120,16 +120,16 @@ def _failed(message: str) -> JobError:
 def start(cfg: DictConfig) -> float | None:
     """`job`; a failure is left in error.txt and FAILED, and raised (as JobError) where `main` is another process's."""
     out = Path(HydraConfig.get().runtime.output_dir)
-    crew = _crew()
-    if crew is not None and crew.rank > 0:  # a SLURM job of several tasks; under torchrun `main` has seen to it
-        crew.follow()
+    workers = _workers()
+    if workers is not None and workers.rank > 0:  # a SLURM job of several tasks; under torchrun `main` has seen to it
+        workers.wait_for_work()
         return None
-    if crew is not None:
-        crew = replace(crew, tell=lambda text: _tell(_left(out, text)))
+    if workers is not None:
+        workers = replace(workers, report_failure=lambda text: _tell(_left(out, text)))
     _BEGUN.discard(out)
     failed = True
     try:
-        utility = job(cfg, crew)
+        utility = job(cfg, workers)
         failed = False
         return utility
     except Exception as error:
@@ -140,8 +140,8 @@ def start(cfg: DictConfig) -> float | None:
             return None
         raise failure from None
     finally:
-        if crew is not None and not _COMMAND:
-            crew.dismiss(failed)
+        if workers is not None and not _COMMAND:
+            workers.release(failed)
 
 
 def _left(out: Path, text: str) -> str:
@@ -171,11 +171,11 @@ def main() -> None:
     sys.argv[1:] = _flags_last(sys.argv[1:])
     _COMMAND[:] = sys.argv
     interrupts.install()
-    world, crew = found(), None
+    environment, workers = launch_environment(), None
     code: Any = 1
     try:
-        crew = _crew()
-        code = crew.follow() if crew is not None and crew.rank > 0 else _command(crew)
+        workers = _workers()
+        code = workers.wait_for_work() if workers is not None and workers.rank > 0 else _command(workers)
         interrupts.safe_point()
     except KeyboardInterrupt:
         code = interrupts.exit_code()
@@ -188,19 +188,19 @@ def main() -> None:
             print(code, file=sys.stderr)
             code = 1
     finally:
-        if world is not None:  # the last word is said; whoever started us may now end us
+        if environment is not None:  # the last word is said; whoever started us may now end us
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        if crew is not None and crew.rank == 0:
-            crew.dismiss(bool(code), interrupted=code in (130, 143))
+        if workers is not None and workers.rank == 0:
+            workers.release(bool(code), interrupted=code in (130, 143))
     interrupts.finish(int(code or 0))
     sys.exit(code)
 
 
-def _command(crew: Crew | None) -> int:
+def _command(workers: WorkerGroup | None) -> int:
     """Let Hydra carry out the command; tells every failure and returns the exit code."""
     try:
-        if crew is not None and sys.argv[-1] in MULTIRUN:
-            raise UsageError(_no_sweep(crew))
+        if workers is not None and sys.argv[-1] in MULTIRUN:
+            raise UsageError(_no_sweep(workers))
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(start)()
     except (UsageError, HydraException, OmegaConfBaseException) as error:
         print(f"soul_exp: {_told(error)}", file=sys.stderr)
@@ -229,20 +229,20 @@ def _tell(message: str) -> None:
     print(f"soul_exp: failed: {message}", file=sys.stderr, flush=True)
 
 
-def _crew() -> Crew | None:
+def _workers() -> WorkerGroup | None:
     """All processes of this run, where somebody else has started several."""
-    if found() is None:
+    if launch_environment() is None:
         return None
     _say_device_to_deepspeed()
     from soul_exp.distributed import join
 
-    return join.crew()
+    return join.worker_group()
 
 
-def _no_sweep(crew: Crew) -> str:
+def _no_sweep(workers: WorkerGroup) -> str:
     return (
-        f"-m is a sweep, and each of its jobs needs fresh processes, but {crew.world.by} has started these "
-        f"{crew.size}: type it without {crew.world.by}, compute.processes={crew.size} starts them for every job"
+        f"-m is a sweep, and each of its jobs needs fresh processes, but {workers.launcher} has started these "
+        f"{workers.size}: type it without {workers.launcher}, compute.processes={workers.size} starts them for each"
     )
 
 

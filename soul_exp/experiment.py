@@ -17,7 +17,7 @@ from soul_exp.checks import disk
 from soul_exp.checks.check import Checked, check
 from soul_exp.data import content_hash
 from soul_exp.distributed import interrupts
-from soul_exp.distributed.join import Crew
+from soul_exp.distributed.join import WorkerGroup
 from soul_exp.distributed.processes import launch
 from soul_exp.errors import UsageError
 from soul_exp.files import explain_full_disk
@@ -42,13 +42,13 @@ def need(config: Mapping[str, Any]) -> disk.Need | None:
 def run(
     config: Mapping[str, Any],
     out: Path,
-    crew: Crew | None = None,
+    workers: WorkerGroup | None = None,
     part_of_sweep: bool = False,
     begin: Callable[[], None] = lambda: None,
 ) -> Results | None:
     """Carry out the stages of `config` in `out`; returns the results, or None where the stages end before them.
 
-    Every stage starts workers of its own; where a `crew` exists, it is the one that unlearns. `begin` is called under
+    Every stage starts workers of its own; where `workers` exist, they unlearn. `begin` is called under
     the run's lock before anything in `out` changes; not where there is nothing to do, nor where the run is refused.
     """
     interrupts.safe_point()
@@ -57,14 +57,14 @@ def run(
     tune.check_tune(config, checked)
     # a second start of the same run waits, and then finds it finished
     with FileLock(out / ".lock"), explain_full_disk(out, Path(config["cache"])):
-        return _run(config, checked, out, crew, part_of_sweep, begin)
+        return _run(config, checked, out, workers, part_of_sweep, begin)
 
 
 def _run(
     config: Mapping[str, Any],
     checked: Checked,
     out: Path,
-    crew: Crew | None,
+    workers: WorkerGroup | None,
     part_of_sweep: bool,
     begin: Callable[[], None],
 ) -> Results | None:
@@ -107,8 +107,8 @@ def _run(
             log.info("%s holds checkpoints of other settings, data or version: not used", out / unlearn.CHECKPOINTS)
         plan = (config, dict(checked.reasons), decided, seconds, str(out), trials)
         logs = out / "ranks" / "unlearn"
-        if crew is not None:
-            crew.lead(unlearn.worker, *plan, compute=compute, logs=logs)
+        if workers is not None:
+            workers.run_on_all(unlearn.worker, *plan, compute=compute, logs=logs)
         else:
             launch(
                 unlearn.worker, *plan, processes=compute["processes"], threads=compute["threads"], logs=logs,

@@ -19,7 +19,7 @@ from soul_exp.checks import disk
 from soul_exp.checks.check import Checked, check
 from soul_exp.checks.options import check_flags
 from soul_exp.distributed import interrupts
-from soul_exp.distributed.join import Crew
+from soul_exp.distributed.join import WorkerGroup
 from soul_exp.errors import UsageError
 from soul_exp.files import is_intact
 from soul_exp.results import Results
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 def run(
     config: Mapping[str, Any],
     out: Path,
-    crew: Crew | None = None,
+    workers: WorkerGroup | None = None,
     part_of_sweep: bool = False,
     begin: Callable[[], None] = lambda: None,
 ) -> Results | None:
@@ -42,9 +42,9 @@ def run(
     """
     check_flags(config)
     if config["task"].get("requests") is None:
-        return experiment.run(_alone(config), out, crew, part_of_sweep, begin)
+        return experiment.run(_alone(config), out, workers, part_of_sweep, begin)
     steps = steps_of(config, out)
-    _check_sequence(config, crew)
+    _check_sequence(config, workers)
     checked = [_checked(step, number, out) for number, step in enumerate(steps, start=1)]
     out.mkdir(parents=True, exist_ok=True)
     with FileLock(out / ".lock"):  # a second start of the same run waits, and then finds it finished
@@ -121,13 +121,13 @@ def _checked(step: Mapping[str, Any], number: int, out: Path) -> Checked:
     return checked
 
 
-def _check_sequence(config: Mapping[str, Any], crew: Crew | None) -> None:
+def _check_sequence(config: Mapping[str, Any], workers: WorkerGroup | None) -> None:
     """Raises UsageError for what one run can have, but not several in sequence."""
     stages = config["stages"]
-    if crew is not None:
+    if workers is not None:
         raise UsageError(
-            f"task.requests needs fresh processes for each request, but {crew.world.by} has started these {crew.size}: "
-            f"type it without {crew.world.by}, compute.processes={crew.size} starts them"
+            f"task.requests needs fresh processes for each request, but {workers.launcher} has started these "
+            f"{workers.size}: type it without {workers.launcher}, compute.processes={workers.size} starts them"
         )
     if stages not in ([], ["prepare"]) and not {"unlearn", "evaluate"} <= set(stages):
         raise UsageError(

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from soul_exp.distributed import processes
-from soul_exp.distributed.environment import World, first_host, found
+from soul_exp.distributed.environment import LaunchEnvironment, first_host, launch_environment
 from soul_exp.errors import WorkerError
 
 TESTS = Path(__file__).parent
@@ -212,20 +212,34 @@ STEP = {
 
 
 @pytest.mark.parametrize(
-    ("environment", "world"),
+    ("variables", "expected"),
     [
         ({}, None),
-        (ELASTIC, World(3, 4, 1, "a", 9, "attempt_1", serves=False, devices=2, by="torchrun")),
-        (STEP, World(0, 4, 0, "gpu07", 15217, "attempt_0", serves=True, devices=1, by="srun")),
-        ({**STEP, "SLURM_STEP_NUM_NODES": "1"}, World(0, 4, 0, "127.0.0.1", 15217, "attempt_0", True, 1, "srun")),
-        ({**STEP, **ELASTIC}, World(3, 4, 1, "a", 9, "attempt_1", serves=False, devices=2, by="torchrun")),
+        (
+            ELASTIC,
+            LaunchEnvironment(3, 4, 1, "a", 9, "attempt_1", serves_store=False, num_devices=2, launcher="torchrun"),
+        ),
+        (
+            STEP,
+            LaunchEnvironment(0, 4, 0, "gpu07", 15217, "attempt_0", serves_store=True, num_devices=1, launcher="srun"),
+        ),
+        (
+            {**STEP, "SLURM_STEP_NUM_NODES": "1"},
+            LaunchEnvironment(0, 4, 0, "127.0.0.1", 15217, "attempt_0", True, 1, "srun"),
+        ),
+        (
+            {**STEP, **ELASTIC},
+            LaunchEnvironment(3, 4, 1, "a", 9, "attempt_1", serves_store=False, num_devices=2, launcher="torchrun"),
+        ),
         ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, None),  # a batch script runs once
         ({**STEP, "SLURM_STEP_NUM_TASKS": "1"}, None),  # a job of hydra/launcher=slurm
         ({"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "a", "MASTER_PORT": "9"}, None),
     ],
 )
-def test_a_world_is_found_where_somebody_started_one(environment: Mapping[str, str], world: World | None) -> None:
-    assert found(environment) == world
+def test_a_launch_environment_is_known_by_its_variables(
+    variables: Mapping[str, str], expected: LaunchEnvironment | None
+) -> None:
+    assert launch_environment(variables) == expected
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from soul_exp.checks import availability, disk
 from soul_exp.checks.disk import Need
 from soul_exp.checks.optimizer import check_optimizer, check_precision
 from soul_exp.checks.options import check_options
-from soul_exp.distributed.environment import found
+from soul_exp.distributed.environment import launch_environment
 from soul_exp.errors import UsageError, built
 from soul_exp.evaluation import lm_eval_suite
 from soul_exp.losses import Objective
@@ -183,8 +183,9 @@ def _has_wandb_key() -> bool:
 
 
 def _check_compute(compute: Mapping[str, Any], tunes: bool) -> None:
-    world = found()
-    wanted = world.devices if world and not tunes else compute["processes"]  # trials start all processes here
+    environment = launch_environment()
+    # trials start all their processes here
+    wanted = environment.num_devices if environment and not tunes else compute["processes"]
     if compute["device"] == "cuda" and torch.cuda.device_count() < wanted:
         raise UsageError(
             f"compute asks for {wanted} CUDA device(s), found {torch.cuda.device_count()}: "

@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator
 from types import FrameType
 
-from soul_exp.distributed.environment import found
+from soul_exp.distributed.environment import launch_environment
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 END_SECONDS = 1.5  # from the signal to the end of a process that reaches no safe point
@@ -69,9 +69,9 @@ def exit_code() -> int:
 
 def write_last_line() -> None:
     """How to go on, on standard error: once, and of several processes of a run by rank 0 only."""
-    world = found()
-    speaks = (world is None or world.rank == 0) and _last_line.acquire(blocking=False)
-    if speaks and select.select([], [2], [], 0)[1]:  # a full pipe that nobody reads would hold us
+    environment = launch_environment()
+    writes = (environment is None or environment.rank == 0) and _last_line.acquire(blocking=False)
+    if writes and select.select([], [2], [], 0)[1]:  # a full pipe that nobody reads would hold us
         os.write(2, RESUMES.encode())
 
 

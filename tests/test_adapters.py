@@ -202,7 +202,7 @@ def test_a_saved_adapter_is_read_onto_its_base_to_the_same_bits(
     [
         (
             lambda settings: {**settings, "base_model_name_or_path": "/nowhere"},
-            "adapter of /nowhere, which is not there",
+            "adapter of /nowhere, which does not exist",
         ),
         (lambda settings: {**settings, "base_model_name_or_path": "wide"}, "lora_A.weight is .* in the adapter, .* in"),
         (lambda settings: {**settings, "target_modules": ["Wqkv"]}, "does not fit its base .*Wqkv"),
@@ -274,16 +274,18 @@ def test_an_adapter_of_pickled_weights_is_refused(given: Given, tmp_path: Path) 
 def test_a_killed_run_of_an_adapter_resumes_to_the_same_bits(
     make: Callable[..., Any], dtype: str, given: Given, tmp_path: Path
 ) -> None:
-    lora = Lora(4, 8, 0.1, "all-linear", False)  # with dropout, whose random numbers have to go on as well
-    whole = given(lora, dtype)
+    adapter = Lora(4, 8, 0.1, "all-linear", False)  # with dropout, whose random numbers have to go on as well
+    whole = given(adapter, dtype)
     run(whole, tmp_path / "whole", OBJECTIVES["npo_kl"], make, max_steps=9, save_steps=4)
 
-    killed_run(given(lora, dtype), tmp_path / "killed", make)
+    killed_run(given(adapter, dtype), tmp_path / "killed", make)
     checkpoint = tmp_path / "killed" / "checkpoints" / "checkpoint-4"
     assert (checkpoint / lora.WEIGHTS).is_file() and not (checkpoint / "model.safetensors").exists()
-    again = given(lora, dtype)
+    again = given(adapter, dtype)
     run(again, tmp_path / "killed", OBJECTIVES["npo_kl"], make, max_steps=9, save_steps=4)
-    assert torch.equal(weights(again), weights(whole)) and not torch.equal(weights(again), weights(given(lora, dtype)))
+    assert torch.equal(weights(again), weights(whole)) and not torch.equal(
+        weights(again), weights(given(adapter, dtype))
+    )
     assert {p.dtype for p in again.model.parameters()} == {getattr(torch, dtype)}
     assert (tmp_path / "killed" / "train.jsonl").read_text() == (tmp_path / "whole" / "train.jsonl").read_text()
 
@@ -369,7 +371,7 @@ def test_without_a_graph_nothing_is_computed_again(given: Given) -> None:
 
 def test_a_model_without_such_layers_is_refused() -> None:
     with (
-        pytest.raises(UsageError, match="Linear has no layers that can be computed again"),
+        pytest.raises(UsageError, match="Linear has no layers that can be recomputed"),
         recomputing(torch.nn.Linear(1, 1)),
     ):
         pass

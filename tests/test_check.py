@@ -80,7 +80,7 @@ def checked(configured: Callable[..., dict[str, Any]], tmp_path: Path) -> Callab
             "plain=1: found 1, expected true or false: type loss.forget_term.plain=true",
         ),
         (["loss=rmu", "loss.forget_term.steering=0"], "loss.forget_term.steering=0: expected a number above 0"),
-        (["loss=rmu", "loss.layer=2"], "loss.layer=2: the model has 2 layers, counted from 0: name one of them"),
+        (["loss=rmu", "loss.layer=2"], "loss.layer=2: the model has 2 layers, counted from 0: choose one of them"),
         (["loss=rmu", "loss.layer=-1"], "loss.layer=-1: expected a whole number of 0 or more, or null"),
         (["optimizer.rho=-1"], "rho=-1"),
         (["optimizer.lr=-1"], "optimizer.lr=-1: expected a number above 0"),

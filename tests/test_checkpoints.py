@@ -220,10 +220,10 @@ def test_a_training_that_diverged_and_was_killed_then_ends_as_diverged(
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_dropout_in_a_climb_is_drawn_again_as_it_was(
+def test_dropout_in_an_ascent_is_drawn_again_as_it_was(
     accumulation: int, lm: LanguageModel, start: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
-    """A climb runs before the state of the generator is loaded."""
+    """An ascent runs before the state of the generator is loaded."""
     for module in lm.model.modules():
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.2

@@ -96,7 +96,7 @@ def test_braces_in_an_instruction_or_a_question_are_text() -> None:
 
 def test_a_row_that_only_the_system_prompt_makes_too_long_says_so(lm: LanguageModel) -> None:
     with pytest.raises(UsageError, match=r"tokens with the system prompt but the model reads 128"):
-        lm.told("quiet " * 60).encode(items(1))
+        lm.with_instruction("quiet " * 60).encode(items(1))
 
 
 def test_braces_in_a_question_are_text() -> None:

@@ -140,7 +140,7 @@ def test_the_template_writes_what_the_tokenizer_s_own_chat_template_writes(
     default = [said, question] if name.startswith("llama3") else [question]  # Qwen's template adds its own
     ours = lm.encode([Item(QUESTION, ANSWER)])[0]
     assert list(ours.ids[: ours.num_prompt]) == _chat(lm, default)
-    told = lm.told("Say nothing.").encode([Item(QUESTION, ANSWER)])[0]
+    told = lm.with_instruction("Say nothing.").encode([Item(QUESTION, ANSWER)])[0]
     assert list(told.ids[: told.num_prompt]) == _chat(lm, [{"role": "system", "content": "Say nothing."}, question])
     if name != "llama2_7b_chat":  # whose published checkpoints were trained without the template's blanks
         whole = _chat(lm, [*default, {"role": "assistant", "content": ANSWER}], generate=False)

@@ -127,7 +127,7 @@ def test_a_scheduler_that_sets_the_rate_to_zero_stops_every_weight(name: str) ->
     for number in range(4, 8):
         advance(optimizer, groups, number)
         scheduler.step()
-    # a climb is undone exactly, and a probe but for its rounding
+    # an ascent is undone exactly, and a probe but for its rounding
     atol = 1e-6 if name in ("mezo", "hybrid") else 0.0
     for p, weight in zip(tensors(groups), before, strict=True):
         torch.testing.assert_close(p.detach(), weight, rtol=0, atol=atol)
@@ -302,9 +302,9 @@ def test_hybrid_refuses_what_it_would_not_serve() -> None:
     with pytest.raises(ValueError, match="first_order is Muon: expected an elementwise optimizer"):
         Hybrid([weight], lr=0.1, first_order=Muon, zeroth_order=mezo)
     inner = functools.partial(Hybrid, first_order=SGD, zeroth_order=mezo)
-    with pytest.raises(ValueError, match="base is Hybrid: expected one that descends a gradient"):
+    with pytest.raises(ValueError, match="base is Hybrid: expected one that needs a gradient only"):
         SAM([weight], lr=0.1, base=inner)
-    with pytest.raises(ValueError, match="base is SAM: expected one that descends a gradient"):
+    with pytest.raises(ValueError, match="base is SAM: expected one that needs a gradient only"):
         SAM([weight], lr=0.1, base=functools.partial(SAM, base=SGD))
     with pytest.raises(ValueError, match="first_order states an lr of its own"):
         Hybrid([weight], lr=0.1, first_order=functools.partial(SGD, lr=1.0), zeroth_order=mezo)
@@ -330,8 +330,8 @@ def test_sam_on_a_quadratic_equals_its_closed_form() -> None:
         quadratic(torch.cat(params)).backward()
         optimizer.ascend()
         assert all(p.grad is None for p in params)
-        climb = torch.cat([p.detach() for p in params]) - w
-        assert climb.norm().item() == pytest.approx(radius, rel=1e-12)  # one norm over all groups
+        ascent = torch.cat([p.detach() for p in params]) - w
+        assert ascent.norm().item() == pytest.approx(radius, rel=1e-12)  # one norm over all groups
         quadratic(torch.cat(params)).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -369,7 +369,7 @@ def test_sam_stays_at_a_zero_gradient_and_raises_at_one_that_is_not_finite() -> 
     assert weight.tolist() == [0.5] * 3
 
 
-def test_sam_saved_on_its_climb_comes_back_to_the_same_weights() -> None:
+def test_sam_saved_after_its_ascent_comes_back_to_the_same_weights() -> None:
     ends = []
     for resumed in (False, True):
         groups = model()
@@ -572,7 +572,7 @@ def test_influence_refuses_what_it_does_not_know() -> None:
         ({"estimator": "gradient"}, "choose one of fisher, gnb"),
         ({"hessian": "forget"}, "choose one of retain, all"),
         ({"damping": 0.0}, "expected positive numbers"),
-        ({"num_samples": 0}, "choose 1 or more"),
+        ({"num_samples": 0}, "expected 1 or more"),
     ]:
         with pytest.raises(ValueError, match=said):
             Influence([weight], **{"lr": 1.0, "damping": 1.0, "num_samples": 1, **settings})
@@ -585,5 +585,5 @@ def test_influence_refuses_what_it_does_not_know() -> None:
 def test_mezo_refuses_numbers_that_mean_nothing() -> None:
     weight = torch.ones(1, requires_grad=True)
     for settings in ({"lr": 0.0}, {"epsilon": 0.0}, {"weight_decay": -1.0}, {"num_samples": 0}):
-        with pytest.raises(ValueError, match=r"expected positive numbers|choose 1 or more"):
+        with pytest.raises(ValueError, match=r"expected positive numbers|expected 1 or more"):
             MeZO([weight], **{"lr": 1.0, **settings})

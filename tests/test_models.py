@@ -199,9 +199,9 @@ def test_no_number_means_a_layer_as_deep_as_the_seventh_of_32() -> None:
     layers = [torch.nn.Identity() for _ in range(32)]
     assert layer_of(layers, None) is layers[7] and layer_of(layers[:16], None) is layers[3]
     assert layer_of(layers[:2], None) is layers[0] and layer_of(layers, 31) is layers[31]
-    with pytest.raises(UsageError, match=r"loss.layer=2: the model has 2 layers, counted from 0: name one of them"):
+    with pytest.raises(UsageError, match=r"loss.layer=2: the model has 2 layers, counted from 0: choose one of them"):
         layer_of(layers[:2], 2)
-    with pytest.raises(UsageError, match=r"the model tells none: choose another loss"):
+    with pytest.raises(UsageError, match=r"this architecture marks none: choose another loss"):
         layer_of([], None)
 
 
@@ -326,7 +326,7 @@ def test_weights_that_are_not_the_model_s_are_named_by_the_check_and_at_loading(
 SHARDS = {
     "a shard is gone": (
         lambda folder: next(folder.glob("model-00002*")).unlink(),
-        r"index.json names model-00002-of-\d+.safetensors, which is not there",
+        r"index.json names model-00002-of-\d+.safetensors, which does not exist",
     ),
     "the index is gone": (
         lambda folder: (folder / "model.safetensors.index.json").unlink(),
@@ -437,7 +437,7 @@ def encoder(lm: LanguageModel, folder: Path, model_type: str = "bert", **fields:
 
 def test_an_encoder_is_no_causal_model_and_with_is_decoder_it_is(lm: LanguageModel, tmp_path: Path) -> None:
     bert = encoder(lm, tmp_path / "bert")
-    with pytest.raises(UsageError, match="is no causal language model: what BertLMHeadModel predicts after a token"):
+    with pytest.raises(UsageError, match="no causal language model: the predictions of BertLMHeadModel after a token"):
         checking.check_folder(bert, "model.path")
     with pytest.raises(UsageError, match="is no causal language model"):
         prepared_models.load(settings(bert), Checkpoint(str(bert)))

@@ -381,7 +381,7 @@ def test_what_is_not_known_is_refused() -> None:
     for message, settings in {
         "choose one of gnb, hutchinson, gradient": {"estimator": "fisher"},
         "leave num_labels at 1": {"num_labels": 5120},
-        "choose 1 or more": {"interval": 0},
+        "expected 1 or more": {"interval": 0},
         "choose one of retain, forget, both": {"curvature_on": "all"},
         "has no pass of its own, leave them out": {"estimator": "gradient", "curvature_on": "retain"},
         "is not a number of rows": {"curvature_rows": 0},

@@ -162,7 +162,7 @@ def test_npo_starts_at_2_ln_2_over_beta_and_kl_at_0_unless_dropout_is_on(
         assert abs(logged["retain_loss"]) < 1e-6
 
 
-def test_a_climb_draws_no_random_number_either(lm: LanguageModel, tmp_path: Path) -> None:
+def test_an_ascent_draws_no_random_number_either(lm: LanguageModel, tmp_path: Path) -> None:
     """Its losses are not logged: the weights after a step are those of the same model without dropout."""
     ends = []
     for rate in (0.3, 0.0):

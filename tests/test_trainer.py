@@ -23,7 +23,7 @@ from soul_exp.models.lora import Lora
 from soul_exp.optim import SAM, AdamW, Hybrid, Influence, MeZO, Sophia
 from soul_exp.training import curvature
 from soul_exp.training.groups import parameter_groups
-from soul_exp.training.reference import freeze
+from soul_exp.training.reference import compute_reference
 from soul_exp.training.schedule import Schedule
 from soul_exp.training.statistics import sign_descent_note
 from soul_exp.training.stream import Stream
@@ -366,7 +366,7 @@ def full_gradient(lm: LanguageModel, objective: Objective, clip: float | None = 
     return found
 
 
-def test_sharpness_aware_steps_climb_along_the_whole_batch_and_clip_what_they_find_there(
+def test_sharpness_aware_steps_ascend_along_the_gradient_of_all_rows_and_clip_the_gradient_there(
     lm: LanguageModel, start: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     """Against the method written out: w - lr clip(g(w + radius g / ||g||)), whatever the accumulation."""
@@ -621,7 +621,7 @@ def test_batch_sizes_that_do_not_divide_are_refused() -> None:
 
 def test_the_reference_is_the_start_model_also_after_training(lm: LanguageModel, tmp_path: Path) -> None:
     made = one_trainer(lm, tmp_path, OBJECTIVES["npo_kl"], ("forget", "retain"))
-    reference = freeze(
+    reference = compute_reference(
         lm.model, lm.reader, made.stream, ["reference_nll", "reference_logits"], ["forget", "retain"], lm.pad_id
     )
     batch = made._cut_to(made.data_collator([made.train_dataset[i] for i in range(4)]), ["retain"])
@@ -640,7 +640,7 @@ def test_a_layers_frozen_output_and_the_logits_of_a_part_are_made_when_they_are_
 ) -> None:
     made = one_trainer(lm, tmp_path, OBJECTIVES["rmu"], ("forget", "retain"))
     wanted = ["reference_logits", "reference_hidden"]
-    reference = freeze(lm.model, lm.reader, made.stream, wanted, ["forget", "retain"], lm.pad_id, layer=1)
+    reference = compute_reference(lm.model, lm.reader, made.stream, wanted, ["forget", "retain"], lm.pad_id, layer=1)
     batch = made._cut_to(made.data_collator([made.train_dataset[i] for i in range(4)]), ["retain"])
     with torch.no_grad():
         _, before = lm.reader.with_layer(lm.model.eval(), batch, 1)

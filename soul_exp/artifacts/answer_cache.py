@@ -90,7 +90,7 @@ def answer(
         if _is_answered(folder):
             return
         lm = load(config["model"], checkpoint)
-        lm = lm if told is None else lm.told(told)
+        lm = lm if told is None else lm.with_instruction(told)
         loading.move(lm.model, device)
         start = time.perf_counter()
         write_answers(folder, examined(lm, config, task, label))

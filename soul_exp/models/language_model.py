@@ -6,10 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from soul_exp.data import Encoded, Item, Template, encode
 from soul_exp.errors import UsageError
@@ -19,12 +16,12 @@ from soul_exp.models.vocabulary import fit_vocabulary
 
 @dataclass
 class LanguageModel:
-    """A model with all that is needed to put texts to it: tokenizer, template, longest text, answer reader."""
+    """A model with all that is needed to evaluate it on texts."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     template: Template
-    max_length: int
+    max_length: int  # tokens
     reader: AnswerReader
 
     @classmethod
@@ -43,12 +40,12 @@ class LanguageModel:
         return cls(model, tokenizer, written, max_length, AnswerReader(model))
 
     def with_model(self, model: PreTrainedModel) -> LanguageModel:
-        """The same with another model, or with this one after its modules were exchanged."""
+        """The same with another model, or with this one after its modules were replaced."""
         self.reader.close()
         return replace(self, model=model, reader=AnswerReader(model))
 
-    def told(self, instruction: str) -> LanguageModel:
-        """The same, that reads `instruction` before every prompt."""
+    def with_instruction(self, instruction: str) -> LanguageModel:
+        """The same, with `instruction` as the system prompt of every prompt."""
         return replace(self, template=replace(self.template, instruction=instruction))
 
     @property
@@ -56,7 +53,7 @@ class LanguageModel:
         return int(self.tokenizer.pad_token_id)
 
     def encode(self, items: Sequence[Item]) -> list[Encoded]:
-        """The token ids of each item. Raises UsageError for one that the model cannot read."""
+        """The token ids of each item. Raises UsageError for an item that the model cannot read."""
         encoded = encode(items, self.tokenizer, self.template, self.max_length)
         embedding: Any = self.model.get_input_embeddings()
         rows = getattr(embedding, "base_layer", embedding).num_embeddings  # it may have an adapter
@@ -64,6 +61,6 @@ class LanguageModel:
             if max(row.ids) >= rows:
                 token = self.tokenizer.convert_ids_to_tokens(max(row.ids))
                 raise UsageError(
-                    f"the row {item.prompt[:60]!r} contains {token}, for which the model has no embedding: reword it"
+                    f"the row {item.prompt[:60]!r} contains {token}, for which the model has no embedding: rephrase it"
                 )
         return encoded

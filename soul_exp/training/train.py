@@ -25,7 +25,7 @@ from soul_exp.models.layers import AnswerReader, recomputing
 from soul_exp.training import checkpoints
 from soul_exp.training.callbacks import ContinueWithoutState, Progress, trainer_state
 from soul_exp.training.capabilities import takes_one_step
-from soul_exp.training.reference import freeze
+from soul_exp.training.reference import compute_reference
 from soul_exp.training.schedule import Schedule
 from soul_exp.training.stream import Stream
 from soul_exp.training.trainer import Unlearner
@@ -84,7 +84,7 @@ def train(
     stream = Stream(parts, num_steps=num_steps, batch_size=schedule.batch_size, seed=seed)
     wanted = [name for name in objective.names if name.startswith("reference_")]
     loading.move(model, device)
-    reference = freeze(model, reader, stream, wanted, objective.parts, pad_id, objective.layer)
+    reference = compute_reference(model, reader, stream, wanted, objective.parts, pad_id, objective.layer)
     before = zero3.weight_sums(model)
     args = _arguments(schedule, num_steps, folder, seed, device, deepspeed, processes, model)
     notes, seconds_before, start = list[str](), 0.0, time.perf_counter()

@@ -168,20 +168,20 @@ def _pass(
     if bad > 0:
         tl.atomic_add(statistics + 7, bad.to(tl.float64))
     if counting:
-        seen = inside & finite
+        counted = inside & finite
         out = partial + program
         step = tl.num_programs(0)
-        m2 = tl.where(seen, m_new, 0.0).to(tl.float64)
-        dw = tl.where(seen, w_new - w_old, 0.0).to(tl.float64)
-        idle = seen & (m_new == 0)
+        m2 = tl.where(counted, m_new, 0.0).to(tl.float64)
+        dw = tl.where(counted, w_new - w_old, 0.0).to(tl.float64)
+        idle = counted & (m_new == 0)
         if has_h:
-            h2 = tl.where(seen, h_new, 0.0).to(tl.float64)
+            h2 = tl.where(counted, h_new, 0.0).to(tl.float64)
             idle = idle & (h_new == 0)
             tl.store(out + 5 * step, tl.sum(h2 * h2))
         if clips:
-            won = seen & (tl.abs(m_new) < h_new * scale)
+            won = counted & (tl.abs(m_new) < h_new * scale)
             tl.store(out, tl.sum(won.to(tl.int32)).to(tl.float64))
-        changed = seen & (w_new.to(tl.uint32, bitcast=True) != w_old.to(tl.uint32, bitcast=True))
+        changed = counted & (w_new.to(tl.uint32, bitcast=True) != w_old.to(tl.uint32, bitcast=True))
         tl.store(out + step, tl.sum(idle.to(tl.int32)).to(tl.float64))
         tl.store(out + 2 * step, tl.sum(inside.to(tl.int32)).to(tl.float64))
         tl.store(out + 3 * step, tl.sum(changed.to(tl.int32)).to(tl.float64))

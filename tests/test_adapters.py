@@ -67,14 +67,14 @@ def logits(lm: LanguageModel) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_loss_starts_from_the_target_and_moves_the_adapter_only(name: str, given: Given, tmp_path: Path) -> None:
-    whole = run(given(), tmp_path / "whole", OBJECTIVES[name], max_steps=1)
+    full = run(given(), tmp_path / "full", OBJECTIVES[name], max_steps=1)
     subject = given(LORA)
     before = state(subject)
     outcome = run(subject, tmp_path / "adapter", OBJECTIVES[name], max_steps=1)
     moved = {key for key, value in state(subject).items() if not torch.equal(value, before[key])}
     reached = "layers.0." if name == "rmu" else ""  # the layer that it reads is the first
     assert moved == {key for key in before if "lora_B" in key and reached in key}  # at B = 0 the gradient of A is 0
-    assert all(outcome.last[key] == whole.last[key] for key in ("loss", "forget_loss"))
+    assert all(outcome.last[key] == full.last[key] for key in ("loss", "forget_loss"))
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -275,19 +275,19 @@ def test_a_killed_run_of_an_adapter_resumes_to_the_same_bits(
     make: Callable[..., Any], dtype: str, given: Given, tmp_path: Path
 ) -> None:
     adapter = Lora(4, 8, 0.1, "all-linear", False)  # with dropout, whose random numbers have to go on as well
-    whole = given(adapter, dtype)
-    run(whole, tmp_path / "whole", OBJECTIVES["npo_kl"], make, max_steps=9, save_steps=4)
+    full = given(adapter, dtype)
+    run(full, tmp_path / "full", OBJECTIVES["npo_kl"], make, max_steps=9, save_steps=4)
 
     killed_run(given(adapter, dtype), tmp_path / "killed", make)
     checkpoint = tmp_path / "killed" / "checkpoints" / "checkpoint-4"
     assert (checkpoint / lora.WEIGHTS).is_file() and not (checkpoint / "model.safetensors").exists()
     again = given(adapter, dtype)
     run(again, tmp_path / "killed", OBJECTIVES["npo_kl"], make, max_steps=9, save_steps=4)
-    assert torch.equal(weights(again), weights(whole)) and not torch.equal(
+    assert torch.equal(weights(again), weights(full)) and not torch.equal(
         weights(again), weights(given(adapter, dtype))
     )
     assert {p.dtype for p in again.model.parameters()} == {getattr(torch, dtype)}
-    assert (tmp_path / "killed" / "train.jsonl").read_text() == (tmp_path / "whole" / "train.jsonl").read_text()
+    assert (tmp_path / "killed" / "train.jsonl").read_text() == (tmp_path / "full" / "train.jsonl").read_text()
 
 
 def test_rates_tuned_for_all_weights_do_not_count_for_an_adapter(caplog: pytest.LogCaptureFixture) -> None:
@@ -431,7 +431,7 @@ def test_curvature_is_differentiated_twice_whatever_kernel_was_chosen(
 
 
 @pytest.mark.parametrize(
-    ("asked", "device", "dtype", "sentence"),
+    ("requested", "device", "dtype", "sentence"),
     [
         ("kernels-community/flash-attn", "cuda", "bfloat16", "is unknown: choose one of sdpa, sdpa_math"),
         ("flex", "cpu", "float32", "is unknown"),
@@ -443,10 +443,10 @@ def test_curvature_is_differentiated_twice_whatever_kernel_was_chosen(
     ],
 )
 def test_an_attention_that_cannot_be_had_is_refused(
-    asked: Any, device: str, dtype: str, sentence: str, monkeypatch: pytest.MonkeyPatch
+    requested: Any, device: str, dtype: str, sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(attention.PACKAGES, "flash_attention_3", ("flash-attn-3", lambda: False))
     with pytest.raises(UsageError, match=sentence):
-        attention.check(asked, device, dtype)
+        attention.check(requested, device, dtype)
     for name in ("sdpa", "sdpa_math", "sdpa_flash", "eager"):
         attention.check(name, "cpu", "float32")

@@ -111,12 +111,12 @@ def test_a_template_that_writes_the_beginning_out_does_not_double_it(tiny: Famil
 def test_running_text_without_a_prompt_starts_at_the_beginning_token_or_is_refused(tiny: Family) -> None:
     """OPT's beginning token is its end token too, and must not be taken for an end."""
     lm = loaded(tiny)
-    whole = Item("", f"{QUESTION} {ANSWER}", raw=True)
+    full = Item("", f"{QUESTION} {ANSWER}", raw=True)
     if tiny.bos is None:
         with pytest.raises(UsageError, match="has no prompt, and this tokenizer begins no text"):
-            lm.encode([whole])
+            lm.encode([full])
         return
-    (row,) = lm.encode([whole])
+    (row,) = lm.encode([full])
     assert row.ids[0] == tiny.bos and row.num_prompt == 1 and len(row.ids) > 6
 
 
@@ -136,15 +136,17 @@ def test_the_template_writes_what_the_tokenizer_s_own_chat_template_writes(
     """Token for token, with the system text that the YAML states and with that of the input-based baseline."""
     lm = loaded(families(name))
     question = {"role": "user", "content": QUESTION}
-    said = {"role": "system", "content": "You are a helpful assistant."}
-    default = [said, question] if name.startswith("llama3") else [question]  # Qwen's template adds its own
+    system = {"role": "system", "content": "You are a helpful assistant."}
+    default = [system, question] if name.startswith("llama3") else [question]  # Qwen's template adds its own
     ours = lm.encode([Item(QUESTION, ANSWER)])[0]
     assert list(ours.ids[: ours.num_prompt]) == _chat(lm, default)
-    told = lm.with_instruction("Say nothing.").encode([Item(QUESTION, ANSWER)])[0]
-    assert list(told.ids[: told.num_prompt]) == _chat(lm, [{"role": "system", "content": "Say nothing."}, question])
+    instructed = lm.with_instruction("Say nothing.").encode([Item(QUESTION, ANSWER)])[0]
+    assert list(instructed.ids[: instructed.num_prompt]) == _chat(
+        lm, [{"role": "system", "content": "Say nothing."}, question]
+    )
     if name != "llama2_7b_chat":  # whose published checkpoints were trained without the template's blanks
-        whole = _chat(lm, [*default, {"role": "assistant", "content": ANSWER}], generate=False)
-        assert list(ours.ids) == whole[: len(ours.ids)]
+        full = _chat(lm, [*default, {"role": "assistant", "content": ANSWER}], generate=False)
+        assert list(ours.ids) == full[: len(ours.ids)]
 
 
 def _chat(lm: LanguageModel, messages: list[dict[str, str]], generate: bool = True) -> list[int]:
@@ -312,12 +314,12 @@ def test_a_trained_model_is_saved_and_read_back_to_the_same_numbers(tiny: Family
 def test_a_training_killed_on_the_way_resumes_to_the_same_bits(
     name: str, families: Callable[[str], Family], tmp_path: Path
 ) -> None:
-    whole, cut, resumed = (loaded(families(name)) for _ in range(3))
-    trained(whole, tmp_path / "whole", 4)
+    full, cut, resumed = (loaded(families(name)) for _ in range(3))
+    trained(full, tmp_path / "full", 4)
     with pytest.raises(KeyboardInterrupt):
         trained(cut, tmp_path / "cut", 4, Killed())
     assert trained(resumed, tmp_path / "cut", 4).num_steps == 4
-    expected, found = whole.model.state_dict(), resumed.model.state_dict()
+    expected, found = full.model.state_dict(), resumed.model.state_dict()
     assert all(torch.equal(value, found[key]) for key, value in expected.items())
     assert not all(torch.equal(value, expected[key]) for key, value in cut.model.state_dict().items())
 
@@ -331,7 +333,7 @@ def test_tied_weights_stay_tied_through_training_and_saving(families: Callable[[
     assert "model.embed_tokens.weight" in names and "lm_head.weight" not in names
 
 
-# ---- the whole path, as it is typed
+# ---- the command line, as it is typed
 
 
 SMALL = [

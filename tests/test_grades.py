@@ -188,7 +188,7 @@ def test_the_mean_of_many_zeroth_order_estimates_is_the_gradient() -> None:
     found, gradient = start - weight.detach(), CURVATURES * start
     error = ((gradient.square().sum() + gradient**2) / samples).sqrt()
     assert ((found - gradient).abs() < 4 * error).all()
-    assert (error < 0.03).all()  # so that this says something
+    assert (error < 0.03).all()  # so that this is a test
 
 
 def test_zeroth_order_steps_descend_a_quadratic() -> None:
@@ -502,10 +502,10 @@ def test_woodfisher_equals_its_recursion_in_any_order_of_the_samples() -> None:
 
 def test_blocks_of_columns_do_not_change_woodfisher(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, gradient = random((NUM_SAMPLES, 14), 0), random((14,), 1)
-    whole = influence_step(rows, gradient, lr=1.0, damping=0.1, inverse="woodfisher")
+    full = influence_step(rows, gradient, lr=1.0, damping=0.1, inverse="woodfisher")
     monkeypatch.setattr("soul_exp.optim.influence.BLOCK", 4)
     split = influence_step(rows, gradient, lr=1.0, damping=0.1, inverse="woodfisher")
-    torch.testing.assert_close(split, whole, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(split, full, rtol=1e-12, atol=1e-12)
 
 
 def test_the_diagonal_inverse_divides_by_the_mean_square_and_the_damping() -> None:
@@ -567,14 +567,14 @@ def test_woodfisher_tells_what_it_would_store_before_it_does() -> None:
 
 def test_influence_refuses_what_it_does_not_know() -> None:
     weight = torch.ones(1, requires_grad=True)
-    for settings, said in [
+    for settings, message in [
         ({"inverse": "kfac"}, "choose one of diagonal, woodfisher"),
         ({"estimator": "gradient"}, "choose one of fisher, gnb"),
         ({"hessian": "forget"}, "choose one of retain, all"),
         ({"damping": 0.0}, "expected positive numbers"),
         ({"num_samples": 0}, "expected 1 or more"),
     ]:
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             Influence([weight], **{"lr": 1.0, "damping": 1.0, "num_samples": 1, **settings})
     optimizer = Influence([weight], lr=1.0, damping=1.0, num_samples=1)
     weight.grad = torch.tensor([math.nan])

@@ -106,7 +106,7 @@ def test_cutting_tensors_into_odd_shards_changes_no_bit(kernel: kernels.Kernel) 
     if kernel.obstacle([Operands(torch.zeros(1))]):
         pytest.skip("no C kernel here")
     for rule, (rounding, weights, states) in itertools.product(kernels.RULES, PRECISIONS[:6]):
-        whole, cut = (made(rule, rounding, weights, states) for _ in range(2))
+        full, cut = (made(rule, rounding, weights, states) for _ in range(2))
         cuts = [0, 1, 14, 1039, 1040, None]
         shards = [
             Operands(*(None if t is None else t[a:b] for t in o[:5]), key=0)
@@ -115,10 +115,10 @@ def test_cutting_tensors_into_odd_shards_changes_no_bit(kernel: kernels.Kernel) 
             if a < o.grad.numel()
         ]
         sums = [torch.zeros(len(STATISTICS), dtype=torch.float64) for _ in range(2)]
-        for operands, total in zip((whole, shards), sums, strict=True):
+        for operands, total in zip((full, shards), sums, strict=True):
             for _ in range(2):
                 kernel.update(rule, NUMBERS, operands, rounding, total, True)
-        for one, other in zip(whole, cut, strict=True):
+        for one, other in zip(full, cut, strict=True):
             for a, b in zip(one.tensors(), other.tensors(), strict=True):
                 assert torch.equal(a.nan_to_num(), b.nan_to_num()), (rule, rounding)
         assert torch.equal(sums[0][COUNTS], sums[1][COUNTS])

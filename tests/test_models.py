@@ -30,11 +30,11 @@ def test_logits_at_answer_positions_are_those_of_the_whole_sequence(lm: Language
     lm.model.eval()
     with torch.no_grad():
         picked = lm.reader(lm.model, batch)
-        whole = lm.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        full = lm.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     assert picked.shape == (5, batch["labels"].shape[1], len(lm.tokenizer))
     for i, row in enumerate(rows):
         for j, position in enumerate(range(row.num_prompt - 1, len(row.ids) - 1)):
-            torch.testing.assert_close(picked[i, j], whole[i, position])
+            torch.testing.assert_close(picked[i, j], full[i, position])
 
 
 def test_the_output_head_sees_answer_positions_only(lm: LanguageModel) -> None:
@@ -156,10 +156,10 @@ def test_pickled_weights_are_refused_by_name(tmp_path: Path) -> None:
 
 def hidden_states(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
     """What transformers itself calls the hidden states, at answer positions: the embeddings', then each layer's."""
-    whole = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], output_hidden_states=True)
+    full = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], output_hidden_states=True)
     return [
         torch.stack([line[where] for line, where in zip(states, batch["positions"], strict=True)])
-        for states in whole.hidden_states
+        for states in full.hidden_states
     ]
 
 
@@ -180,7 +180,7 @@ def test_a_layers_output_is_the_hidden_state_that_the_library_tells(architecture
     with torch.no_grad():
         expected = hidden_states(model, batch)
         hooks = [len(layer._forward_hooks) for layer in reader.layers]  # the library's own
-        for layer in (0, 1):  # the last one's is told after the final norm
+        for layer in (0, 1):  # the last one's is given after the final norm
             logits, found = reader.with_layer(model, batch, layer)
             torch.testing.assert_close(found, expected[layer + 1])
             assert torch.equal(logits, reader(model, batch))
@@ -235,8 +235,8 @@ def test_other_architectures_give_the_same_logits_at_answer_positions(architectu
     batch = pad(lm.encode(items(4)), lm.pad_id)
     with torch.no_grad():
         picked = reader(model, batch)
-        whole = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    expected = torch.stack([line[where] for line, where in zip(whole, batch["positions"], strict=True)])
+        full = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    expected = torch.stack([line[where] for line, where in zip(full, batch["positions"], strict=True)])
     torch.testing.assert_close(picked, expected)
 
 

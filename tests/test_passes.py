@@ -141,7 +141,7 @@ def test_the_mean_estimate_converges_to_the_exact_diagonal(
     model: Any,
     reader: AnswerReader,
 ) -> None:
-    """Sequences of unequal length, float64: the whole within `tolerance` of its norm, each coordinate within 6 s.e."""
+    """Sequences of unequal length, float64: all within `tolerance` of the norm, each coordinate within 6 s.e."""
     diagonal = exact(model.eval(), reader, curvature.CURVATURE_PARTS[on])
     mean, error = estimates(model.train(), reader, estimator, on, samples)
     assert float((mean - diagonal).norm() / diagonal.norm()) < tolerance

@@ -122,7 +122,7 @@ def test_a_folder_without_a_run_keeps_the_reason_of_a_refusal_until_a_run_succee
 
 def test_a_run_that_fails_keeps_the_reason_and_what_was_typed(place: Path) -> None:
     out = place / "failed"
-    start = starts.Command(place, place / "failed.said", *TINY, "train.max_steps=9999", f"hydra.run.dir={out}")
+    start = starts.Command(place, place / "failed.printed", *TINY, "train.max_steps=9999", f"hydra.run.dir={out}")
     deadline = time.monotonic() + starts.SECONDS
     while not (out / "train.jsonl").exists():
         assert not start.is_over() and time.monotonic() < deadline, start.text()

@@ -290,9 +290,9 @@ def test_degenerating_to_sign_descent_is_said_once_and_kept(
     tight = functools.partial(Sophia, lr=1e-4, rho=1e-9)
     with caplog.at_level("WARNING"):
         outcome = run(lm, tmp_path / "tight", OBJECTIVES["grad_diff"], tight)
-    said = [record.message for record in caplog.records if "sign descent" in record.message]
-    assert len(said) == len(outcome.notes) == 1 and outcome.notes[0] in said[0]
-    assert "only 0.0% of the coordinates were not clipped" in said[0]
+    messages = [record.message for record in caplog.records if "sign descent" in record.message]
+    assert len(messages) == len(outcome.notes) == 1 and outcome.notes[0] in messages[0]
+    assert "only 0.0% of the coordinates were not clipped" in messages[0]
     assert not run(lm, tmp_path / "wide", OBJECTIVES["grad_diff"], functools.partial(Sophia, lr=1e-4, rho=1e6)).notes
 
 
@@ -344,11 +344,11 @@ def test_the_gradient_conflict_is_logged_when_asked_for_and_changes_no_number(
     lm: LanguageModel, start: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     ends = []
-    for asked in (True, False):
-        run(fresh(lm, start), tmp_path / str(asked), OBJECTIVES["npo"], log_gradients=asked)
+    for wanted in (True, False):
+        run(fresh(lm, start), tmp_path / str(wanted), OBJECTIVES["npo"], log_gradients=wanted)
         ends.append(weights(lm))
     assert torch.equal(*ends)
-    lines = [[json.loads(line) for line in (tmp_path / str(asked) / "train.jsonl").open()] for asked in (True, False)]
+    lines = [[json.loads(line) for line in (tmp_path / str(wanted) / "train.jsonl").open()] for wanted in (True, False)]
     assert all(-1 <= line["gradient_cosine"] <= 1 and line["retain_gradient_norm"] > 0 for line in lines[0])
     assert all("gradient_cosine" not in line for line in lines[1])
 
@@ -531,7 +531,7 @@ def test_without_a_retain_term_the_retain_nll_is_logged_and_changes_no_number(
     """It is that of the step's retain rows before the step, whatever the split; other numbers stay to the last bit."""
     objective, ends, logged = OBJECTIVES["grad_ascent"], [], []
     for label, names, micro in (
-        ("whole", ("forget", "retain"), 4),
+        ("full", ("forget", "retain"), 4),
         ("split", ("forget", "retain"), 2),
         ("without", ("forget",), 4),
     ):
@@ -552,7 +552,7 @@ def test_without_a_retain_term_the_retain_nll_is_logged_and_changes_no_number(
 def test_ascent_that_destroys_what_is_retained_ends_as_diverged_also_at_its_last_step(
     lr: float, steps: int, lm: LanguageModel, tmp_path: Path
 ) -> None:
-    """Its own loss is finite and says nothing of it."""
+    """Its own loss is finite and does not show it."""
     outcome = run(
         lm, tmp_path, OBJECTIVES["grad_ascent"], functools.partial(torch.optim.SGD, lr=lr), ("forget", "retain"),
         max_steps=steps, diverged_at=1.5, max_grad_norm=0.0,
@@ -588,15 +588,15 @@ def test_a_killed_run_resumes_to_the_same_weights(
 ) -> None:
     make, dtype = RESUMED[name]
     lm.model.to(dtype)
-    run(fresh(lm, start), tmp_path / "whole", OBJECTIVES["npo_kl"], make, max_steps=9, save_steps=4)
-    whole = weights(lm)
+    run(fresh(lm, start), tmp_path / "full", OBJECTIVES["npo_kl"], make, max_steps=9, save_steps=4)
+    full = weights(lm)
 
     killed_run(fresh(lm, start), tmp_path / "killed", make)
     half = tmp_path / "killed" / "checkpoints" / "checkpoint-6"  # cut off while it was written: no COMPLETE in it
     half.mkdir()
     run(fresh(lm, start), tmp_path / "killed", OBJECTIVES["npo_kl"], make, max_steps=9, save_steps=4)
-    assert torch.equal(weights(lm), whole)
-    assert (tmp_path / "killed" / "train.jsonl").read_text() == (tmp_path / "whole" / "train.jsonl").read_text()
+    assert torch.equal(weights(lm), full)
+    assert (tmp_path / "killed" / "train.jsonl").read_text() == (tmp_path / "full" / "train.jsonl").read_text()
 
 
 def test_a_killed_run_without_a_retain_term_resumes_to_the_same_retain_nll_and_the_same_end(
@@ -604,12 +604,12 @@ def test_a_killed_run_without_a_retain_term_resumes_to_the_same_retain_nll_and_t
 ) -> None:
     sgd, names = functools.partial(torch.optim.SGD, lr=3.0), ("forget", "retain")
     settings = {"max_steps": 9, "save_steps": 4, "diverged_at": None}
-    run(fresh(lm, start), tmp_path / "whole", OBJECTIVES["grad_ascent"], sgd, names, **settings)
-    whole = weights(lm)
+    run(fresh(lm, start), tmp_path / "full", OBJECTIVES["grad_ascent"], sgd, names, **settings)
+    full = weights(lm)
     killed_run(fresh(lm, start), tmp_path / "killed", sgd, "grad_ascent")
     run(fresh(lm, start), tmp_path / "killed", OBJECTIVES["grad_ascent"], sgd, names, **settings)
-    assert torch.equal(weights(lm), whole)
-    assert (tmp_path / "killed" / "train.jsonl").read_text() == (tmp_path / "whole" / "train.jsonl").read_text()
+    assert torch.equal(weights(lm), full)
+    assert (tmp_path / "killed" / "train.jsonl").read_text() == (tmp_path / "full" / "train.jsonl").read_text()
 
 
 def test_batch_sizes_that_do_not_divide_are_refused() -> None:

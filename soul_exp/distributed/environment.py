@@ -18,7 +18,7 @@ class LaunchEnvironment:
     """The rank of this process among those that a launcher has started together, and the address where all meet."""
 
     rank: int
-    size: int
+    num_processes: int
     local_rank: int  # on its machine
     host: str
     port: int
@@ -41,7 +41,7 @@ def launch_environment(variables: Mapping[str, str] = os.environ) -> LaunchEnvir
         rank = int(variables["RANK"])
         return LaunchEnvironment(
             rank=rank,
-            size=int(variables["WORLD_SIZE"]),
+            num_processes=int(variables["WORLD_SIZE"]),
             local_rank=int(variables.get("LOCAL_RANK", rank)),
             host=variables["MASTER_ADDR"],
             port=int(variables["MASTER_PORT"]),
@@ -50,15 +50,15 @@ def launch_environment(variables: Mapping[str, str] = os.environ) -> LaunchEnvir
             num_devices=int(variables.get("LOCAL_WORLD_SIZE", 1)),
             launcher="torchrun" if elastic else "the environment (WORLD_SIZE)",
         )
-    size = int(variables.get("SLURM_STEP_NUM_TASKS", 1))
-    if size == 1:
+    num_processes = int(variables.get("SLURM_STEP_NUM_TASKS", 1))
+    if num_processes == 1:
         return None
     job, step = int(variables["SLURM_JOB_ID"]), int(variables["SLURM_STEP_ID"])
     one_machine = variables.get("SLURM_STEP_NUM_NODES") == "1"
     rank = int(variables["SLURM_PROCID"])
     return LaunchEnvironment(
         rank=rank,
-        size=size,
+        num_processes=num_processes,
         local_rank=int(variables["SLURM_LOCALID"]),
         host=variables.get("MASTER_ADDR")
         or ("127.0.0.1" if one_machine else first_host(variables["SLURM_STEP_NODELIST"])),

@@ -54,7 +54,7 @@ class WorkerGroup:
 
     @property
     def size(self) -> int:
-        return self.environment.size
+        return self.environment.num_processes
 
     @property
     def launcher(self) -> str:
@@ -199,8 +199,8 @@ def _store(environment: LaunchEnvironment, serve: bool) -> dist.Store:
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         raise UsageError(
-            f"rank {environment.rank} of {environment.size}, started by {environment.launcher}, cannot reach the "
-            f"others at {environment.host}:{environment.port} ({reason}): export MASTER_ADDR=<the first node> and "
+            f"rank {environment.rank} of {environment.num_processes}, started by {environment.launcher}, cannot reach "
+            f"the others at {environment.host}:{environment.port} ({reason}): export MASTER_ADDR=<the first node> and "
             f"MASTER_PORT=<a free port>"
         ) from error
     return dist.PrefixStore(f"soul_exp/{environment.store_prefix}", store)

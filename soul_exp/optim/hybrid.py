@@ -1,4 +1,4 @@
-"""First- and zeroth-order steps in turn."""
+"""Hybrid: first- and zeroth-order steps in turn."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Hybrid(Optimizer):
         return self.num_steps % (self.first_steps + self.zeroth_steps) >= self.first_steps
 
     def estimate(self, loss: Callable[[], Tensor | float]) -> float:
-        """As the zeroth-order optimizer's own."""
+        """`estimate` of the zeroth-order optimizer."""
         if not self.zeroth:
             raise RuntimeError("estimate() came before a first-order step: call it only where `zeroth` is true")
         estimate: Callable[..., float] = self.zeroth_order.estimate  # type: ignore[attr-defined]
@@ -82,7 +82,7 @@ class Hybrid(Optimizer):
         return value
 
     def state_dict(self) -> dict[str, Any]:
-        """The first-order optimizer's, with the other's and the number of steps beside it."""
+        """That of the first-order optimizer, and as further keys the other one's and the number of steps."""
         mine = {"zeroth_order": self.zeroth_order.state_dict(), "num_steps": self.num_steps}
         return {**self.first_order.state_dict(), **mine}
 

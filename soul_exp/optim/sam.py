@@ -1,4 +1,4 @@
-"""Sharpness-aware minimisation around any optimizer."""
+"""SAM: sharpness-aware minimisation around any optimizer."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class SAM(Optimizer):
         return value
 
     def state_dict(self) -> dict[str, Any]:
-        """The base optimizer's, with the weights before an ascent, by their number, beside it: none between steps."""
+        """That of the base optimizer, and as one more key the weights before an ascent, by number."""
         params = [p for group in self.param_groups for p in group["params"]]
         start = {number: self._start[p] for number, p in enumerate(params) if p in self._start}
         return {**self.base.state_dict(), "start": start}

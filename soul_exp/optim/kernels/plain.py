@@ -15,7 +15,7 @@ from . import CLIPPING, REFRESHES, SQUARING, Numbers, Operands
 
 
 def obstacle(batch: Sequence[Operands]) -> str | None:
-    """None: plain torch takes everything."""
+    """None: plain torch can update every tensor."""
     return None
 
 
@@ -77,7 +77,7 @@ def moved(
 
 
 def effective(o: Operands, rounding: str, real: torch.dtype) -> Tensor:
-    """The weight that the arithmetic sees: wider than what is stored for the model, where a spare holds the rest."""
+    """The weight in the precision of the arithmetic: wider than the model's, where a spare tensor holds the rest."""
     assert o.weight is not None
     if rounding == "master":
         assert o.spare is not None
@@ -89,7 +89,7 @@ def effective(o: Operands, rounding: str, real: torch.dtype) -> Tensor:
 
 
 def store(o: Operands, w: Tensor, rounding: str, finite: Tensor) -> None:
-    """Rounds `w` into what is stored; where `finite` is false everything stays."""
+    """Round `w` and store it; where `finite` is false nothing changes."""
     assert o.weight is not None
     if rounding == "stochastic":
         rounded = stochastic(w, o.key)
@@ -123,7 +123,7 @@ def mix(x: Tensor) -> Tensor:
 
 
 def counted(o: Operands, old: Tensor, finite: Tensor, real: torch.dtype, scale: float | None) -> Tensor:
-    """[7] float64: STATISTICS but for the last, read from what is stored."""
+    """[7] float64: STATISTICS without the last, of the stored tensors."""
     assert o.weight is not None and o.m is not None
     integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[old.element_size()]
     m = o.m.to(real)

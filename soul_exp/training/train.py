@@ -72,8 +72,8 @@ def train(
     """
     engine = checkpoints.engine_of(compute, processes, deepspeed)
     found = checkpoints.last_complete(folder)
-    other_engine = found is not None and found.marker.engine != engine
-    if found and other_engine and resume != "weights":
+    weights_only = found is not None and found.marker.engine != engine
+    if found and weights_only and resume != "weights":
         raise UsageError(checkpoints.engine_mismatch(folder, found, engine))
     leading, _ = next(iter(parts.values()))
     if takes_one_step(make_optimizer):
@@ -89,16 +89,16 @@ def train(
     args = _arguments(schedule, num_steps, folder, seed, device, deepspeed, processes, model)
     notes, seconds_before, start = list[str](), 0.0, time.perf_counter()
     if found:
-        log.info("%s: resuming from %s%s", label, "the weights of " if other_engine else "", found.path.name)
+        log.info("%s: resuming from %s%s", label, "the weights of " if weights_only else "", found.path.name)
         seconds_before = found.marker.seconds  # spent before the interruption
-        notes += [*found.marker.notes, *([checkpoints.continuation_note(found)] if other_engine else [])]
+        notes += [*found.marker.notes, *([checkpoints.continuation_note(found)] if weights_only else [])]
 
     def mark(checkpoint: Path) -> None:
         spent = seconds_before + time.perf_counter() - start
         checkpoints.mark_complete(checkpoint, spent, engine, trainer.diverged, notes)
 
-    continued = [ContinueWithoutState(found.path, num_steps)] if found and other_engine else []
-    if found and other_engine:
+    continued = [ContinueWithoutState(found.path, num_steps)] if found and weights_only else []
+    if found and weights_only:
         stream.start = found.step
     trainer = Unlearner(
         model=model,
@@ -117,16 +117,10 @@ def train(
         callback.trainer = trainer
         saving.read_weights(model, callback.checkpoint)
     start = time.perf_counter()
-    try:
-        if found and other_engine and found.step >= num_steps:  # no data is left to begin with
-            trainer.state = trainer_state(found.path)
-        else:
-            memory = recomputing(model) if schedule.gradient_checkpointing else contextlib.nullcontext()
-            with zero3.run_by_engine(model), memory:
-                trainer.train(resume_from_checkpoint=str(found.path) if found and not other_engine else None)
-                trainer.check_end()
-    except FloatingPointError as error:  # an optimizer that cannot go on
-        trainer.diverged = str(error)
+    if found and weights_only and found.step >= num_steps:  # no step is left
+        trainer.state = trainer_state(found.path)
+    else:
+        _take_steps(trainer, model, found.path if found and not weights_only else None)
     ending = [*trainer.notes, *([_unchanged(args, compute)] if zero3.weight_sums(model) == before else [])]
     for note in ending:
         if trainer.state.is_world_process_zero:
@@ -140,6 +134,17 @@ def train(
         logged[-1] if logged else {},
         [*notes, *ending],
     )
+
+
+def _take_steps(trainer: Unlearner, model: PreTrainedModel, checkpoint: Path | None) -> None:
+    """Train from the start, or from all of the state in `checkpoint`, to the end or until the training diverges."""
+    memory = recomputing(model) if trainer.schedule.gradient_checkpointing else contextlib.nullcontext()
+    try:
+        with zero3.run_by_engine(model), memory:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            trainer.check_end()
+    except FloatingPointError as error:  # of an optimizer that cannot continue
+        trainer.diverged = str(error)
 
 
 def _arguments(

@@ -174,11 +174,11 @@ def test_the_environment_forces_a_kernel_and_an_impossible_one_is_refused(monkey
         Lion([weight]).step()
 
 
-def test_a_tensor_that_is_not_contiguous_gets_the_same_update_and_is_spoken_of_once(
+def test_a_tensor_that_is_not_contiguous_gets_the_same_update_and_is_logged_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     ends = []
-    kernels._say_once.cache_clear()
+    kernels._log_once.cache_clear()
     with caplog.at_level(logging.INFO):
         for transposed in (False, True):
             generator = torch.Generator().manual_seed(0)

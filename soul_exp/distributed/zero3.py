@@ -5,8 +5,8 @@ Every function works for undivided models too. All ranks call it together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 from weakref import WeakSet
 
@@ -72,32 +72,26 @@ def run_by_engine(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def gathering(model: nn.Module) -> Iterator[None]:
     """Within it `model` can be run without an engine: the weights of a layer are gathered only while it runs."""
-    removes: list[Callable[[], None]] = []
-    if is_sharded(model) and model not in _RUN_BY_ENGINE:
-        for module, params in _units(model):
-            opened: list[AbstractContextManager[Any]] = []
-
-            def enter(
-                module: nn.Module,
-                args: Any,
-                params: Sequence[Tensor] = params,
-                opened: list[AbstractContextManager[Any]] = opened,
-            ) -> None:
-                opened.append(gathered(params))
-                opened[-1].__enter__()
-
-            def leave(
-                module: nn.Module, args: Any, out: Any, opened: list[AbstractContextManager[Any]] = opened
-            ) -> None:
-                opened.pop().__exit__(None, None, None)
-
-            removes.append(module.register_forward_pre_hook(enter, prepend=True).remove)
-            removes.append(module.register_forward_hook(leave).remove)
-    try:
+    is_needed = is_sharded(model) and model not in _RUN_BY_ENGINE
+    with ExitStack() as stack:
+        for module, params in _units(model) if is_needed else ():
+            _gather_while_running(module, params, stack)
         yield
-    finally:
-        for remove in removes:
-            remove()
+
+
+def _gather_while_running(module: nn.Module, params: Sequence[Tensor], stack: ExitStack) -> None:
+    """Gather `params` before each forward pass of `module` and divide them after it, until `stack` ends."""
+    opened: list[AbstractContextManager[Any]] = []
+
+    def enter(module: nn.Module, args: Any) -> None:
+        opened.append(gathered(params))
+        opened[-1].__enter__()
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        opened.pop().__exit__(None, None, None)
+
+    stack.callback(module.register_forward_pre_hook(enter, prepend=True).remove)
+    stack.callback(module.register_forward_hook(leave).remove)
 
 
 def _units(module: nn.Module) -> Iterator[tuple[nn.Module, list[nn.Parameter]]]:

@@ -1,12 +1,15 @@
-"""How long a training lasts, and how many rows it reads in a step."""
+"""How long a training lasts, how many rows it reads in a step, and when it counts as diverged."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from soul_exp.errors import UsageError
+
+LABELS = {"loss": "loss", "forget_loss": "forget loss", "retain_loss": "retain loss", "retain_nll": "retain NLL"}
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class Schedule:
     max_steps: int | None = None  # stop there, whatever `epochs` is
     logging_steps: int = 5
     save_steps: int | None = None  # None: no checkpoints
-    diverged_at: float | None = None  # retain loss, as a multiple of max(its start, diverged_floor)
+    diverged_at: float | None = None  # limit of the retain loss, as a multiple of max(its start, diverged_floor)
     diverged_floor: float = 0.1  # nats per token: a memorised retain set starts near 0
     log_gradients: bool = False  # norms and cosine of both terms' gradients; costs one more step each time
     gradient_checkpointing: bool = False  # less memory, one more forward pass; changes no number
@@ -63,3 +66,25 @@ class Schedule:
                 f"train.micro_batch_size={micro}: change one of them"
             )
         return self.batch_size // (micro * processes)
+
+    def divergence(
+        self, logs: Mapping[str, float], history: Sequence[Mapping[str, Any]], when: str, num_nonfinite: int = 0
+    ) -> str | None:
+        """Why a training whose last numbers are `logs` has diverged; None if it has not.
+
+        `num_nonfinite` counts gradient coordinates that are not finite, `history` is what was logged before.
+        """
+        lost = next((key for key in LABELS if not math.isfinite(logs.get(key, 0.0))), None)
+        if lost:
+            return f"the {LABELS[lost]} is {logs[lost]} {when}"
+        if num_nonfinite:
+            return f"{num_nonfinite} gradient coordinates are not finite {when}"
+        limit, floor = self.diverged_at, self.diverged_floor
+        for key in ("retain_loss", "retain_nll") if limit is not None else ():
+            start = next((entry[key] for entry in history if key in entry), None)
+            if key in logs and start is not None and not logs[key] <= limit * max(start, floor):
+                return (
+                    f"the {LABELS[key]} is {logs[key]:.3g} {when}, above {limit:g} x max({start:.3g} at the start, "
+                    f"{floor:g})"
+                )
+        return None

@@ -23,7 +23,6 @@ from soul_exp.models.layers import AnswerReader
 from soul_exp.optim.kernels import STATISTICS
 from soul_exp.training import curvature, passes
 from soul_exp.training.capabilities import Capabilities, capabilities
-from soul_exp.training.divergence import divergence
 from soul_exp.training.groups import parameter_groups
 from soul_exp.training.reference import Reference
 from soul_exp.training.schedule import Schedule
@@ -264,7 +263,7 @@ class Unlearner(compat.OwnCheckpointReading, Trainer):
             logs |= {**logged_statistics(sums, self.statistics.clips), **self._conflict, **self._retain_nll}
             num_nonfinite = int(sums[STATISTICS.index("nonfinite")])
             when = f"at step {self.state.global_step}"
-            self.diverged = divergence(logs, num_nonfinite, self.state.log_history, self.schedule, when)
+            self.diverged = self.schedule.divergence(logs, self.state.log_history, when, num_nonfinite)
             if self.diverged:
                 self.control.should_training_stop = True
         super().log(logs, start_time)
@@ -285,7 +284,7 @@ class Unlearner(compat.OwnCheckpointReading, Trainer):
         """Set `diverged` if the weights of the end have, without a retain term: no logging step saw the last update."""
         if not self.diverged and self._measures_retain_nll:
             logs, when = {"retain_nll": self._last_retain_nll()}, f"after step {self.state.global_step}"
-            self.diverged = divergence(logs, 0, self.state.log_history, self.schedule, when)
+            self.diverged = self.schedule.divergence(logs, self.state.log_history, when)
 
     @torch.no_grad()
     def _last_retain_nll(self) -> float:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib
 import importlib.util
 import logging
 import os
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 from torch import Tensor
 
@@ -34,6 +35,7 @@ REFRESHES = ("refresh", "refresh_squared")  # these change h and nothing else
 SQUARING = ("refresh_squared", "sophia_refresh", "adamw")  # here g^2 has to be finite, not only g
 CLIPPING = ("sophia", "sophia_refresh")
 ROUNDINGS = ("nearest", "master", "kahan", "stochastic")
+MODULES = {"plain": "plain", "cpu": "cpu", "triton": "cuda"}  # kernel -> its module, imported when it is used
 
 
 class Numbers(NamedTuple):
@@ -116,19 +118,9 @@ def _missing(name: str) -> str | None:
 
 @functools.cache
 def _kernel(name: str) -> Kernel:
-    if name == "plain":
-        from . import plain
-
-        return plain
-    if name == "cpu":
-        from . import cpu
-
-        return cpu
-    if name == "triton":
-        from . import cuda
-
-        return cuda
-    raise RuntimeError(f"SOUL_EXP_KERNELS={name} is unknown: choose plain, cpu or triton, or unset it")
+    if name not in MODULES:
+        raise RuntimeError(f"SOUL_EXP_KERNELS={name} is unknown: choose plain, cpu or triton, or unset it")
+    return cast(Kernel, importlib.import_module(f".{MODULES[name]}", __name__))
 
 
 @functools.cache

@@ -85,7 +85,7 @@ def attention_of(model: Any) -> str | None:
 
 
 def cached_file_if_present(path: str, name: str, revision: str | None) -> str | None:
-    """The file `name` of the hub entry `path` in the cache, downloaded if need be; None if the entry does not have it.
+    """The cached or downloaded file `name` of the hub entry `path`; None if the entry does not have it.
 
     `transformers.utils.cached_file` raises for a missing file unless `_raise_exceptions_for_missing_entries` is false.
     transformers 5.23.0.

@@ -194,7 +194,7 @@ def test_continued_weights_go_the_way_of_the_whole_training(
     assert logs[0] == logs[1] and len(logs[0]) == 9
     assert outcome.last == full.last and outcome.num_steps == 9
     assert outcome.notes == [
-        "continued from the weights of checkpoint-4 of compute=cpu with 1 process: momentum and curvature started anew "
+        "continued from the weights of checkpoint-4 of compute=cpu with 1 process: momentum and curvature started at 0 "
         "there"
     ]
 

@@ -1,7 +1,7 @@
 """Ctrl-C and SIGTERM are noted at once and raised at the next safe point; a process that reaches none ends by itself.
 
-No signal handler raises: inside a destructor or a callback of C code, Python prints the exception and goes on. A thread
-reads the signals, so that they count while the main thread is inside C code. An end at any moment loses nothing:
+No signal handler raises: inside a destructor or a callback of C code, Python prints the exception and continues. A
+thread reads the signals, so that they count while the main thread is inside C code. An end at any moment loses nothing:
 files are written in one step, and a killed run resumes.
 """
 

@@ -78,7 +78,7 @@ class WorkerGroup:
                 time.sleep(POLL_SECONDS)
 
     def wait_for_work(self) -> int:
-        """Wait for rank 0's plan, for days if need be, and run it; returns the exit code. Ranks above 0 call it."""
+        """Wait for rank 0's plan, for days if necessary, and run it; returns the exit code. Ranks above 0 call it."""
         try:
             while not self.store.check([PLAN]):
                 interrupts.safe_point()

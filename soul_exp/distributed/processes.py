@@ -164,7 +164,7 @@ def _log_level() -> int:
 
 
 class _WorkerLost(Exception):
-    """A worker has died, and torch elastic waits for it for ever."""
+    """A worker has died, and torch elastic would wait for it without end."""
 
 
 @contextlib.contextmanager

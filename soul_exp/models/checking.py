@@ -17,7 +17,7 @@ from soul_exp.models.loading import check_causal_config, config_of, load_model, 
 from soul_exp.models.weight_files import first_line
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
-SMALL = 20_000_000  # weights: a model of so many is built in a moment, with random ones, to see what it computes
+SMALL = 20_000_000  # weights: a model of at most this size is built with random ones, in a moment, and run
 
 
 def check_folder(folder: Path, option: str, own_tokenizer: bool = True) -> None:
@@ -88,7 +88,7 @@ def check_causal(model: PreTrainedModel, label: str) -> None:
         logits = model(input_ids=both).logits[:, :4].float()
     for module, training in modes:
         module.training = training
-    # exactly 0 in a causal model, but for the rounding of experts, which see other tokens beside these
+    # exactly 0 in a causal model, except for the rounding of experts, which compute other tokens in the same batch
     rounding = max(1e-5, 4 * torch.finfo(next(model.parameters()).dtype).eps)
     if (logits[0] - logits[1]).abs().max() > rounding * logits.abs().max():
         raise UsageError(

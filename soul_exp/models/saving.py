@@ -26,7 +26,7 @@ from soul_exp.errors import UsageError
 from soul_exp.models import lora
 from soul_exp.models.weight_files import first_line
 
-MAX_SHARD_BYTES = 2 * 2**30  # of a saved file: what one rank holds while it saves, but for the largest single weight
+MAX_SHARD_BYTES = 2 * 2**30  # of a saved file: one rank holds at most this, or one larger weight
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, first: bool = True) -> None:

@@ -195,7 +195,7 @@ class Elementwise(Optimizer):
             total = sum(p.numel() for group in self.param_groups for p in group["params"])
             raise FloatingPointError(
                 f"the gradient is NaN or infinite in {new:.0f} of {total} coordinates at step {step}: these were left "
-                f"as they are; lower lr, or set raise_nonfinite to False to go on without them"
+                f"as they are; lower lr, or set raise_nonfinite to False to continue without them"
             )
 
     # --- checkpoints ----------------------------------------------------------------------------------------------

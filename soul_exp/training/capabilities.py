@@ -1,8 +1,7 @@
 """What an optimizer may ask of a step beyond the gradient of its loss: one Protocol each, and what an optimizer has.
 
-An optimizer registers nothing and inherits nothing of this: the methods that it has say what it asks for, so that a
-file of optim/ can be copied elsewhere. Plain torch optimizers ask for nothing. passes.py and curvature.py give what is
-asked.
+The methods of an optimizer decide what it asks for; it registers and inherits nothing, so that a file of optim/ can be
+copied elsewhere. Plain torch optimizers ask for nothing. curvature.py and passes.py compute what is asked for.
 """
 
 from __future__ import annotations

@@ -70,8 +70,8 @@ def engine_mismatch(folder: Path, found: CompleteCheckpoint, engine: Engine) -> 
     """The error message for a run with `engine` in a `folder` where another one has left a checkpoint."""
     return (
         f"{folder} holds {found.path.name} of {found.marker.engine}, this is {engine}: type the same compute, or "
-        f"resume=weights to continue from its weights (momentum and curvature start anew, so the numbers will differ a "
-        f"little), or resume=restart to begin anew"
+        f"resume=weights to continue from its weights (momentum and curvature start at 0, so the numbers will differ a "
+        f"little), or resume=restart to start again"
     )
 
 
@@ -79,7 +79,7 @@ def continuation_note(found: CompleteCheckpoint) -> str:
     """The note in the results of a training that continued with another engine."""
     return (
         f"continued from the weights of {found.path.name} of {found.marker.engine}: momentum and curvature started "
-        f"anew there"
+        f"at 0 there"
     )
 
 

@@ -1,7 +1,7 @@
 """What optimizers ask of a step besides curvature, and what is measured before one: gradients and losses of its rows.
 
 Each pass runs before the step's own gradient is taken, on the step's own micro-batches, with no gradient pending, and
-leaves weights (but for `ascend`), momentum, schedule and order of data as they were. All ranks call it together.
+leaves weights (except in `ascend`), momentum, schedule and order of data as they were. All ranks call it together.
 """
 
 from __future__ import annotations

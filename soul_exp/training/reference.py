@@ -236,7 +236,7 @@ def _exchanged(module: nn.Module, others: Mapping[str, nn.Module]) -> nn.Module:
 
 
 def _equal(found: Tensor, expected: Tensor) -> bool:
-    """Whether two [B, T, V] logits are equal but for the rounding of their dtype."""
+    """Whether two [B, T, V] logits are equal up to the rounding of their dtype."""
     rounding = max(1e-4, 8 * torch.finfo(expected.dtype).eps)
     near = rounding * float(expected.abs().float().median())  # not the maximum: masked tokens have -inf
     return found.shape == expected.shape and torch.allclose(found, expected, rounding, near, equal_nan=True)

@@ -68,7 +68,7 @@ def train(
 
     `parts` maps each part that the objective or the curvature names to its rows and their tokens, one entry for each
     wording; epochs count passes over the first part. Raises UsageError for a checkpoint of another engine than
-    `compute` with `processes`, unless `resume` is "weights": then its weights are read, and the optimizer starts anew.
+    `compute` with `processes`, unless `resume` is "weights": then only its weights are read.
     """
     engine = checkpoints.engine_of(compute, processes, deepspeed)
     found = checkpoints.last_complete(folder)

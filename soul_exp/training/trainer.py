@@ -208,7 +208,7 @@ class Unlearner(compat.OwnCheckpointReading, Trainer):
 
     @property
     def _measures_retain_nll(self) -> bool:
-        """Whether the NLL of retain rows is measured, for want of a retain term; it then decides on divergence."""
+        """Whether the NLL of retain rows is measured and checked for divergence: where there is no retain term."""
         return self.objective.retain_function is None and "retain" in self.stream.order
 
     def _step(self, micro_batches: Sequence[dict[str, Tensor]]) -> Step:

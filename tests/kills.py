@@ -45,7 +45,7 @@ def numbers(out: Path) -> tuple[Any, ...]:
     return shown, (out / "train.jsonl").read_text(), model
 
 
-def assert_absent_or_whole(out: Path) -> None:
+def assert_absent_or_complete(out: Path) -> None:
     """results.json is not there, or has every key."""
     path = out / results.NAME
     if path.exists():
@@ -150,7 +150,7 @@ def chains(
             start = Start(config, out)
             report.starts += 1
             if number < planned and kill_once(start, rng, seconds, report, moments):
-                assert_absent_or_whole(out)
+                assert_absent_or_complete(out)
                 (folder / "report").write_text(f"{report}\n")  # of a soak that is still going on
                 continue
             code = start.end()

@@ -212,7 +212,7 @@ def test_a_saved_adapter_is_read_onto_its_base_to_the_same_bits(
         (lambda settings: {**settings, "base_model_name_or_path": "saved"}, "names itself as its base"),
     ],
 )
-def test_an_adapter_that_cannot_be_used_gets_one_sentence(
+def test_an_adapter_that_cannot_be_used_stops_with_one_line(
     spoil: Callable[[dict[str, Any]], dict[str, Any]],
     sentence: str,
     given: Given,

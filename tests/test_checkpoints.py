@@ -74,7 +74,7 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("reason", DAMAGES)
-def test_what_is_wrong_with_a_checkpoint_is_said_and_it_is_removed(
+def test_a_damaged_checkpoint_is_logged_with_the_reason_and_removed(
     reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     DAMAGES[reason](written(tmp_path, 5, 10)[1])
@@ -177,7 +177,7 @@ def trained(
     return outcome, torch.cat([p.detach().flatten() for p in lm.model.parameters()]).clone()
 
 
-def test_continued_weights_go_the_way_of_the_whole_training(
+def test_a_training_continued_from_weights_follows_the_uninterrupted_one(
     lm: LanguageModel, start: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     """Data, schedule, reference, history: with an optimizer that has no state even the weights are bit-equal."""

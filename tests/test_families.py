@@ -346,7 +346,7 @@ SMALL = [
 @pytest.mark.parametrize(
     "name", [name if name.startswith("qwen") else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
 )
-def test_a_whole_run_on_a_family_ends_in_results(name: str, families: Callable[[str], Family], place: Path) -> None:
+def test_a_complete_run_on_a_family_ends_in_results(name: str, families: Callable[[str], Family], place: Path) -> None:
     """As it is typed; the second time OPT's is to measure the input-based baseline too, and trains nothing anew."""
     line = [f"model={name}", f"model.path={families(name).folder}", "model.revision=null", f"name={name}", *SMALL]
     run = type_(place, *line)

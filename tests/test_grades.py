@@ -440,7 +440,7 @@ def test_muon_orthogonalises_a_hidden_matrix_and_no_other() -> None:
     torch.testing.assert_close(embedding.detach(), -embedding.grad.sign(), rtol=1e-5, atol=1e-5)  # Adam's first step
 
 
-def test_muon_takes_two_dimensional_tensors_for_hidden_where_no_role_is_said() -> None:
+def test_muon_takes_two_dimensional_tensors_for_hidden_where_no_role_is_given() -> None:
     params = [torch.nn.Parameter(torch.zeros(shape)) for shape in [(3, 2), (3,), (2, 2, 2)]]
     optimizer = Muon(params, lr=0.1)
     assert [(group["role"], len(group["params"])) for group in optimizer.param_groups] == [("hidden", 1), ("other", 2)]

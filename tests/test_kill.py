@@ -231,7 +231,7 @@ def small_disk(door: Door) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_full_disk_is_told_in_one_sentence_and_the_run_goes_on_when_there_is_room(
+def test_a_full_disk_stops_with_one_line_and_the_run_resumes_when_there_is_room(
     engine: str, door: Door, small_disk: Path
 ) -> None:
     expected, out = door.uninterrupted(engine), small_disk / "run"

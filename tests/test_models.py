@@ -24,7 +24,7 @@ from soul_exp.models.layers import AnswerReader, layer_of
 from soul_exp.models.lora import Lora
 
 
-def test_logits_at_answer_positions_are_those_of_the_whole_sequence(lm: LanguageModel) -> None:
+def test_logits_at_answer_positions_are_those_of_the_complete_sequence(lm: LanguageModel) -> None:
     rows = lm.encode(items(5))
     batch = pad(rows, lm.pad_id)
     lm.model.eval()

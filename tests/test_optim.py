@@ -225,7 +225,7 @@ def test_a_state_of_another_precision_is_refused() -> None:
         Lion([weight]).load_state_dict(saved.state_dict())
 
 
-def test_states_take_the_dtype_that_is_asked_for() -> None:
+def test_states_have_the_requested_dtype() -> None:
     for rounding, wanted, expected in (
         ("nearest", None, BF16),
         ("nearest", "float32", torch.float32),

@@ -284,7 +284,7 @@ def test_every_optimizer_logs_what_its_steps_did(
     assert ("win_rate" in logged) == (logged["h_norm"] > 0) == (optimizer.func is Sophia)
 
 
-def test_degenerating_to_sign_descent_is_said_once_and_kept(
+def test_sign_descent_is_logged_once_and_noted_in_the_results(
     lm: LanguageModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     tight = functools.partial(Sophia, lr=1e-4, rho=1e-9)
@@ -340,7 +340,7 @@ def test_a_gradient_that_turns_nan_under_our_optimizer_ends_as_diverged(lm: Lang
     assert torch.isfinite(weights(lm)).all()  # the coordinate was left as it was
 
 
-def test_the_gradient_conflict_is_logged_when_asked_for_and_changes_no_number(
+def test_the_gradient_conflict_is_logged_on_request_and_changes_no_number(
     lm: LanguageModel, start: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     ends = []
@@ -635,7 +635,7 @@ def test_the_reference_is_the_start_model_also_after_training(lm: LanguageModel,
     torch.testing.assert_close(reference.nll_of(rows)["retain"], Scored(before, batch["labels"]).nll)
 
 
-def test_a_layers_frozen_output_and_the_logits_of_a_part_are_made_when_they_are_asked_for(
+def test_a_layers_frozen_output_and_the_logits_of_a_part_are_computed_when_they_are_read(
     lm: LanguageModel, tmp_path: Path
 ) -> None:
     made = one_trainer(lm, tmp_path, OBJECTIVES["rmu"], ("forget", "retain"))

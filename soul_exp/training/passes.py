@@ -15,10 +15,23 @@ from torch import Tensor
 from soul_exp.data import pad, seed_of
 from soul_exp.distributed import ranks
 from soul_exp.losses import Scored
-from soul_exp.training.capabilities import Ascent, Probe, RowGradients
-from soul_exp.training.curvature import sampled_loss
+from soul_exp.training import curvature
+from soul_exp.training.capabilities import Ascent, Capabilities, Probe, RowGradients
 from soul_exp.training.step import Batch, Step
 from soul_exp.training.stream import Stream
+
+
+def before_step(step: Step, asks: Capabilities, stream: Stream, pad_id: int) -> Tensor | None:
+    """Make all passes that the optimizer asks for; returns the loss that it measured in place of a gradient, if so."""
+    if asks.row_gradients is not None:
+        collect_row_gradients(step, asks.row_gradients, stream, pad_id)
+    if asks.curvature is not None and curvature.is_due(asks.curvature, step.number):
+        curvature.refresh_curvature(step, asks.curvature)
+    if asks.ascent is not None:
+        ascend(step, asks.ascent)
+    if asks.probe is not None and asks.probe.zeroth:
+        return probe_loss(step, asks.probe)
+    return None
 
 
 def ascend(step: Step, optimizer: Ascent) -> None:
@@ -72,7 +85,7 @@ def collect_row_gradients(step: Step, optimizer: RowGradients, stream: Stream, p
             batch = {key: value.to(device) for key, value in pad([encoded], pad_id).items()}
             batch["places"] = torch.tensor([place])
             if optimizer.estimator == "gnb":
-                sampled_loss(step, batch, [part], 1).backward()
+                curvature.sampled_loss(step, batch, [part], 1).backward()
             else:
                 Scored(step.reader(step.module, batch), batch["labels"]).mean_nll.sum().backward()
             optimizer.add_sample()

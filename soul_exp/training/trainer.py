@@ -175,26 +175,18 @@ class Unlearner(compat.OwnCheckpointReading, Trainer):
 
     def _before_step(self, micro_batches: Sequence[dict[str, Tensor]]) -> None:
         """What the optimizer asks for, and what is logged, of the weights before the step."""
-        asks, number = self.capabilities, self.state.global_step
         if self.statistics is None:
             self.statistics = self._begin_training()
         step = self._step(micro_batches)
-        logged = number == 0 or (number + 1) % self.args.logging_steps == 0
+        logged = step.number == 0 or (step.number + 1) % self.args.logging_steps == 0
         if logged and self.schedule.log_gradients:
             self._conflict = passes.gradient_conflict(step)
         if logged and self._measures_retain_nll:
             self._retain_nll = {"retain_nll": float(passes.retain_nll(step))}
-        if asks.row_gradients is not None:
-            passes.collect_row_gradients(step, asks.row_gradients, self.stream, self.pad_id)
-        if asks.curvature is not None and curvature.is_due(asks.curvature, number):
-            curvature.refresh_curvature(step, asks.curvature)
-        self._probed_loss = None
-        if asks.ascent is not None:
-            terms = self._terms.clone()
-            passes.ascend(step, asks.ascent)
-            self._terms = terms  # the losses logged are those of the ascended weights, whose gradient is taken
-        elif asks.probe is not None and asks.probe.zeroth:
-            self._probed_loss = passes.probe_loss(step, asks.probe)
+        terms = self._terms
+        self._probed_loss = passes.before_step(step, self.capabilities, self.stream, self.pad_id)
+        if self._probed_loss is None:
+            self._terms = terms  # the losses logged are those whose gradient is taken, after an ascent
         if logged:
             self.statistics.begin()
 

@@ -223,16 +223,29 @@ def test_hydra_s_own_sweeper_and_launcher_have_the_names_that_they_are_known_by(
 # --- the file itself ------------------------------------------------------------------------------------------------
 
 
-def private_attributes(source: str) -> Iterator[tuple[int, str]]:
-    """(line, expression) of every access to a private attribute of something that is neither self nor cls.
+def is_private(name: str) -> bool:
+    """Not so are Python's own names with an underscore (`__dict__`, `os._exit`, `_fields`) and Hydra's (`_target_`)."""
+    return name.startswith("_") and not name.endswith("_") and name not in ("_exit", "_fields")
 
-    Python's own documented names with an underscore (`__dict__`, `os._exit`, `_fields`, Hydra's `_target_`) are none.
+
+def private_parts(source: str) -> Iterator[tuple[int, str]]:
+    """(line, expression) of every use of a private attribute of what is neither self nor cls, of a private argument in
+    a call, and of a private module.
     """
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.endswith("_"):
+        names: list[str] = []
+        if isinstance(node, ast.Attribute):
             of_own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
-            if not of_own and ast.unparse(node) != "os._exit" and node.attr != "_fields":
-                yield node.lineno, ast.unparse(node)
+            names = [] if of_own else [node.attr]
+        elif isinstance(node, ast.Call):
+            names = [keyword.arg for keyword in node.keywords if keyword.arg]
+            if isinstance(node.func, ast.Name) and node.func.id in ("getattr", "setattr", "hasattr", "delattr"):
+                names += [str(argument.value) for argument in node.args[1:2] if isinstance(argument, ast.Constant)]
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            dotted = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+            names = [part for path in dotted for part in path.split(".")]
+        if any(map(is_private, names)):
+            yield node.lineno, ast.unparse(node)
 
 
 @pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: file.relative_to(PACKAGE).as_posix())
@@ -240,15 +253,25 @@ def test_no_other_file_touches_a_private_part_of_a_library(file: Path) -> None:
     if file == PACKAGE / "compat.py":
         return
     source = file.read_text(encoding="utf-8")
-    found = [f"{file.relative_to(PACKAGE.parent)}:{line}: {text}" for line, text in private_attributes(source)]
+    found = [f"{file.relative_to(PACKAGE.parent)}:{line}: {text}" for line, text in private_parts(source)]
     assert not found, f"{found}: put a function into soul_exp/compat.py that says why, and a test beside this one"
     words = re.findall(r"hydra\._internal|\bds_(?:id|shape|tensor)\b|_z3_\w+|__compatible_ops__", source)
     assert not words, f"{file.name} names {words}, private parts of libraries: soul_exp/compat.py is the place for them"
 
 
-def test_a_private_attribute_is_seen_where_it_is_read_set_or_called() -> None:
-    source = "args._n_gpu = 1\nlibrary.part._ref()\nself._own\nx.__dict__\nconfig._target_\nsuper()._private"
-    assert {text for _, text in private_attributes(source)} == {"args._n_gpu", "library.part._ref", "super()._private"}
+def test_a_private_part_is_seen_where_it_is_read_set_called_passed_or_imported() -> None:
+    private = ["args._n_gpu", "library.part._ref", "super()._own", "getattr(x, '_a')", "f(_a=1)"]
+    private += ["import a._b", "from a._b import c"]
+    public = [
+        "self._own",
+        "x.__dict__",
+        "config._target_",
+        "f(_partial_=True)",
+        "os._exit(1)",
+        "a._fields",
+        "from a import b",
+    ]
+    assert {text for _, text in private_parts("\n".join(public + private))} == set(private)
 
 
 def functions() -> list[Any]:

@@ -92,3 +92,18 @@ def test_each_piece_of_work_is_done_once_but_in_lockstep_every_rank_calls_equall
     first, second = (found["calls"] for found in both)
     assert first == ["a", "ccc", [1, 3], [2]] and second == ["bb", [4, 0]]
     assert [found["num_lockstep_calls"] for found in both] == [2, 2]
+
+
+def test_no_other_module_asks_for_the_process_group() -> None:
+    package = Path(ranks.__file__).parents[1]
+    functions = (
+        "is_initialized",
+        "get_rank",
+        "get_world_size",
+        "init_process_group",
+        "all_reduce",
+        "all_gather_object",
+    )
+    for file in package.rglob("*.py"):
+        found = [name for name in functions if f"dist.{name}(" in file.read_text()]
+        assert not found or file == Path(ranks.__file__), f"{file.name} calls {found}: put it into distributed/ranks.py"

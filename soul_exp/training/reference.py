@@ -6,7 +6,7 @@ B sequences, T answer positions of the longest, T_i of row i, H hidden size, V v
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -124,29 +124,9 @@ def compute_reference(
             reference.head = FrozenHead(model, reader, batch)
         for part in parts:
             encoded, visited = stream.encoded[part], np.unique(stream.order[part])
-
-            def read(
-                numbers: Sequence[int], encoded: Sequence[Encoded] = encoded, visited: np.ndarray = visited
-            ) -> list[RowOutputs]:
-                rows = [encoded[visited[i]] for i in numbers]
-                batch = {key: value.to(device) for key, value in pad(rows, pad_id).items()}
-                if "reference_hidden" in wanted:
-                    logits, states = reader.with_layer(model, batch, layer)
-                else:
-                    logits, states = reader(model, batch), None
-                scored = Scored(logits, batch["labels"])
-                nll, hidden = scored.nll.float().cpu(), reader.hidden if "reference_logits" in wanted else None
-                return [
-                    RowOutputs(
-                        nll[i],
-                        None if hidden is None else hidden[i, :count].cpu(),
-                        None if states is None else states[i, :count].cpu(),
-                    )
-                    for i, count in enumerate(scored.num_tokens.tolist())
-                ]
-
-            lengths = [len(encoded[row].ids) for row in visited]
-            found = in_batches(lengths, read, BATCH, lockstep=zero3.is_sharded(model))
+            rows = [encoded[row] for row in visited]
+            read = partial(_row_outputs, rows, model, reader, pad_id, wanted, layer)
+            found = in_batches([len(row.ids) for row in rows], read, BATCH, lockstep=zero3.is_sharded(model))
             table = torch.full((len(encoded),), float("nan"))
             table[torch.from_numpy(visited)] = torch.stack([row.nll for row in found])
             reference.nll[part] = table
@@ -160,6 +140,34 @@ def compute_reference(
                     kept[part] = by_row
     model.train(was_training)
     return reference
+
+
+def _row_outputs(
+    rows: Sequence[Encoded],
+    model: PreTrainedModel,
+    reader: AnswerReader,
+    pad_id: int,
+    wanted: Collection[str],
+    layer: int | None,
+    numbers: Sequence[int],
+) -> list[RowOutputs]:
+    """The outputs of `model` on the rows `numbers` of `rows`, in one batch."""
+    device = next(model.parameters()).device
+    batch = {key: value.to(device) for key, value in pad([rows[i] for i in numbers], pad_id).items()}
+    if "reference_hidden" in wanted:
+        logits, states = reader.with_layer(model, batch, layer)
+    else:
+        logits, states = reader(model, batch), None
+    scored = Scored(logits, batch["labels"])
+    nll, hidden = scored.nll.float().cpu(), reader.hidden if "reference_logits" in wanted else None
+    return [
+        RowOutputs(
+            nll[i],
+            None if hidden is None else hidden[i, :count].cpu(),
+            None if states is None else states[i, :count].cpu(),
+        )
+        for i, count in enumerate(scored.num_tokens.tolist())
+    ]
 
 
 class FrozenHead(nn.Module):

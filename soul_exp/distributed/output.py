@@ -73,7 +73,7 @@ def silence_libraries() -> None:
         library.disable_progress_bar()
     for name in ("absl", "torch.distributed", "deepspeed", "DeepSpeed", "httpx"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("accelerate").setLevel(logging.ERROR)  # that DeepSpeed's accumulation is the one that counts
+    logging.getLogger("accelerate").setLevel(logging.ERROR)  # it warns that DeepSpeed's accumulation replaces its own
 
 
 def _is_warning(record: logging.LogRecord) -> bool:

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from soul_exp.optim.kernels import STATISTICS
-from soul_exp.training.capabilities import StepSums
 
 MOMENTUM = ("exp_avg", "momentum_buffer")  # names of the first moment in an optimizer's state
 CURVATURE = ("hessian", "exp_avg_sq")  # and of its curvature or second moment
@@ -22,42 +21,29 @@ NORMS = {"m": "sum_m2", "h": "sum_h2", "update": "sum_dw2"}
 SIGN_DESCENT = 0.05  # a win_rate below it: nearly every coordinate moves by the learning rate and no less
 
 
-class StepStatistics:
-    """Sums over the steps of an optimizer between `begin()` and `take()`.
+class ComparedSums:
+    """The sums (StepSums) of an optimizer that has none: its weights are copied before a step and compared after it.
 
-    With `sums` the optimizer counts in its own pass over memory; the weights of any other are copied before such a step
-    and compared after it. Under ZeRO these are this rank's share: sum over ranks before `logged_statistics`.
+    Only while `counting` is on. Under ZeRO the sums are this rank's share: sum over ranks before `logged_statistics`.
     """
 
-    def __init__(self, optimizer: Optimizer, sums: StepSums | None) -> None:
-        self.own = sums
-        self.clips = sums is not None and sums.clips
-        if sums is not None:
-            sums.raise_nonfinite = False  # the trainer stops such a run as diverged
-        else:
-            self._on, self._before = False, {}  # type: bool, dict[Any, Tensor]
-            self._sums = torch.zeros(len(STATISTICS), dtype=torch.float64)
-            optimizer.register_step_pre_hook(self._copy)
-            optimizer.register_step_post_hook(self._compare)
+    clips, raise_nonfinite = False, False  # it does neither
 
-    def begin(self) -> None:
-        if self.own is not None:
-            self.own.counting = True
-        else:
-            self._on = True
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.counting = False
+        self._before: dict[Any, Tensor] = {}
+        self._sums = torch.zeros(len(STATISTICS), dtype=torch.float64)
+        optimizer.register_step_pre_hook(self._copy)
+        optimizer.register_step_post_hook(self._compare)
 
-    def take(self) -> Tensor:
-        """[8] float64 sums since `begin()`; stops counting."""
-        if self.own is not None:
-            self.own.counting = False
-            return self.own.take_statistics()
-        self._on = False
+    def take_statistics(self) -> Tensor:
+        """[8] float64 sums since the last call."""
         sums, self._sums = self._sums, torch.zeros_like(self._sums)
         return sums
 
     @torch.no_grad()
     def _copy(self, optimizer: Any, *_: Any) -> None:
-        if self._on:
+        if self.counting:
             self._before = {p: p.detach().clone() for group in optimizer.param_groups for p in group["params"]}
 
     @torch.no_grad()

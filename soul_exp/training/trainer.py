@@ -22,11 +22,11 @@ from soul_exp.models import lora, saving
 from soul_exp.models.layers import AnswerReader
 from soul_exp.optim.kernels import STATISTICS
 from soul_exp.training import curvature, passes
-from soul_exp.training.capabilities import Capabilities, capabilities
+from soul_exp.training.capabilities import Capabilities, StepSums, capabilities
 from soul_exp.training.groups import parameter_groups
 from soul_exp.training.reference import Reference
 from soul_exp.training.schedule import Schedule
-from soul_exp.training.statistics import StepStatistics, logged_statistics, sign_descent_note
+from soul_exp.training.statistics import ComparedSums, logged_statistics, sign_descent_note
 from soul_exp.training.step import Step
 from soul_exp.training.stream import Collator, Stream
 
@@ -68,7 +68,7 @@ class Unlearner(compat.OwnCheckpointReading, Trainer):
         self.pad_id = pad_id
         self.diverged: str | None = None
         self.capabilities = Capabilities()  # of the optimizer, once there is one
-        self.statistics: StepStatistics | None = None
+        self.sums: StepSums | None = None  # of the optimizer's steps
         self._conflict: dict[str, float] = {}
         self._retain_nll: dict[str, float] = {}  # of the step about to be logged, where the loss has no retain term
         self._probed_loss: Tensor | None = None  # the mean loss that a zeroth-order step has measured
@@ -175,8 +175,8 @@ class Unlearner(compat.OwnCheckpointReading, Trainer):
 
     def _before_step(self, micro_batches: Sequence[dict[str, Tensor]]) -> None:
         """What the optimizer asks for, and what is logged, of the weights before the step."""
-        if self.statistics is None:
-            self.statistics = self._begin_training()
+        if self.sums is None:
+            self.sums = self._begin_training()
         step = self._step(micro_batches)
         logged = step.number == 0 or (step.number + 1) % self.args.logging_steps == 0
         if logged and self.schedule.log_gradients:
@@ -188,15 +188,18 @@ class Unlearner(compat.OwnCheckpointReading, Trainer):
         if self._probed_loss is None:
             self._terms = terms  # the losses logged are those whose gradient is taken, after an ascent
         if logged:
-            self.statistics.begin()
+            self.sums.counting = True
 
-    def _begin_training(self) -> StepStatistics:
+    def _begin_training(self) -> StepSums:
         self._check_engine()
         asks = self.capabilities
         summary = asks.curvature and curvature.summary(asks.curvature, self.schedule.batch_size)
         if summary and self.state.is_world_process_zero:
             log.info("%s", summary)
-        return StepStatistics(asks.ascent.base if asks.ascent is not None else self.base_optimizer, asks.sums)
+        if asks.sums is None:
+            return ComparedSums(asks.ascent.base if asks.ascent is not None else self.base_optimizer)
+        asks.sums.raise_nonfinite = False  # such a run ends as diverged
+        return asks.sums
 
     @property
     def _measures_retain_nll(self) -> bool:
@@ -248,11 +251,12 @@ class Unlearner(compat.OwnCheckpointReading, Trainer):
             logs["forget_loss"] = float(terms[0] / terms[2])
             if self.objective.retain_function is not None:
                 logs["retain_loss"] = float(terms[1] / terms[2])
-            assert self.statistics is not None
-            sums = self._sum_over_ranks(self.statistics.take())
+            assert self.sums is not None
+            self.sums.counting = False
+            sums = self._sum_over_ranks(self.sums.take_statistics())
             if self.engine is None:  # each rank has counted every weight; under ZeRO its share
                 sums /= self.args.world_size
-            logs |= {**logged_statistics(sums, self.statistics.clips), **self._conflict, **self._retain_nll}
+            logs |= {**logged_statistics(sums, self.sums.clips), **self._conflict, **self._retain_nll}
             num_nonfinite = int(sums[STATISTICS.index("nonfinite")])
             when = f"at step {self.state.global_step}"
             self.diverged = self.schedule.divergence(logs, self.state.log_history, when, num_nonfinite)

@@ -26,7 +26,7 @@ from soul_exp.data import Item, Part, Template
 from soul_exp.distributed.processes import launch
 from soul_exp.evaluation.probing import evaluate_probes
 from soul_exp.losses import Objective, npo
-from soul_exp.models import loading
+from soul_exp.models import loading, saving, scratch, vocabulary
 from soul_exp.models.checkpoint import Checkpoint
 from soul_exp.optim import Sophia
 from soul_exp.run import Compute, ModelSettings
@@ -102,7 +102,7 @@ def work(rank: int, compute: dict[str, Any], source: str, out: str) -> dict[str,
     with peak(found, "evaluate", device, base):
         evaluate_probes(lm, {"probe": Probe(questions(16), generate=True)}, batch_size=8, max_new_tokens=4)
     with peak(found, "save", device, base):
-        loading.save(lm.model, lm.tokenizer, Path(out) / "model", rank == 0)
+        saving.save(lm.model, lm.tokenizer, Path(out) / "model", rank == 0)
     end_process()
     return found
 
@@ -119,16 +119,16 @@ def main() -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**16)  # else glibc keeps what was freed, and counts as held
     texts = [f"{item.prompt} {item.answer}" for item in questions(200)]
-    tokenizer = loading.train_tokenizer(texts, 512, 128)
+    tokenizer = vocabulary.train_tokenizer(texts, 512, 128)
     architecture = {
         "model_type": "llama", "hidden_size": options.hidden, "intermediate_size": 11 * options.hidden // 4,
         "num_hidden_layers": options.layers, "num_attention_heads": options.hidden // 64,
         "num_key_value_heads": options.hidden // 64, "max_position_embeddings": 128,
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as place:
-        model = loading.from_scratch(architecture, tokenizer, seed=0)
+        model = scratch.from_scratch(architecture, tokenizer, seed=0)
         count = sum(p.numel() for p in model.parameters())
-        loading.save(model, tokenizer, Path(place) / "start")
+        saving.save(model, tokenizer, Path(place) / "start")
         del model
         gc.collect()
         print(

@@ -25,12 +25,12 @@ from omegaconf.errors import OmegaConfBaseException
 from soul_exp import help_page
 from soul_exp.compose import check_optional, conf_dir, default_device, of_job
 from soul_exp.distributed import interrupts
-from soul_exp.distributed.environment import found
+from soul_exp.distributed.environment import launch_environment
 from soul_exp.errors import UsageError, WorkerError
-from soul_exp.files import write_whole
+from soul_exp.files import write_atomically
 
 if TYPE_CHECKING:
-    from soul_exp.distributed.join import Crew
+    from soul_exp.distributed.join import WorkerGroup
 
 log = logging.getLogger("soul_exp")
 
@@ -39,8 +39,8 @@ TYPED = ".hydra"  # in a run's folder: the configuration as Hydra composed it, a
 MULTIRUN = ("-m", "--multirun")
 
 
-def job(cfg: DictConfig, crew: Crew | None = None) -> float | None:
-    """One run, in the processes of `crew` if there is one; returns what a sweeper maximises (utility), or None."""
+def job(cfg: DictConfig, workers: WorkerGroup | None = None) -> float | None:
+    """One run, by `workers` if there are any; returns what a sweeper maximises (utility), or None."""
     interrupts.safe_point()
     _say_device_to_deepspeed()
     from soul_exp import sequence
@@ -54,11 +54,11 @@ def job(cfg: DictConfig, crew: Crew | None = None) -> float | None:
         log.info("--- job %s: %s", hydra_config.job.num, out.name)
     if hydra_config.mode == RunMode.RUN:  # else it was done before the first job
         check_optional(hydra_config.runtime.choices)
-    if crew is not None and _COMMAND and hydra_config.mode == RunMode.MULTIRUN:
-        raise UsageError(_no_sweep(crew))
-    config = of_job(cfg, hydra_config, (crew.size, crew.world.by) if crew is not None else None)
+    if workers is not None and _COMMAND and hydra_config.mode == RunMode.MULTIRUN:
+        raise UsageError(_no_sweep(workers))
+    config = of_job(cfg, hydra_config, (workers.size, workers.launcher) if workers is not None else None)
     begin = functools.partial(_begin, cfg, out)
-    results = sequence.run(config, out, crew, part_of_sweep=hydra_config.mode == RunMode.MULTIRUN, begin=begin)
+    results = sequence.run(config, out, workers, part_of_sweep=hydra_config.mode == RunMode.MULTIRUN, begin=begin)
     if results is None:
         return None
     if (out / ERROR).is_file():  # of a try before
@@ -82,7 +82,7 @@ def _begin(cfg: DictConfig, out: Path) -> None:
     parts = {"config": cfg, "hydra": HydraConfig.instance().cfg, "overrides": HydraConfig.get().overrides.task}
     (out / TYPED).mkdir(exist_ok=True)
     for name, part in parts.items():
-        write_whole(out / TYPED / f"{name}.yaml", OmegaConf.to_yaml(part))
+        write_atomically(out / TYPED / f"{name}.yaml", OmegaConf.to_yaml(part))
     (out / ERROR).unlink(missing_ok=True)
     _BEGUN.add(out)
 
@@ -108,16 +108,16 @@ def _failed(message: str) -> JobError:
 def start(cfg: DictConfig) -> float | None:
     """`job`; a failure is left in error.txt and FAILED, and raised (as JobError) where `main` is another process's."""
     out = Path(HydraConfig.get().runtime.output_dir)
-    crew = _crew()
-    if crew is not None and crew.rank > 0:  # a SLURM job of several tasks; under torchrun `main` has seen to it
-        crew.follow()
+    workers = _workers()
+    if workers is not None and workers.rank > 0:  # a SLURM job of several tasks; under torchrun `main` has seen to it
+        workers.wait_for_work()
         return None
-    if crew is not None:
-        crew = replace(crew, tell=lambda text: _tell(_left(out, text)))
+    if workers is not None:
+        workers = replace(workers, report_failure=lambda text: _tell(_left(out, text)))
     _BEGUN.discard(out)
     failed = True
     try:
-        utility = job(cfg, crew)
+        utility = job(cfg, workers)
         failed = False
         return utility
     except Exception as error:
@@ -128,8 +128,8 @@ def start(cfg: DictConfig) -> float | None:
             return None
         raise failure from None
     finally:
-        if crew is not None and not _COMMAND:
-            crew.dismiss(failed)
+        if workers is not None and not _COMMAND:
+            workers.release(failed)
 
 
 def _left(out: Path, text: str) -> str:
@@ -141,11 +141,11 @@ def _left(out: Path, text: str) -> str:
 
     with contextlib.suppress(OSError):  # a full disk may be what failed; the lock's Timeout is one too
         if out in _BEGUN:
-            write_whole(out / ERROR, text)
+            write_atomically(out / ERROR, text)
         else:
             with FileLock(out / ".lock", timeout=0):
                 if not (out / results.NAME).exists():
-                    write_whole(out / ERROR, text)
+                    write_atomically(out / ERROR, text)
     return f"{out.name}: {text.strip()}"
 
 
@@ -161,11 +161,11 @@ def main() -> None:
     if set(help_page.FLAGS) & set(sys.argv):
         sys.exit(_print_help())
     interrupts.install()
-    world, crew = found(), None
+    environment, workers = launch_environment(), None
     code: Any = 1
     try:
-        crew = _crew()
-        code = crew.follow() if crew is not None and crew.rank > 0 else _command(crew)
+        workers = _workers()
+        code = workers.wait_for_work() if workers is not None and workers.rank > 0 else _command(workers)
         interrupts.safe_point()
     except KeyboardInterrupt:
         code = interrupts.exit_code()
@@ -178,10 +178,10 @@ def main() -> None:
             print(code, file=sys.stderr)
             code = 1
     finally:
-        if world is not None:  # the last word is said; whoever started us may now end us
+        if environment is not None:  # the last word is said; whoever started us may now end us
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        if crew is not None and crew.rank == 0:
-            crew.dismiss(bool(code), interrupted=code in (130, 143))
+        if workers is not None and workers.rank == 0:
+            workers.release(bool(code), interrupted=code in (130, 143))
     interrupts.finish(int(code or 0))
     sys.exit(code)
 
@@ -198,11 +198,11 @@ def _print_help() -> int:
     return 0
 
 
-def _command(crew: Crew | None) -> int:
+def _command(workers: WorkerGroup | None) -> int:
     """Let Hydra carry out the command; tells every failure and returns the exit code."""
     try:
-        if crew is not None and sys.argv[-1] in MULTIRUN:
-            raise UsageError(_no_sweep(crew))
+        if workers is not None and sys.argv[-1] in MULTIRUN:
+            raise UsageError(_no_sweep(workers))
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(start)()
     except (UsageError, HydraException, OmegaConfBaseException) as error:
         print(f"soul_exp: {_told(error)}", file=sys.stderr)
@@ -231,20 +231,20 @@ def _tell(message: str) -> None:
     print(f"soul_exp: failed: {message}", file=sys.stderr, flush=True)
 
 
-def _crew() -> Crew | None:
+def _workers() -> WorkerGroup | None:
     """All processes of this run, where somebody else has started several."""
-    if found() is None:
+    if launch_environment() is None:
         return None
     _say_device_to_deepspeed()
     from soul_exp.distributed import join
 
-    return join.crew()
+    return join.worker_group()
 
 
-def _no_sweep(crew: Crew) -> str:
+def _no_sweep(workers: WorkerGroup) -> str:
     return (
-        f"-m is a sweep, and each of its jobs needs fresh processes, but {crew.world.by} has started these "
-        f"{crew.size}: type it without {crew.world.by}, compute.processes={crew.size} starts them for every job"
+        f"-m is a sweep, and each of its jobs needs fresh processes, but {workers.launcher} has started these "
+        f"{workers.size}: type it without {workers.launcher}, compute.processes={workers.size} starts them for each"
     )
 
 

@@ -16,10 +16,10 @@ from soul_exp.checks import disk
 from soul_exp.checks.check import Checked, check
 from soul_exp.comparison import compared, differences
 from soul_exp.distributed import interrupts
-from soul_exp.distributed.join import Crew
+from soul_exp.distributed.join import WorkerGroup
 from soul_exp.distributed.processes import launch
 from soul_exp.errors import UsageError
-from soul_exp.files import full_disk_told
+from soul_exp.files import explain_full_disk
 from soul_exp.results import Results
 from soul_exp.run import Run
 from soul_exp.stages import RANK_STAGES, STAGES
@@ -38,7 +38,7 @@ def need(config: Config) -> disk.Need | None:
 def run(
     config: Config,
     out: Path,
-    group: Crew | None = None,
+    group: WorkerGroup | None = None,
     part_of_sweep: bool = False,
     begin: Callable[[], None] = lambda: None,
 ) -> Results | None:
@@ -51,12 +51,17 @@ def run(
     checked = check(config, out)
     interrupts.safe_point()
     # a second start of the same run waits, and then finds it finished
-    with FileLock(out / ".lock"), full_disk_told(out, checked.run.cache):
+    with FileLock(out / ".lock"), explain_full_disk(out, checked.run.cache):
         return _run(config, checked, out, group, part_of_sweep, begin)
 
 
 def _run(
-    config: Config, checked: Checked, out: Path, group: Crew | None, part_of_sweep: bool, begin: Callable[[], None]
+    config: Config,
+    checked: Checked,
+    out: Path,
+    group: WorkerGroup | None,
+    part_of_sweep: bool,
+    begin: Callable[[], None],
 ) -> Results | None:
     interrupts.safe_point()  # it may have waited for the lock
     previous = finished(config, checked.run, out)
@@ -94,7 +99,7 @@ def _run_on_ranks(job: Job) -> None:
     plan = (job.config, dict(job.reasons), decided, dict(job.seconds), str(job.out), job.trials)
     compute, logs = job.run.compute, job.out / "ranks" / "unlearn"
     if job.group is not None:
-        job.group.lead(worker, *plan, compute=vars(compute), logs=logs)
+        job.group.run_on_all(worker, *plan, compute=vars(compute), logs=logs)
     else:
         launch(worker, *plan, processes=compute.processes, threads=compute.threads, logs=logs, alone=compute.alone)
 
@@ -121,9 +126,9 @@ def _check_engine(job: Job) -> None:
     """Raises UsageError if another engine has left a checkpoint of this run, unless `resume` allows it."""
     compute = job.run.compute
     engine = checkpoints.engine_of(compute.name, compute.processes, compute.deepspeed)
-    found = checkpoints.newest(job.out / CHECKPOINTS / fingerprint(job.config, job.run))
+    found = checkpoints.newest_marked(job.out / CHECKPOINTS / fingerprint(job.config, job.run))
     if found and found.marker.engine != engine and job.run.resume == "exact":
-        raise UsageError(checkpoints.refusal(job.out, found, engine))
+        raise UsageError(checkpoints.engine_mismatch(job.out, found, engine))
 
 
 def finished(config: Config, run: Run, out: Path) -> Results | None:

@@ -1,4 +1,4 @@
-"""Files that are there complete or not at all, with checksums; and what a full disk did."""
+"""Files and folders that appear complete or not at all; their checksums; the error message of a full disk."""
 
 from __future__ import annotations
 
@@ -21,9 +21,13 @@ from soul_exp.errors import UsageError
 
 log = logging.getLogger(__name__)
 
+CHUNK = 2**24  # bytes read at a time
+NEARLY_FULL = 2**24  # bytes free; torch's writer does not say why it failed: below this the disk is the reason
+TORCH_MESSAGES = ("PytorchStreamWriter failed", "unexpected pos", "file write failed")
 
-def write_whole(path: Path, content: str | bytes) -> Path:
-    """Write `path`, text as UTF-8, in one step: it is absent, old or whole, never half, also after a power cut."""
+
+def write_atomically(path: Path, content: str | bytes) -> Path:
+    """Write `path`, text as UTF-8, in one step: it is absent, old or complete, also after a power cut."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # os.replace needs one file system
     try:
         with os.fdopen(handle, "wb") as file:
@@ -38,10 +42,29 @@ def write_whole(path: Path, content: str | bytes) -> Path:
     return path
 
 
-CHUNK = 2**24  # bytes read at a time
+@contextlib.contextmanager
+def complete_folder(folder: Path) -> Iterator[Path]:
+    """Within it an empty temporary folder beside `folder`, which takes its place, in one step, at the end.
+
+    An error leaves `folder` as it was. A kill leaves a temporary folder, which the next call removes.
+    """
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
 
 
 def mismatch(folder: Path, name: str, files: Mapping[str, Sequence[int]], read: bool = True) -> str | None:
+    """How file `name` of `folder` differs from its size (bytes) and checksum (CRC-32) in `files`; None if it does not.
+
+    With `read` false only sizes are compared.
+    """
     path, (size, checksum) = folder / name, files[name]
     if not path.is_file():
         return f"{name}: missing"
@@ -53,10 +76,12 @@ def mismatch(folder: Path, name: str, files: Mapping[str, Sequence[int]], read: 
 
 
 def file_names(folder: Path) -> list[str]:
+    """The paths, relative to `folder`, of all files below it, sorted."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
 def size_and_checksum(path: Path) -> tuple[int, int]:
+    """Bytes and CRC-32 of the file `path`."""
     size = checksum = 0
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
@@ -66,13 +91,13 @@ def size_and_checksum(path: Path) -> tuple[int, int]:
 
 def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
     """Write `content` as JSON, with its checksum, in one step."""
-    write_whole(path, json.dumps({**content, "checksum": _checksum(content)}, indent=1))
+    write_atomically(path, json.dumps({**content, "checksum": _checksum(content)}, indent=1))
 
 
 def read_sealed(path: Path) -> dict[str, Any] | str:
-    """What `write_sealed` wrote to `path`, or why that is not known."""
+    """What `write_sealed` wrote to `path`, or the reason why it cannot be known."""
     if not path.is_file():
-        return f"no {path.name} marker: it was not written to its end"
+        return f"no {path.name} marker: it was not written completely"
     try:
         content = json.loads(path.read_bytes())
         return f"{path.name}: checksum differs" if content.pop("checksum") != _checksum(content) else dict(content)
@@ -81,50 +106,44 @@ def read_sealed(path: Path) -> dict[str, Any] | str:
 
 
 def seal(marker: Path, content: Mapping[str, Any]) -> None:
-    """Write `marker` into a finished folder: `content`, and size and checksum of every other file there."""
+    """Write `marker` into a folder that is otherwise complete: `content`, and size and checksum of every other file."""
     files = {name: size_and_checksum(marker.parent / name) for name in file_names(marker.parent)}
     write_sealed(marker, {**content, "files": files})
 
 
-def is_sound(marker: Path) -> bool:
+def is_intact(marker: Path) -> bool:
     """Whether the folder of `marker` holds what `seal` found in it; a process reads it once and warns once."""
     files = sorted(path for path in marker.parent.rglob("*") if path.is_file())
     return _damage(marker, tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files)) is None
 
 
-def read_sound(marker: Path) -> dict[str, Any] | None:
-    """The content of `marker`, if its folder is sound."""
-    content = read_sealed(marker) if is_sound(marker) else None
+def read_intact(marker: Path) -> dict[str, Any] | None:
+    """The content of `marker`, if its folder is intact."""
+    content = read_sealed(marker) if is_intact(marker) else None
     return content if isinstance(content, dict) else None
 
 
 @functools.cache
 def _damage(marker: Path, state: Any) -> str | None:
-    """What differs from what `marker` says; `state` changes with the files."""
+    """The first difference from `marker`, None if there is none; `state` changes with the files."""
     content = read_sealed(marker)
     files = content if isinstance(content, str) else content["files"]
-    misfits = [files] if isinstance(files, str) else (mismatch(marker.parent, name, files) for name in sorted(files))
-    found = next(filter(None, misfits), None)
+    mismatches = [files] if isinstance(files, str) else (mismatch(marker.parent, name, files) for name in sorted(files))
+    found = next(filter(None, mismatches), None)
     if found:
         log.warning("%s is damaged (%s): it is not used", marker.parent, found)
     return found
 
 
-def _checksum(said: Mapping[str, Any]) -> int:
-    return zlib.crc32(json.dumps(said, sort_keys=True).encode())
-
-
-NEARLY = 2**24  # bytes; torch's writer does not say why it failed: with less than this left, the disk is why
-
-
-TORCH = ("PytorchStreamWriter failed", "unexpected pos", "file write failed")
+def _checksum(content: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
 @contextlib.contextmanager
-def full_disk_told(*folders: Path, cleared: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Turns an error that a full disk caused into a UsageError that names the folder and what is free.
+def explain_full_disk(*folders: Path, clear: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Turns an error that a full disk caused into a UsageError that names the folder and the free space.
 
-    `cleared` is called first: what it deletes makes room for the error's own report.
+    `clear` is called first: what it deletes makes room for the report of the error.
     """
     try:
         yield
@@ -133,7 +152,7 @@ def full_disk_told(*folders: Path, cleared: Callable[[], None] = lambda: None) -
         least = min(free, key=lambda folder: free[folder])
         if not _is_full(error, free[least]):
             raise
-        cleared()
+        clear()
         raise UsageError(
             f"the disk of {least} is full ({free[least] / 2**20:.1f} MiB free): make room, then type the same command, "
             f"which resumes from the last complete checkpoint"
@@ -146,5 +165,5 @@ def _is_full(error: BaseException, free: int) -> bool:
     text = str(error)
     if "No space left on device" in text or "Disk quota exceeded" in text:
         return True
-    # a worker that could not even write down its error has failed with nothing after the line that says so
-    return free < NEARLY and (any(said in text for said in TORCH) or text.endswith("\n"))
+    # a worker that could not write its error to a file has failed with nothing after the line that names it
+    return free < NEARLY_FULL and (any(message in text for message in TORCH_MESSAGES) or text.endswith("\n"))

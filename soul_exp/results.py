@@ -14,7 +14,7 @@ from typing import Any
 
 from soul_exp import options
 from soul_exp.errors import UsageError
-from soul_exp.files import write_whole
+from soul_exp.files import write_atomically
 
 FORMAT = 1
 NAME = "results.json"
@@ -108,7 +108,7 @@ def read(folder: Path) -> Results | None:
 
 def write_json(path: Path, value: Any) -> Path:
     """Write `value` as JSON in one atomic step: the file is absent, old or complete."""
-    return write_whole(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+    return write_atomically(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
 
 
 def versions() -> dict[str, str]:

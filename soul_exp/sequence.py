@@ -19,9 +19,9 @@ from soul_exp.checks import disk
 from soul_exp.checks.check import Checked, check
 from soul_exp.checks.options import check_flags
 from soul_exp.distributed import interrupts
-from soul_exp.distributed.join import Crew
+from soul_exp.distributed.join import WorkerGroup
 from soul_exp.errors import UsageError
-from soul_exp.files import is_sound
+from soul_exp.files import is_intact
 from soul_exp.models.checkpoint import UNLEARNED
 from soul_exp.results import Results
 from soul_exp.stages.stage import MODEL
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 def run(
     config: Config,
     out: Path,
-    group: Crew | None = None,
+    group: WorkerGroup | None = None,
     part_of_sweep: bool = False,
     begin: Callable[[], None] = lambda: None,
 ) -> Results | None:
@@ -115,13 +115,13 @@ def _finished(steps: list[dict[str, Any]], checked: list[Checked], out: Path) ->
     return experiment.finished(steps[at], checked[at].run, out)
 
 
-def _check_sequence(config: Config, group: Crew | None) -> None:
+def _check_sequence(config: Config, group: WorkerGroup | None) -> None:
     """Raises UsageError for what one run can have, but not several in sequence."""
     stages = config["stages"]
     if group is not None:
         raise UsageError(
-            f"task.requests needs fresh processes for each request, but {group.world.by} has started these "
-            f"{group.size}: type it without {group.world.by}, compute.processes={group.size} starts them"
+            f"task.requests needs fresh processes for each request, but {group.launcher} has started these "
+            f"{group.size}: type it without {group.launcher}, compute.processes={group.size} starts them"
         )
     if stages not in ([], ["prepare"]) and not {"unlearn", "evaluate"} <= set(stages):
         raise UsageError(
@@ -143,7 +143,7 @@ def _check_sequence(config: Config, group: Crew | None) -> None:
 
 def _check_start(step: Config, number: int, folder: Path) -> None:
     start, begins = step.get("start"), "unlearn" in step["stages"] and not (folder / results.NAME).exists()
-    if start and begins and not is_sound(Path(start) / UNLEARNED):
+    if start and begins and not is_intact(Path(start) / UNLEARNED):
         raise UsageError(
             f"{start} is gone or damaged, from which request {number} starts: put it back, or type overwrite=true"
         )

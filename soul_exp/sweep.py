@@ -19,14 +19,11 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from soul_exp import compose
+from soul_exp import compat, compose
 from soul_exp.compose import option_key
 from soul_exp.distributed import interrupts
 from soul_exp.errors import UsageError
 from soul_exp.options import option_of
-
-BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
-BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
 
 class BeforeSweep(Callback):
@@ -38,7 +35,7 @@ class BeforeSweep(Callback):
         try:
             compose.check_optional(config.hydra.runtime.choices)
             check_flags(_resolved(config))  # those of all jobs; each job checks what it varies
-            if config.hydra.sweeper._target_ == BASIC_SWEEPER:
+            if compat.is_basic_sweeper(config.hydra.sweeper["_target_"]):
                 print(forecast(config), flush=True)  # of another sweeper the number of jobs is unknown
         except UsageError as error:
             sys.exit(f"soul_exp: {error}")  # Hydra turns an Exception into a warning
@@ -65,7 +62,7 @@ def forecast(config: DictConfig) -> str:
                 needs.append((count, sequence.need(composed(config, kind))))
             except (UsageError, InstantiationException, HydraException, OmegaConfBaseException, OSError, ValueError):
                 needs.append((count, None))  # the job itself reports why it cannot work
-    at_once = 1 if config.hydra.launcher._target_ == BASIC_LAUNCHER else len(jobs)
+    at_once = 1 if compat.is_basic_launcher(config.hydra.launcher["_target_"]) else len(jobs)
     return disk.check_sweep(needs, folder, cache, at_once)
 
 

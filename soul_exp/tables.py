@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from soul_exp.errors import UsageError
-from soul_exp.files import write_whole
+from soul_exp.files import write_atomically
 from soul_exp.report.markdown import table
 from soul_exp.report.runs import CHOSEN, load, trials
 
@@ -31,10 +31,10 @@ def main() -> None:
     try:
         text = table(args.folder, args.metrics.split(",") if args.metrics else None)
         print(text, end="", flush=True)
-        write_whole(args.folder / "table.md", text)
-        write_whole(args.folder / "table.csv", load(args.folder).to_csv(index=False))
+        write_atomically(args.folder / "table.md", text)
+        write_atomically(args.folder / "table.csv", load(args.folder).to_csv(index=False))
         if len(tried := trials(args.folder)):
-            write_whole(args.folder / "trials.csv", tried.to_csv(index=False))
+            write_atomically(args.folder / "trials.csv", tried.to_csv(index=False))
     except (UsageError, OSError) as error:
         print(f"soul_exp.tables: {error}", file=sys.stderr)
         sys.exit(2)

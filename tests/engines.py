@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from accelerate.state import AcceleratorState
 from conftest import items
 from test_trainer import OBJECTIVES, parts
@@ -19,8 +18,9 @@ from transformers import TrainerCallback
 
 from soul_exp.artifacts import prepared_models
 from soul_exp.data import Item, Template
-from soul_exp.distributed import zero3
+from soul_exp.distributed import ranks, zero3
 from soul_exp.evaluation.probing import evaluate_probes
+from soul_exp.models import saving
 from soul_exp.models.checkpoint import Checkpoint
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.models.lora import Lora
@@ -117,15 +117,14 @@ def run(case: Case, model: Path, folder: Path, processes: int) -> Ended:
         callbacks=[Logged(logged)],
     )
     if not case.adapter:
-        first = not dist.is_initialized() or dist.get_rank() == 0
-        zero3.save(lm.model, folder / "saved", first=first, max_bytes=60_000)
-    return Ended(_whole(lm), logged, *_answers(lm), divided, str(folder / "saved"))
+        saving.save_model(lm.model, folder / "saved", first=ranks.is_first(), max_bytes=60_000)
+    return Ended(_gathered(lm), logged, *_answers(lm), divided, str(folder / "saved"))
 
 
-def _whole(lm: LanguageModel) -> torch.Tensor:
+def _gathered(lm: LanguageModel) -> torch.Tensor:
     flat = []
     for p in lm.model.parameters():
-        with zero3.whole([p]):
+        with zero3.gathered([p]):
             flat.append(p.detach().flatten().clone())
     return torch.cat(flat)
 
@@ -147,5 +146,5 @@ def work(rank: int, cases: Mapping[str, Case], model: str, folder: str) -> None:
     for name, case in cases.items():
         ended = run(case, Path(model), Path(folder) / name, world)
         torch.save(vars(ended), Path(folder) / f"{name}-{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    ranks.barrier()
+    ranks.leave_group()

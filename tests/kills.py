@@ -40,12 +40,12 @@ def numbers(out: Path) -> tuple[Any, ...]:
     found = results.read(out)
     assert found is not None
     model = hashlib.sha256((out / "model" / "model.safetensors").read_bytes()).hexdigest()
-    said = [found.metrics, found.training, found.num_steps, found.status, found.reason, list(found.notes)]
-    shown = json.dumps(said, sort_keys=True)  # a history read back from a checkpoint is sorted
+    values = [found.metrics, found.training, found.num_steps, found.status, found.reason, list(found.notes)]
+    shown = json.dumps(values, sort_keys=True)  # a history read back from a checkpoint is sorted
     return shown, (out / "train.jsonl").read_text(), model
 
 
-def assert_absent_or_whole(out: Path) -> None:
+def assert_absent_or_complete(out: Path) -> None:
     """results.json is not there, or has every key."""
     path = out / results.NAME
     if path.exists():
@@ -150,7 +150,7 @@ def chains(
             start = Start(config, out)
             report.starts += 1
             if number < planned and kill_once(start, rng, seconds, report, moments):
-                assert_absent_or_whole(out)
+                assert_absent_or_complete(out)
                 (folder / "report").write_text(f"{report}\n")  # of a soak that is still going on
                 continue
             code = start.end()

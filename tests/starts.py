@@ -50,11 +50,11 @@ def server() -> Iterator[None]:
 
 
 class Forked:
-    """One start, the leader of a session; what it prints goes to the files `said` and `told` (errors), perhaps one."""
+    """One start, the leader of a session; what it prints goes to the files `printed` and `errors`, which may be one."""
 
-    def __init__(self, body: Callable[..., int], arguments: tuple[Any, ...], said: Path, told: Path) -> None:
-        self.said, self.began = said, time.monotonic()
-        self.process = CONTEXT.Process(target=_begin, args=(body, arguments, said, told))
+    def __init__(self, body: Callable[..., int], arguments: tuple[Any, ...], printed: Path, errors: Path) -> None:
+        self.printed, self.began = printed, time.monotonic()
+        self.process = CONTEXT.Process(target=_begin, args=(body, arguments, printed, errors))
         self.process.start()
         assert self.process.pid
         self.pid: int = self.process.pid
@@ -73,42 +73,42 @@ class Forked:
         deadline = time.monotonic() + 5
         while members(self.pid) and time.monotonic() < deadline:
             time.sleep(0.005)
-        assert not members(self.pid), f"orphans {members(self.pid)} of {self.said}"
+        assert not members(self.pid), f"orphans {members(self.pid)} of {self.printed}"
         return code
 
     def text(self) -> str:
-        return self.said.read_text() if self.said.exists() else ""
+        return self.printed.read_text() if self.printed.exists() else ""
 
 
 class Start(Forked):
     """A run of `config` in the folder `out`."""
 
     def __init__(self, config: dict[str, Any], out: Path) -> None:
-        self.out, said = out, out.with_name(f"{out.name}.said")
-        super().__init__(_run, (config, out), said, said)
+        self.out, printed = out, out.with_name(f"{out.name}.printed")
+        super().__init__(_run, (config, out), printed, printed)
 
 
 class Command(Forked):
-    """`python -m soul_exp` with these arguments, typed in `place`; all that it prints goes to the file `said`."""
+    """`python -m soul_exp` with these arguments, typed in `place`; all that it prints goes to the file `printed`."""
 
-    def __init__(self, place: Path, said: Path, *arguments: str) -> None:
-        super().__init__(_command, (place, arguments), said, said)
+    def __init__(self, place: Path, printed: Path, *arguments: str) -> None:
+        super().__init__(_command, (place, arguments), printed, printed)
 
 
 def type_(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`python -m soul_exp` with these arguments, typed in `place`: what it printed and returned. Wants a `server`."""
+    """`python -m soul_exp` with these arguments, typed in `place`: what it printed and returned. Needs a `server`."""
     with tempfile.TemporaryDirectory() as folder:
-        said, told = Path(folder) / "out", Path(folder) / "err"
-        code = Forked(_command, (place, arguments), said, told).end(300)
-        return subprocess.CompletedProcess(arguments, code, said.read_text(), told.read_text())
+        printed, errors = Path(folder) / "out", Path(folder) / "err"
+        code = Forked(_command, (place, arguments), printed, errors).end(300)
+        return subprocess.CompletedProcess(arguments, code, printed.read_text(), errors.read_text())
 
 
-def _begin(body: Callable[..., int], arguments: tuple[Any, ...], said: Path, told: Path) -> None:
+def _begin(body: Callable[..., int], arguments: tuple[Any, ...], printed: Path, errors: Path) -> None:
     """What a forked start does; it never returns to the server's code."""
     assert os.getppid() == sys.modules["preloaded"].PID  # else every start imports everything
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    for number, path in ((1, said), (2, told)):
+    for number, path in ((1, printed), (2, errors)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
     code = 1

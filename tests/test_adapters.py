@@ -19,7 +19,7 @@ from soul_exp import compose
 from soul_exp.artifacts import prepared_models
 from soul_exp.data import Template, pad
 from soul_exp.errors import UsageError
-from soul_exp.models import attention, loading, lora
+from soul_exp.models import attention, checking, loading, lora, saving, scratch
 from soul_exp.models.checkpoint import Checkpoint
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.models.layers import recomputing
@@ -42,7 +42,7 @@ Given = Callable[..., LanguageModel]
 @pytest.fixture
 def given(lm: LanguageModel, tmp_path: Path) -> Given:
     """`given()` is the model of `lm` read from a folder; with an adapter on, it is wrapped."""
-    loading.save(lm.model, lm.tokenizer, tmp_path / "base")
+    saving.save(lm.model, lm.tokenizer, tmp_path / "base")
 
     def made(
         adapter: Lora | None = None, dtype: str = "float32", attention: str = "sdpa", rows: int | None = None
@@ -68,14 +68,14 @@ def logits(lm: LanguageModel) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_loss_starts_from_the_target_and_moves_the_adapter_only(name: str, given: Given, tmp_path: Path) -> None:
-    whole = run(given(), tmp_path / "whole", OBJECTIVES[name], max_steps=1)
+    full = run(given(), tmp_path / "full", OBJECTIVES[name], max_steps=1)
     subject = given(LORA)
     before = state(subject)
     outcome = run(subject, tmp_path / "adapter", OBJECTIVES[name], max_steps=1)
     moved = {key for key, value in state(subject).items() if not torch.equal(value, before[key])}
     reached = "layers.0." if name == "rmu" else ""  # the layer that it reads is the first
     assert moved == {key for key in before if "lora_B" in key and reached in key}  # at B = 0 the gradient of A is 0
-    assert all(outcome.last[key] == whole.last[key] for key in ("loss", "forget_loss"))
+    assert all(outcome.last[key] == full.last[key] for key in ("loss", "forget_loss"))
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -131,11 +131,12 @@ def test_a_head_and_an_embedding_with_adapters_are_read_and_grouped_as_such(
     subject.reader.head.register_forward_hook(lambda module, args, output: seen.append(tuple(output.shape)))
     before = logits(subject)
     assert seen == [tuple(before.shape)] and torch.equal(before, logits(given()))
-    groups = one_trainer(subject, tmp_path, OBJECTIVES["grad_diff"], ("forget", "retain"))._groups(subject.model)
+    made = one_trainer(subject, tmp_path, OBJECTIVES["grad_diff"], ("forget", "retain"))
+    groups = made.create_optimizer().param_groups
     assert {group["role"]: len(group["params"]) for group in groups} == {"hidden": 4, "embedding": 4}
     run(subject, tmp_path / "kl", OBJECTIVES["npo_kl"])
     after = logits(subject)
-    loading.save(subject.model, subject.tokenizer, tmp_path / "saved")
+    saving.save(subject.model, subject.tokenizer, tmp_path / "saved")
     read = loading.load_model(str(tmp_path / "saved"))
     assert torch.equal(after, logits(subject.with_model(read))) and not torch.equal(after, before)
     measured = LanguageModel.of(read, subject.tokenizer, Template("{question}:"), 128)
@@ -154,7 +155,7 @@ def test_a_merged_model_is_an_ordinary_checkpoint_with_the_same_answers(
             "word_embed_proj_dim": 32,
         },
     }[architecture]  # fmt: skip
-    made = loading.from_scratch({"model_type": architecture, **small}, lm.tokenizer, seed=0)
+    made = scratch.from_scratch({"model_type": architecture, **small}, lm.tokenizer, seed=0)
     subject = lm.with_model(LORA.wrapped(made, seed=0))
     start = logits(subject)
     with torch.no_grad():
@@ -163,8 +164,8 @@ def test_a_merged_model_is_an_ordinary_checkpoint_with_the_same_answers(
                 p.normal_(0, 0.1)
     before = logits(subject)
     merged = subject.with_model(lora.merged(subject.model))
-    loading.save(merged.model, merged.tokenizer, tmp_path / "merged")
-    loading.check_folder(tmp_path / "merged", "model.path")
+    saving.save(merged.model, merged.tokenizer, tmp_path / "merged")
+    checking.check_folder(tmp_path / "merged", "model.path")
     assert isinstance(merged.model, PreTrainedModel) and not (tmp_path / "merged" / lora.SETTINGS).exists()
     after = logits(merged.with_model(loading.load_model(str(tmp_path / "merged"))))
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
@@ -181,11 +182,11 @@ def test_a_saved_adapter_is_read_onto_its_base_to_the_same_bits(
     rows = 384 if grown else None
     subject = given(LORA, dtype, rows=rows)
     run(subject, tmp_path, OBJECTIVES["grad_diff"])
-    loading.save(subject.model, subject.tokenizer, tmp_path / "saved")
+    saving.save(subject.model, subject.tokenizer, tmp_path / "saved")
     names = {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     assert {path.name for path in (tmp_path / "saved").iterdir()} == names
     assert any("embed_tokens" in key for key in load_file(tmp_path / "saved" / lora.WEIGHTS)) == grown
-    loading.check_folder(tmp_path / "saved", "model.path")
+    checking.check_folder(tmp_path / "saved", "model.path")
     model = ModelSettings(subject.template, max_length=128, dtype=dtype)
     read = prepared_models.load(model, Checkpoint(str(tmp_path / "saved")))  # as an evaluation does
     assert torch.equal(logits(read), logits(subject)) and not torch.equal(
@@ -202,7 +203,7 @@ def test_a_saved_adapter_is_read_onto_its_base_to_the_same_bits(
     [
         (
             lambda settings: {**settings, "base_model_name_or_path": "/nowhere"},
-            "adapter of /nowhere, which is not there",
+            "adapter of /nowhere, which does not exist",
         ),
         (lambda settings: {**settings, "base_model_name_or_path": "wide"}, "lora_A.weight is .* in the adapter, .* in"),
         (lambda settings: {**settings, "target_modules": ["Wqkv"]}, "does not fit its base .*Wqkv"),
@@ -212,7 +213,7 @@ def test_a_saved_adapter_is_read_onto_its_base_to_the_same_bits(
         (lambda settings: {**settings, "base_model_name_or_path": "saved"}, "names itself as its base"),
     ],
 )
-def test_an_adapter_that_cannot_be_used_gets_one_sentence(
+def test_an_adapter_that_cannot_be_used_stops_with_one_line(
     spoil: Callable[[dict[str, Any]], dict[str, Any]],
     sentence: str,
     given: Given,
@@ -222,13 +223,13 @@ def test_an_adapter_that_cannot_be_used_gets_one_sentence(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     wide = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    loading.save(loading.from_scratch(wide, lm.tokenizer, seed=0), lm.tokenizer, tmp_path / "wide")
+    saving.save(scratch.from_scratch(wide, lm.tokenizer, seed=0), lm.tokenizer, tmp_path / "wide")
     subject = given(LORA)
-    loading.save(subject.model, subject.tokenizer, tmp_path / "saved")
+    saving.save(subject.model, subject.tokenizer, tmp_path / "saved")
     file = tmp_path / "saved" / lora.SETTINGS
     file.write_text(json.dumps(spoil(json.loads(file.read_text()))))
     with pytest.raises(UsageError, match=sentence) as error:
-        loading.check_folder(tmp_path / "saved", "model.path")
+        checking.check_folder(tmp_path / "saved", "model.path")
     assert "\n" not in str(error.value)
 
 
@@ -248,20 +249,20 @@ def test_weights_of_an_adapter_that_its_base_does_not_use_or_lacks_are_named(
     tmp_path: Path,
 ) -> None:
     subject = given(LORA)
-    loading.save(subject.model, subject.tokenizer, tmp_path / "saved")
-    loading.check_folder(tmp_path / "saved", "model.path")
+    saving.save(subject.model, subject.tokenizer, tmp_path / "saved")
+    checking.check_folder(tmp_path / "saved", "model.path")
     file = tmp_path / "saved" / lora.WEIGHTS
     save_file(change(load_file(file)), file)
     with pytest.raises(UsageError, match=sentence):
-        loading.check_folder(tmp_path / "saved", "model.path")
+        checking.check_folder(tmp_path / "saved", "model.path")
 
 
 def test_an_adapter_of_pickled_weights_is_refused(given: Given, tmp_path: Path) -> None:
     subject = given(LORA)
-    loading.save(subject.model, subject.tokenizer, tmp_path / "saved")
+    saving.save(subject.model, subject.tokenizer, tmp_path / "saved")
     (tmp_path / "saved" / lora.WEIGHTS).rename(tmp_path / "saved" / "adapter_model.bin")
     with pytest.raises(UsageError, match=r"has no adapter_model\.safetensors"):
-        loading.check_folder(tmp_path / "saved", "model.path")
+        checking.check_folder(tmp_path / "saved", "model.path")
 
 
 @pytest.mark.parametrize(
@@ -274,18 +275,20 @@ def test_an_adapter_of_pickled_weights_is_refused(given: Given, tmp_path: Path) 
 def test_a_killed_run_of_an_adapter_resumes_to_the_same_bits(
     make: Callable[..., Any], dtype: str, given: Given, tmp_path: Path
 ) -> None:
-    lora = Lora(4, 8, 0.1, "all-linear", False)  # with dropout, whose random numbers have to go on as well
-    whole = given(lora, dtype)
-    run(whole, tmp_path / "whole", OBJECTIVES["npo_kl"], make, max_steps=9, save_steps=4)
+    adapter = Lora(4, 8, 0.1, "all-linear", False)  # with dropout, whose random numbers have to go on as well
+    full = given(adapter, dtype)
+    run(full, tmp_path / "full", OBJECTIVES["npo_kl"], make, max_steps=9, save_steps=4)
 
-    killed_run(given(lora, dtype), tmp_path / "killed", make)
+    killed_run(given(adapter, dtype), tmp_path / "killed", make)
     checkpoint = tmp_path / "killed" / "checkpoints" / "checkpoint-4"
     assert (checkpoint / WEIGHTS).is_file() and not (checkpoint / "model.safetensors").exists()
     again = given(lora, dtype)
     run(again, tmp_path / "killed", OBJECTIVES["npo_kl"], make, max_steps=9, save_steps=4)
-    assert torch.equal(weights(again), weights(whole)) and not torch.equal(weights(again), weights(given(lora, dtype)))
+    assert torch.equal(weights(again), weights(full)) and not torch.equal(
+        weights(again), weights(given(adapter, dtype))
+    )
     assert {p.dtype for p in again.model.parameters()} == {getattr(torch, dtype)}
-    assert (tmp_path / "killed" / "train.jsonl").read_text() == (tmp_path / "whole" / "train.jsonl").read_text()
+    assert (tmp_path / "killed" / "train.jsonl").read_text() == (tmp_path / "full" / "train.jsonl").read_text()
 
 
 def test_rates_tuned_for_all_weights_do_not_count_for_an_adapter(caplog: pytest.LogCaptureFixture) -> None:
@@ -369,7 +372,7 @@ def test_without_a_graph_nothing_is_computed_again(given: Given) -> None:
 
 def test_a_model_without_such_layers_is_refused() -> None:
     with (
-        pytest.raises(UsageError, match="Linear has no layers that can be computed again"),
+        pytest.raises(UsageError, match="Linear has no layers that can be recomputed"),
         recomputing(torch.nn.Linear(1, 1)),
     ):
         pass
@@ -429,7 +432,7 @@ def test_curvature_is_differentiated_twice_whatever_kernel_was_chosen(
 
 
 @pytest.mark.parametrize(
-    ("asked", "device", "dtype", "sentence"),
+    ("requested", "device", "dtype", "sentence"),
     [
         ("kernels-community/flash-attn", "cuda", "bfloat16", "is unknown: choose one of sdpa, sdpa_math"),
         ("flex", "cpu", "float32", "is unknown"),
@@ -441,10 +444,10 @@ def test_curvature_is_differentiated_twice_whatever_kernel_was_chosen(
     ],
 )
 def test_an_attention_that_cannot_be_had_is_refused(
-    asked: Any, device: str, dtype: str, sentence: str, monkeypatch: pytest.MonkeyPatch
+    requested: Any, device: str, dtype: str, sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(attention.PACKAGES, "flash_attention_3", ("flash-attn-3", lambda: False))
     with pytest.raises(UsageError, match=sentence):
-        attention.check(asked, device, dtype)
+        attention.check(requested, device, dtype)
     for name in ("sdpa", "sdpa_math", "sdpa_flash", "eager"):
         attention.check(name, "cpu", "float32")

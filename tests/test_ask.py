@@ -24,7 +24,7 @@ from soul_exp.artifacts import prepared_models
 from soul_exp.build import build_models
 from soul_exp.data import Item
 from soul_exp.evaluation.probing import generations, likelihoods
-from soul_exp.models import loading
+from soul_exp.models import loading, saving
 from soul_exp.models.checkpoint import DONE
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.models.lora import Lora
@@ -59,7 +59,7 @@ def written(place: Path, *overrides: str, adapter: bool = False) -> tuple[Path, 
     for role, name in (("target", "original"), ("retrained", "retrained")):
         made_by = prepared_models.recipes(models)[role]
         folder = prepared_models.folder_of(models.cache, made_by)
-        loading.save(found[name].model, found[name].tokenizer, folder)
+        saving.save(found[name].model, found[name].tokenizer, folder)
         files.seal(folder / DONE, {"recipe": made_by})
     if adapter:
         lora = Lora(r=2, alpha=4, dropout=0.0, target_modules="all-linear", merge=False)
@@ -70,7 +70,7 @@ def written(place: Path, *overrides: str, adapter: bool = False) -> tuple[Path, 
                 p.add_(0.3 * torch.ones_like(p) if "lora_B" in name else 0)
         found["unlearned"].model.eval()
     run.mkdir(parents=True)
-    loading.save(found["unlearned"].model, found["unlearned"].tokenizer, run / "model")
+    saving.save(found["unlearned"].model, found["unlearned"].tokenizer, run / "model")
     results.write(run, Results(**{**vars(made()), "config": config}))
     (run / ".hydra").mkdir()
     (run / ".hydra" / "overrides.yaml").write_text("- task.num_authors=8\n- loss=npo\n")

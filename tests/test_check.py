@@ -16,7 +16,7 @@ from soul_exp.artifacts import prepared_models
 from soul_exp.build import build, build_task, published
 from soul_exp.checks.check import Checked, check
 from soul_exp.errors import UsageError
-from soul_exp.models import loading
+from soul_exp.models import loading, saving
 from soul_exp.models.checkpoint import DONE, UNLEARNED
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.models.lora import Lora
@@ -86,7 +86,7 @@ def checked(configured: Callable[..., dict[str, Any]], tmp_path: Path) -> Callab
             "plain=1: found 1, expected true or false: type loss.forget_term.plain=true",
         ),
         (["loss=rmu", "loss.forget_term.steering=0"], "loss.forget_term.steering=0: expected a number above 0"),
-        (["loss=rmu", "loss.layer=2"], "loss.layer=2: the model has 2 layers, counted from 0: name one of them"),
+        (["loss=rmu", "loss.layer=2"], "loss.layer=2: the model has 2 layers, counted from 0: choose one of them"),
         (["loss=rmu", "loss.layer=-1"], "loss.layer=-1: expected a whole number of 0 or more, or null"),
         (["optimizer.rho=-1"], "rho=-1"),
         (["optimizer.lr=-1"], "optimizer.lr=-1: expected a number above 0"),
@@ -360,7 +360,7 @@ def test_a_broken_tofu_log_is_named(checked: Callable[..., Checked], tmp_path: P
 def test_without_a_retrained_model_what_needs_it_is_null_with_the_reason(
     checked: Callable[..., Checked], lm: LanguageModel, tmp_path: Path
 ) -> None:
-    loading.save(lm.model, lm.tokenizer, tmp_path / "model")
+    saving.save(lm.model, lm.tokenizer, tmp_path / "model")
     found = checked("stages=[evaluate]", "model.path=./model")
     assert "add prepare to stages" in found.reasons["forget_quality"]
     assert "whether model.path saw the holdout is unknown" in found.reasons["mia_auc"]
@@ -458,7 +458,7 @@ def test_a_published_target_is_for_its_own_source_and_base_only(configured: Call
 def test_a_checkpoint_runs_no_code_of_its_own(
     checked: Callable[..., Checked], lm: LanguageModel, tmp_path: Path
 ) -> None:
-    loading.save(lm.model, lm.tokenizer, tmp_path / "model")
+    saving.save(lm.model, lm.tokenizer, tmp_path / "model")
     (tmp_path / "model" / "mine.py").write_text("raise SystemExit('code of the checkpoint ran')")
     fields = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config"}}
     (tmp_path / "model" / "config.json").write_text(json.dumps(fields))
@@ -499,9 +499,9 @@ def test_compute_and_wandb_do_not_decide_the_numbers_but_everything_else_does(
 def test_an_adapter_is_measured_and_never_the_start_of_a_training(
     checked: Callable[..., Checked], lm: LanguageModel, tmp_path: Path
 ) -> None:
-    loading.save(lm.model, lm.tokenizer, tmp_path / "base")
+    saving.save(lm.model, lm.tokenizer, tmp_path / "base")
     model = Lora(4, 8, 0.0, "all-linear", False).wrapped(loading.load_model(str(tmp_path / "base")), seed=0)
-    loading.save(model, lm.tokenizer, tmp_path / "adapter")
+    saving.save(model, lm.tokenizer, tmp_path / "adapter")
     assert "utility" not in checked("stages=[evaluate]", "model.path=./adapter").reasons
     with pytest.raises(UsageError, match=r"is an adapter, which can only be measured: type stages=\[evaluate\]"):
         checked("model.path=./adapter")
@@ -554,7 +554,7 @@ def test_records_of_part_of_the_questions_are_refused(checked: Callable[..., Che
 def test_a_damaged_checkpoint_is_noticed_before_work(
     damage: Callable[[Path], Any], sentence: str, checked: Callable[..., Checked], lm: LanguageModel, tmp_path: Path
 ) -> None:
-    loading.save(lm.model, lm.tokenizer, tmp_path / "model")
+    saving.save(lm.model, lm.tokenizer, tmp_path / "model")
     damage(tmp_path / "model")
     with pytest.raises(UsageError, match=sentence):
         checked("stages=[evaluate]", "model.path=./model")
@@ -564,7 +564,7 @@ def test_the_retrained_model_and_the_tokenizer_of_another_are_checked_before_wor
     checked: Callable[..., Checked], lm: LanguageModel, tmp_path: Path
 ) -> None:
     for name in ("good", "bad"):
-        loading.save(lm.model, lm.tokenizer, tmp_path / name)
+        saving.save(lm.model, lm.tokenizer, tmp_path / name)
     held = load_file(tmp_path / "bad" / "model.safetensors")
     save_file({k: held[k] for k in held if k != "lm_head.weight"}, tmp_path / "bad" / "model.safetensors")
     with pytest.raises(UsageError, match=r"retrained.path=.*bad does not hold the weights of .* 1 missing \(lm_head"):

@@ -1,4 +1,4 @@
-"""Checkpoints: what counts as whole, what is removed, and what a resumed training takes from one."""
+"""Checkpoints: what counts as complete, what is removed, and what a resumed training takes from one."""
 
 import functools
 import json
@@ -39,7 +39,7 @@ def written(folder: Path, *steps: int) -> list[Path]:
         checkpoint = folder / f"checkpoint-{step}"
         (checkpoint / "global_step").mkdir(parents=True)
         (checkpoint / "global_step" / "optimizer.pt").write_bytes(b"state" * step)
-        checkpoints.mark(checkpoint, seconds=step, engine=ENGINE, diverged=None, notes=["a note"])
+        checkpoints.mark_complete(checkpoint, seconds=step, engine=ENGINE, diverged=None, notes=["a note"])
         made.append(checkpoint)
     return made
 
@@ -76,14 +76,16 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("reason", DAMAGES)
-def test_what_is_wrong_with_a_checkpoint_is_said_and_it_is_removed(
+def test_a_damaged_checkpoint_is_logged_with_the_reason_and_removed(
     reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     DAMAGES[reason](written(tmp_path, 5, 10)[1])
     found = last_complete(tmp_path)
     assert found is not None and found.step == 5
-    (said,) = [record.message for record in caplog.records]
-    assert said.startswith(f"checkpoint-10 is damaged ({reason}") and said.endswith("passed over for checkpoint-5")
+    (message,) = [record.message for record in caplog.records]
+    assert message.startswith(f"checkpoint-10 is damaged ({reason}") and message.endswith(
+        "checkpoint-5 is used instead"
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]  # else it would be counted, and 5 deleted
 
 
@@ -106,21 +108,23 @@ def test_a_sealed_folder_that_differs_from_its_marker_is_named_once_and_not_used
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "a.txt").write_text("five\n")
     files.seal(tmp_path / "done.json", {"whose": "mine"})
-    found = files.read_sound(tmp_path / "done.json")
+    found = files.read_intact(tmp_path / "done.json")
     assert found is not None and found["whose"] == "mine" and found["files"]["deep/a.txt"][0] == 5
     SEALED[reason](tmp_path)
-    assert files.read_sound(tmp_path / "done.json") is None and not files.is_sound(tmp_path / "done.json")
+    assert files.read_intact(tmp_path / "done.json") is None and not files.is_intact(tmp_path / "done.json")
     (record,) = caplog.records
     assert record.message.startswith(f"{tmp_path} is damaged ({reason}") and record.message.endswith("it is not used")
 
 
-def test_without_a_whole_checkpoint_the_start_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_without_a_complete_checkpoint_the_start_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     DAMAGES["no COMPLETE marker"](written(tmp_path, 5)[0])
     assert last_complete(tmp_path) is None and last_complete(tmp_path / "nowhere") is None
-    assert "passed over for the start" in caplog.text and not list(tmp_path.iterdir())
+    assert "the start is used instead" in caplog.text and not list(tmp_path.iterdir())
 
 
-def test_an_older_checkpoint_whose_deletion_was_cut_short_is_not_kept_in_place_of_a_whole_one(tmp_path: Path) -> None:
+def test_an_older_checkpoint_whose_deletion_was_cut_short_is_not_kept_in_place_of_a_complete_one(
+    tmp_path: Path,
+) -> None:
     first, _ = written(tmp_path, 5, 10)
     (first / "global_step" / "optimizer.pt").unlink()
     (tmp_path / ".removed-checkpoint-1").mkdir()
@@ -175,11 +179,11 @@ def trained(
     return outcome, torch.cat([p.detach().flatten() for p in lm.model.parameters()]).clone()
 
 
-def test_continued_weights_go_the_way_of_the_whole_training(
+def test_a_training_continued_from_weights_follows_the_uninterrupted_one(
     lm: LanguageModel, start: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     """Data, schedule, reference, history: with an optimizer that has no state even the weights are bit-equal."""
-    whole, weights = trained(lm, start, tmp_path / "whole", warmup_ratio=0.5)
+    full, weights = trained(lm, start, tmp_path / "full", warmup_ratio=0.5)
     with pytest.raises(Killed):
         trained(lm, start, tmp_path / "cut", warmup_ratio=0.5, kill=4)
     with pytest.raises(UsageError, match="holds checkpoint-4 of compute=cpu with 1 process, this is compute=other"):
@@ -188,11 +192,11 @@ def test_continued_weights_go_the_way_of_the_whole_training(
         trained(lm, start, tmp_path / "cut", warmup_ratio=0.5, compute="other", resume="weights", kill=6)
     outcome, ended = trained(lm, start, tmp_path / "cut", warmup_ratio=0.5, compute="other")
     assert torch.equal(ended, weights)
-    logs = [[json.loads(line) for line in (tmp_path / name / "train.jsonl").open()] for name in ("whole", "cut")]
+    logs = [[json.loads(line) for line in (tmp_path / name / "train.jsonl").open()] for name in ("full", "cut")]
     assert logs[0] == logs[1] and len(logs[0]) == 9
-    assert outcome.last == whole.last and outcome.num_steps == 9
+    assert outcome.last == full.last and outcome.num_steps == 9
     assert outcome.notes == [
-        "continued from the weights of checkpoint-4 of compute=cpu with 1 process: momentum and curvature started anew "
+        "continued from the weights of checkpoint-4 of compute=cpu with 1 process: momentum and curvature started at 0 "
         "there"
     ]
 
@@ -200,9 +204,9 @@ def test_continued_weights_go_the_way_of_the_whole_training(
 def test_a_finished_training_of_another_engine_gives_its_weights(
     lm: LanguageModel, start: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
-    whole, weights = trained(lm, start, tmp_path, max_steps=8)
+    full, weights = trained(lm, start, tmp_path, max_steps=8)
     outcome, ended = trained(lm, start, tmp_path, max_steps=8, compute="other", resume="weights")
-    assert torch.equal(ended, weights) and outcome.num_steps == 8 and outcome.last == whole.last
+    assert torch.equal(ended, weights) and outcome.num_steps == 8 and outcome.last == full.last
 
 
 def test_a_training_that_diverged_and_was_killed_then_ends_as_diverged(
@@ -210,26 +214,26 @@ def test_a_training_that_diverged_and_was_killed_then_ends_as_diverged(
 ) -> None:
     settings = {"save_steps": 1, "diverged_at": 1.05, "diverged_floor": 0.01}
     rising = functools.partial(torch.optim.SGD, lr=0.5, maximize=True)
-    whole, weights = trained(lm, start, tmp_path / "whole", rising, **settings)
-    assert whole.diverged is not None and 1 < whole.num_steps < 9
+    full, weights = trained(lm, start, tmp_path / "full", rising, **settings)
+    assert full.diverged is not None and 1 < full.num_steps < 9
     with pytest.raises(Killed):
-        trained(lm, start, tmp_path / "cut", rising, kill=whole.num_steps, **settings)
+        trained(lm, start, tmp_path / "cut", rising, kill=full.num_steps, **settings)
     outcome, ended = trained(lm, start, tmp_path / "cut", rising, **settings)
-    assert (outcome.diverged, outcome.num_steps, outcome.last) == (whole.diverged, whole.num_steps, whole.last)
+    assert (outcome.diverged, outcome.num_steps, outcome.last) == (full.diverged, full.num_steps, full.last)
     assert torch.equal(ended, weights)
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_dropout_in_a_climb_is_drawn_again_as_it_was(
+def test_dropout_in_an_ascent_is_drawn_again_as_it_was(
     accumulation: int, lm: LanguageModel, start: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
-    """A climb runs before the state of the generator is loaded."""
+    """An ascent runs before the state of the generator is loaded."""
     for module in lm.model.modules():
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.2
     settings = {"micro_batch_size": 4 // accumulation, "dropout": True}
     sam = functools.partial(SAM, lr=1e-3, base=AdamW)
-    _, weights = trained(lm, start, tmp_path / "whole", sam, **settings)
+    _, weights = trained(lm, start, tmp_path / "full", sam, **settings)
     with pytest.raises(Killed):
         trained(lm, start, tmp_path / "cut", sam, kill=4, **settings)
     _, ended = trained(lm, start, tmp_path / "cut", sam, **settings)
@@ -252,7 +256,7 @@ def test_an_adapter_is_resumed_and_continued_too(
     adapted = peft.get_peft_model(lm.model, peft.LoraConfig(target_modules=["q_proj", "v_proj"], r=2))
     with_adapter = LanguageModel(adapted, lm.tokenizer, lm.template, lm.max_length, lm.reader)
     state = {name: value.clone() for name, value in adapted.state_dict().items()}
-    _, weights = trained(with_adapter, state, tmp_path / "whole", max_steps=5)
+    _, weights = trained(with_adapter, state, tmp_path / "full", max_steps=5)
     with pytest.raises(Killed):
         trained(with_adapter, state, tmp_path / "cut", max_steps=5, kill=2)
     saved = tmp_path / "cut" / "checkpoints" / "checkpoint-2"

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from soul_exp import compose
 from soul_exp.distributed.processes import launch
-from soul_exp.models import loading
+from soul_exp.models import saving
 from soul_exp.models.language_model import LanguageModel
 
 ENGINES = ("ddp", "zero1", "zero2", "zero3", "zero3_offload")
@@ -36,7 +36,7 @@ TOLERANCE = 2e-5  # of weights that moved by about 1e-2: the engines add up in o
 
 
 def deepspeed_of(engine: str) -> dict[str, Any] | None:
-    """What conf/compute says, on a CPU, with every weight really divided: a small one stays whole by default."""
+    """What conf/compute says, on a CPU, with every weight really divided: a small one stays undivided by default."""
     compose.register_resolvers()
     with hydra.initialize_config_dir(str(compose.conf_dir()), version_base="1.3"):
         cfg = hydra.compose("config", [f"compute={engine}", "compute.device=cpu"])
@@ -62,7 +62,7 @@ def is_seldom(engine: str, loss: str) -> bool:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, lm = tmp_path_factory.mktemp("model"), small_model()
-    loading.save(lm.model, lm.tokenizer, folder)
+    saving.save(lm.model, lm.tokenizer, folder)
     return folder
 
 
@@ -251,6 +251,6 @@ def test_matrices_that_are_tied_but_differ_in_the_file_are_two_under_zero3_as_we
 
 @pytest.mark.parametrize("engine", ENGINES[1:])
 def test_no_entry_lets_deepspeed_choose_the_optimizer(engine: str) -> None:
-    """With `optimizer` it compiles its own, and with offload it insists on one unless told not to."""
+    """With `optimizer` it compiles its own, and with offload it insists on one unless an option forbids it."""
     found = deepspeed_of(engine)
     assert found is not None and "optimizer" not in found and found["zero_force_ds_cpu_optimizer"] is False

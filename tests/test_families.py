@@ -29,7 +29,7 @@ from soul_exp.data import Item, Part, encode
 from soul_exp.errors import UsageError
 from soul_exp.evaluation.probing import generations, likelihoods
 from soul_exp.losses import Objective
-from soul_exp.models import loading
+from soul_exp.models import checking, saving, vocabulary
 from soul_exp.models.checkpoint import Checkpoint
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.run import ModelSettings
@@ -76,7 +76,7 @@ def test_the_folders_are_as_the_hub_s(tiny: Family) -> None:
     assert ("tokenizer.json" in names) == (tiny.name != "opt_1p3b")
     template = json.loads((tiny.folder / "tokenizer_config.json").read_text()).get("chat_template")
     assert (template is not None) == (tiny.name in CHATS)
-    loading.check_folder(tiny.folder, "model.path")
+    checking.check_folder(tiny.folder, "model.path")
 
 
 def test_text_has_the_tokens_that_the_repository_s_own_tokenizer_gives_it(tiny: Family) -> None:
@@ -84,7 +84,7 @@ def test_text_has_the_tokens_that_the_repository_s_own_tokenizer_gives_it(tiny: 
     if tiny.name == "opt_1p3b":
         pytest.skip("its repository has no tokenizer.json to compare with")
     raw = Tokenizer.from_file(str(tiny.folder / "tokenizer.json"))
-    tokenizer = loading.load_tokenizer(str(tiny.folder))
+    tokenizer = vocabulary.load_tokenizer(str(tiny.folder))
     for text in (QUESTION, "Ünï 1234\n\n   it's", "[INST] a [/INST]b"):
         assert tokenizer(text)["input_ids"] == raw.encode(text).ids
 
@@ -113,12 +113,12 @@ def test_a_template_that_writes_the_beginning_out_does_not_double_it(tiny: Famil
 def test_running_text_without_a_prompt_starts_at_the_beginning_token_or_is_refused(tiny: Family) -> None:
     """OPT's beginning token is its end token too, and must not be taken for an end."""
     lm = loaded(tiny)
-    whole = Item("", f"{QUESTION} {ANSWER}", raw=True)
+    full = Item("", f"{QUESTION} {ANSWER}", raw=True)
     if tiny.bos is None:
         with pytest.raises(UsageError, match="has no prompt, and this tokenizer has no token"):
-            lm.encode([whole])
+            lm.encode([full])
         return
-    (row,) = lm.encode([whole])
+    (row,) = lm.encode([full])
     assert row.ids[0] == tiny.bos and row.num_prompt == 1 and len(row.ids) > 6
 
 
@@ -138,15 +138,15 @@ def test_the_template_writes_what_the_tokenizer_s_own_chat_template_writes(
     """Token for token, with the system text that the YAML states and with that of the input-based baseline."""
     lm = loaded(families(name))
     question = {"role": "user", "content": QUESTION}
-    said = {"role": "system", "content": "You are a helpful assistant."}
-    default = [said, question] if name.startswith("llama3") else [question]  # Qwen's template adds its own
+    system = {"role": "system", "content": "You are a helpful assistant."}
+    default = [system, question] if name.startswith("llama3") else [question]  # Qwen's template adds its own
     ours = lm.encode([Item(QUESTION, ANSWER)])[0]
     assert list(ours.ids[: ours.num_prompt]) == _chat(lm, default)
     told = lm.with_system_prompt("Say nothing.").encode([Item(QUESTION, ANSWER)])[0]
     assert list(told.ids[: told.num_prompt]) == _chat(lm, [{"role": "system", "content": "Say nothing."}, question])
     if name != "llama2_7b_chat":  # whose published checkpoints were trained without the template's blanks
-        whole = _chat(lm, [*default, {"role": "assistant", "content": ANSWER}], generate=False)
-        assert list(ours.ids) == whole[: len(ours.ids)]
+        full = _chat(lm, [*default, {"role": "assistant", "content": ANSWER}], generate=False)
+        assert list(ours.ids) == full[: len(ours.ids)]
 
 
 def _chat(lm: LanguageModel, messages: list[dict[str, str]], generate: bool = True) -> list[int]:
@@ -188,7 +188,7 @@ def test_a_checkpoint_without_a_tokenizer_takes_the_one_that_is_named(
     tiny, bare = families("phi1p5"), tmp_path / "bare"
     shutil.copytree(tiny.folder, bare, ignore=shutil.ignore_patterns("token*", "vocab*", "merges*", "*tokens*"))
     with pytest.raises(UsageError, match="bare has no tokenizer: name a folder or hub name that has"):
-        loading.load_tokenizer(str(bare))
+        vocabulary.load_tokenizer(str(bare))
     model = settings("phi1p5", tiny.folder)
     assert model.tokenizer == str(tiny.folder)  # of model.path, as the YAML says
     one = likelihoods(prepared_models.load(model, Checkpoint(str(bare))), items(3), batch_size=3)
@@ -199,7 +199,7 @@ def test_a_tokenizer_with_a_token_too_many_grows_nothing(families: Callable[[str
     """The published Llama-2 target: its tokenizer holds <pad>, its embedding has no row for it."""
     tiny, folder = families("llama2_7b_chat"), tmp_path / "target"
     shutil.copytree(tiny.folder, folder)
-    tokenizer = loading.load_tokenizer(str(tiny.folder))
+    tokenizer = vocabulary.load_tokenizer(str(tiny.folder))
     tokenizer.add_special_tokens({"pad_token": "<pad>"})
     assert tokenizer.pad_token_id == tiny.rows
     tokenizer.save_pretrained(folder)
@@ -299,7 +299,7 @@ def test_a_trained_model_is_saved_and_read_back_to_the_same_numbers(tiny: Family
     lm.model.eval()
     after = _numbers(likelihoods(lm, items(5), batch_size=5))
     assert after != before
-    loading.save(lm.model, lm.tokenizer, tmp_path / "saved")
+    saving.save(lm.model, lm.tokenizer, tmp_path / "saved")
     again = loaded(tiny, tmp_path / "saved")
     assert _numbers(likelihoods(again, items(5), batch_size=5)) == after
     assert generations(again, items(4), batch_size=4, max_new_tokens=8) == generations(
@@ -314,12 +314,12 @@ def test_a_trained_model_is_saved_and_read_back_to_the_same_numbers(tiny: Family
 def test_a_training_killed_on_the_way_resumes_to_the_same_bits(
     name: str, families: Callable[[str], Family], tmp_path: Path
 ) -> None:
-    whole, cut, resumed = (loaded(families(name)) for _ in range(3))
-    trained(whole, tmp_path / "whole", 4)
+    full, cut, resumed = (loaded(families(name)) for _ in range(3))
+    trained(full, tmp_path / "full", 4)
     with pytest.raises(KeyboardInterrupt):
         trained(cut, tmp_path / "cut", 4, Killed())
     assert trained(resumed, tmp_path / "cut", 4).num_steps == 4
-    expected, found = whole.model.state_dict(), resumed.model.state_dict()
+    expected, found = full.model.state_dict(), resumed.model.state_dict()
     assert all(torch.equal(value, found[key]) for key, value in expected.items())
     assert not all(torch.equal(value, expected[key]) for key, value in cut.model.state_dict().items())
 
@@ -328,12 +328,12 @@ def test_tied_weights_stay_tied_through_training_and_saving(families: Callable[[
     lm = loaded(families("qwen2p5_1p5b_instruct"))
     trained(lm, tmp_path / "checkpoints")
     assert lm.model.get_input_embeddings().weight is lm.model.get_output_embeddings().weight
-    loading.save(lm.model, lm.tokenizer, tmp_path / "saved")
+    saving.save(lm.model, lm.tokenizer, tmp_path / "saved")
     names = set(load_file(tmp_path / "saved" / "model.safetensors"))
     assert "model.embed_tokens.weight" in names and "lm_head.weight" not in names
 
 
-# ---- the whole path, as it is typed
+# ---- the command line, as it is typed
 
 
 SMALL = [
@@ -346,7 +346,7 @@ SMALL = [
 @pytest.mark.parametrize(
     "name", [name if name.startswith("qwen") else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
 )
-def test_a_whole_run_on_a_family_ends_in_results(name: str, families: Callable[[str], Family], place: Path) -> None:
+def test_a_complete_run_on_a_family_ends_in_results(name: str, families: Callable[[str], Family], place: Path) -> None:
     """As it is typed; the second time OPT's is to measure the input-based baseline too, and trains nothing anew."""
     line = [f"model={name}", f"model.path={families(name).folder}", "model.revision=null", f"name={name}", *SMALL]
     run = type_(place, *line)

@@ -127,7 +127,7 @@ def test_a_scheduler_that_sets_the_rate_to_zero_stops_every_weight(name: str) ->
     for number in range(4, 8):
         advance(optimizer, groups, number)
         scheduler.step()
-    # a climb is undone exactly, and a probe but for its rounding
+    # an ascent is undone exactly, and a probe but for its rounding
     atol = 1e-6 if name in ("mezo", "hybrid") else 0.0
     for p, weight in zip(tensors(groups), before, strict=True):
         torch.testing.assert_close(p.detach(), weight, rtol=0, atol=atol)
@@ -188,7 +188,7 @@ def test_the_mean_of_many_zeroth_order_estimates_is_the_gradient() -> None:
     found, gradient = start - weight.detach(), CURVATURES * start
     error = ((gradient.square().sum() + gradient**2) / samples).sqrt()
     assert ((found - gradient).abs() < 4 * error).all()
-    assert (error < 0.03).all()  # so that this says something
+    assert (error < 0.03).all()  # so that this is a test
 
 
 def test_zeroth_order_steps_descend_a_quadratic() -> None:
@@ -302,9 +302,9 @@ def test_hybrid_refuses_what_it_would_not_serve() -> None:
     with pytest.raises(ValueError, match="first_order is Muon: expected an elementwise optimizer"):
         Hybrid([weight], lr=0.1, first_order=Muon, zeroth_order=mezo)
     inner = functools.partial(Hybrid, first_order=SGD, zeroth_order=mezo)
-    with pytest.raises(ValueError, match="base is Hybrid: expected one that descends a gradient"):
+    with pytest.raises(ValueError, match="base is Hybrid: expected one that needs a gradient only"):
         SAM([weight], lr=0.1, base=inner)
-    with pytest.raises(ValueError, match="base is SAM: expected one that descends a gradient"):
+    with pytest.raises(ValueError, match="base is SAM: expected one that needs a gradient only"):
         SAM([weight], lr=0.1, base=functools.partial(SAM, base=SGD))
     with pytest.raises(ValueError, match="first_order states an lr of its own"):
         Hybrid([weight], lr=0.1, first_order=functools.partial(SGD, lr=1.0), zeroth_order=mezo)
@@ -330,8 +330,8 @@ def test_sam_on_a_quadratic_equals_its_closed_form() -> None:
         quadratic(torch.cat(params)).backward()
         optimizer.ascend()
         assert all(p.grad is None for p in params)
-        climb = torch.cat([p.detach() for p in params]) - w
-        assert climb.norm().item() == pytest.approx(radius, rel=1e-12)  # one norm over all groups
+        ascent = torch.cat([p.detach() for p in params]) - w
+        assert ascent.norm().item() == pytest.approx(radius, rel=1e-12)  # one norm over all groups
         quadratic(torch.cat(params)).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -369,7 +369,7 @@ def test_sam_stays_at_a_zero_gradient_and_raises_at_one_that_is_not_finite() -> 
     assert weight.tolist() == [0.5] * 3
 
 
-def test_sam_saved_on_its_climb_comes_back_to_the_same_weights() -> None:
+def test_sam_saved_after_its_ascent_comes_back_to_the_same_weights() -> None:
     ends = []
     for resumed in (False, True):
         groups = model()
@@ -440,7 +440,7 @@ def test_muon_orthogonalises_a_hidden_matrix_and_no_other() -> None:
     torch.testing.assert_close(embedding.detach(), -embedding.grad.sign(), rtol=1e-5, atol=1e-5)  # Adam's first step
 
 
-def test_muon_takes_two_dimensional_tensors_for_hidden_where_no_role_is_said() -> None:
+def test_muon_takes_two_dimensional_tensors_for_hidden_where_no_role_is_given() -> None:
     params = [torch.nn.Parameter(torch.zeros(shape)) for shape in [(3, 2), (3,), (2, 2, 2)]]
     optimizer = Muon(params, lr=0.1)
     assert [(group["role"], len(group["params"])) for group in optimizer.param_groups] == [("hidden", 1), ("other", 2)]
@@ -502,10 +502,10 @@ def test_woodfisher_equals_its_recursion_in_any_order_of_the_samples() -> None:
 
 def test_blocks_of_columns_do_not_change_woodfisher(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, gradient = random((NUM_SAMPLES, 14), 0), random((14,), 1)
-    whole = influence_step(rows, gradient, lr=1.0, damping=0.1, inverse="woodfisher")
+    full = influence_step(rows, gradient, lr=1.0, damping=0.1, inverse="woodfisher")
     monkeypatch.setattr("soul_exp.optim.influence.BLOCK", 4)
     split = influence_step(rows, gradient, lr=1.0, damping=0.1, inverse="woodfisher")
-    torch.testing.assert_close(split, whole, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(split, full, rtol=1e-12, atol=1e-12)
 
 
 def test_the_diagonal_inverse_divides_by_the_mean_square_and_the_damping() -> None:
@@ -532,7 +532,6 @@ def test_weights_without_a_gradient_stay_and_have_no_part_in_the_curvature() -> 
 def test_influence_is_one_step_with_exactly_its_samples() -> None:
     weight = torch.ones(3, requires_grad=True)
     optimizer = Influence([weight], lr=0.1, damping=1.0, num_samples=2)
-    assert Influence.static
     weight.grad = torch.ones(3)
     optimizer.add_sample()
     weight.grad = torch.ones(3)
@@ -568,14 +567,14 @@ def test_woodfisher_tells_what_it_would_store_before_it_does() -> None:
 
 def test_influence_refuses_what_it_does_not_know() -> None:
     weight = torch.ones(1, requires_grad=True)
-    for settings, said in [
+    for settings, message in [
         ({"inverse": "kfac"}, "choose one of diagonal, woodfisher"),
         ({"estimator": "gradient"}, "choose one of fisher, gnb"),
         ({"hessian": "forget"}, "choose one of retain, all"),
         ({"damping": 0.0}, "expected positive numbers"),
-        ({"num_samples": 0}, "choose 1 or more"),
+        ({"num_samples": 0}, "expected 1 or more"),
     ]:
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             Influence([weight], **{"lr": 1.0, "damping": 1.0, "num_samples": 1, **settings})
     optimizer = Influence([weight], lr=1.0, damping=1.0, num_samples=1)
     weight.grad = torch.tensor([math.nan])
@@ -586,5 +585,5 @@ def test_influence_refuses_what_it_does_not_know() -> None:
 def test_mezo_refuses_numbers_that_mean_nothing() -> None:
     weight = torch.ones(1, requires_grad=True)
     for settings in ({"lr": 0.0}, {"epsilon": 0.0}, {"weight_decay": -1.0}, {"num_samples": 0}):
-        with pytest.raises(ValueError, match=r"expected positive numbers|choose 1 or more"):
+        with pytest.raises(ValueError, match=r"expected positive numbers|expected 1 or more"):
             MeZO([weight], **{"lr": 1.0, **settings})

@@ -198,14 +198,16 @@ def test_a_command_that_waits_for_the_lock_of_its_run_ends_too(place: Path) -> N
     out = place / "locked"
     out.mkdir()
     with FileLock(out / ".lock"):
-        start = starts.Command(place, place / "locked.said", *TINY, "stages=[]", f"hydra.run.dir={out}")
+        start = starts.Command(place, place / "locked.printed", *TINY, "stages=[]", f"hydra.run.dir={out}")
         time.sleep(8)
         assert not start.is_over() and "checked" not in start.text()
         interrupted(start, signal.SIGINT)
 
 
 def test_an_interrupted_sweep_starts_no_further_job(place: Path) -> None:
-    start = starts.Command(place, place / "sweep.said", *TINY, "name=sweep", "seed=0,1", "train.max_steps=9999", "-m")
+    start = starts.Command(
+        place, place / "sweep.printed", *TINY, "name=sweep", "seed=0,1", "train.max_steps=9999", "-m"
+    )
     runs = place / "runs" / "sweep"
     deadline = time.monotonic() + starts.SECONDS
     while not list(runs.glob("*/ranks/unlearn/rank0.log")):

@@ -106,7 +106,7 @@ def test_cutting_tensors_into_odd_shards_changes_no_bit(kernel: kernels.Kernel) 
     if kernel.obstacle([Operands(torch.zeros(1))]):
         pytest.skip("no C kernel here")
     for rule, (rounding, weights, states) in itertools.product(kernels.RULES, PRECISIONS[:6]):
-        whole, cut = (made(rule, rounding, weights, states) for _ in range(2))
+        full, cut = (made(rule, rounding, weights, states) for _ in range(2))
         cuts = [0, 1, 14, 1039, 1040, None]
         shards = [
             Operands(*(None if t is None else t[a:b] for t in o[:5]), key=0)
@@ -115,10 +115,10 @@ def test_cutting_tensors_into_odd_shards_changes_no_bit(kernel: kernels.Kernel) 
             if a < o.grad.numel()
         ]
         sums = [torch.zeros(len(STATISTICS), dtype=torch.float64) for _ in range(2)]
-        for operands, total in zip((whole, shards), sums, strict=True):
+        for operands, total in zip((full, shards), sums, strict=True):
             for _ in range(2):
                 kernel.update(rule, NUMBERS, operands, rounding, total, True)
-        for one, other in zip(whole, cut, strict=True):
+        for one, other in zip(full, cut, strict=True):
             for a, b in zip(one.tensors(), other.tensors(), strict=True):
                 assert torch.equal(a.nan_to_num(), b.nan_to_num()), (rule, rounding)
         assert torch.equal(sums[0][COUNTS], sums[1][COUNTS])
@@ -174,11 +174,11 @@ def test_the_environment_forces_a_kernel_and_an_impossible_one_is_refused(monkey
         Lion([weight]).step()
 
 
-def test_a_tensor_that_is_not_contiguous_gets_the_same_update_and_is_spoken_of_once(
+def test_a_tensor_that_is_not_contiguous_gets_the_same_update_and_is_logged_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     ends = []
-    kernels._say_once.cache_clear()
+    kernels._log_once.cache_clear()
     with caplog.at_level(logging.INFO):
         for transposed in (False, True):
             generator = torch.Generator().manual_seed(0)

@@ -36,8 +36,8 @@ class Door:
         config["task"]["metrics"] = {name: config["task"]["metrics"][name] for name in kills.CHEAP}
         return {**config, **changes}
 
-    def whole(self, engine: str) -> tuple[Any, ...]:
-        out = self.folder / f"whole-{engine}"
+    def uninterrupted(self, engine: str) -> tuple[Any, ...]:
+        out = self.folder / f"uninterrupted-{engine}"
         if not (out / results.NAME).exists():
             for _ in range(1 if engine in self.seconds else 2):  # the first also prepares the models: it is not timed
                 shutil.rmtree(out, ignore_errors=True)
@@ -47,10 +47,10 @@ class Door:
         return numbers(out)
 
     def killed(self, engine: str, step: int) -> Path:
-        """A run folder whose newest checkpoint is at least that of `step`; another whole one is before it."""
+        """A run folder whose newest checkpoint is at least that of `step`; another complete one is before it."""
         out = self.folder / f"killed-{engine}-{step}"
         if not out.exists():
-            self.whole(engine)
+            self.uninterrupted(engine)
             start = Start(self.config(engine), out)
             wait_for(start, lambda: any(out.glob(f"checkpoints/*/checkpoint-{step}/{checkpoints.COMPLETE}")))
             os.kill(start.pid, signal.SIGKILL)
@@ -94,7 +94,7 @@ def test_a_run_killed_at_any_time_ends_with_the_numbers_of_one_that_was_not(
     engine: str, number: int, door: Door
 ) -> None:
     """kill -9 of the launcher, of a worker, SIGTERM; a quarter during a save; again and again in one run."""
-    expected = door.whole(engine)
+    expected = door.uninterrupted(engine)
     folder = door.folder / f"{engine}-{number}"
     folder.mkdir()
     report = kills.chains(
@@ -129,10 +129,10 @@ def test_a_damaged_checkpoint_is_named_and_passed_over_for_the_one_before_it(dam
     before = int(checkpoint.name.split("-")[1]) - 2
     (path,) = checkpoint.glob(name)
     spoil(path)
-    said = finish(Start(door.config(engine), out))
-    assert f"{checkpoint.name} is damaged (" in said and reason in said
-    assert f"passed over for checkpoint-{before}" in said and f"resuming from checkpoint-{before}" in said
-    assert numbers(out) == door.whole(engine)
+    printed = finish(Start(door.config(engine), out))
+    assert f"{checkpoint.name} is damaged (" in printed and reason in printed
+    assert f"checkpoint-{before} is used instead" in printed and f"resuming from checkpoint-{before}" in printed
+    assert numbers(out) == door.uninterrupted(engine)
 
 
 def test_another_engine_is_refused_or_begins_anew_or_continues_from_the_weights(door: Door) -> None:
@@ -150,25 +150,25 @@ def test_another_engine_is_refused_or_begins_anew_or_continues_from_the_weights(
     assert Start(door.config("zero2", overwrite=True), refused).end() == 1
     assert (refused / "train.jsonl").read_text() == logged != ""  # nothing was cleared for a run that is refused
 
-    said = finish(Start(door.config("zero2", resume="weights"), refused))
-    assert f"resuming from the weights of {step}" in said
+    printed = finish(Start(door.config("zero2", resume="weights"), refused))
+    assert f"resuming from the weights of {step}" in printed
     found, (_, log, _) = results.read(refused), numbers(refused)
     assert found is not None and found.num_steps == 12
     assert any(f"continued from the weights of {step} of compute=cpu with 1 process" in note for note in found.notes)
-    whole = door.whole("zero2")[1]
-    assert column(log, "step") == list(range(1, 13)) and column(log, "epoch") == column(whole, "epoch")
-    assert column(log, "learning_rate") == column(whole, "learning_rate")
-    assert column(log, "forget_loss") == pytest.approx(column(whole, "forget_loss"), rel=0.2)
+    full = door.uninterrupted("zero2")[1]
+    assert column(log, "step") == list(range(1, 13)) and column(log, "epoch") == column(full, "epoch")
+    assert column(log, "learning_rate") == column(full, "learning_rate")
+    assert column(log, "forget_loss") == pytest.approx(column(full, "forget_loss"), rel=0.2)
 
     anew = door.copy(killed, "anew")
     assert "resuming" not in finish(Start(door.config("zero2", resume="restart"), anew))
-    assert numbers(anew) == door.whole("zero2")
+    assert numbers(anew) == door.uninterrupted("zero2")
 
 
 def test_one_process_continues_from_the_weights_of_two_ranks(door: Door) -> None:
     out = door.copy(door.killed("zero2", 8), "back")
     assert "resuming from the weights of" in finish(Start(door.config("cpu", resume="weights"), out))
-    assert column(numbers(out)[1], "learning_rate") == column(door.whole("cpu")[1], "learning_rate")
+    assert column(numbers(out)[1], "learning_rate") == column(door.uninterrupted("cpu")[1], "learning_rate")
 
 
 def column(log: str, key: str) -> list[Any]:
@@ -176,7 +176,7 @@ def column(log: str, key: str) -> list[Any]:
 
 
 def test_a_killed_preparation_resumes_and_leaves_no_checkpoint_in_the_cache(door: Door) -> None:
-    expected, out = door.whole("cpu"), door.folder / "prepared"
+    expected, out = door.uninterrupted("cpu"), door.folder / "prepared"
     config = door.config("cpu", cache=str(door.folder / "another-cache"))
     start = Start(config, out)
     made = Path(config["cache"]) / "models"
@@ -184,14 +184,14 @@ def test_a_killed_preparation_resumes_and_leaves_no_checkpoint_in_the_cache(door
     os.kill(start.pid, signal.SIGKILL)
     start.end()
     assert not list(made.glob("*/prepared.json"))
-    said = finish(Start(config, out))
-    assert "prepare target: resuming from checkpoint-" in said or "prepare retrained: resuming from" in said
+    printed = finish(Start(config, out))
+    assert "prepare target: resuming from checkpoint-" in printed or "prepare retrained: resuming from" in printed
     assert numbers(out) == expected
     assert not list(made.rglob("*checkpoint*"))
 
 
 def test_a_second_start_at_the_same_time_waits_and_finds_it_finished(door: Door) -> None:
-    expected, out = door.whole("cpu"), door.folder / "twice"
+    expected, out = door.uninterrupted("cpu"), door.folder / "twice"
     first, second = (Start(door.config("cpu"), out) for _ in range(2))
     assert first.end() == 0 and second.end() == 0, first.text()[-3000:]
     assert first.text().count("finished before, skipped") == 1 and first.text().count("unlearn: 12 steps") == 1
@@ -199,8 +199,8 @@ def test_a_second_start_at_the_same_time_waits_and_finds_it_finished(door: Door)
 
 
 def test_a_killed_overwrite_leaves_no_old_numbers_beside_a_new_model(door: Door) -> None:
-    door.whole("cpu")
-    out = door.copy(door.folder / "whole-cpu", "overwritten")
+    door.uninterrupted("cpu")
+    out = door.copy(door.folder / "uninterrupted-cpu", "overwritten")
     config = door.config("cpu", overwrite=True, seed=1)
     start = Start(config, out)
     wait_for(start, lambda: any(out.glob(f"checkpoints/*/checkpoint-4/{checkpoints.COMPLETE}")))
@@ -209,7 +209,7 @@ def test_a_killed_overwrite_leaves_no_old_numbers_beside_a_new_model(door: Door)
     assert not any((out / name).exists() for name in (results.NAME, "records", "model"))
     assert "resuming from checkpoint-" in finish(Start(config, out))
     found = results.read(out)
-    assert found is not None and found.seeds["seed"] == 1 and numbers(out) != door.whole("cpu")
+    assert found is not None and found.seeds["seed"] == 1 and numbers(out) != door.uninterrupted("cpu")
 
 
 def mount(*arguments: str) -> None:
@@ -231,10 +231,10 @@ def small_disk(door: Door) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_full_disk_is_told_in_one_sentence_and_the_run_goes_on_when_there_is_room(
+def test_a_full_disk_stops_with_one_line_and_the_run_resumes_when_there_is_room(
     engine: str, door: Door, small_disk: Path
 ) -> None:
-    expected, out = door.whole(engine), small_disk / "run"
+    expected, out = door.uninterrupted(engine), small_disk / "run"
     start = Start(door.config(engine), out)
     wait_for(start, lambda: any(out.glob(f"checkpoints/*/checkpoint-4/{checkpoints.COMPLETE}")))
     for pid in members(start.pid):
@@ -246,9 +246,9 @@ def test_a_full_disk_is_told_in_one_sentence_and_the_run_goes_on_when_there_is_r
     for pid in members(start.pid):
         os.kill(pid, signal.SIGCONT)
     assert start.end() == 1
-    said = [line for line in start.text().splitlines() if line.startswith("failed:")]
-    assert len(said) == 1 and f"failed: the disk of {out} is full (0." in said[0], start.text()[-3000:]
-    assert "MiB free): make room, then type the same command" in said[0] and "Traceback" not in start.text()
+    printed = [line for line in start.text().splitlines() if line.startswith("failed:")]
+    assert len(printed) == 1 and f"failed: the disk of {out} is full (0." in printed[0], start.text()[-3000:]
+    assert "MiB free): make room, then type the same command" in printed[0] and "Traceback" not in start.text()
     mount("-o", "remount,size=500m", str(small_disk))
     assert "resuming from checkpoint-" in finish(Start(door.config(engine), out))
     assert numbers(out) == expected

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from soul_exp.distributed import processes
-from soul_exp.distributed.environment import World, first_host, found
+from soul_exp.distributed.environment import LaunchEnvironment, first_host, launch_environment
 from soul_exp.errors import WorkerError
 
 TESTS = Path(__file__).parent
@@ -61,7 +61,7 @@ def is_alive(pid: int) -> bool:
     return False
 
 
-def test_the_last_rank_s_error_is_told_though_rank_0_was_inside_a_collective(tmp_path: Path) -> None:
+def test_the_last_rank_s_error_is_reported_though_rank_0_was_inside_a_collective(tmp_path: Path) -> None:
     code, _, err = done(begin(tmp_path, "last_raises", "2"))
     assert code == 1 and err.startswith("soul_exp: failed: default: worker 1 of 2 failed (exit code 1); its log: ")
     assert err.strip().endswith("ArithmeticError: of the last rank") and "in last_raises" in err
@@ -133,7 +133,7 @@ def test_a_signal_to_the_launcher_ends_its_workers(
         assert err.strip() == "soul_exp: interrupted; the same command resumes where this one stopped"
 
 
-def test_ctrl_c_in_a_terminal_gets_one_sentence(tmp_path: Path) -> None:
+def test_ctrl_c_in_a_terminal_prints_one_line(tmp_path: Path) -> None:
     """It reaches the workers too, which have nothing to say."""
     command = begin(tmp_path, "sleep_alone", "2")
     wait_for_sleep(tmp_path, 2)
@@ -142,7 +142,7 @@ def test_ctrl_c_in_a_terminal_gets_one_sentence(tmp_path: Path) -> None:
     assert code == 130 and err.strip() == "soul_exp: interrupted; the same command resumes where this one stopped"
 
 
-def test_ctrl_c_in_a_terminal_as_the_workers_start_gets_one_sentence(tmp_path: Path) -> None:
+def test_ctrl_c_in_a_terminal_as_the_workers_start_prints_one_line(tmp_path: Path) -> None:
     """They are importing then: seconds in which Python's own handler would print a traceback of each."""
     command = begin(tmp_path, "sleep_alone", "2")
     deadline = time.monotonic() + 120
@@ -163,14 +163,14 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def test_torchrun_s_workers_are_joined_and_rank_0_alone_speaks(tmp_path: Path) -> None:
+def test_torchrun_s_workers_are_joined_and_only_rank_0_prints(tmp_path: Path) -> None:
     code, out, err = done(begin(tmp_path, "add", "2", under=TORCHRUN))
     assert code == 0, err
     assert out.count("has 3") == 1 and "rank 0 has 3" in out
     assert "rank 1 has 3" in log_of(tmp_path, 1) and not list(tmp_path.glob("asleep*"))
 
 
-def test_a_joined_rank_s_error_ends_all_and_is_told_once_by_rank_0(tmp_path: Path) -> None:
+def test_a_joined_rank_s_error_ends_all_and_is_reported_once_by_rank_0(tmp_path: Path) -> None:
     code, _, err = done(begin(tmp_path, "last_raises", "2", under=TORCHRUN))
     assert code == 1 and err.count("ArithmeticError: of the last rank") == 1
     assert "soul_exp: failed: default: worker 1 of 2 failed" in err and "in last_raises" in err
@@ -178,14 +178,14 @@ def test_a_joined_rank_s_error_ends_all_and_is_told_once_by_rank_0(tmp_path: Pat
     assert "of the last rank" in next((tmp_path / "runs").rglob("error.txt")).read_text()
 
 
-def test_rank_0_s_sentence_reaches_the_user_once_and_a_sweep_is_refused(tmp_path: Path) -> None:
+def test_rank_0_s_error_message_is_printed_once_and_a_sweep_is_refused(tmp_path: Path) -> None:
     both = {
         "refuse": begin(tmp_path, "refuse", "2", "name=refuse", under=TORCHRUN),
         "sweep": begin(tmp_path, "add", "2", "seed=0,1", "-m", under=TORCHRUN),
     }
     for name, sentence in (("refuse", "a sentence for the user"), ("sweep", "-m is a sweep")):
         code, _, err = done(both[name])
-        ours = err.split("W1")[0].split("E1")[0]  # then torchrun speaks
+        ours = err.split("W1")[0].split("E1")[0]  # then torchrun prints
         assert code == 1 and err.count(sentence) == 1, err
         assert "Traceback" not in ours.split("torch/distributed")[0]
 
@@ -212,20 +212,34 @@ STEP = {
 
 
 @pytest.mark.parametrize(
-    ("environment", "world"),
+    ("variables", "expected"),
     [
         ({}, None),
-        (ELASTIC, World(3, 4, 1, "a", 9, "attempt_1", serves=False, devices=2, by="torchrun")),
-        (STEP, World(0, 4, 0, "gpu07", 15217, "attempt_0", serves=True, devices=1, by="srun")),
-        ({**STEP, "SLURM_STEP_NUM_NODES": "1"}, World(0, 4, 0, "127.0.0.1", 15217, "attempt_0", True, 1, "srun")),
-        ({**STEP, **ELASTIC}, World(3, 4, 1, "a", 9, "attempt_1", serves=False, devices=2, by="torchrun")),
+        (
+            ELASTIC,
+            LaunchEnvironment(3, 4, 1, "a", 9, "attempt_1", serves_store=False, num_devices=2, launcher="torchrun"),
+        ),
+        (
+            STEP,
+            LaunchEnvironment(0, 4, 0, "gpu07", 15217, "attempt_0", serves_store=True, num_devices=1, launcher="srun"),
+        ),
+        (
+            {**STEP, "SLURM_STEP_NUM_NODES": "1"},
+            LaunchEnvironment(0, 4, 0, "127.0.0.1", 15217, "attempt_0", True, 1, "srun"),
+        ),
+        (
+            {**STEP, **ELASTIC},
+            LaunchEnvironment(3, 4, 1, "a", 9, "attempt_1", serves_store=False, num_devices=2, launcher="torchrun"),
+        ),
         ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, None),  # a batch script runs once
         ({**STEP, "SLURM_STEP_NUM_TASKS": "1"}, None),  # a job of hydra/launcher=slurm
         ({"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "a", "MASTER_PORT": "9"}, None),
     ],
 )
-def test_a_world_is_found_where_somebody_started_one(environment: Mapping[str, str], world: World | None) -> None:
-    assert found(environment) == world
+def test_a_launch_environment_is_known_by_its_variables(
+    variables: Mapping[str, str], expected: LaunchEnvironment | None
+) -> None:
+    assert launch_environment(variables) == expected
 
 
 @pytest.mark.parametrize(

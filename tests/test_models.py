@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from soul_exp.artifacts import prepared_models
 from soul_exp.data import Template, pad
 from soul_exp.errors import UsageError
-from soul_exp.models import checkpoint, loading
+from soul_exp.models import checking, checkpoint, loading, saving, scratch, vocabulary
 from soul_exp.models.checkpoint import DONE, UNLEARNED, Checkpoint
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.models.layers import AnswerReader, layer_of
@@ -25,17 +25,17 @@ from soul_exp.models.lora import Lora
 from soul_exp.run import ModelSettings
 
 
-def test_logits_at_answer_positions_are_those_of_the_whole_sequence(lm: LanguageModel) -> None:
+def test_logits_at_answer_positions_are_those_of_the_complete_sequence(lm: LanguageModel) -> None:
     rows = lm.encode(items(5))
     batch = pad(rows, lm.pad_id)
     lm.model.eval()
     with torch.no_grad():
         picked = lm.reader(lm.model, batch)
-        whole = lm.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        full = lm.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     assert picked.shape == (5, batch["labels"].shape[1], len(lm.tokenizer))
     for i, row in enumerate(rows):
         for j, position in enumerate(range(row.num_prompt - 1, len(row.ids) - 1)):
-            torch.testing.assert_close(picked[i, j], whole[i, position])
+            torch.testing.assert_close(picked[i, j], full[i, position])
 
 
 def test_the_output_head_sees_answer_positions_only(lm: LanguageModel) -> None:
@@ -53,9 +53,9 @@ def test_any_string_survives_the_tokenizer_and_pad_is_not_the_end(lm: LanguageMo
 
 
 def test_a_saved_model_reads_back_to_the_same_logits(lm: LanguageModel, tmp_path: Path) -> None:
-    loading.save(lm.model, lm.tokenizer, tmp_path)
+    saving.save(lm.model, lm.tokenizer, tmp_path)
     assert [p.name for p in tmp_path.glob("*.safetensors")] == ["model.safetensors"]
-    tokenizer = loading.load_tokenizer(str(tmp_path))
+    tokenizer = vocabulary.load_tokenizer(str(tmp_path))
     again = LanguageModel.of(loading.load_model(str(tmp_path)), tokenizer, Template("{question}:"), 64)
     batch = pad(lm.encode(items(3)), lm.pad_id)
     torch.testing.assert_close(lm.reader(lm.model.eval(), batch), again.reader(again.model.eval(), batch))
@@ -76,13 +76,13 @@ def test_a_model_is_saved_with_the_generation_settings_that_it_came_with(
     settings: dict[str, Any], lm: LanguageModel, tmp_path: Path
 ) -> None:
     """The library's own save_pretrained refuses all of them but the last; only the pad and the end tokens are ours."""
-    loading.save(lm.model, lm.tokenizer, tmp_path / "given")
+    saving.save(lm.model, lm.tokenizer, tmp_path / "given")
     (tmp_path / "given" / "generation_config.json").write_text(json.dumps({"eos_token_id": 5, **settings}))
-    loading.check_folder(tmp_path / "given", "model.path")
+    checking.check_folder(tmp_path / "given", "model.path")
     template = Template("{question}:")
     given = LanguageModel.of(loading.load_model(str(tmp_path / "given")), lm.tokenizer, template, 64)
-    loading.check_saving(given.model, given.tokenizer)
-    for save in (loading.save, lambda model, _, folder: loading.save_weights(model, folder, first=True)):
+    saving.check_saving(given.model, given.tokenizer)
+    for save in (saving.save, lambda model, _, folder: saving.save_weights(model, folder, first=True)):
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         save(given.model, given.tokenizer, folder)
         saved = json.loads((folder / "generation_config.json").read_text())
@@ -99,17 +99,17 @@ def test_a_model_is_saved_with_the_generation_settings_that_it_came_with(
 def test_generation_settings_that_the_library_cannot_read_are_refused(
     text: str, lm: LanguageModel, tmp_path: Path
 ) -> None:
-    loading.save(lm.model, lm.tokenizer, tmp_path)
+    saving.save(lm.model, lm.tokenizer, tmp_path)
     (tmp_path / "generation_config.json").write_text(text)
     with pytest.raises(UsageError, match=r"generation_config.json is not valid \(.*\): correct or remove it"):
-        loading.check_folder(tmp_path, "model.path")
+        checking.check_folder(tmp_path, "model.path")
 
 
 def test_settings_that_could_not_be_saved_are_known_before_training(lm: LanguageModel) -> None:
     model: Any = lm.model
     model.config.something = {1, 2}  # no JSON
     with pytest.raises(UsageError, match=r"LlamaForCausalLM could not be saved after training \(.*set.*\): correct"):
-        loading.check_saving(model, lm.tokenizer)
+        saving.check_saving(model, lm.tokenizer)
 
 
 MIXTURE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2,
@@ -121,13 +121,13 @@ def test_the_weights_of_a_checkpoint_are_read_back_whatever_the_library_renames(
     architecture: str, lm: LanguageModel, tmp_path: Path
 ) -> None:
     """Fused experts, a renamed head, numbers that are no parameters, tied embeddings; and other programs' names."""
-    model = loading.from_scratch({"model_type": architecture, **MIXTURE}, lm.tokenizer, seed=0)
+    model = scratch.from_scratch({"model_type": architecture, **MIXTURE}, lm.tokenizer, seed=0)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    loading.save_weights(model, tmp_path / "checkpoint", first=True)
-    loading.save(model, lm.tokenizer, tmp_path / "exported")
+    saving.save_weights(model, tmp_path / "checkpoint", first=True)
+    saving.save(model, lm.tokenizer, tmp_path / "exported")
     for value in model.state_dict().values():
         value.zero_()
-    loading.read_weights(model, tmp_path / "checkpoint")
+    saving.read_weights(model, tmp_path / "checkpoint")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     for folder in ("checkpoint", "exported"):
         again = loading.load_model(str(tmp_path / folder)).state_dict()
@@ -136,29 +136,29 @@ def test_the_weights_of_a_checkpoint_are_read_back_whatever_the_library_renames(
 
 def test_a_tokenizer_whose_pad_is_its_end_gets_another_pad(lm: LanguageModel, tmp_path: Path) -> None:
     lm.tokenizer.pad_token = lm.tokenizer.eos_token
-    loading.save(lm.model, lm.tokenizer, tmp_path)
-    tokenizer = loading.load_tokenizer(str(tmp_path))
+    saving.save(lm.model, lm.tokenizer, tmp_path)
+    tokenizer = vocabulary.load_tokenizer(str(tmp_path))
     assert tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id
 
 
 def test_a_folder_without_a_configuration_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"has no config.json"):
-        loading.check_folder(tmp_path, "model.path")
+        checking.check_folder(tmp_path, "model.path")
 
 
 def test_pickled_weights_are_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(UsageError, match=r"only pickled weights \(pytorch_model.bin\)"):
-        loading.check_folder(tmp_path, "model.path")
+        checking.check_folder(tmp_path, "model.path")
 
 
 def hidden_states(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
     """What transformers itself calls the hidden states, at answer positions: the embeddings', then each layer's."""
-    whole = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], output_hidden_states=True)
+    full = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], output_hidden_states=True)
     return [
         torch.stack([line[where] for line, where in zip(states, batch["positions"], strict=True)])
-        for states in whole.hidden_states
+        for states in full.hidden_states
     ]
 
 
@@ -173,13 +173,13 @@ def test_a_layers_output_is_the_hidden_state_that_the_library_tells(architecture
                   "num_key_value_heads": 2},
         "gpt2": {"n_embd": 32, "n_layer": 3, "n_head": 2},
     }[architecture]  # fmt: skip
-    model = loading.from_scratch({"model_type": architecture, **small}, lm.tokenizer, seed=0).eval()
+    model = scratch.from_scratch({"model_type": architecture, **small}, lm.tokenizer, seed=0).eval()
     reader = AnswerReader(model)
     batch = pad(lm.encode(items(4)), lm.pad_id)
     with torch.no_grad():
         expected = hidden_states(model, batch)
         hooks = [len(layer._forward_hooks) for layer in reader.layers]  # the library's own
-        for layer in (0, 1):  # the last one's is told after the final norm
+        for layer in (0, 1):  # the last one's is given after the final norm
             logits, found = reader.with_layer(model, batch, layer)
             torch.testing.assert_close(found, expected[layer + 1])
             assert torch.equal(logits, reader(model, batch))
@@ -198,9 +198,9 @@ def test_no_number_means_a_layer_as_deep_as_the_seventh_of_32() -> None:
     layers = [torch.nn.Identity() for _ in range(32)]
     assert layer_of(layers, None) is layers[7] and layer_of(layers[:16], None) is layers[3]
     assert layer_of(layers[:2], None) is layers[0] and layer_of(layers, 31) is layers[31]
-    with pytest.raises(UsageError, match=r"loss.layer=2: the model has 2 layers, counted from 0: name one of them"):
+    with pytest.raises(UsageError, match=r"loss.layer=2: the model has 2 layers, counted from 0: choose one of them"):
         layer_of(layers[:2], 2)
-    with pytest.raises(UsageError, match=r"the model tells none: choose another loss"):
+    with pytest.raises(UsageError, match=r"this architecture marks none: choose another loss"):
         layer_of([], None)
 
 
@@ -229,13 +229,13 @@ def test_other_architectures_give_the_same_logits_at_answer_positions(architectu
         },
         "gpt2": {"n_embd": 32, "n_layer": 1, "n_head": 2},
     }[architecture]  # fmt: skip
-    model = loading.from_scratch({"model_type": architecture, **small}, lm.tokenizer, seed=0).eval()
+    model = scratch.from_scratch({"model_type": architecture, **small}, lm.tokenizer, seed=0).eval()
     reader = AnswerReader(model)
     batch = pad(lm.encode(items(4)), lm.pad_id)
     with torch.no_grad():
         picked = reader(model, batch)
-        whole = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    expected = torch.stack([line[where] for line, where in zip(whole, batch["positions"], strict=True)])
+        full = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    expected = torch.stack([line[where] for line, where in zip(full, batch["positions"], strict=True)])
     torch.testing.assert_close(picked, expected)
 
 
@@ -248,7 +248,7 @@ TINY = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32, "in
 @pytest.fixture
 def saved(lm: LanguageModel, tmp_path: Path) -> Path:
     """The folder of the small model: 2 layers of 9 weights, embedding, final norm and output head, 21 in all."""
-    loading.save(lm.model, lm.tokenizer, tmp_path / "saved")
+    saving.save(lm.model, lm.tokenizer, tmp_path / "saved")
     return tmp_path / "saved"
 
 
@@ -312,10 +312,10 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
 @pytest.mark.parametrize("name", WRONG)
 def test_weights_that_are_not_the_model_s_are_named_by_the_check_and_at_loading(name: str, saved: Path) -> None:
     damage, message = WRONG[name]
-    loading.check_folder(saved, "model.path")
+    checking.check_folder(saved, "model.path")
     damage(saved)
     with pytest.raises(UsageError, match=message):
-        loading.check_folder(saved, "model.path")
+        checking.check_folder(saved, "model.path")
     with pytest.raises(UsageError, match=message):
         loading.load_model(str(saved))
 
@@ -323,7 +323,7 @@ def test_weights_that_are_not_the_model_s_are_named_by_the_check_and_at_loading(
 SHARDS = {
     "a shard is gone": (
         lambda folder: next(folder.glob("model-00002*")).unlink(),
-        r"index.json names model-00002-of-\d+.safetensors, which is not there",
+        r"index.json names model-00002-of-\d+.safetensors, which does not exist",
     ),
     "the index is gone": (
         lambda folder: (folder / "model.safetensors.index.json").unlink(),
@@ -349,7 +349,7 @@ def test_shards_load_and_what_their_index_says_otherwise_is_named(name: str, sav
     damage, message = SHARDS[name]
     damage(saved)
     with pytest.raises(UsageError, match=message):
-        loading.check_folder(saved, "model.path")
+        checking.check_folder(saved, "model.path")
 
 
 def test_shards_may_have_any_name(saved: Path, lm: LanguageModel) -> None:
@@ -359,7 +359,7 @@ def test_shards_may_have_any_name(saved: Path, lm: LanguageModel) -> None:
     for path in saved.glob("model-*.safetensors"):
         path.rename(saved / f"pytorch_{path.name}")
     index.write_text(index.read_text().replace("model-0", "pytorch_model-0"))
-    loading.check_folder(saved, "model.path")
+    checking.check_folder(saved, "model.path")
     assert torch.equal(logits_of(saved), before)
 
 
@@ -402,11 +402,11 @@ def as_on_the_hub(folder: Path, model_type: str) -> None:
 def test_the_layouts_of_the_hub_load_to_the_same_logits(
     model_type: str, fields: dict[str, Any], key: str, lm: LanguageModel, tmp_path: Path
 ) -> None:
-    model = loading.from_scratch({"model_type": model_type, **fields}, lm.tokenizer, seed=0).eval()
-    loading.save(model, lm.tokenizer, tmp_path)
+    model = scratch.from_scratch({"model_type": model_type, **fields}, lm.tokenizer, seed=0).eval()
+    saving.save(model, lm.tokenizer, tmp_path)
     as_on_the_hub(tmp_path, model_type)
     assert key in load_file(tmp_path / "model.safetensors")
-    loading.check_folder(tmp_path, "model.path")
+    checking.check_folder(tmp_path, "model.path")
     with torch.no_grad():
         torch.testing.assert_close(logits_of(tmp_path), model(input_ids=torch.arange(20)[None]).logits)
 
@@ -428,20 +428,20 @@ def test_matrices_that_are_tied_but_differ_in_the_file_are_two_and_equal_ones_ar
 
 def encoder(lm: LanguageModel, folder: Path, model_type: str = "bert", **fields: Any) -> Path:
     config = AutoConfig.for_model(model_type, vocab_size=320, pad_token_id=0, **{**TINY, **fields})
-    loading.save(AutoModelForCausalLM.from_config(config), lm.tokenizer, folder)
+    saving.save(AutoModelForCausalLM.from_config(config), lm.tokenizer, folder)
     return folder
 
 
 def test_an_encoder_is_no_causal_model_and_with_is_decoder_it_is(lm: LanguageModel, tmp_path: Path) -> None:
     bert = encoder(lm, tmp_path / "bert")
-    with pytest.raises(UsageError, match="is no causal language model: what BertLMHeadModel predicts after a token"):
-        loading.check_folder(bert, "model.path")
+    with pytest.raises(UsageError, match="no causal language model: the predictions of BertLMHeadModel after a token"):
+        checking.check_folder(bert, "model.path")
     with pytest.raises(UsageError, match="is no causal language model"):
         prepared_models.load(settings(bert), Checkpoint(str(bert)))
     with pytest.raises(UsageError, match=r"model\.scratch\.config is no causal language model"):
-        loading.from_scratch({"model_type": "bert", **TINY}, lm.tokenizer, seed=0)
+        scratch.from_scratch({"model_type": "bert", **TINY}, lm.tokenizer, seed=0)
     decoder = encoder(lm, tmp_path / "decoder", is_decoder=True)
-    loading.check_folder(decoder, "model.path")
+    checking.check_folder(decoder, "model.path")
     prepared_models.load(settings(decoder), Checkpoint(str(decoder)))
 
 
@@ -451,10 +451,10 @@ def test_an_encoder_decoder_is_refused_though_the_library_would_load_its_half(
     config = AutoConfig.for_model("bart", vocab_size=320, d_model=32, encoder_layers=1, decoder_layers=1,
                                   encoder_ffn_dim=48, decoder_ffn_dim=48, encoder_attention_heads=2,
                                   decoder_attention_heads=2)  # fmt: skip
-    loading.save(AutoModelForCausalLM.from_config(config), lm.tokenizer, tmp_path)
+    saving.save(AutoModelForCausalLM.from_config(config), lm.tokenizer, tmp_path)
     configure(tmp_path, is_encoder_decoder=True)
     with pytest.raises(UsageError, match="is a bart model: expected a causal language model"):
-        loading.check_folder(tmp_path, "model.path")
+        checking.check_folder(tmp_path, "model.path")
 
 
 def test_the_test_of_causality_leaves_the_model_and_the_random_numbers_as_they_were(lm: LanguageModel) -> None:
@@ -463,8 +463,8 @@ def test_the_test_of_causality_leaves_the_model_and_the_random_numbers_as_they_w
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
-    loading.check_causal(lm.model, "it")
-    loading.check_architecture(lm.model.config, "it")
+    checking.check_causal(lm.model, "it")
+    checking.check_architecture(lm.model.config, "it")
     assert torch.equal(torch.rand(3), expected)
     assert [module.training for module in lm.model.modules()] == modes and {True, False} == set(modes)
 
@@ -488,7 +488,7 @@ def test_the_tokenizer_of_another_model_never_grows_the_embedding(lm: LanguageMo
     lm.tokenizer.add_tokens(["<|one|>", "<|two|>"])
     model = loading.load_model(str(saved))
     with pytest.raises(UsageError, match=r"2 token.s. beyond the 320 rows of .* \(<.one.>, <.two.>\)"):
-        loading.fit_vocabulary(model, lm.tokenizer)
+        vocabulary.fit_vocabulary(model, lm.tokenizer)
     assert model.get_input_embeddings().num_embeddings == 320
 
 
@@ -496,12 +496,12 @@ def test_only_the_pad_that_a_tokenizer_without_one_is_given_gets_a_new_row(saved
     words = {"<end>": 0, "a": 1} | {f"w{i}": i for i in range(2, 320)}
     plain = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(words)), eos_token="<end>")
     plain.save_pretrained(tmp_path / "plain")
-    tokenizer, model = loading.load_tokenizer(str(tmp_path / "plain")), loading.load_model(str(saved))
-    loading.fit_vocabulary(model, tokenizer)
+    tokenizer, model = vocabulary.load_tokenizer(str(tmp_path / "plain")), loading.load_model(str(saved))
+    vocabulary.fit_vocabulary(model, tokenizer)
     assert model.get_input_embeddings().num_embeddings == 321 and tokenizer.pad_token_id == 320
 
 
 def test_a_damaged_tokenizer_is_named(saved: Path) -> None:
     (saved / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1")
     with pytest.raises(UsageError, match=r"saved: the tokenizer cannot be read \(.*\): copy it again"):
-        loading.load_tokenizer(str(saved))
+        vocabulary.load_tokenizer(str(saved))

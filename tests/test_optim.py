@@ -56,7 +56,7 @@ def test_sophia_follows_its_definition_coordinate_by_coordinate() -> None:
     assert weight.tolist() == pytest.approx(w, rel=1e-12)
     won, untouched, total = optimizer.take_statistics()[:3].tolist()
     assert (won, untouched, total) == (sum(abs(y) < rho * z for y, z in zip(m, h, strict=True)), 0, 7)
-    assert 0 < won < 7  # otherwise the clip was never or always at work, and this tests less than it says
+    assert 0 < won < 7  # otherwise the clip was never or always at work, and this tests less than it claims
 
 
 def test_a_curvature_pass_moves_the_curvature_only() -> None:
@@ -209,8 +209,8 @@ def test_a_saved_and_loaded_optimizer_continues_bit_for_bit(rule: str, rounding:
             k: v.dtype for k, v in state.items()
         }
 
-    (whole, dtypes), (resumed, resumed_dtypes) = run(None), run(4)
-    assert torch.equal(whole, resumed)
+    (full, dtypes), (resumed, resumed_dtypes) = run(None), run(4)
+    assert torch.equal(full, resumed)
     wide = torch.float32 if rounding == "master" else BF16
     assert dtypes == resumed_dtypes and dtypes["exp_avg"] == wide
 
@@ -225,15 +225,15 @@ def test_a_state_of_another_precision_is_refused() -> None:
         Lion([weight]).load_state_dict(saved.state_dict())
 
 
-def test_states_take_the_dtype_that_is_asked_for() -> None:
-    for rounding, asked, expected in (
+def test_states_have_the_requested_dtype() -> None:
+    for rounding, wanted, expected in (
         ("nearest", None, BF16),
         ("nearest", "float32", torch.float32),
         ("master", None, torch.float32),
         ("master", "bfloat16", BF16),
     ):
         weight = torch.ones(3, dtype=BF16, requires_grad=True)
-        optimizer = AdamW([weight], rounding=rounding, state_dtype=asked)
+        optimizer = AdamW([weight], rounding=rounding, state_dtype=wanted)
         step(optimizer, weight, torch.ones(3, dtype=BF16))
         assert optimizer.state[weight]["exp_avg"].dtype == optimizer.state[weight]["exp_avg_sq"].dtype == expected
 
@@ -347,18 +347,18 @@ def test_groups_keep_their_decay_and_frozen_weights_stay_without_a_state() -> No
 
 
 def test_splitting_a_tensor_into_shards_changes_nothing() -> None:
-    whole = torch.ones(6, requires_grad=True)
+    full = torch.ones(6, requires_grad=True)
     shards = [torch.ones(2, requires_grad=True), torch.ones(4, requires_grad=True)]
-    one, two = Sophia([whole], lr=0.1, rho=0.3), Sophia(shards, lr=0.1, rho=0.3)
+    one, two = Sophia([full], lr=0.1, rho=0.3), Sophia(shards, lr=0.1, rho=0.3)
     for gradient in gradients(4, 6):
         g = gradient.float()
-        for optimizer, tensors in ((one, [(whole, g)]), (two, [(shards[0], g[:2]), (shards[1], g[2:])])):
+        for optimizer, tensors in ((one, [(full, g)]), (two, [(shards[0], g[:2]), (shards[1], g[2:])])):
             for tensor, part in tensors:
                 tensor.grad = part.clone()
             with optimizer.refreshing():
                 optimizer.step()
             optimizer.step()
-    assert torch.equal(whole, torch.cat(shards))
+    assert torch.equal(full, torch.cat(shards))
 
 
 def test_a_state_dict_round_trip_continues_to_the_same_weights() -> None:
@@ -381,7 +381,7 @@ def test_what_is_not_known_is_refused() -> None:
     for message, settings in {
         "choose one of gnb, hutchinson, gradient": {"estimator": "fisher"},
         "leave num_labels at 1": {"num_labels": 5120},
-        "choose 1 or more": {"interval": 0},
+        "expected 1 or more": {"interval": 0},
         "choose one of retain, forget, both": {"curvature_on": "all"},
         "has no pass of its own, leave them out": {"estimator": "gradient", "curvature_on": "retain"},
         "is not a number of rows": {"curvature_rows": 0},

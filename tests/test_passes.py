@@ -16,8 +16,8 @@ from soul_exp.data import Encoded, pad
 from soul_exp.losses import Scored
 from soul_exp.models.layers import AnswerReader
 from soul_exp.optim import Sophia
-from soul_exp.training import passes
-from soul_exp.training.passes import Batch, Step
+from soul_exp.training import curvature, passes
+from soul_exp.training.step import Batch, Step
 
 # (prompt and answer, number of prompt tokens): answers of 1 to 5 tokens
 FORGET = [Encoded([1, 5, 6, 7, 2], 2), Encoded([1, 3, 3, 2], 3), Encoded([4, 9, 8, 7, 6, 2], 1)]
@@ -47,18 +47,19 @@ def batch_of(names: tuple[str, ...], rows: slice = slice(None)) -> Batch:
     return {**pad(chosen, 0), "rows": torch.tensor(numbers)}
 
 
-def step_of(model: Any, reader: AnswerReader, optimizer: Any, number: int = 0, micro: int = 3) -> Step:
-    """A step on all rows in micro-batches of `micro` rows of each part; a sample is the slice of its rows."""
-    samples: list[Any] = [slice(start, start + micro) for start in range(0, 3, micro)]
+def step_of(model: Any, reader: AnswerReader, number: int = 0, micro: int = 3) -> Step:
+    """A step on all rows in micro-batches of `micro` rows of each part, each given as the slice of its rows."""
+    micro_batches: list[Any] = [slice(start, start + micro) for start in range(0, 3, micro)]
 
     def loss(forward: Any, rows: Any) -> Tensor:
         return nll(forward, reader, ("forget",), rows)
 
     return Step(
-        number=number, samples=samples, num_rows=micro, model=model, module=model, engine=None, reader=reader,
-        optimizer=optimizer, rows_of=lambda rows, names: batch_of(tuple(names), rows), loss=loss,
+        number=number, micro_batches=micro_batches, num_rows=micro, model=model, module=model, engine=None,
+        reader=reader,
+        cut_to=lambda rows, names: batch_of(tuple(names), rows), loss=loss,
         terms=lambda forward, rows: (-loss(forward, rows), nll(forward, reader, ("retain",), rows)),
-        seed=0, rank=0, world=1,
+        seed=0, rank=0, num_ranks=1,
     )  # fmt: skip
 
 
@@ -78,7 +79,7 @@ def flat(tensors: Any) -> Tensor:
 def hessian_diagonal(model: Any, reader: AnswerReader, names: tuple[str, ...]) -> Tensor:
     """Exact: one backward pass through the gradient for each of the weights."""
     params = list(model.parameters())
-    with passes.twice_differentiable_attention(model):
+    with curvature.twice_differentiable_attention(model):
         gradient = torch.cat(
             [g.flatten() for g in torch.autograd.grad(nll(model, reader, names), params, create_graph=True)]
         )
@@ -116,7 +117,7 @@ def estimates(model: Any, reader: AnswerReader, estimator: str, on: str, samples
     # beta2 = 0: h is the last estimate itself
     sophia = Sophia(model.parameters(), betas=(0.9, 0.0), estimator=estimator, curvature_on=on)
     for number in range(samples):
-        passes.refresh_curvature(step_of(model, reader, sophia, number))
+        curvature.refresh_curvature(step_of(model, reader, number), sophia)
         h = flat(sophia.state[p]["hessian"] for p in model.parameters())
         mean, square = mean + h / samples, square + h**2 / samples
     return mean, ((square - mean**2).clamp(min=0) / samples).sqrt()
@@ -140,8 +141,8 @@ def test_the_mean_estimate_converges_to_the_exact_diagonal(
     model: Any,
     reader: AnswerReader,
 ) -> None:
-    """Sequences of unequal length, float64: the whole within `tolerance` of its norm, each coordinate within 6 s.e."""
-    diagonal = exact(model.eval(), reader, passes.CURVATURE_PARTS[on])
+    """Sequences of unequal length, float64: all within `tolerance` of the norm, each coordinate within 6 s.e."""
+    diagonal = exact(model.eval(), reader, curvature.CURVATURE_PARTS[on])
     mean, error = estimates(model.train(), reader, estimator, on, samples)
     assert float((mean - diagonal).norm() / diagonal.norm()) < tolerance
     assert ((mean - diagonal).abs() <= 6 * error + 1e-9).all()
@@ -163,8 +164,8 @@ def test_hutchinson_of_copies_of_a_row_is_that_of_the_row(
 ) -> None:
     monkeypatch.setitem(PARTS, "retain", [RETAIN[0]] * 3)
     step = step_of(model.eval(), reader, Sophia(model.parameters(), estimator="hutchinson"))
-    one = passes.hutchinson(step, [batch_of(("retain",), slice(0, 1))], ("retain",), 1)
-    three = passes.hutchinson(step, [batch_of(("retain",))], ("retain",), 3)
+    one = curvature.hutchinson(step, [batch_of(("retain",), slice(0, 1))], ("retain",), 1)
+    three = curvature.hutchinson(step, [batch_of(("retain",))], ("retain",), 3)
     assert float((flat(three) - flat(one)).norm() / flat(one).norm()) < 1e-5  # the model's norms compute in fp32
 
 
@@ -175,7 +176,7 @@ def test_an_estimate_does_not_depend_on_the_split_into_micro_batches(
 ) -> None:
     def one(micro: int) -> Tensor:
         sophia = Sophia(model.parameters(), betas=(0.9, 0.0), estimator=estimator, curvature_on=on)
-        passes.refresh_curvature(step_of(model, reader, sophia, micro=micro))
+        curvature.refresh_curvature(step_of(model, reader, micro=micro), sophia)
         return flat(sophia.state[p]["hessian"] for p in model.parameters())
 
     torch.testing.assert_close(one(1), one(3), rtol=1e-9, atol=1e-12)
@@ -185,9 +186,9 @@ def test_places_and_parts_are_sampled_independently(model: Any, reader: AnswerRe
     """Copies of a row, and one place in two parts, draw different labels: else cross terms would not vanish."""
     logits = torch.zeros(6, 5, 1000)
     batch = {"places": torch.tensor([0, 1, 2, 0, 1, 2]), "labels": torch.zeros(6, 5, dtype=torch.long)}
-    labels = passes.sampled_labels(logits, batch, ["forget", "retain"], (0, 0))
+    labels = curvature.sampled_labels(logits, batch, ["forget", "retain"], (0, 0))
     assert all((labels[i] != labels[j]).all() for i in range(6) for j in range(i))
-    again = passes.sampled_labels(logits[3:], {k: v[3:] for k, v in batch.items()}, ["retain"], (0, 0))
+    again = curvature.sampled_labels(logits[3:], {k: v[3:] for k, v in batch.items()}, ["retain"], (0, 0))
     assert torch.equal(again, labels[3:])
 
 
@@ -197,13 +198,12 @@ def test_a_curvature_sub_batch_is_drawn_and_depends_on_neither_split_nor_rank(
 ) -> None:
     """`curvature_rows` rows a part, each step others; their mean is over those rows only."""
 
-    def read(number: int, micro: int, world: int) -> list[int]:
+    def read(number: int, micro: int, num_ranks: int) -> list[int]:
         found: list[int] = []
-        for rank in range(world):
-            sophia = Sophia(model.parameters(), estimator="hutchinson", curvature_rows=rows)
-            step = step_of(model, reader, sophia, number, micro)
-            step = replace(step, samples=step.samples[rank::world], rank=rank, world=world)
-            batches, num_rows = passes._curvature_batches(step, ["forget", "retain"])
+        for rank in range(num_ranks):
+            step = step_of(model, reader, number, micro)
+            step = replace(step, micro_batches=step.micro_batches[rank::num_ranks], rank=rank, num_ranks=num_ranks)
+            batches, num_rows = curvature._batches(step, ["forget", "retain"], rows)
             assert num_rows == rows
             for batch in batches:
                 some = (batch["labels"] >= 0).any(1)
@@ -224,7 +224,7 @@ def test_a_curvature_pass_moves_nothing_but_the_curvature(estimator: str, model:
     before = copy.deepcopy(model.state_dict())
     sophia = Sophia(model.parameters(), lr=1e-3, estimator=estimator)
     random = torch.get_rng_state()
-    passes.refresh_curvature(step_of(model, reader, sophia))
+    curvature.refresh_curvature(step_of(model, reader), sophia)
     assert torch.equal(random, torch.get_rng_state()) and model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert model.config._attn_implementation == "sdpa"
@@ -239,14 +239,14 @@ def test_the_gradients_of_both_terms_and_their_cosine_are_those_of_autograd(mode
     params = list(model.parameters())
     forget = -flat(torch.autograd.grad(nll(model, reader, ("forget",)), params))
     retain = flat(torch.autograd.grad(nll(model, reader, ("retain",)), params))
-    found = passes.gradient_conflict(step_of(model.train(), reader, None, micro=1))
+    found = passes.gradient_conflict(step_of(model.train(), reader, micro=1))
     assert found["forget_gradient_norm"] == pytest.approx(float(forget.norm()), rel=1e-5)
     assert found["retain_gradient_norm"] == pytest.approx(float(retain.norm()), rel=1e-5)
     assert found["gradient_cosine"] == pytest.approx(float(forget @ retain / forget.norm() / retain.norm()), rel=1e-5)
 
 
 def test_a_term_without_a_gradient_has_no_cosine(model: Any, reader: AnswerReader) -> None:
-    step = step_of(model, reader, None)
+    step = step_of(model, reader)
     saturated = replace(step, terms=lambda forward, rows: (0 * step.loss(forward, rows), step.loss(forward, rows)))
     found = passes.gradient_conflict(saturated)
     assert found["forget_gradient_norm"] == 0 and found["retain_gradient_norm"] > 0 and "gradient_cosine" not in found

@@ -134,17 +134,17 @@ def submit(cwd: Path, env: Mapping[str, str], *overrides: str) -> subprocess.Pop
 
 def test_a_sweep_leaves_results_and_names_what_failed(cluster: dict[str, str], tmp_path: Path) -> None:
     sweep = submit(tmp_path, cluster, "name=sweep", "train.max_steps=2", "train.batch_size=8,4,0")
-    said, _ = sweep.communicate(timeout=240)
-    assert sweep.returncode == 1, said
+    printed, _ = sweep.communicate(timeout=240)
+    assert sweep.returncode == 1, printed
     folders = {}
     for job in (tmp_path / "runs/sweep").glob("*train.batch_size-*"):
         folders[job.name.split("train.batch_size-")[1].split("+")[0]] = job
     for size in ("8", "4"):
-        assert json.loads((folders[size] / "results.json").read_text())["num_steps"] == 2, said
+        assert json.loads((folders[size] / "results.json").read_text())["num_steps"] == 2, printed
     assert not (folders["0"] / "results.json").exists()
     reason = (folders["0"] / "error.txt").read_text()
     assert reason.startswith("train.batch_size=0: expected a whole number")
-    assert f"soul_exp: failed: {folders['0'].name}: {reason}" in said
+    assert f"soul_exp: failed: {folders['0'].name}: {reason}" in printed
 
 
 @pytest.mark.slow
@@ -156,8 +156,8 @@ def test_an_interrupted_job_resumes(cluster: dict[str, str], tmp_path: Path, int
     folder = tmp_path / "runs/again"
     _wait_for(lambda: bool(list(folder.glob("*/checkpoints/*/checkpoint-*/trainer_state.json"))), "a checkpoint", 120)
     subprocess.run([*interrupt, _said(cluster, "squeue", "--noheader", "--format=%A")], env=cluster, check=True)
-    said, _ = sweep.communicate(timeout=180)
-    assert sweep.returncode == 0, said
+    printed, _ = sweep.communicate(timeout=180)
+    assert sweep.returncode == 0, printed
     log = "".join(path.read_text() for path in folder.glob(".slurm/*/*_log.out"))
     assert log.count("Starting with JobEnvironment") == 2 and "unlearn: resuming from checkpoint-" in log
     assert json.loads(next(folder.glob("*/results.json")).read_text())["num_steps"] == 150
@@ -168,8 +168,8 @@ def test_a_killed_job_ends_the_waiting(cluster: dict[str, str], tmp_path: Path) 
     sweep = submit(tmp_path, cluster, "name=killed", "train.epochs=50", "train.max_steps=5000")
     _wait_for(lambda: bool(list((tmp_path / "runs/killed").glob("*/train.jsonl"))), "training", 120)
     subprocess.run(["scancel", _said(cluster, "squeue", "--noheader", "--format=%A")], env=cluster, check=True)
-    said, _ = sweep.communicate(timeout=120)
-    assert sweep.returncode == 1 and "soul_exp: failed: SLURM: Job" in said and "CANCELLED" in said, said
+    printed, _ = sweep.communicate(timeout=120)
+    assert sweep.returncode == 1 and "soul_exp: failed: SLURM: Job" in printed and "CANCELLED" in printed, printed
 
 
 @pytest.mark.slow

@@ -34,7 +34,7 @@ from soul_exp.evaluation import lm_eval_suite
 from soul_exp.evaluation.probing import likelihoods
 from soul_exp.metrics.answers import SUITE
 from soul_exp.metrics.suite import mean_accuracy, perplexity
-from soul_exp.models import loading
+from soul_exp.models import saving
 from soul_exp.models.checkpoint import Checkpoint
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.models.lora import Lora
@@ -238,7 +238,7 @@ def test_both_of_two_ranks_have_the_scores_of_one_process_with_sharded_weights_o
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lm = small_model()
-    loading.save(lm.model, lm.tokenizer, tmp_path / "model")
+    saving.save(lm.model, lm.tokenizer, tmp_path / "model")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     launch(
         score_in, str(tmp_path / "model"), {engine: deepspeed_of(engine) for engine in ("ddp", "zero3")}, str(tmp_path),
@@ -258,7 +258,7 @@ def test_both_of_two_ranks_have_the_scores_of_one_process_with_sharded_weights_o
 def test_a_model_is_evaluated_once_per_suite(
     lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loading.save(lm.model, lm.tokenizer, tmp_path / "model")
+    saving.save(lm.model, lm.tokenizer, tmp_path / "model")
     task = copyright(num_passages=4, num_holdout_passages=2, num_retain_passages=3)
     task = type(task)(**{**vars(task), "probes": {"forget": Probe([Item("What is amber?", "birch")])}})
     models = replace(

@@ -21,10 +21,11 @@ from soul_exp.losses import Objective, Scored
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.models.lora import Lora
 from soul_exp.optim import SAM, AdamW, Hybrid, Influence, MeZO, Sophia
-from soul_exp.training import passes
-from soul_exp.training.reference import freeze
+from soul_exp.training import curvature
+from soul_exp.training.groups import parameter_groups
+from soul_exp.training.reference import compute_reference
 from soul_exp.training.schedule import Schedule
-from soul_exp.training.statistics import remark
+from soul_exp.training.statistics import sign_descent_note
 from soul_exp.training.stream import Stream
 from soul_exp.training.train import Outcome, train
 from soul_exp.training.trainer import Unlearner
@@ -177,9 +178,9 @@ def test_the_curvature_pass_squares_the_gradient_of_the_sampled_loss(
     made.model_wrapped, made.state.global_step = lm.model, 0
     batch = made.data_collator([made.train_dataset[i] for i in range(4)])
     made._before_step([batch])
-    retained = made._rows_of(batch, ["retain"])
+    retained = made._cut_to(batch, ["retain"])
     logits = made.reader(lm.model.eval(), retained)
-    labels = passes.sampled_labels(logits.detach(), {**retained, "places": torch.arange(4)}, ["retain"], (0, 0))
+    labels = curvature.sampled_labels(logits.detach(), {**retained, "places": torch.arange(4)}, ["retain"], (0, 0))
     w = 1 / (4 * (retained["labels"] != -100).sum(1, keepdim=True))
     (F.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=-100) * w.sqrt()).sum().backward()
     for name, p in lm.model.named_parameters():
@@ -232,7 +233,7 @@ ROLES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {  # family -> its siz
 def roles_of(model: torch.nn.Module) -> dict[str, list[str]]:
     """role -> names of weights; "decayed" are those of role "other" that decay."""
     names = {id(p): name.removesuffix(".weight") for name, p in model.named_parameters()}
-    groups = object.__new__(Unlearner)._groups(model)
+    groups = parameter_groups(model, set(object.__new__(Unlearner).get_decay_parameter_names(model)))
     return {
         "decayed" if group["role"] == "other" and "weight_decay" not in group else group["role"]: [
             names[id(p)] for p in group["params"]
@@ -283,15 +284,15 @@ def test_every_optimizer_logs_what_its_steps_did(
     assert ("win_rate" in logged) == (logged["h_norm"] > 0) == (optimizer.func is Sophia)
 
 
-def test_degenerating_to_sign_descent_is_said_once_and_kept(
+def test_sign_descent_is_logged_once_and_noted_in_the_results(
     lm: LanguageModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     tight = functools.partial(Sophia, lr=1e-4, rho=1e-9)
     with caplog.at_level("WARNING"):
         outcome = run(lm, tmp_path / "tight", OBJECTIVES["grad_diff"], tight)
-    said = [record.message for record in caplog.records if "sign descent" in record.message]
-    assert len(said) == len(outcome.notes) == 1 and outcome.notes[0] in said[0]
-    assert "only 0.0% of the coordinates were not clipped" in said[0]
+    messages = [record.message for record in caplog.records if "sign descent" in record.message]
+    assert len(messages) == len(outcome.notes) == 1 and outcome.notes[0] in messages[0]
+    assert "only 0.0% of the coordinates were not clipped" in messages[0]
     assert not run(lm, tmp_path / "wide", OBJECTIVES["grad_diff"], functools.partial(Sophia, lr=1e-4, rho=1e6)).notes
 
 
@@ -319,9 +320,9 @@ def test_a_training_that_changed_no_weight_says_so_and_what_to_type(
 
 def test_sign_descent_is_judged_by_the_later_half() -> None:
     """A curvature that starts at 0 clips everything at first: that alone is no degeneration."""
-    assert remark([0.0, 0.01, 0.2, 0.3]) is None
-    assert remark([0.4, 0.3, 0.06, 0.02]) is not None  # mean 0.04
-    assert remark([]) is None
+    assert sign_descent_note([0.0, 0.01, 0.2, 0.3]) is None
+    assert sign_descent_note([0.4, 0.3, 0.06, 0.02]) is not None  # mean 0.04
+    assert sign_descent_note([]) is None
 
 
 def test_a_gradient_that_turns_nan_under_our_optimizer_ends_as_diverged(lm: LanguageModel, tmp_path: Path) -> None:
@@ -339,15 +340,15 @@ def test_a_gradient_that_turns_nan_under_our_optimizer_ends_as_diverged(lm: Lang
     assert torch.isfinite(weights(lm)).all()  # the coordinate was left as it was
 
 
-def test_the_gradient_conflict_is_logged_when_asked_for_and_changes_no_number(
+def test_the_gradient_conflict_is_logged_on_request_and_changes_no_number(
     lm: LanguageModel, start: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     ends = []
-    for asked in (True, False):
-        run(fresh(lm, start), tmp_path / str(asked), OBJECTIVES["npo"], log_gradients=asked)
+    for wanted in (True, False):
+        run(fresh(lm, start), tmp_path / str(wanted), OBJECTIVES["npo"], log_gradients=wanted)
         ends.append(weights(lm))
     assert torch.equal(*ends)
-    lines = [[json.loads(line) for line in (tmp_path / str(asked) / "train.jsonl").open()] for asked in (True, False)]
+    lines = [[json.loads(line) for line in (tmp_path / str(wanted) / "train.jsonl").open()] for wanted in (True, False)]
     assert all(-1 <= line["gradient_cosine"] <= 1 and line["retain_gradient_norm"] > 0 for line in lines[0])
     assert all("gradient_cosine" not in line for line in lines[1])
 
@@ -365,7 +366,7 @@ def full_gradient(lm: LanguageModel, objective: Objective, clip: float | None = 
     return found
 
 
-def test_sharpness_aware_steps_climb_along_the_whole_batch_and_clip_what_they_find_there(
+def test_sharpness_aware_steps_ascend_along_the_gradient_of_all_rows_and_clip_the_gradient_there(
     lm: LanguageModel, start: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     """Against the method written out: w - lr clip(g(w + radius g / ||g||)), whatever the accumulation."""
@@ -530,7 +531,7 @@ def test_without_a_retain_term_the_retain_nll_is_logged_and_changes_no_number(
     """It is that of the step's retain rows before the step, whatever the split; other numbers stay to the last bit."""
     objective, ends, logged = OBJECTIVES["grad_ascent"], [], []
     for label, names, micro in (
-        ("whole", ("forget", "retain"), 4),
+        ("full", ("forget", "retain"), 4),
         ("split", ("forget", "retain"), 2),
         ("without", ("forget",), 4),
     ):
@@ -551,7 +552,7 @@ def test_without_a_retain_term_the_retain_nll_is_logged_and_changes_no_number(
 def test_ascent_that_destroys_what_is_retained_ends_as_diverged_also_at_its_last_step(
     lr: float, steps: int, lm: LanguageModel, tmp_path: Path
 ) -> None:
-    """Its own loss is finite and says nothing of it."""
+    """Its own loss is finite and does not show it."""
     outcome = run(
         lm, tmp_path, OBJECTIVES["grad_ascent"], functools.partial(torch.optim.SGD, lr=lr), ("forget", "retain"),
         max_steps=steps, diverged_at=1.5, max_grad_norm=0.0,
@@ -587,15 +588,15 @@ def test_a_killed_run_resumes_to_the_same_weights(
 ) -> None:
     make, dtype = RESUMED[name]
     lm.model.to(dtype)
-    run(fresh(lm, start), tmp_path / "whole", OBJECTIVES["npo_kl"], make, max_steps=9, save_steps=4)
-    whole = weights(lm)
+    run(fresh(lm, start), tmp_path / "full", OBJECTIVES["npo_kl"], make, max_steps=9, save_steps=4)
+    full = weights(lm)
 
     killed_run(fresh(lm, start), tmp_path / "killed", make)
     half = tmp_path / "killed" / "checkpoints" / "checkpoint-6"  # cut off while it was written: no COMPLETE in it
     half.mkdir()
     run(fresh(lm, start), tmp_path / "killed", OBJECTIVES["npo_kl"], make, max_steps=9, save_steps=4)
-    assert torch.equal(weights(lm), whole)
-    assert (tmp_path / "killed" / "train.jsonl").read_text() == (tmp_path / "whole" / "train.jsonl").read_text()
+    assert torch.equal(weights(lm), full)
+    assert (tmp_path / "killed" / "train.jsonl").read_text() == (tmp_path / "full" / "train.jsonl").read_text()
 
 
 def test_a_killed_run_without_a_retain_term_resumes_to_the_same_retain_nll_and_the_same_end(
@@ -603,12 +604,12 @@ def test_a_killed_run_without_a_retain_term_resumes_to_the_same_retain_nll_and_t
 ) -> None:
     sgd, names = functools.partial(torch.optim.SGD, lr=3.0), ("forget", "retain")
     settings = {"max_steps": 9, "save_steps": 4, "diverged_at": None}
-    run(fresh(lm, start), tmp_path / "whole", OBJECTIVES["grad_ascent"], sgd, names, **settings)
-    whole = weights(lm)
+    run(fresh(lm, start), tmp_path / "full", OBJECTIVES["grad_ascent"], sgd, names, **settings)
+    full = weights(lm)
     killed_run(fresh(lm, start), tmp_path / "killed", sgd, "grad_ascent")
     run(fresh(lm, start), tmp_path / "killed", OBJECTIVES["grad_ascent"], sgd, names, **settings)
-    assert torch.equal(weights(lm), whole)
-    assert (tmp_path / "killed" / "train.jsonl").read_text() == (tmp_path / "whole" / "train.jsonl").read_text()
+    assert torch.equal(weights(lm), full)
+    assert (tmp_path / "killed" / "train.jsonl").read_text() == (tmp_path / "full" / "train.jsonl").read_text()
 
 
 def test_batch_sizes_that_do_not_divide_are_refused() -> None:
@@ -620,10 +621,10 @@ def test_batch_sizes_that_do_not_divide_are_refused() -> None:
 
 def test_the_reference_is_the_start_model_also_after_training(lm: LanguageModel, tmp_path: Path) -> None:
     made = one_trainer(lm, tmp_path, OBJECTIVES["npo_kl"], ("forget", "retain"))
-    reference = freeze(
+    reference = compute_reference(
         lm.model, lm.reader, made.stream, ["reference_nll", "reference_logits"], ["forget", "retain"], lm.pad_id
     )
-    batch = made._rows_of(made.data_collator([made.train_dataset[i] for i in range(4)]), ["retain"])
+    batch = made._cut_to(made.data_collator([made.train_dataset[i] for i in range(4)]), ["retain"])
     with torch.no_grad():
         before = lm.reader(lm.model.eval(), batch)
         for p in lm.model.parameters():
@@ -634,13 +635,13 @@ def test_the_reference_is_the_start_model_also_after_training(lm: LanguageModel,
     torch.testing.assert_close(reference.nll_of(rows)["retain"], Scored(before, batch["labels"]).nll)
 
 
-def test_a_layers_frozen_output_and_the_logits_of_a_part_are_made_when_they_are_asked_for(
+def test_a_layers_frozen_output_and_the_logits_of_a_part_are_computed_when_they_are_read(
     lm: LanguageModel, tmp_path: Path
 ) -> None:
     made = one_trainer(lm, tmp_path, OBJECTIVES["rmu"], ("forget", "retain"))
     wanted = ["reference_logits", "reference_hidden"]
-    reference = freeze(lm.model, lm.reader, made.stream, wanted, ["forget", "retain"], lm.pad_id, layer=1)
-    batch = made._rows_of(made.data_collator([made.train_dataset[i] for i in range(4)]), ["retain"])
+    reference = compute_reference(lm.model, lm.reader, made.stream, wanted, ["forget", "retain"], lm.pad_id, layer=1)
+    batch = made._cut_to(made.data_collator([made.train_dataset[i] for i in range(4)]), ["retain"])
     with torch.no_grad():
         _, before = lm.reader.with_layer(lm.model.eval(), batch, 1)
         for p in lm.model.parameters():

@@ -65,13 +65,13 @@ def refuse(rank: int) -> None:
     raise UsageError("a sentence for the user")
 
 
-def job(_: Any, crew: Any = None) -> None:
+def job(_: Any, workers: Any = None) -> None:
     work, processes = globals()[WORK], int(PROCESSES)
     logs = Path("ranks/toy").absolute()
     if WORK == "refuse":
         refuse(0)
-    if crew is not None:
-        crew.lead(work, compute={"threads": 1, "device": "cpu", "deepspeed": None}, logs=logs)
+    if workers is not None:
+        workers.run_on_all(work, compute={"threads": 1, "device": "cpu", "deepspeed": None}, logs=logs)
     else:
         print(launch(work, processes=processes, threads=1, logs=logs, alone=WORK == "sleep_alone" or processes == 1))
 

@@ -21,7 +21,7 @@ from soul_exp.data import content_hash
 from soul_exp.evaluation import lm_eval_suite
 from soul_exp.evaluation.probing import evaluate_probes
 from soul_exp.evaluation.records import read_records, write_records
-from soul_exp.files import is_sound, seal
+from soul_exp.files import is_intact, seal
 from soul_exp.metrics.answers import SUITE, Answers, Scores
 from soul_exp.models import loading
 from soul_exp.models.checkpoint import Checkpoint
@@ -94,7 +94,7 @@ def fill(models: Models, checkpoint: Checkpoint, device: str, label: str, system
 
 
 def _is_answered(folder: Path) -> bool:
-    return folder.is_dir() and is_sound(folder / COMPLETE)
+    return folder.is_dir() and is_intact(folder / COMPLETE)
 
 
 def read_answers(folder: Path) -> Measured:

@@ -17,9 +17,9 @@ from transformers import PreTrainedTokenizerBase
 from soul_exp.data import Item, Template, content_hash
 from soul_exp.distributed import zero3
 from soul_exp.evaluation import lm_eval_suite
-from soul_exp.files import is_sound
+from soul_exp.files import is_intact
 from soul_exp.metrics.answers import SUITE
-from soul_exp.models import attention, loading
+from soul_exp.models import attention, checking, loading, vocabulary
 from soul_exp.models.checkpoint import DONE, UNLEARNED, Checkpoint
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.options import prepared
@@ -91,7 +91,7 @@ def folder_of(cache: Path, made_by: Mapping[str, Any]) -> Path:
 
 def is_ready(folder: Path) -> bool:
     """Whether `folder` holds a prepared model as it was written; a damaged one counts as absent."""
-    return (folder / DONE).is_file() and is_sound(folder / DONE)
+    return (folder / DONE).is_file() and is_intact(folder / DONE)
 
 
 def load(
@@ -108,13 +108,13 @@ def load(
     """
     tokenizer, path = tokenizer_of(model, checkpoint), checkpoint.path
     loaded = loading.load_model(path, checkpoint.revision, model.dtype, model.attention, deepspeed=deepspeed)
-    with zero3.loading(deepspeed):
+    with zero3.partitioned_loading(deepspeed):
         lm = LanguageModel.of(loaded, tokenizer, model.template, model.max_length)
     if not may_have_diverged and not (Path(path) / UNLEARNED).is_file():
-        loading.check_finite(lm.model, path)
+        checking.check_finite(lm.model, path)
         if attention.needs_gpu(model.attention):
             loading.move(lm.model, "cuda")
-        loading.check_causal(lm.model, path)
+        checking.check_causal(lm.model, path)
     return lm
 
 
@@ -122,8 +122,8 @@ def tokenizer_of(model: ModelSettings, checkpoint: Checkpoint) -> PreTrainedToke
     """The tokenizer that `model` names, else the checkpoint's own."""
     name = model.tokenizer
     if name is None:
-        return loading.load_tokenizer(checkpoint.path, checkpoint.revision)
-    return loading.load_tokenizer(name, model.revision if name == model.path else None)
+        return vocabulary.load_tokenizer(checkpoint.path, checkpoint.revision)
+    return vocabulary.load_tokenizer(name, model.revision if name == model.path else None)
 
 
 def training_form(template: Template) -> dict[str, str]:

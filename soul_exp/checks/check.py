@@ -17,11 +17,11 @@ from soul_exp.checks import availability, disk
 from soul_exp.checks.disk import Need
 from soul_exp.checks.optimizer import check_optimizer, check_precision
 from soul_exp.checks.options import check_options
-from soul_exp.distributed.environment import found
+from soul_exp.distributed.environment import launch_environment
 from soul_exp.errors import UsageError
 from soul_exp.evaluation import lm_eval_suite
 from soul_exp.metrics.answers import Answers
-from soul_exp.models import attention, loading, lora
+from soul_exp.models import attention, checking, loading, lora, scratch, vocabulary
 from soul_exp.models.layers import layer_of, layers_of, recomputing
 from soul_exp.run import Run
 
@@ -150,8 +150,9 @@ def _has_wandb_key() -> bool:
 
 
 def _check_compute(compute: Config, tunes: bool) -> None:
-    world = found()
-    wanted = world.devices if world and not tunes else compute["processes"]  # trials start all processes here
+    environment = launch_environment()
+    # trials start all their processes here
+    wanted = environment.num_devices if environment and not tunes else compute["processes"]
     if compute["device"] == "cuda" and torch.cuda.device_count() < wanted:
         raise UsageError(
             f"compute needs {wanted} CUDA device(s), found {torch.cuda.device_count()}: "
@@ -209,8 +210,8 @@ def _check_models(run: Run) -> None:
     if not model.path and not model.scratch:
         raise UsageError("the model has neither model.path nor model.scratch: give a checkpoint folder or hub name")
     if not model.path and model.scratch:
-        scratch = loading.scratch_config(model.scratch.config, model.scratch.vocab_size)
-        loading.check_architecture(scratch, "model.scratch.config")
+        architecture = scratch.scratch_config(model.scratch.config, model.scratch.vocab_size)
+        checking.check_architecture(architecture, "model.scratch.config")
     if run.retrained and run.retrained_records:
         raise UsageError("retrained.path and retrained.records are both given: keep one")
     if run.retrained and _is_local(run.retrained.path):
@@ -226,9 +227,9 @@ def _check_models(run: Run) -> None:
 def _check_given(path: str, option: str, tokenizer: str | None) -> None:
     """Whether the folder `path` holds a sound model, for which the `tokenizer` that it is used with was made."""
     tokenizer = tokenizer or path
-    loading.check_folder(Path(path), option, own_tokenizer=tokenizer == path)
+    checking.check_folder(Path(path), option, own_tokenizer=tokenizer == path)
     if _is_local(tokenizer):
-        loading.fit_vocabulary(loading.load_model(path, weights=False), loading.load_tokenizer(tokenizer))
+        vocabulary.fit_vocabulary(loading.load_model(path, weights=False), vocabulary.load_tokenizer(tokenizer))
 
 
 def _is_local(path: str) -> bool:

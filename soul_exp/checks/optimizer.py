@@ -9,8 +9,7 @@ import torch
 from soul_exp.errors import UsageError, built
 from soul_exp.optim.kernels import ROUNDINGS
 from soul_exp.run import HESSIAN_PARTS, Run, settings_of
-
-ELEMENTWISE = ("Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "RMSprop", "SGD")  # of torch.optim
+from soul_exp.training.capabilities import capabilities, is_elementwise
 
 
 def check_optimizer(run: Run) -> None:
@@ -23,8 +22,9 @@ def check_optimizer(run: Run) -> None:
     made = built(lambda: run.make_optimizer(groups), "optimizer")
     if not isinstance(made, torch.optim.Optimizer):
         raise UsageError(f"optimizer={name}: found {type(made).__name__}, expected a torch.optim.Optimizer")
+    asks = capabilities(made)
     if compute.deepspeed:
-        if not getattr(made, "elementwise", type(made).__name__ in ELEMENTWISE):
+        if not is_elementwise(made):
             raise UsageError(
                 f"optimizer={name} does not work element by element, as the flat shards of DeepSpeed's ZeRO need: "
                 f"choose compute=cpu or gpu"
@@ -33,15 +33,15 @@ def check_optimizer(run: Run) -> None:
             raise UsageError(
                 "train.log_gradients=true needs complete gradients, which ZeRO does not keep: set it false"
             )
-        if getattr(made, "estimator", None) == "hutchinson" and compute.zero_stage == 3:
+        if asks.curvature is not None and asks.curvature.estimator == "hutchinson" and compute.zero_stage == 3:
             raise UsageError("optimizer.estimator=hutchinson differentiates twice, which ZeRO-3 cannot: choose gnb")
-    rows = getattr(getattr(made, "base", made), "curvature_rows", None)
+    rows = asks.curvature and asks.curvature.curvature_rows
     if rows and rows > run.schedule.batch_size:
         raise UsageError(
             f"optimizer.curvature_rows={rows} is more than a step has: expected at most "
             f"train.batch_size={run.schedule.batch_size}"
         )
-    if getattr(made, "static", False):
+    if asks.row_gradients is not None:
         _check_static(run)
 
 

@@ -1,0 +1,1 @@
+"""Processes: started or joined, interrupted, and what their ranks do together."""

@@ -1,7 +1,7 @@
 """Ctrl-C and SIGTERM are noted at once and raised at the next safe point; a process that reaches none ends by itself.
 
-No signal handler raises: inside a destructor or a callback of C code, Python prints the exception and goes on. A thread
-reads the signals, so that they count while the main thread is inside foreign code. An end at any moment loses nothing:
+No signal handler raises: inside a destructor or a callback of C code, Python prints the exception and continues. A
+thread reads the signals, so that they count while the main thread is inside C code. An end at any moment loses nothing:
 files are written in one step, and a killed run resumes.
 """
 
@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator
 from types import FrameType
 
-from soul_exp.distributed.environment import found
+from soul_exp.distributed.environment import launch_environment
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 END_SECONDS = 1.5  # from the signal to the end of a process that reaches no safe point
@@ -30,11 +30,11 @@ RESUMES = "soul_exp: interrupted; the same command resumes where this one stoppe
 _received: list[int] = []  # the signals, in order
 _finished: list[int] = []  # the exit code, once nothing is left to do: a signal ends the process at once
 _installed = threading.Event()
-_last_line = threading.Lock()  # taken by whoever writes it, for ever
+_last_line = threading.Lock()  # taken for ever by the thread that writes it
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM has arrived; whatever stops for Python's own KeyboardInterrupt stops for it."""
+    """Ctrl-C or SIGTERM has arrived; what catches KeyboardInterrupt catches it."""
 
 
 def install() -> None:
@@ -63,26 +63,26 @@ def safe_point() -> None:
 
 
 def exit_code() -> int:
-    """What the shell expects of a process that a signal ended: 130 for Ctrl-C, 143 for SIGTERM."""
+    """The exit code of a process that a signal ended: 130 for Ctrl-C, 143 for SIGTERM."""
     return 128 + (_received[0] if _received else signal.SIGINT)
 
 
 def write_last_line() -> None:
-    """How to go on, on standard error: once, and of several processes of a run by rank 0 only."""
-    world = found()
-    speaks = (world is None or world.rank == 0) and _last_line.acquire(blocking=False)
-    if speaks and select.select([], [2], [], 0)[1]:  # a full pipe that nobody reads would hold us
+    """Write to standard error how to resume: once, and by rank 0 only where a run has several processes."""
+    environment = launch_environment()
+    writes = (environment is None or environment.rank == 0) and _last_line.acquire(blocking=False)
+    if writes and select.select([], [2], [], 0)[1]:  # a full pipe that nobody reads would hold us
         os.write(2, RESUMES.encode())
 
 
 def finish(code: int) -> None:
-    """The work is done, and `code` the exit code: from now on a signal ends the process at once."""
+    """Record that the work is done, with the exit code `code`: from now on a signal ends the process at once."""
     _finished.append(code)
 
 
 @contextlib.contextmanager
 def blocked_for_workers() -> Iterator[None]:
-    """Processes started inside do not hear Ctrl-C before they unblock it; this one does, in the thread that reads it.
+    """Processes started within it receive Ctrl-C only after they unblock it; this one receives it in its own thread.
 
     A terminal sends it to every process, and one that is still importing would print a traceback.
     """
@@ -91,7 +91,7 @@ def blocked_for_workers() -> Iterator[None]:
         return
     from multiprocessing import resource_tracker  # which has something to do at exit, before `_leave`
 
-    resource_tracker.ensure_running()  # as it starts, with the first worker, it would unblock Ctrl-C here
+    resource_tracker.ensure_running()  # it starts with the first worker, and would then unblock Ctrl-C here
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -104,7 +104,7 @@ def _noted(number: int, frame: FrameType | None) -> None:
 
 
 def _uninstall() -> None:
-    """In a forked child, whose pipe is its parent's: signals do what they do by default."""
+    """In a forked child, whose pipe is its parent's: signals have their default effect."""
     signal.set_wakeup_fd(-1)
     for number in SIGNALS:
         if signal.getsignal(number) is _noted:
@@ -114,7 +114,7 @@ def _uninstall() -> None:
 
 
 def _leave() -> None:
-    """Skip the rest of the interpreter's end, in which a signal would again do what it does by default."""
+    """Skip the rest of the interpreter's end, in which a signal has its default effect again."""
     if _finished:
         sys.stdout.flush()
         sys.stderr.flush()

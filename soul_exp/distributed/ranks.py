@@ -1,4 +1,4 @@
-"""Work on many rows, in batches of similar length, divided over the ranks; every rank gets every result."""
+"""What the ranks of a process group do together; a process without a group is rank 0 of 1, and does it alone."""
 
 from __future__ import annotations
 
@@ -7,56 +7,88 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch.distributed as dist
+from torch import Tensor
 from tqdm.auto import tqdm
 
 T = TypeVar("T")
 
 
-def in_batches(
-    lengths: Sequence[int], work: Callable[[list[int]], Sequence[T]], size: int, *, label: str = "", lockstep: bool
-) -> list[T]:
-    """What `work` returns for the rows 0 .. len(lengths) - 1, `size` of them a call, on all ranks and in their order.
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
 
-    Which rows meet in a batch does not depend on the number of ranks. In `lockstep` every rank calls `work` equally
-    often, as a model needs whose weights are divided over them; a call too many is repeated work.
-    """
-    order = np.argsort(np.asarray(lengths), kind="stable")[::-1]  # longest first: memory runs out early if at all
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    batches = [order[start : start + size].tolist() for start in range(0, len(order), size)]
-    share = batches[rank::world]
-    if lockstep and len(share) < -(-len(batches) // world):
-        share.append(batches[0])
-    done: dict[int, T] = {}
-    for batch in tqdm(share, desc=label, unit="batch", leave=False, disable=rank > 0 or not label):
-        done |= zip(batch, work(batch), strict=True)
-    if world > 1:
-        shares: list[Any] = [None] * world
-        dist.all_gather_object(shares, done)
-        done = {index: result for share in shares for index, result in share.items()}
-    return [done[i] for i in range(len(lengths))]
+
+def num_ranks() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_first() -> bool:
-    return not dist.is_initialized() or dist.get_rank() == 0
+    return rank() == 0
 
 
-def wait() -> None:
+def start_group(device: str, **options: Any) -> None:
+    """Join the process group of this run: NCCL on GPUs, else Gloo. Nothing happens if this process has joined."""
+    if not dist.is_initialized():
+        dist.init_process_group("gloo" if device == "cpu" else "nccl", **options)
+
+
+def leave_group() -> None:
+    """Leave the process group, if there is one: left to the interpreter's end, its threads may abort the process."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
     if dist.is_initialized():
         dist.barrier()
 
 
-def agreed(decide: Callable[[], Any]) -> Any:
-    """What rank 0 decides."""
-    said = [decide() if is_first() else None]
+def broadcast(make: Callable[[], T]) -> T:
+    """What `make` returns on rank 0, on every rank; the others do not call it."""
+    made: list[Any] = [make() if is_first() else None]
     if dist.is_initialized():
-        dist.broadcast_object_list(said)
-    return said[0]
+        dist.broadcast_object_list(made)
+    found: T = made[0]
+    return found
 
 
-def shared(names: Sequence[str], work: Callable[[str], Any]) -> dict[str, Any]:
+def gather(value: T) -> list[T]:
+    """`value` of every rank, by rank, on every rank."""
+    values: list[Any] = [value] * num_ranks()
+    if num_ranks() > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """`tensor`, to which the other ranks' are added in place."""
+    if num_ranks() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def divide_work(names: Sequence[str], work: Callable[[str], T]) -> dict[str, T]:
     """name -> `work(name)`, each done by one rank and known to all: no rank reads every file."""
-    if not dist.is_initialized():
-        return {name: work(name) for name in names}
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, {name: work(name) for name in names[dist.get_rank() :: dist.get_world_size()]})
+    parts = gather({name: work(name) for name in names[rank() :: num_ranks()]})
     return {name: value for part in parts for name, value in part.items()}
+
+
+def in_batches(
+    lengths: Sequence[int], work: Callable[[list[int]], Sequence[T]], size: int, *, label: str = "", lockstep: bool
+) -> list[T]:
+    """What `work` returns for the rows 0 .. len(lengths) - 1, in their order, on all ranks; `size` rows in each call.
+
+    Rows of similar length meet in a batch, and which ones do does not depend on the number of ranks. In `lockstep`
+    every rank calls `work` equally often, as a model needs whose weights are divided over them; a surplus call repeats
+    work.
+    """
+    order = np.argsort(np.asarray(lengths), kind="stable")[::-1]  # longest first: memory runs out early if at all
+    batches = [order[start : start + size].tolist() for start in range(0, len(order), size)]
+    share = batches[rank() :: num_ranks()]
+    if lockstep and len(share) < -(-len(batches) // num_ranks()):
+        share.append(batches[0])
+    done: dict[int, T] = {}
+    for batch in tqdm(share, desc=label, unit="batch", leave=False, disable=not is_first() or not label):
+        done |= zip(batch, work(batch), strict=True)
+    done = {index: result for part in gather(done) for index, result in part.items()}
+    return [done[i] for i in range(len(lengths))]

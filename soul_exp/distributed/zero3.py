@@ -1,48 +1,37 @@
-"""Models whose weights DeepSpeed's ZeRO-3 has divided over the ranks: loaded, run and saved with no rank holding all.
+"""Models whose weights DeepSpeed's ZeRO-3 divides over the ranks: loaded, run and inspected, no rank holding all.
 
-Every function serves whole models too, for which it does the plain thing. All ranks have to call it together.
+Every function works for undivided models too. All ranks call it together.
 """
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 from weakref import WeakSet
 
 import torch
-import torch.distributed as dist
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.utils import GENERATION_CONFIG_NAME
 
-MAX_SHARD_BYTES = 2 * 2**30  # of a saved file: what one rank holds while it saves, but for the largest single weight
+from soul_exp import compat
+from soul_exp.distributed import ranks
 
 
-def is_divided(deepspeed: Mapping[str, Any] | None) -> bool:
-    """Whether a compute entry's `deepspeed` divides the weights."""
+def divides_weights(deepspeed: Mapping[str, Any] | None) -> bool:
+    """Whether the DeepSpeed configuration `deepspeed` is that of ZeRO-3."""
     return bool(deepspeed) and deepspeed["zero_optimization"]["stage"] == 3  # type: ignore[index]
 
 
 def is_sharded(model: nn.Module) -> bool:
-    return any(hasattr(p, "ds_id") for p in model.parameters())
-
-
-def shape(p: Tensor) -> torch.Size:
-    """The shape of the whole weight, of which this rank may hold a share."""
-    return getattr(p, "ds_shape", p.shape)
+    """Whether ZeRO-3 has divided the weights of `model`."""
+    return any(map(compat.is_partitioned, model.parameters()))
 
 
 @contextmanager
-def loading(deepspeed: Mapping[str, Any] | None) -> Iterator[None]:
-    """Within it `from_pretrained` hands each weight out to the ranks as it is read."""
-    if not is_divided(deepspeed):
+def partitioned_loading(deepspeed: Mapping[str, Any] | None) -> Iterator[None]:
+    """Within it `from_pretrained` divides each weight over the ranks as it is read, if `deepspeed` says ZeRO-3."""
+    if not divides_weights(deepspeed):
         yield
         return
     from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
@@ -57,25 +46,9 @@ def loading(deepspeed: Mapping[str, Any] | None) -> Iterator[None]:
         del alive
 
 
-@contextmanager
-def undivided() -> Iterator[None]:
-    """Within it models are built whole, also where transformers remembers the ZeRO-3 of a training in this process."""
-    library: Any = sys.modules.get("transformers.integrations.deepspeed")
-    remembered = library and library._hf_deepspeed_config_weak_ref
-    config = remembered() if remembered else None
-    if config is None:
-        yield
-        return
-    library.unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        library.set_hf_deepspeed_config(config)
-
-
-def whole(params: Sequence[Tensor]) -> AbstractContextManager[Any]:
-    """Within it `params` are whole on every rank, to be read."""
-    divided = [p for p in params if hasattr(p, "ds_id")]
+def gathered(params: Sequence[Tensor]) -> AbstractContextManager[Any]:
+    """Within it every rank has all values of `params`, to be read."""
+    divided = [p for p in params if compat.is_partitioned(p)]
     if not divided:
         return nullcontext()
     import deepspeed
@@ -83,52 +56,46 @@ def whole(params: Sequence[Tensor]) -> AbstractContextManager[Any]:
     return deepspeed.zero.GatheredParameters(divided)
 
 
-_DRIVEN: WeakSet[nn.Module] = WeakSet()
+_RUN_BY_ENGINE: WeakSet[nn.Module] = WeakSet()
 
 
 @contextmanager
-def driven(model: nn.Module) -> Iterator[None]:
-    """Within it an engine gathers the weights of `model` whenever it runs: `gathering` leaves it to that."""
-    _DRIVEN.add(model)
+def run_by_engine(model: nn.Module) -> Iterator[None]:
+    """Within it DeepSpeed's engine gathers the weights of `model` whenever it runs, and `gathering` does nothing."""
+    _RUN_BY_ENGINE.add(model)
     try:
         yield
     finally:
-        _DRIVEN.discard(model)
+        _RUN_BY_ENGINE.discard(model)
 
 
 @contextmanager
 def gathering(model: nn.Module) -> Iterator[None]:
-    """Within it the model can be run without an engine: a layer's weights are whole while it runs, no longer."""
-    removes: list[Callable[[], None]] = []
-    if is_sharded(model) and model not in _DRIVEN:
-        for module, params in _units(model):
-            opened: list[AbstractContextManager[Any]] = []
-
-            def enter(
-                module: nn.Module,
-                args: Any,
-                params: Sequence[Tensor] = params,
-                opened: list[AbstractContextManager[Any]] = opened,
-            ) -> None:
-                opened.append(whole(params))
-                opened[-1].__enter__()
-
-            def leave(
-                module: nn.Module, args: Any, out: Any, opened: list[AbstractContextManager[Any]] = opened
-            ) -> None:
-                opened.pop().__exit__(None, None, None)
-
-            removes.append(module.register_forward_pre_hook(enter, prepend=True).remove)
-            removes.append(module.register_forward_hook(leave).remove)
-    try:
+    """Within it `model` can be run without an engine: the weights of a layer are gathered only while it runs."""
+    is_needed = is_sharded(model) and model not in _RUN_BY_ENGINE
+    with ExitStack() as stack:
+        for module, params in _units(model) if is_needed else ():
+            _gather_while_running(module, params, stack)
         yield
-    finally:
-        for remove in removes:
-            remove()
+
+
+def _gather_while_running(module: nn.Module, params: Sequence[Tensor], stack: ExitStack) -> None:
+    """Gather `params` before each forward pass of `module` and divide them after it, until `stack` ends."""
+    opened: list[AbstractContextManager[Any]] = []
+
+    def enter(module: nn.Module, args: Any) -> None:
+        opened.append(gathered(params))
+        opened[-1].__enter__()
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        opened.pop().__exit__(None, None, None)
+
+    stack.callback(module.register_forward_pre_hook(enter, prepend=True).remove)
+    stack.callback(module.register_forward_hook(leave).remove)
 
 
 def _units(module: nn.Module) -> Iterator[tuple[nn.Module, list[nn.Parameter]]]:
-    """Modules and the weights to gather at once when they run: a decoder layer's all, elsewhere a module's own."""
+    """Modules, and the weights to gather when each runs: of a decoder layer all, of other modules their own."""
     if isinstance(module, GradientCheckpointingLayer):
         yield module, list(module.parameters())
         return
@@ -139,141 +106,38 @@ def _units(module: nn.Module) -> Iterator[tuple[nn.Module, list[nn.Parameter]]]:
 
 
 def is_finite(model: nn.Module) -> bool:
-    """Whether every weight is a finite number: only then can a question be put to the model."""
-    return not_finite(model) is None
+    """Whether every weight is a finite number: only then can the model be evaluated."""
+    return nonfinite_weight(model) is None
 
 
-def not_finite(model: nn.Module) -> str | None:
-    """The name of a weight that is not a finite number."""
-    shares = {name: getattr(p, "ds_tensor", p) for name, p in model.named_parameters()}
+def nonfinite_weight(model: nn.Module) -> str | None:
+    """The name of a weight with a value that is not finite; None if there is none."""
+    shares = {name: compat.local_share(p) for name, p in model.named_parameters()}
     found = next((name for name, share in shares.items() if not torch.isfinite(share).all()), None)
     if is_sharded(model):
-        votes: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(votes, found)
-        found = next(filter(None, votes), None)
+        found = next(filter(None, ranks.gather(found)), None)
     return found
 
 
-def digest(model: nn.Module) -> list[int]:
-    """A sum over the bits of each trained weight, or of this rank's share: another one once a weight has changed."""
+def weight_sums(model: nn.Module) -> list[int]:
+    """For each trained weight the sum over its bits as integers, of this rank's share: a change of a weight shows."""
     integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    shares = [getattr(p, "ds_tensor", p).detach() for p in model.parameters() if p.requires_grad]
+    shares = [compat.local_share(p).detach() for p in model.parameters() if p.requires_grad]
     return [int(share.view(integers[share.element_size()]).sum(dtype=torch.int64)) for share in shares]
 
 
 def num_weights(model: nn.Module) -> int:
-    return sum(shape(p).numel() for p in model.parameters())
-
-
-def save(
-    model: PreTrainedModel, folder: Path, *, first: bool, published: bool = True, max_bytes: int = MAX_SHARD_BYTES
-) -> None:
-    """Write configuration and weights (safetensors) as `from_pretrained` reads them; the `first` rank writes.
-
-    Weights have the names that they have in published checkpoints or, with `published` false, those that they have in
-    memory, as `read` needs them: transformers renames some when it loads a model, and fuses those of experts. Divided
-    weights, which have their names in memory always, are gathered file by file: the first rank holds `max_bytes` at a
-    time.
-    """
-    if not is_sharded(model):
-        if first:
-            with _default_generation(model):
-                model.save_pretrained(folder, save_original_format=published)
-            save_settings(model, folder)
-        return
-    names = list(_saved(model).items())
-    files = _dealt(names, max_bytes)
-    weight_map: dict[str, str] = {}
-    for number, entries in enumerate(files, start=1):
-        file = "model.safetensors" if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
-        tensors: dict[str, Tensor] = {}
-        for name, p in entries:
-            with whole([p]):
-                if first:
-                    tensors[name] = p.detach().to("cpu", copy=True).contiguous()
-            weight_map[name] = file
-        if first:
-            folder.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, folder / file, metadata={"format": "pt"})
-    if first:
-        if len(files) > 1:
-            size = sum(shape(p).numel() * p.element_size() for _, p in names)
-            index = {"metadata": {"total_size": size}, "weight_map": weight_map}
-            (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
-        save_settings(model, folder)
-
-
-def save_settings(model: PreTrainedModel, folder: Path) -> None:
-    """Write config.json and generation_config.json, the latter with every setting that the checkpoint came with.
-
-    Not with its `save_pretrained`, which refuses settings that it reads: published models have a temperature without
-    do_sample. They decide nothing that is measured here.
-    """
-    model.config.architectures = [type(model).__name__]
-    model.config.dtype = next(p.dtype for p in model.parameters())
-    model.config.save_pretrained(folder)
-    if model.generation_config is not None:
-        model.generation_config.to_json_file(folder / GENERATION_CONFIG_NAME, keys_to_pop=["compile_config"])
+    """The number of weights of `model`, over all ranks."""
+    return sum(compat.full_shape(p).numel() for p in model.parameters())
 
 
 @contextmanager
-def _default_generation(model: PreTrainedModel) -> Iterator[None]:
-    """Within it the model's generation settings are the library's, which its `save_pretrained` accepts."""
-    given = model.generation_config
-    model.generation_config = None if given is None else GenerationConfig()
-    try:
-        yield
-    finally:
-        model.generation_config = given
-
-
-def _saved(model: nn.Module) -> dict[str, Tensor]:
-    """All that a checkpoint holds of `model`, by name in memory: parameters and persistent buffers, tied ones once."""
-    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-    return {name: value for name, value in model.state_dict(keep_vars=True).items() if name not in tied}
-
-
-def read(model: nn.Module, folder: Path) -> None:
-    """Put the weights that `save`, with `published` false, wrote to `folder` into `model`, one at a time."""
-    params, unknown = model.state_dict(keep_vars=True), []
-    unread = set(_saved(model))
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, "pt") as file, torch.no_grad():
-            for name in file.keys():  # noqa: SIM118 (it is no dict)
-                if name not in params:
-                    unknown.append(name)
-                    continue
-                unread.discard(name)
-                p = params[name]
-                with _to_change(p) as writes:
-                    if writes:
-                        p.copy_(file.get_tensor(name))
-    if unknown or unread:
-        differing = ", ".join([*unknown, *sorted(unread)][:3])
-        raise RuntimeError(f"the weights in {folder} are not those of {type(model).__name__}: {differing}")
-
-
-@contextmanager
-def _to_change(p: Tensor) -> Iterator[bool]:
-    """Within it `p` is whole; what the rank that gets True writes to it, all have."""
-    if not hasattr(p, "ds_id"):
+def to_be_written(p: Tensor) -> Iterator[bool]:
+    """Within it `p` is gathered; the rank that gets True writes to it, and at the end all ranks have its values."""
+    if not compat.is_partitioned(p):
         yield True
         return
     import deepspeed
 
     with deepspeed.zero.GatheredParameters([p], modifier_rank=0):
-        yield dist.get_rank() == 0
-
-
-def _dealt(entries: Sequence[tuple[str, Tensor]], max_bytes: int) -> list[list[tuple[str, Tensor]]]:
-    """The entries in order, in portions of at most `max_bytes`, but never an empty one."""
-    portions: list[list[tuple[str, Tensor]]] = [[]]
-    size = 0
-    for name, p in entries:
-        added = shape(p).numel() * p.element_size()
-        if portions[-1] and size + added > max_bytes:
-            portions.append([])
-            size = 0
-        portions[-1].append((name, p))
-        size += added
-    return portions
+        yield ranks.is_first()

@@ -6,7 +6,7 @@ Importing this module imports lm_eval, which takes seconds.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from tqdm.auto import tqdm
 
+from soul_exp import compat
 from soul_exp.distributed import zero3
 from soul_exp.distributed.ranks import in_batches
 from soul_exp.models.language_model import LanguageModel
@@ -26,7 +27,7 @@ MAX_POSITIONS = 8192  # of a forward pass, which computes logits at all of them:
 MAX_NLL = 700.0  # nats per word: exp of more is not a finite float, and an unlearned model reaches it
 
 
-class SharedModel(HFLM):
+class SharedModel(compat.SharedLikelihoods, HFLM):
     """lm-eval's wrapper of a model; `in_batches` divides its forward passes over the ranks."""
 
     def __init__(self, lm: LanguageModel, batch_size: int, label: str) -> None:
@@ -41,9 +42,10 @@ class SharedModel(HFLM):
         )
         self._lm, self._num_texts, self._label = lm, batch_size, f"{label}: utility"
 
-    def _loglikelihood_tokens(
-        self, requests: Sequence[Any], disable_tqdm: bool = False, override_bs: int | None = None
+    def share(
+        self, requests: Sequence[Any], compute: Callable[[Sequence[Any]], list[tuple[float, bool]]]
     ) -> list[tuple[float, bool]]:
+        """The likelihood of each request, the ranks dividing batches of texts of similar length."""
         lengths = [min(len(context) + len(continuation), self._lm.max_length) for _, context, continuation in requests]
         found: dict[int, tuple[float, bool]] = {}
         widths = [1 << (length - 1).bit_length() for length in lengths]  # the next power of 2
@@ -51,8 +53,7 @@ class SharedModel(HFLM):
             rows = [i for i, its_width in enumerate(widths) if its_width == width]
 
             def work(numbers: Sequence[int], rows: Sequence[int] = rows) -> list[tuple[float, bool]]:
-                chosen = [requests[rows[i]] for i in numbers]
-                return list(HFLM._loglikelihood_tokens(self, chosen, True, len(chosen)))
+                return compute([requests[rows[i]] for i in numbers])
 
             done = in_batches(
                 [lengths[i] for i in rows],

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from soul_exp.errors import short
-from soul_exp.files import write_whole
+from soul_exp.files import write_atomically
 from soul_exp.metrics.answers import Answers
 
 # ---- One JSON value. A ValueError begins with what was found; `_value` puts before it where.
@@ -93,7 +93,7 @@ def write_records(path: str | os.PathLike[str], answers: Answers) -> None:
     fields = [field for field in _FIELDS if getattr(answers, field) is not None]
     path.parent.mkdir(parents=True, exist_ok=True)
     records = ({field: _json_value(field, getattr(answers, field)[i]) for field in fields} for i in range(len(answers)))
-    write_whole(path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in records))
+    write_atomically(path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in records))
 
 
 def _json_value(field: str, value: Any) -> object:

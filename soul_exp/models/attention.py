@@ -1,4 +1,4 @@
-"""How attention is computed: which choices there are, whether this machine has them, and torch's kernels one by one."""
+"""The implementations of attention: which exist, whether this machine can compute them, and torch's kernels."""
 
 from __future__ import annotations
 
@@ -40,11 +40,12 @@ def check(attention: Any, device: str, dtype: str) -> None:
 
 
 def needs_gpu(attention: str) -> bool:
+    """Whether `attention` can be computed on a GPU only."""
     return attention in (*PACKAGES, *GPU_KERNELS)
 
 
 def choose_kernel(attention: str) -> None:
-    """Let torch's attention use one kernel only, in all of this process, where `attention` names one."""
+    """Let torch's attention use only the kernel that `attention` names, if it names one, in this whole process."""
     if attention in KERNELS:
         for name, kernel in KERNELS.items():
-            getattr(torch.backends.cuda, f"enable_{kernel}_sdp")(name == attention)  # they count on the CPU as well
+            getattr(torch.backends.cuda, f"enable_{kernel}_sdp")(name == attention)  # they apply on the CPU as well

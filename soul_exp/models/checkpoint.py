@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from soul_exp.files import read_sealed, read_sound
+from soul_exp.files import read_intact, read_sealed
 from soul_exp.models import lora
 
 DONE = "prepared.json"  # beside the weights of a model that prepare made
@@ -27,7 +27,7 @@ class Checkpoint:
         if not folder.is_dir():
             return [self.path, self.revision]
         sealed = isinstance(read_sealed(folder / DONE), dict)  # not where an earlier version made it
-        if sealed and (prepared := read_sound(folder / DONE)):
+        if sealed and (prepared := read_intact(folder / DONE)):
             return prepared["recipe"]
         files = [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in sorted(folder.glob("*")) if f.is_file()]
         return [*files, Checkpoint(*lora.base_of(folder)).identity()] if lora.is_adapter(self.path) else files

@@ -6,25 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from soul_exp.data import Encoded, Item, Template, encode
 from soul_exp.errors import UsageError
 from soul_exp.models.layers import AnswerReader
-from soul_exp.models.loading import fit_vocabulary
+from soul_exp.models.vocabulary import fit_vocabulary
 
 
 @dataclass
 class LanguageModel:
-    """A model with all that is needed to put texts to it: tokenizer, template, longest text, answer reader."""
+    """A model with all that is needed to evaluate it on texts."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     template: Template
-    max_length: int
+    max_length: int  # tokens
     reader: AnswerReader
 
     @classmethod
@@ -42,12 +39,12 @@ class LanguageModel:
         return cls(model, tokenizer, template, max_length, AnswerReader(model))
 
     def with_model(self, model: PreTrainedModel) -> LanguageModel:
-        """The same with another model, or with this one after its modules were exchanged."""
+        """The same with another model, or with this one after its modules were replaced."""
         self.reader.close()
         return replace(self, model=model, reader=AnswerReader(model))
 
     def with_system_prompt(self, system_prompt: str) -> LanguageModel:
-        """The same, that reads `system_prompt` before every prompt."""
+        """The same, with `system_prompt` before every prompt."""
         return replace(self, template=replace(self.template, system_prompt=system_prompt))
 
     @property
@@ -55,7 +52,7 @@ class LanguageModel:
         return int(self.tokenizer.pad_token_id)
 
     def encode(self, items: Sequence[Item]) -> list[Encoded]:
-        """The token ids of each item. Raises UsageError for one that the model cannot read."""
+        """The token ids of each item. Raises UsageError for an item that the model cannot read."""
         encoded = encode(items, self.tokenizer, self.template, self.max_length)
         embedding: Any = self.model.get_input_embeddings()
         rows = getattr(embedding, "base_layer", embedding).num_embeddings  # it may have an adapter
@@ -63,6 +60,6 @@ class LanguageModel:
             if max(row.ids) >= rows:
                 token = self.tokenizer.convert_ids_to_tokens(max(row.ids))
                 raise UsageError(
-                    f"the row {item.prompt[:60]!r} contains {token}, for which the model has no embedding: reword it"
+                    f"the row {item.prompt[:60]!r} contains {token}, for which the model has no embedding: rephrase it"
                 )
         return encoded

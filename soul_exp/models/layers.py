@@ -1,4 +1,4 @@
-"""The inside of a model: logits at answer positions only, the output of a layer, layers that are computed again.
+"""Inside a model: logits at answer positions only, the output of a layer, layers recomputed in the backward pass.
 
 B sequences, S tokens, T answer positions, H hidden size, V vocabulary.
 """
@@ -16,29 +16,32 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from soul_exp import compat
 from soul_exp.errors import UsageError
 
 
 def layers_of(model: nn.Module) -> list[nn.Module]:
-    """The decoder's layers, first to last; empty for an architecture that does not tell them."""
+    """The decoder's layers, first to last; empty for an architecture that does not mark them."""
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def layer_of(layers: Sequence[nn.Module], number: int | None) -> nn.Module:
-    """The layer `number` of `layers`, counted from 0; None: as deep as layer 7 of 32, RMU's. UsageError if none is."""
+    """Layer `number` of `layers`, from 0; None: as deep as RMU's, layer 7 of 32. Raises UsageError if there is none."""
     if not layers:
-        raise UsageError("this loss reads the output of a decoder layer, but the model tells none: choose another loss")
+        raise UsageError(
+            "this loss reads the output of a decoder layer, but this architecture marks none: choose another loss"
+        )
     if number is None:
         number = 7 * len(layers) // 32
     if number >= len(layers):
-        raise UsageError(f"loss.layer={number}: the model has {len(layers)} layers, counted from 0: name one of them")
+        raise UsageError(f"loss.layer={number}: the model has {len(layers)} layers, counted from 0: choose one of them")
     return layers[number]
 
 
 def has_dropout(model: nn.Module) -> bool:
     """Whether `model` draws random numbers in training mode: dropout, dropped layers, noise of a router."""
     for module in model.modules():
-        rates = {"drop": module.p} if isinstance(module, nn.modules.dropout._DropoutNd) else vars(module)
+        rates = {"drop": module.p} if compat.is_dropout(module) else vars(module)
         named = [rate for name, rate in rates.items() if "drop" in name or "jitter" in name]
         if any(isinstance(rate, float) and rate > 0 for rate in named):
             return True
@@ -46,10 +49,10 @@ def has_dropout(model: nn.Module) -> bool:
 
 
 class AnswerReader:
-    """Calls a model so that its output head runs at answer positions only: prompts produce no logits.
+    """Runs a model so that its output head is applied at answer positions only: prompts produce no logits.
 
-    A hook on the output head picks the hidden states out, so any architecture and any wrapper (DDP, DeepSpeed) around
-    it works unchanged. `hidden` [B, T, H] holds what the head read last, `layers` are the decoder's.
+    A hook on the output head selects the hidden states, so that every architecture and every wrapper (DDP, DeepSpeed)
+    works unchanged. `hidden` [B, T, H] is the last input of the head, `layers` are the decoder's.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -60,10 +63,10 @@ class AnswerReader:
         self.layers = layers_of(model)
         self.hidden: Tensor | None = None
         self._positions: Tensor | None = None
-        self._hook = head.register_forward_pre_hook(self._pick)
+        self._hook = head.register_forward_pre_hook(self._select)
 
     def close(self) -> None:
-        """Let go of the model."""
+        """Remove the hook from the model."""
         self._hook.remove()
 
     def __call__(self, forward: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
@@ -73,12 +76,12 @@ class AnswerReader:
         return output.logits
 
     def with_layer(self, forward: nn.Module, batch: Mapping[str, Tensor], layer: int | None) -> tuple[Tensor, Tensor]:
-        """The same logits, and the output [B, T, H] of a decoder layer (`layer_of`) there, both part of one graph."""
+        """The same logits, and the output [B, T, H] of a decoder layer (`layer_of`) there, both in one graph."""
         found: list[Tensor] = []
 
         def keep(module: nn.Module, args: Any, output: Any) -> None:
             states = output[0] if isinstance(output, tuple) else output
-            found.append(_picked(states, batch["positions"]))
+            found.append(_at_positions(states, batch["positions"]))
 
         hook = layer_of(self.layers, layer).register_forward_hook(keep)
         try:
@@ -95,35 +98,35 @@ class AnswerReader:
         finally:
             self._positions = None
 
-    def _pick(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    def _select(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         if self._positions is None:  # generation reads the head as usual
             return None
-        picked = _picked(args[0], self._positions)
-        self.hidden = picked.detach()  # detached: it must not keep the step's graph alive
-        return (picked, *args[1:])
+        selected = _at_positions(args[0], self._positions)
+        self.hidden = selected.detach()  # detached: it must not keep the step's graph alive
+        return (selected, *args[1:])
 
 
-def _picked(states: Tensor, positions: Tensor) -> Tensor:
+def _at_positions(states: Tensor, positions: Tensor) -> Tensor:
     """[B, T, H] of `states` [B, S, H] at `positions` [B, T]."""
     return states.gather(1, positions[..., None].expand(-1, -1, states.shape[-1]))
 
 
 @contextmanager
 def recomputing(model: nn.Module) -> Iterator[None]:
-    """Layers keep their inputs only and compute the rest again in the backward pass, in training and evaluation mode.
+    """Within it layers keep only their inputs and recompute the rest in the backward pass, in either mode.
 
-    The numbers stay the same to the last bit. Not transformers' own switch, which is off in evaluation mode, where
-    curvature is taken. Raises UsageError if the architecture has no such layers.
+    The numbers are equal to the last bit. transformers' own option is off in evaluation mode, in which curvature is
+    computed. Raises UsageError if the architecture has no such layers.
     """
     layers = layers_of(model)
     if not layers:
         raise UsageError(
-            f"train.gradient_checkpointing=true: {type(model).__name__} has no layers that can be computed again, "
+            f"train.gradient_checkpointing=true: {type(model).__name__} has no layers that can be recomputed, "
             f"set it false"
         )
     before = [layer.__dict__.get("forward") for layer in layers]
     for layer in layers:
-        layer.forward = functools.partial(_again, layer.forward)
+        layer.forward = functools.partial(_recompute, layer.forward)
     try:
         yield
     finally:
@@ -133,7 +136,7 @@ def recomputing(model: nn.Module) -> Iterator[None]:
                 layer.forward = forward
 
 
-def _again(forward: Any, *args: Any, **kwargs: Any) -> Any:
+def _recompute(forward: Any, *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
     return checkpoint(functools.partial(forward, **kwargs), *args, use_reentrant=False)

@@ -1,4 +1,4 @@
-"""Low-rank adapters: a model wrapped so that they alone are trained; saved, read back, and merged into its weights."""
+"""Low-rank adapters: a model wrapped so that only they are trained; saved, read back, merged into its weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
-from soul_exp.distributed import zero3
+from soul_exp import compat
 from soul_exp.errors import UsageError
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # as peft calls them
@@ -25,20 +25,20 @@ GROWN = "vocabulary_has_grown"  # an attribute of a model that got an embedding 
 
 @dataclass(frozen=True)
 class Lora:
-    """W becomes W + (alpha / r) B A, with A drawn at random and B = 0: the start is the target, to the last bit.
+    """W becomes W + (alpha / r) B A, with random A and B = 0 at the start, where the model equals the target exactly.
 
-    Source: Hu et al. 2021.
+    Source: Hu et al. 2021 (arXiv 2106.09685).
     """
 
     r: int
     alpha: float
     dropout: float
-    target_modules: str | Sequence[str]  # "all-linear", a pattern of whole module paths, or the last names of paths
+    target_modules: str | Sequence[str]  # "all-linear", a pattern for complete module paths, or last names of paths
     merge: bool
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.r, int) and not isinstance(self.r, bool)
-        if not whole or self.r < 1:
+        is_integer = isinstance(self.r, int) and not isinstance(self.r, bool)
+        if not is_integer or self.r < 1:
             raise UsageError(f"adapter.r={self.r}: expected a whole number of 1 or more")
         if not _is_number(self.alpha) or not 0 < self.alpha < float("inf"):
             raise UsageError(f"adapter.alpha={self.alpha}: expected a number above 0")
@@ -53,10 +53,10 @@ class Lora:
             )
 
     def wrapped(self, model: PreTrainedModel, seed: int, revision: str | None = None) -> PreTrainedModel:
-        """`model` with an adapter, of its own dtype, and everything else frozen; A depends on `seed` alone.
+        """`model` with an adapter of its dtype, and everything else frozen; A depends on `seed` alone.
 
-        `revision` is the model's on the hub, for those who load the adapter later. Raises UsageError where it does not
-        fit the model. Nominally a PeftModel, which answers to all that is asked of a PreTrainedModel here.
+        `revision` is the model's on the hub, for those who load the adapter later. Raises UsageError where the adapter
+        does not fit the model. It is a PeftModel, which has all methods of a PreTrainedModel that are used here.
         """
         targets = self.target_modules if isinstance(self.target_modules, str) else list(self.target_modules)
         config = LoraConfig(
@@ -66,7 +66,7 @@ class Lora:
         paths = [f".{path}" for path in _matrices(model)]
         listed = targets if isinstance(targets, list) else []
         missing = [name for name in listed if not any(path.endswith(f".{name}") for path in paths)]
-        if missing:  # peft is content if it finds one of them
+        if missing:  # peft raises only if it finds none of them
             raise UsageError(f"adapter.target_modules: the model has no {missing[0]}, it has {_choices(model)}")
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
@@ -86,7 +86,7 @@ class Lora:
 
 
 def merged(model: PreTrainedModel) -> PreTrainedModel:
-    """The model that `wrapped` was given, in place, with the adapter's products added to its weights."""
+    """The model without the wrapper, in place, with the adapter's products B A added to its weights."""
     return cast(PeftModel, model).merge_and_unload()
 
 
@@ -105,7 +105,7 @@ def train_dropout(model: nn.Module) -> None:
 
 
 def is_adapter(path: str) -> bool:
-    """Whether `path` is a folder that holds an adapter and not a whole model."""
+    """Whether `path` is a folder that holds an adapter."""
     return (Path(path) / SETTINGS).is_file()
 
 
@@ -113,7 +113,7 @@ def save(model: PeftModel, folder: Path) -> None:
     """Write adapter_config.json, which names the base, and adapter_model.safetensors."""
     grown = getattr(model, GROWN, False)  # then the base does not have all rows of the embedding
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that it does what it is told
+        warnings.simplefilter("ignore", UserWarning)  # that it saves the embedding, as requested
         model.save_pretrained(str(folder), save_embedding_layers=grown)
     (folder / "README.md").unlink()  # peft's model card to be filled in
 
@@ -137,7 +137,7 @@ def check_files(folder: Path, option: str) -> None:
         raise UsageError(f"{option}={folder}: {SETTINGS} names no base: give base_model_name_or_path there")
     if modules := settings.get("modules_to_save"):
         raise UsageError(
-            f"{option}={folder} brings whole modules beside its low-rank ones (modules_to_save: {', '.join(modules)}): "
+            f"{option}={folder} has complete modules beside its low-rank ones (modules_to_save: {', '.join(modules)}): "
             f"merge it into its base with peft's merge_and_unload and give that checkpoint"
         )
     if not (folder / WEIGHTS).is_file():
@@ -150,7 +150,7 @@ def check_files(folder: Path, option: str) -> None:
 
 
 def grow(base: PreTrainedModel, folder: Path) -> None:
-    """Give `base` as many embedding rows as the adapter in `folder` brings, where it brings its own."""
+    """Give `base` as many embedding rows as the adapter in `folder` has, if it has an embedding of its own."""
     embedding = base.get_input_embeddings()
     path = next(path for path, module in base.named_modules() if module is embedding)
     with safe_open(folder / WEIGHTS, "pt") as file:
@@ -162,17 +162,17 @@ def grow(base: PreTrainedModel, folder: Path) -> None:
 
 
 def attached(base: PreTrainedModel, folder: Path, weights: bool = True) -> PreTrainedModel:
-    """`base` with the adapter in `folder`, frozen. Raises UsageError, without touching `base`, if it does not fit.
+    """`base` with the adapter in `folder`, frozen. Raises UsageError if the adapter does not fit `base`.
 
-    `weights` false leaves the adapter's own values out, for a base that has none either.
+    With `weights` false the adapter's values are not read, for a `skeleton` as the base.
     """
-    misfit = f"the adapter {folder} does not fit its base {base_of(folder)[0]}"
+    mismatch = f"the adapter {folder} does not fit its base {base_of(folder)[0]}"
     config = LoraConfig.from_pretrained(str(folder))
     config.inference_mode = True
     try:
         model = _with_adapter(base, config)
     except ValueError as error:
-        raise UsageError(f"{misfit}: {str(error).splitlines()[0][:200]}") from error
+        raise UsageError(f"{mismatch}: {str(error).splitlines()[0][:200]}") from error
     wanted = {
         name: list(value.shape) for name, value in get_peft_model_state_dict(model, save_embedding_layers=False).items()
     }
@@ -181,13 +181,13 @@ def attached(base: PreTrainedModel, folder: Path, weights: bool = True) -> PreTr
     found = {name: list(part.get_shape()) for name, part in parts.items()}
     if integers := [name for name, part in parts.items() if not part.get_dtype().startswith(("F", "BF"))]:
         raise UsageError(f"the adapter {folder} holds integers for {integers[0]}: quantised weights cannot be trained")
-    others = {name: list(zero3.shape(p)) for name, p in model.named_parameters(remove_duplicate=False)}
+    others = {name: list(compat.full_shape(p)) for name, p in model.named_parameters(remove_duplicate=False)}
     wanted |= {name: others[name] for name in found if name not in wanted and name in others}
     for name in dict.fromkeys([*wanted, *found]):
         if wanted.get(name) != found.get(name):
             raise UsageError(
-                f"{misfit}: {name} is {found.get(name) or 'absent'} in the adapter, {wanted.get(name) or 'absent'} in "
-                f"the base: name the right base_model_name_or_path in {SETTINGS}"
+                f"{mismatch}: {name} is {found.get(name) or 'absent'} in the adapter, {wanted.get(name) or 'absent'} "
+                f"in the base: name the right base_model_name_or_path in {SETTINGS}"
             )
     if weights:
         _read(model, folder, is_trainable=False)
@@ -195,12 +195,12 @@ def attached(base: PreTrainedModel, folder: Path, weights: bool = True) -> PreTr
 
 
 def restore(model: PeftModel, checkpoint: Path) -> None:
-    """Give the adapter of `model` the values in `checkpoint`, its parameters staying the objects that they are."""
+    """Copy the values in `checkpoint` into the adapter of `model`, whose parameters stay the same objects."""
     _read(model, checkpoint, is_trainable=True)
 
 
 def _read(model: PeftModel, folder: Path, is_trainable: bool) -> None:
-    # not autocast, which would exchange the parameters of a bf16 adapter for fp32 ones
+    # autocast would replace the parameters of a bf16 adapter by fp32 ones
     model.load_adapter(
         str(folder), "default", is_trainable=is_trainable, torch_device="cpu", autocast_adapter_dtype=False
     )
@@ -220,10 +220,10 @@ def _ends(model: Any) -> list[nn.Module | None]:
 
 def _with_adapter(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers in a way that is going out of use
-        for said in (".*tie_word_embeddings.*", "fan_in_fan_out is set"):  # `wrapped` and peft see to them
-            warnings.filterwarnings("ignore", message=said, category=UserWarning)
-        # not cast, which would give fp32 adapters to bf16 weights
+        warnings.simplefilter("ignore", FutureWarning)  # peft calls deprecated functions of transformers
+        for message in (".*tie_word_embeddings.*", "fan_in_fan_out is set"):  # `wrapped` and peft handle both
+            warnings.filterwarnings("ignore", message=message, category=UserWarning)
+        # autocast would give fp32 adapters to bf16 weights
         return cast(PeftModel, get_peft_model(model, config, autocast_adapter_dtype=False))
 
 

@@ -1,6 +1,6 @@
-"""What the weight files of a checkpoint hold, against the model that reads them: headers are compared, no tensor is.
+"""The weight files of a checkpoint compared with the model that reads them, by their headers: no tensor is read.
 
-The comparison is the library's own, after its mapping of keys, with tensors that have shapes but no storage.
+The library itself compares, after its mapping of keys, with tensors that have shapes but no storage.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.utils import cached_file
 from transformers.utils import logging as library
 from transformers.utils.hub import get_checkpoint_shard_files
 
-from soul_exp.distributed import zero3
+from soul_exp import compat
 from soul_exp.errors import UsageError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -29,12 +28,12 @@ SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 # constants that older versions of the library saved with the weights: masks of attention, and angles of positions
 CONSTANT = re.compile(r"(attn|attention)\.((masked_)?bias|causal_mask)$|rotary_emb\.(inv_freq|cos_cached|sin_cached)$")
 NAMED = 3  # keys of each kind in a message
-UNBUILT = (AssertionError, AttributeError, ImportError, KeyError, RuntimeError, TypeError, ValueError)
+BUILD_ERRORS = (AssertionError, AttributeError, ImportError, KeyError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
 class Header:
-    """The tensors of a checkpoint: key -> file, shape, and the dtype as safetensors names it."""
+    """The tensors of a checkpoint: key -> file, shape, and dtype as safetensors names it."""
 
     files: Mapping[str, Path]
     shapes: Mapping[str, Sequence[int]]
@@ -45,7 +44,7 @@ class Header:
         return [key for key, dtype in self.dtypes.items() if not dtype.startswith(("F", "BF"))]
 
     def without(self, keys: Collection[str]) -> dict[str, Tensor]:
-        """key -> a float tensor of its shape without storage, but for `keys`."""
+        """key -> a float tensor of that shape without storage, for all keys but `keys`."""
         kept = {key: shape for key, shape in self.shapes.items() if key not in keys}
         return {key: torch.empty(tuple(shape), device="meta") for key, shape in kept.items()}
 
@@ -55,15 +54,16 @@ class Header:
 
 
 def first_line(error: BaseException) -> str:
+    """The first line of the message of `error`, at most 160 characters of it; of an empty one the name of its class."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
 def files_in(folder: Path, label: str) -> list[Path]:
-    """The weight files of `folder`, as the library chooses them. Raises UsageError if they are not exactly one set."""
+    """The weight files of `folder` that the library reads. Raises UsageError if they are not exactly one set."""
     shards = {path.name for path in folder.iterdir() if SHARD.fullmatch(path.name)}
     if (folder / SINGLE).is_file():
         if shards:
-            raise UsageError(f"{label} has {SINGLE} beside {min(shards)}: leave only the set of weights that is meant")
+            raise UsageError(f"{label} has {SINGLE} beside {min(shards)}: keep one of the two sets of weights")
         return [folder / SINGLE]
     if not (folder / INDEX).is_file():
         found = min(path.name for path in folder.glob("*.safetensors"))
@@ -73,7 +73,7 @@ def files_in(folder: Path, label: str) -> list[Path]:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UsageError(f"{label}: {INDEX} is no index of weights ({first_line(error)}): copy it again") from error
     absent = sorted(str(name) for name in names if not isinstance(name, str) or not (folder / name).is_file())
-    problems = [f"names {name}, which is not there" for name in absent]
+    problems = [f"names {name}, which does not exist" for name in absent]
     problems += [f"does not name {name}" for name in sorted(shards - names)]
     if problems:
         raise UsageError(f"{label}: {INDEX} {problems[0]}: copy the checkpoint again")
@@ -81,16 +81,16 @@ def files_in(folder: Path, label: str) -> list[Path]:
 
 
 def downloaded(path: str, revision: str | None) -> list[Path]:
-    """The weight files of a hub name; none where there are pickled ones only, which the hub converts."""
-    options: dict[str, Any] = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
-    single = cached_file(path, SINGLE, **options)
-    index = cached_file(path, INDEX, **options) if single is None else None
+    """The weight files of a hub name; none if it has only pickled ones, which the hub converts."""
+    single = compat.cached_file_if_present(path, SINGLE, revision)
+    index = compat.cached_file_if_present(path, INDEX, revision) if single is None else None
     if index is None:
         return [Path(single)] if single else []
     return [Path(name) for name in get_checkpoint_shard_files(path, index, revision=revision)[0]]
 
 
 def read_header(files: Sequence[Path], label: str) -> Header:
+    """The header of all `files` together. Raises UsageError for a damaged file."""
     header = Header({}, {}, {})
     for path in files:
         try:
@@ -107,19 +107,19 @@ def read_header(files: Sequence[Path], label: str) -> Header:
 def check(cls: type[PreTrainedModel], config: Any, header: Header, label: str) -> None:
     """Raises UsageError unless `header` holds each weight of the model `config`, in its shape, and nothing else."""
     model, found = _loaded(cls, config, header.without(()), label)
-    refuse(found, type(model).__name__, label)
-    if integers := header.integers:  # masks of attention, which the library leaves out, are integers too
+    check_report(found, type(model).__name__, label)
+    if integers := header.integers:  # attention masks, which the library ignores, are integers too
         kept, weights = _loaded(cls, config, header.without(integers), label)[1], model.state_dict()
-        lost = [name for name in sorted(kept["missing_keys"]) if weights[name].is_floating_point()]
-        if lost:
+        missing = [name for name in sorted(kept["missing_keys"]) if weights[name].is_floating_point()]
+        if missing:
             raise UsageError(
-                f"{label} holds integers ({header.dtypes[integers[0]]}) for {_named(lost)}: quantised weights cannot "
-                f"be trained, give the checkpoint from which they were made"
+                f"{label} holds integers ({header.dtypes[integers[0]]}) for {_named(missing)}: quantised weights "
+                f"cannot be trained, give the checkpoint from which they were made"
             )
 
 
-def refuse(found: Mapping[str, Any], model: str, label: str) -> None:
-    """Raises UsageError where the library's loading report names a key as missing, too many or of another shape."""
+def check_report(found: Mapping[str, Any], model: str, label: str) -> None:
+    """Raises UsageError if the library's loading report names a key that is missing, unexpected or of another shape."""
     kinds = {
         "missing": sorted(found["missing_keys"]),
         "unexpected": sorted(key for key in found["unexpected_keys"] if not CONSTANT.search(key)),
@@ -160,16 +160,16 @@ def contradicts_tying(cls: type[PreTrainedModel], config: Any, header: Header, l
 def _loaded(
     cls: type[PreTrainedModel], config: Any, tensors: Mapping[str, Tensor], label: str
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """The model `config` with `tensors`, which have no storage, and the library's report of what did not fit."""
+    """The model `config` with `tensors`, which have no storage, and the library's report of mismatches."""
     level = library.get_verbosity()
     library.set_verbosity_error()  # it prints the report
     try:
-        with zero3.undivided():
+        with compat.no_remembered_deepspeed():
             return cls.from_pretrained(  # type: ignore[return-value]
                 None, config=copy.deepcopy(config), state_dict=dict(tensors), device_map="meta", dtype=torch.float32,
                 ignore_mismatched_sizes=True, output_loading_info=True,
             )  # fmt: skip
-    except UNBUILT as error:
+    except BUILD_ERRORS as error:
         reason = first_line(error)
         raise UsageError(f"{label}: config.json and weights make no model ({reason}): copy both again") from error
     finally:

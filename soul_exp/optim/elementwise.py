@@ -1,4 +1,4 @@
-"""What all elementwise optimizers share: state, precision, statistics and the pass over memory (kernels/)."""
+"""The base of all elementwise optimizers: state, precision, statistics and the pass over memory (kernels/)."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ STATE_DTYPES = {None: None, "float32": torch.float32, "bfloat16": torch.bfloat16
 
 
 class Elementwise(Optimizer):
-    """One pass over memory a step, whatever the precision; a subclass declares its rule and its constants.
+    """One pass over memory for each step, at every precision; a subclass declares its rule and its constants.
 
-    `rounding` says how a weight is kept. "nearest": as it is, in pure bf16 a small update is lost. The others want bf16
+    `rounding` is how a weight is stored. "nearest": as it is; in pure bf16 a small update is lost. The others need bf16
     weights: "master" adds an fp32 copy and fp32 states, "kahan" a bf16 compensation (weight + compensation is what is
     trained, to about 2^-17 of the weight), "stochastic" rounds up or down by chance so that the mean is kept, with
     noise that (seed, step, tensor, position in the tensor) fix. Arithmetic is fp32 (fp64 for fp64), with one rounding
     at each store. States have the weight's dtype, fp32 under "master", or `state_dtype`.
 
-    With `counting` on, `step` adds to the sums that `take_statistics` hands out. A coordinate whose gradient is NaN or
-    infinite stays as it is and is counted always; then `step` raises FloatingPointError, unless `raise_nonfinite` is
+    With `counting` on, `step` adds to the sums that `take_statistics` returns. A coordinate whose gradient is NaN or
+    infinite keeps its weight and is always counted; then `step` raises FloatingPointError, unless `raise_nonfinite` is
     off. On CUDA, where reading the count would stall the device, the next `step` or `take_statistics` raises.
     """
 
     rule: ClassVar[str]  # one of kernels.RULES
     states: ClassVar[tuple[str, ...]]  # names of momentum and, where there is one, curvature or second moment
     clips: ClassVar[bool] = False  # whether "won" means anything
-    elementwise: ClassVar[bool] = True  # a flat shard of a tensor is updated as within the whole
+    elementwise: ClassVar[bool] = True  # a flat shard of a tensor is updated as within the tensor
 
     def __init__(
         self,
@@ -54,18 +54,18 @@ class Elementwise(Optimizer):
         self.counting = False
         self.raise_nonfinite = True
         self._sums: dict[torch.device, Tensor] = {}
-        self._reported = 0.0  # non-finite coordinates that an error has told of
+        self._reported = 0.0  # non-finite coordinates that an error has reported
         self._pending: list[tuple[Tensor, torch.cuda.Event, int]] = []  # counts on their way from a CUDA device
         super().__init__(params, defaults)
 
-    # --- what a subclass says -------------------------------------------------------------------------------------
+    # --- what a subclass defines ----------------------------------------------------------------------------------
 
     def numbers(self, group: dict[str, Any], step: int) -> Numbers:
         """The constants of step number `step`, from 1."""
         raise NotImplementedError
 
     def rule_at(self, step: int) -> str:
-        """The rule of the pass at hand, on a tensor that has seen `step` steps."""
+        """The rule of the next pass over a tensor that has taken `step` steps."""
         return self.rule
 
     # --- steps ----------------------------------------------------------------------------------------------------
@@ -118,7 +118,7 @@ class Elementwise(Optimizer):
         return loss
 
     def _new_state(self, p: Tensor) -> dict[str, Any]:
-        """Made at the first pass, whichever it is; counters live here because ZeRO steps once per group."""
+        """The state of `p`, made at its first pass; it holds the counters because ZeRO calls `step` once per group."""
         state: dict[str, Any] = self.state[p]
         state["step"] = 0
         for name, dtype in self._dtypes(p).items():
@@ -147,7 +147,7 @@ class Elementwise(Optimizer):
             key = kernels.key_of(self.seed, state["step"], state["number"])
         return Operands(grad, p, m, h, spare, key)
 
-    # --- what is seen ---------------------------------------------------------------------------------------------
+    # --- statistics -----------------------------------------------------------------------------------------------
 
     def take_statistics(self) -> Tensor:
         """[8] float64 sums over all counted steps and coordinates since the last call, in the order of STATISTICS.
@@ -170,7 +170,7 @@ class Elementwise(Optimizer):
         return self._sums[device]
 
     def _raise_nonfinite(self, step: int) -> None:
-        """Raises FloatingPointError for what CPU tensors showed; what CUDA tensors did is looked at later."""
+        """Raises FloatingPointError for counts of CPU tensors; counts of CUDA tensors are read at the next step."""
         count = 0.0
         for device, sums in self._sums.items():
             if device.type == "cuda":
@@ -186,7 +186,7 @@ class Elementwise(Optimizer):
     def _raise_pending(self) -> None:
         pending, self._pending = self._pending, []
         for arriving, event, step in pending:
-            event.synchronize()  # it was recorded a whole step ago: the device is busy with this one
+            event.synchronize()  # it was recorded one step ago, and the device has passed it
             self._raise_above(float(arriving), step)
 
     def _raise_above(self, count: float, step: int) -> None:
@@ -195,7 +195,7 @@ class Elementwise(Optimizer):
             total = sum(p.numel() for group in self.param_groups for p in group["params"])
             raise FloatingPointError(
                 f"the gradient is NaN or infinite in {new:.0f} of {total} coordinates at step {step}: these were left "
-                f"as they are; lower lr, or set raise_nonfinite to False to go on without them"
+                f"as they are; lower lr, or set raise_nonfinite to False to continue without them"
             )
 
     # --- checkpoints ----------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""First- and zeroth-order steps in turn."""
+"""Hybrid: first- and zeroth-order steps in turn."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch.optim import Optimizer
 class Hybrid(Optimizer):
     """`first_steps` steps of `first_order`, `zeroth_steps` of `zeroth_order`, and again, on the same weights.
 
-    Both are callables that build an optimizer on given params: the first with `lr=lr`, the second with the rate that it
-    already carries. A schedule acts on this optimizer's groups, which are the first one's; the second one's rate moves
-    in proportion. Source: the alternation is Lang et al. 2025 (arXiv 2510.00761); its two counts are ours.
+    Both are callables that build an optimizer on given params: the first with `lr=lr`, the second with its own rate. A
+    schedule acts on this optimizer's groups, which are the first one's; the second one's rate changes in proportion.
+    Source: the alternation is Lang et al. 2025 (arXiv 2510.00761); its two counts are ours.
     """
 
     elementwise = False
@@ -41,10 +41,11 @@ class Hybrid(Optimizer):
             raise ValueError(
                 f"zeroth_order is {type(self.zeroth_order).__name__}: expected one with estimate(), as MeZO"
             )
-        wants = [name for name in ("ascend", "estimate", "static", "refreshing") if hasattr(self.first_order, name)]
-        if wants or not getattr(self.first_order, "elementwise", True):
+        methods = ("ascend", "estimate", "add_sample", "refreshing")  # of optimizers that need more than a gradient
+        asks = any(hasattr(self.first_order, name) for name in methods)
+        if asks or not getattr(self.first_order, "elementwise", True):
             raise ValueError(
-                f"first_order is {type(self.first_order).__name__}: expected an elementwise optimizer that takes a "
+                f"first_order is {type(self.first_order).__name__}: expected an elementwise optimizer that needs a "
                 f"gradient only, as AdamW, Lion, Signum or SGD"
             )
         if getattr(self.first_order, "rounding", "nearest") == "master":
@@ -60,13 +61,13 @@ class Hybrid(Optimizer):
 
     @property
     def zeroth(self) -> bool:
-        """Whether the next step is zeroth-order: wants `estimate` in place of a gradient."""
+        """Whether the next step is zeroth-order: it needs `estimate` in place of a gradient."""
         return self.num_steps % (self.first_steps + self.zeroth_steps) >= self.first_steps
 
     def estimate(self, loss: Callable[[], Tensor | float]) -> float:
-        """As the zeroth-order optimizer's own."""
+        """`estimate` of the zeroth-order optimizer."""
         if not self.zeroth:
-            raise RuntimeError("estimate() came before a first-order step: ask for `zeroth` first")
+            raise RuntimeError("estimate() came before a first-order step: call it only where `zeroth` is true")
         estimate: Callable[..., float] = self.zeroth_order.estimate  # type: ignore[attr-defined]
         return estimate(loss)
 
@@ -81,7 +82,7 @@ class Hybrid(Optimizer):
         return value
 
     def state_dict(self) -> dict[str, Any]:
-        """The first-order optimizer's, with the other's and the number of steps beside it."""
+        """That of the first-order optimizer, and as further keys the other one's and the number of steps."""
         mine = {"zeroth_order": self.zeroth_order.state_dict(), "num_steps": self.num_steps}
         return {**self.first_order.state_dict(), **mine}
 
@@ -92,5 +93,5 @@ class Hybrid(Optimizer):
         self._adopt()
 
     def _adopt(self) -> None:
-        """The groups that a schedule changes are the very dictionaries that the first-order optimizer reads."""
+        """Share the groups, which a schedule changes, and the state with the first-order optimizer."""
         self.param_groups, self.state = self.first_order.param_groups, self.first_order.state

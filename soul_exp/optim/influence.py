@@ -2,9 +2,9 @@
 
     w <- w - lr ratio (H + damping I)^-1 g
 
-g is the gradient handed over. With g that of minus the mean NLL of the forget set, and ratio = N_f / N_r, this is
-`w + alpha (N_f / N_r) (H + lambda I)^-1 grad L_f`: `lr` is alpha, `damping` lambda. H is made of N single sequences'
-gradients g_i (of the mean NLL of a token), as one of
+g is the gradient in `.grad`. With g that of minus the mean NLL of the forget set, and ratio = N_f / N_r, this is
+`w + alpha (N_f / N_r) (H + lambda I)^-1 grad L_f`: `lr` is alpha, `damping` lambda. H is made of the
+gradients g_i of N single sequences (of their mean NLL per token), as one of
 
     diagonal     H = diag( (1/N) sum_i g_i^2 )
     woodfisher   H = (1/N) sum_i g_i g_i'
@@ -40,14 +40,13 @@ def woodfisher_bytes(num_weights: int, num_samples: int, itemsize: int = 4) -> i
 class Influence(Optimizer):
     """Moves the weights once, by exactly `-lr ratio (H + damping I)^-1 g`, H from `num_samples` calls of `add_sample`.
 
-    `estimator` and `hessian` are for the caller, who computes the samples: "fisher" asks for the true labels, "gnb" for
-    labels sampled from the model; "retain" for sequences of the retain set, "all" for those of both. `ratio` is set by
-    the caller before the step. Samples are kept in float32 (float64 for float64 weights), woodfisher's matrix is solved
+    `estimator` and `hessian` are for the caller, who computes the samples: "fisher" means the true labels, "gnb" labels
+    sampled from the model; "retain" means sequences of the retain set, "all" those of both. The caller sets `ratio`
+    before the step. Samples are kept in float32 (float64 for float64 weights), woodfisher's matrix is solved
     in float64; they are no part of a state_dict. A group's `weight_decay` is ignored: the formula has none. Weights
     without a gradient at the step are left out, of H too. Raises ValueError if the samples would exceed `memory_gib`.
     """
 
-    static = True  # one step is all there is
     elementwise = False
 
     def __init__(
@@ -74,7 +73,7 @@ class Influence(Optimizer):
                 f"lr={lr}, damping={damping}, memory_gib={memory_gib}, ratio={ratio}: expected positive numbers"
             )
         if num_samples < 1:
-            raise ValueError(f"num_samples={num_samples} is not a number of sequences: choose 1 or more")
+            raise ValueError(f"num_samples={num_samples} is not a number of sequences: expected 1 or more")
         super().__init__(params, {"lr": lr, "taken": False})
         self.damping, self.num_samples, self.inverse = damping, num_samples, inverse
         self.estimator, self.hessian, self.ratio = estimator, hessian, ratio
@@ -90,7 +89,7 @@ class Influence(Optimizer):
 
     @torch.no_grad()
     def add_sample(self) -> None:
-        """Take the gradient in `.grad`, of one sequence, into H, and clear it."""
+        """Add the gradient in `.grad`, of one sequence, to H, and clear it."""
         if self.num_added == self.num_samples:
             raise RuntimeError(f"add_sample() was called more than num_samples={self.num_samples} times")
         for p in self._params():
@@ -112,7 +111,7 @@ class Influence(Optimizer):
         with torch.enable_grad():
             value = closure() if closure is not None else None
         if self.param_groups[0]["taken"]:
-            raise RuntimeError("influence unlearning is one step, and it was taken: expected no second step()")
+            raise RuntimeError("influence unlearning takes one step, and it was taken: expected no second step()")
         if self.num_added < self.num_samples:
             raise RuntimeError(
                 f"step() found {self.num_added} of num_samples={self.num_samples} samples: call add_sample() before it"
@@ -140,9 +139,9 @@ class Influence(Optimizer):
     def _woodfisher(self, gradients: dict[Tensor, Tensor]) -> dict[Tensor, Tensor]:
         blocks = [
             (rows, gradient)
-            for p, whole in gradients.items()
+            for p, full in gradients.items()
             if p in self._samples  # else H is zero there
-            for rows, gradient in zip(self._samples[p].split(BLOCK, dim=1), whole.flatten().split(BLOCK), strict=True)
+            for rows, gradient in zip(self._samples[p].split(BLOCK, dim=1), full.flatten().split(BLOCK), strict=True)
         ]
         device = next(iter(gradients.values())).device
         gram = self.damping * self.num_samples * torch.eye(self.num_samples, dtype=torch.float64, device=device)

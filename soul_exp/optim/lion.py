@@ -1,4 +1,4 @@
-"""Lion: the sign of a momentum that looks one gradient ahead."""
+"""Lion: the sign of a mix of momentum and gradient."""
 
 from __future__ import annotations
 

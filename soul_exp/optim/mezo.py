@@ -1,6 +1,6 @@
-"""MeZO: descent along random directions, whose slopes two forward passes measure; no gradient is ever taken.
+"""MeZO: descent along random directions, whose slopes two forward passes measure; no gradient is computed.
 
-For each sample i of a step, z_i ~ N(0, I), made again from its key whenever it is needed and never stored:
+For each sample i of a step, z_i ~ N(0, I), generated from its key whenever it is needed and never stored:
 
     s_i = (loss(w + epsilon z_i) - loss(w - epsilon z_i)) / (2 epsilon)
     w <- w (1 - lr weight_decay) - lr mean_i(s_i z_i)
@@ -27,7 +27,7 @@ class MeZO(Optimizer):
     orders of magnitude below a first-order method's. The caller calls `estimate`, then `step`; `.grad` is never read.
     """
 
-    zeroth = True  # whether the next step wants `estimate` in place of a gradient
+    zeroth = True  # whether the next step needs `estimate` in place of a gradient
     elementwise = False
 
     def __init__(
@@ -45,49 +45,49 @@ class MeZO(Optimizer):
                 f"(weight_decay: or 0)"
             )
         if num_samples < 1:
-            raise ValueError(f"num_samples={num_samples} is not a number of directions: choose 1 or more")
+            raise ValueError(f"num_samples={num_samples} is not a number of directions: expected 1 or more")
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "step": 0})
         self.epsilon, self.num_samples, self.seed = epsilon, num_samples, seed
         self._slopes: list[float] = []  # s_i, from `estimate` to `step`
 
     @torch.no_grad()
     def estimate(self, loss: Callable[[], Tensor | float]) -> float:
-        """Measure the slopes of the next step; the mean of the losses seen, and the weights are what they were.
+        """Measure the slopes of the next step; returns the mean of the losses, and the weights are as before.
 
-        `loss` takes the weights as they are and must be the same function at every call: the same rows, no dropout.
+        `loss` reads the weights as they are and must be the same function at every call: the same rows, no dropout.
         16-bit weights are restored exactly, from a copy that lives as long as the call: their rounding, about 1e-4 at a
         weight of 0.02, exceeds the steps themselves. Others are restored within a few of their own roundings, without
         any memory. Raises FloatingPointError, weights restored, if a loss is not finite.
         """
         self._slopes = []
         kept = {p: p.clone() for p in self._params() if p.dtype.itemsize == 2}
-        slopes, seen = [], []
+        slopes, losses = [], []
         for sample in range(self.num_samples):
             offset = 0.0  # where the weights are, in units of z
             try:
                 for target in (self.epsilon, -self.epsilon):
                     self._move(sample, target - offset)
                     offset = target
-                    seen.append(float(loss()))
+                    losses.append(float(loss()))
             finally:
                 self._move(sample, -offset)
                 for p, before in kept.items():
                     p.copy_(before)
-            if not all(math.isfinite(value) for value in seen[-2:]):
+            if not all(math.isfinite(value) for value in losses[-2:]):
                 raise FloatingPointError(
-                    f"the loss is {seen[-2]} and {seen[-1]} at a distance of epsilon={self.epsilon} from the weights: "
-                    f"expected finite numbers, lower optimizer.lr or optimizer.epsilon"
+                    f"the loss is {losses[-2]} and {losses[-1]} at a distance of epsilon={self.epsilon} from the "
+                    f"weights: expected finite numbers, lower optimizer.lr or optimizer.epsilon"
                 )
-            slopes.append((seen[-2] - seen[-1]) / (2 * self.epsilon))
+            slopes.append((losses[-2] - losses[-1]) / (2 * self.epsilon))
         self._slopes = slopes
-        return math.fsum(seen) / len(seen)
+        return math.fsum(losses) / len(losses)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         with torch.enable_grad():
             value = closure() if closure is not None else None
         if not self._slopes:
-            raise RuntimeError("step() has no slopes to follow: call estimate(loss) before each step()")
+            raise RuntimeError("step() has no slopes: call estimate(loss) before each step()")
         number = 0
         for group in self.param_groups:
             for p in group["params"]:

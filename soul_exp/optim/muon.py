@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-ROLES = ("hidden", "embedding", "other")  # what a group's key `role` may say
+ROLES = ("hidden", "embedding", "other")  # the values of a group's key `role`
 
 
 class Muon(Optimizer):
     """Moves 2-D hidden weights by `torch.optim.Muon` at `lr`, all others by `torch.optim.AdamW` at `adam_ratio lr`.
 
-    A group's key `role` says which weights are hidden: those of "hidden", not those of "embedding" or "other". Without
-    the key every group is taken for hidden; there as everywhere, tensors that are not 2-D go to AdamW.
+    The key `role` of a group is "hidden", "embedding" or "other"; without it a group counts as hidden. Tensors that are
+    not 2-D go to AdamW in every group.
     Muon's steps are scaled by 0.2 sqrt(larger side), which gives them AdamW's usual root mean square, so that one rate
     and one weight decay serve both (Liu et al. 2025, arXiv 2502.16982, section 2.2): hence `adam_ratio` = 1.
     Source: Jordan et al. 2024 (kellerjordan.github.io/posts/muon), whose momentum of 0.95 is the default.
@@ -72,7 +72,7 @@ class Muon(Optimizer):
         return hidden, [group for group in self.param_groups if group["role"] != "hidden"]
 
     def _share(self) -> None:
-        """Both parts read the very groups that a schedule changes, and keep their states in this optimizer's."""
+        """Let both parts use the groups of this optimizer, which a schedule changes, and its state."""
         hidden, others = self._sides()
         for is_hidden, part in self._parts:
             part.__setstate__({"state": self.state, "param_groups": hidden if is_hidden else others})

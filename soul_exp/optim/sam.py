@@ -1,4 +1,4 @@
-"""Sharpness-aware minimisation around any optimizer."""
+"""SAM: sharpness-aware minimisation around any optimizer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class SAM(Optimizer):
     The caller leaves g, of the whole batch and all ranks, in `.grad` and calls `ascend`; then computes the gradient
     there, clips it as usual, and calls `step`. `base` is a callable that builds an optimizer on given params with
     `lr=lr`; its groups and states are this one's. Memory: one copy of the weights, from `ascend` to `step`.
-    Weights of 16 bits climb only where `radius g / ||g||` exceeds half of their rounding: prefer fp32 ones.
+    Weights of 16 bits ascend only where `radius g / ||g||` exceeds half of their rounding: prefer fp32 ones.
     Source: Foret et al. 2021 (arXiv 2010.01412), algorithm 1, p = 2.
     """
 
@@ -30,8 +30,8 @@ class SAM(Optimizer):
             raise ValueError("base states an lr of its own: leave it out, the rate is that of SAM")
         super().__init__(params, {"lr": lr})
         self.base = base(self.param_groups, lr=lr)
-        if any(hasattr(self.base, name) for name in ("ascend", "estimate", "static")):
-            raise ValueError(f"base is {type(self.base).__name__}: expected one that descends a gradient, as AdamW")
+        if any(hasattr(self.base, name) for name in ("ascend", "estimate", "add_sample")):
+            raise ValueError(f"base is {type(self.base).__name__}: expected one that needs a gradient only, as AdamW")
         self.radius = radius
         self._start: dict[Tensor, Tensor] = {}  # the weights before `ascend`
         self._adopt()
@@ -60,7 +60,7 @@ class SAM(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         if not self._start:
-            raise RuntimeError("step() has no climb to come back from: call ascend() before each step()")
+            raise RuntimeError("step() came without an ascent: call ascend() before each step()")
         with torch.enable_grad():
             value = closure() if closure is not None else None
         for p, start in self._start.items():
@@ -70,7 +70,7 @@ class SAM(Optimizer):
         return value
 
     def state_dict(self) -> dict[str, Any]:
-        """The base optimizer's, with the weights before a climb, by their number, beside it: none between steps."""
+        """That of the base optimizer, and as one more key the weights before an ascent, by number."""
         params = [p for group in self.param_groups for p in group["params"]]
         start = {number: self._start[p] for number, p in enumerate(params) if p in self._start}
         return {**self.base.state_dict(), "start": start}
@@ -82,5 +82,5 @@ class SAM(Optimizer):
         self._start = {params[number]: start.to(params[number]) for number, start in state_dict["start"].items()}
 
     def _adopt(self) -> None:
-        """The groups that a schedule changes are the very dictionaries that `base` reads."""
+        """Share the groups, which a schedule changes, and the state with `base`."""
         self.param_groups, self.state = self.base.param_groups, self.base.state

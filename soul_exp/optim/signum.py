@@ -1,4 +1,4 @@
-"""Sign descent with momentum."""
+"""Signum: sign descent with momentum."""
 
 from __future__ import annotations
 

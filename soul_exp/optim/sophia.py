@@ -2,7 +2,7 @@
 
 Elementwise, in this order (m = h = 0 at the start, no bias correction):
 
-    h <- beta2 h + (1 - beta2) c        when a curvature estimate c is at hand
+    h <- beta2 h + (1 - beta2) c        when there is a curvature estimate c
     m <- beta1 m + (1 - beta1) g
     w <- w (1 - lr weight_decay)
     w <- w - lr clip(m / max(rho B h, eps), -1, 1)
@@ -21,16 +21,16 @@ from .kernels import Numbers
 
 
 class Sophia(Elementwise):
-    """Clipped second-order steps; where the curvature is small, negative or not yet known it is sign descent.
+    """Clipped second-order steps; sign descent where the curvature is small, negative or not yet known.
 
-    `estimator` says where c comes from. "gnb" (Gauss-Newton-Bartlett) and "hutchinson": the caller computes something
-    at the first step and then every `interval` steps, and hands it over as the gradient with `refreshing()` below: for
-    gnb the gradient whose square is c, for hutchinson c itself, of either sign. B is 1. "gradient": c is the square of
+    `estimator` is the source of c. "gnb" (Gauss-Newton-Bartlett) and "hutchinson": the caller computes, at the first
+    step and then every `interval` steps, a tensor that it hands over as the gradient within `refreshing()`: for gnb the
+    gradient whose square is c, for hutchinson c itself, of either sign. B is 1. "gradient": c is the square of
     the training gradient itself, taken in `step` every `interval` steps, a bare square, so that `num_labels` is B, the
     number of labels behind it (the SOUL release fixes 5120). `interval` is 10 for the first two, 1 for the last.
 
-    `curvature_on` ("retain", "forget" or "both"; None for "gradient") and `curvature_rows` (None: all) tell the caller
-    of which part's NLL and of how many of its rows a step c is computed.
+    `curvature_on` ("retain", "forget" or "both"; None for "gradient") and `curvature_rows` (None: all) are for the
+    caller: the part whose NLL c is of, and how many of its rows in a step c is computed on.
     """
 
     rule = "sophia"
@@ -60,7 +60,7 @@ class Sophia(Elementwise):
         if estimator not in self.estimators:
             raise ValueError(f"estimator={estimator!r} is unknown: choose one of {', '.join(self.estimators)}")
         if interval is not None and interval < 1:
-            raise ValueError(f"interval={interval} is not a number of steps: choose 1 or more")
+            raise ValueError(f"interval={interval} is not a number of steps: expected 1 or more")
         if estimator != "gradient" and num_labels != 1:
             raise ValueError(
                 f"num_labels={num_labels}: the {estimator} estimate carries its own scale, leave num_labels at 1"
@@ -73,7 +73,7 @@ class Sophia(Elementwise):
         if curvature_on not in (None, *self.parts):
             raise ValueError(f"curvature_on={curvature_on!r} is unknown: choose one of {', '.join(self.parts)}")
         if curvature_rows is not None and curvature_rows < 1:
-            raise ValueError(f"curvature_rows={curvature_rows} is not a number of rows: choose 1 or more")
+            raise ValueError(f"curvature_rows={curvature_rows} is not a number of rows: expected 1 or more")
         if not (lr > 0 and rho > 0 and eps > 0 and weight_decay >= 0):
             raise ValueError(f"lr={lr}, rho={rho}, eps={eps}, weight_decay={weight_decay}: expected positive numbers")
         if not all(0 <= beta < 1 for beta in betas):
@@ -94,9 +94,9 @@ class Sophia(Elementwise):
 
     @contextmanager
     def refreshing(self) -> Iterator[None]:
-        """Within this context `step` takes the gradients for the curvature pass's: h moves, nothing else does.
+        """Within it `step` takes the gradients as those of a curvature pass: h changes, nothing else does.
 
-        A mode and not a method, because DeepSpeed's ZeRO owns the gradients and can only be asked to `step`.
+        A mode and not a method, because DeepSpeed's ZeRO owns the gradients and calls `step` only.
         """
         self._refreshing = True
         try:

@@ -24,9 +24,9 @@ from soul_exp.distributed import zero3
 from soul_exp.distributed.processes import launch
 from soul_exp.errors import UsageError
 from soul_exp.evaluation.probing import evaluating, likelihoods, scored_items
-from soul_exp.files import full_disk_told, seal
+from soul_exp.files import explain_full_disk, seal
 from soul_exp.losses import Objective, Scored
-from soul_exp.models import attention, loading
+from soul_exp.models import attention, saving, scratch, vocabulary
 from soul_exp.models.checkpoint import DONE
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.results import COMPARED
@@ -107,12 +107,12 @@ def make(models: Models, role: str, device: str) -> float:
     start = time.perf_counter()
     partial = folder.with_name(f".{folder.name}.partial")
     halfway = folder.with_name(f".{folder.name}.checkpoints")
-    with FileLock(f"{folder}.lock"), full_disk_told(models.cache, cleared=lambda: remove_unmarked(halfway)):
+    with FileLock(f"{folder}.lock"), explain_full_disk(models.cache, clear=lambda: remove_unmarked(halfway)):
         if prepared_models.is_ready(folder):
             remove_all(halfway)  # of a job that was killed between the last two lines of this block
             return 0.0
         lm = _start_model(models)
-        loading.check_saving(lm.model, lm.tokenizer)
+        saving.check_saving(lm.model, lm.tokenizer)
         rows = task.target_rows if role == "target" else task.retrained_rows
         outcome = train(
             lm.model,
@@ -135,7 +135,7 @@ def make(models: Models, role: str, device: str) -> float:
                 f"{settings.adamw['lr']}"
             )
         shutil.rmtree(partial, ignore_errors=True)
-        loading.save(lm.model.cpu(), lm.tokenizer, partial)
+        saving.save(lm.model.cpu(), lm.tokenizer, partial)
         content = {"recipe": made_by, "seconds": outcome.seconds, "role": role, "general": models.general}
         seal(partial / DONE, content)
         shutil.rmtree(folder, ignore_errors=True)
@@ -173,7 +173,7 @@ def _start_model(models: Models) -> LanguageModel:
         return prepared_models.load(model, model.checkpoint)
     assert model.scratch is not None
     tokenizer = _start_tokenizer(models)
-    fresh = loading.from_scratch(model.scratch.config, tokenizer, models.prepare.seed)
+    fresh = scratch.from_scratch(model.scratch.config, tokenizer, models.prepare.seed)
     return LanguageModel.of(fresh, tokenizer, model.template, model.max_length)
 
 
@@ -184,4 +184,4 @@ def _start_tokenizer(models: Models) -> PreTrainedTokenizerBase:
         return prepared_models.tokenizer_of(model, model.checkpoint)
     assert model.scratch is not None
     texts = ["".join(model.template.texts(item)) for item in models.task.target_rows]
-    return loading.train_tokenizer(texts, model.scratch.vocab_size, model.max_length)
+    return vocabulary.train_tokenizer(texts, model.scratch.vocab_size, model.max_length)

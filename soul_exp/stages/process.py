@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 
 import torch
-import torch.distributed as dist
 from transformers import set_seed
 
+from soul_exp import compat
+from soul_exp.distributed import ranks
 from soul_exp.models import attention
 from soul_exp.run import Compute
 
@@ -22,17 +23,13 @@ def start_process(compute: Compute, rank: int, *, seed: int, attention_kernel: s
         device = f"cuda:{int(os.environ.get('LOCAL_RANK', rank)) % torch.cuda.device_count()}"
         torch.cuda.set_device(device)
     if compute.deepspeed:
-        import deepspeed.ops
-
-        # used by inference all-reduce only, and compiled by a C++ compiler that a machine may not have
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    if compute.processes > 1 and not dist.is_initialized():  # workers that were joined have their group
-        dist.init_process_group("nccl" if device != "cpu" else "gloo")
+        compat.skip_shared_memory_operator()
+    if compute.processes > 1:
+        ranks.start_group(device)
     return device
 
 
 def end_process() -> None:
     """Leave the process group, where there is one, together."""
-    if dist.is_initialized():
-        dist.barrier()
-        dist.destroy_process_group()
+    ranks.barrier()
+    ranks.leave_group()

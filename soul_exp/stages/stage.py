@@ -11,7 +11,7 @@ from soul_exp.artifacts.prepared_models import data_hashes
 from soul_exp.build import Config
 from soul_exp.comparison import compared
 from soul_exp.data import content_hash
-from soul_exp.distributed.join import Crew
+from soul_exp.distributed.join import WorkerGroup
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.run import Run
 from soul_exp.stages.wandb_log import WandbLog
@@ -29,7 +29,7 @@ class Job:
     run: Run
     out: Path
     reasons: Mapping[str, str]  # metric -> why it is not available
-    group: Crew | None = None  # the processes of the run, where they exist already
+    group: WorkerGroup | None = None  # the processes of the run, where they exist already
     seconds: Mapping[str, float] = field(default_factory=dict)  # stage -> wall-clock seconds
     trials: Sequence[Mapping[str, Any]] = ()
 

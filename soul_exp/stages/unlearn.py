@@ -13,9 +13,9 @@ from transformers import TrainerCallback
 
 from soul_exp.artifacts import prepared_models
 from soul_exp.artifacts.scores import RETAIN, known_answers, score, validate, validation_metrics
-from soul_exp.distributed.ranks import agreed
-from soul_exp.files import read_sound, seal
-from soul_exp.models import loading, lora
+from soul_exp.distributed.ranks import broadcast
+from soul_exp.files import read_intact, seal
+from soul_exp.models import loading, lora, saving
 from soul_exp.models.checkpoint import UNLEARNED, Checkpoint
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.models.layers import has_dropout
@@ -36,7 +36,7 @@ DROPOUT = (
 def unlearn(job: RankJob) -> RankJob:
     """`job` with the unlearned model and the outcome of its training: trained now, or before this run was killed."""
     run, done = job.run, job.out / MODEL / UNLEARNED
-    before = agreed(lambda: read_sound(done) if done.is_file() else None)
+    before = broadcast(lambda: read_intact(done) if done.is_file() else None)
     if before and before["fingerprint"] == job.fingerprint:
         log.info("unlearn: done before, reading %s", job.out / MODEL)
         lm = load(run, Checkpoint(str(job.out / MODEL)), job.device)
@@ -72,7 +72,7 @@ def unlearn(job: RankJob) -> RankJob:
     if run.save != "none":
         if job.first:
             shutil.rmtree(job.out / MODEL, ignore_errors=True)
-        loading.save(lm.model, lm.tokenizer, job.out / MODEL, job.first)
+        saving.save(lm.model, lm.tokenizer, job.out / MODEL, job.first)
         if job.first:
             seal(done, {"fingerprint": job.fingerprint, "general": run.general, "outcome": vars(outcome)})
     return replace(job, lm=lm, outcome=outcome)
@@ -97,7 +97,7 @@ def unlearned(
     """The model that `run` unlearns, and how its training ended; checkpoints go to `folder`, step logs to `records`."""
     start = run.start or prepared_models.checkpoints(run)["target"]
     lm = prepared_models.load(run.model, start, run.compute.deepspeed)
-    loading.check_saving(lm.model, lm.tokenizer)
+    saving.check_saving(lm.model, lm.tokenizer)
     with_dropout = run.schedule.dropout and has_dropout(lm.model)
     if run.adapter is not None:
         lm = lm.with_model(run.adapter.wrapped(lm.model, run.seed, start.revision))
@@ -139,6 +139,6 @@ def _keep_best(run: Run, lm: LanguageModel, folder: Path, first: bool) -> KeepBe
         folder,
         run.best_keep * start,
         validate=lambda: validate(run, lm, "best"),
-        save=lambda folder: loading.save(lm.model, lm.tokenizer, folder, first),
+        save=lambda folder: saving.save(lm.model, lm.tokenizer, folder, first),
         first=first,
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from soul_exp.build import Config, build
-from soul_exp.files import full_disk_told
+from soul_exp.files import explain_full_disk
 from soul_exp.stages import RANK_STAGES
 from soul_exp.stages.process import end_process, start_process
 from soul_exp.stages.stage import CHECKPOINTS, RankJob
@@ -26,7 +26,7 @@ def worker(
 ) -> None:
     """Carry out those of RANK_STAGES that `config` lists, in `folder`."""
     out, run = Path(folder), build(config)
-    with full_disk_told(out, cleared=lambda: checkpoints.remove_unmarked(out / CHECKPOINTS)):
+    with explain_full_disk(out, clear=lambda: checkpoints.remove_unmarked(out / CHECKPOINTS)):
         first = rank == 0
         device = start_process(run.compute, rank, seed=run.seed, attention_kernel=run.model.attention)
         wandb_log = WandbLog(run, config, out) if first else None

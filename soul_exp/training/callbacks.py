@@ -1,4 +1,4 @@
-"""What a training leaves while it runs: a bar, a line of JSON a logging step, checkpoints that say they are whole."""
+"""Output of a training while it runs: a progress bar, a line of JSON per logging step, markers of checkpoints."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import torch
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
-from soul_exp.files import write_whole
+from soul_exp import compat
+from soul_exp.files import write_atomically
 
 
 class Progress(TrainerCallback):
-    """A bar on the console, a line of JSON a logging step in `records`, `mark(folder)` for every checkpoint written."""
+    """Shows a bar, writes a line of JSON per logging step to `records`, calls `mark(folder)` for every checkpoint."""
 
     def __init__(self, label: str, records: Path | None, mark: Callable[[Path], None]) -> None:
         self.label, self.records, self.mark = label, records, mark
@@ -25,12 +26,11 @@ class Progress(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero:
             self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.label, unit="step", leave=False)
-            if (
-                self.records is not None and self.records.exists()
-            ):  # a resumed run repeats the steps after its checkpoint
-                whole = [line for line in self.records.open() if line.endswith("\n")]  # a kill may have cut the last
-                kept = [line for line in whole if json.loads(line)["step"] <= state.global_step]
-                write_whole(self.records, "".join(kept))
+            if self.records is not None and self.records.exists():
+                # a resumed run repeats the steps after its checkpoint, and a kill may have cut the last line
+                complete = [line for line in self.records.open() if line.endswith("\n")]
+                kept = [line for line in complete if json.loads(line)["step"] <= state.global_step]
+                write_atomically(self.records, "".join(kept))
 
     def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
         if self.bar is not None:
@@ -56,20 +56,21 @@ class Progress(TrainerCallback):
             self.bar.close()
 
 
-class Continued(TrainerCallback):
-    """Begins at the step of a checkpoint with its count, logged history and learning rate; its weights are given.
+class ContinueWithoutState(TrainerCallback):
+    """Starts a training at the step of a checkpoint, with its logged history and learning rate.
 
-    For a checkpoint whose optimizer state cannot be read; comes before any callback that reads the step.
+    For a checkpoint whose optimizer state cannot be read; the caller reads its weights. It comes before any callback
+    that reads the step.
     """
 
     def __init__(self, checkpoint: Path, num_steps: int) -> None:
         self.checkpoint, self.num_steps = checkpoint, num_steps
-        self.trainer: Any = None  # is told, once it exists
+        self.trainer: Any = None  # set by the caller, once it exists
 
     def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **given: Any) -> None:
-        before = state_of(self.checkpoint)
+        before = trainer_state(self.checkpoint)
         state.global_step, state.epoch, state.log_history = before.global_step, before.epoch, before.log_history
-        self.trainer._globalstep_last_logged = before.global_step  # the loss logged is a mean over the steps since
+        compat.set_last_logged_step(self.trainer, before.global_step)
         scheduler = given["lr_scheduler"]
         scheduler.load_state_dict(torch.load(self.checkpoint / "scheduler.pt", weights_only=True))
         for group, rate in zip(scheduler.optimizer.param_groups, scheduler.get_last_lr(), strict=True):
@@ -79,6 +80,6 @@ class Continued(TrainerCallback):
         state.epoch = state.global_step / self.num_steps  # Trainer counts from where its data begins
 
 
-def state_of(checkpoint: Path) -> TrainerState:
+def trainer_state(checkpoint: Path) -> TrainerState:
     """The step count and the logged history in `checkpoint`."""
     return TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))

@@ -1,7 +1,7 @@
-"""Which checkpoints are whole, which engine wrote them, and which are removed; every rank is told the same.
+"""Which checkpoints are complete, which engine wrote them, and which are removed; every rank gets the same answer.
 
 A checkpoint counts once its COMPLETE marker is there: written last, in one step, with the size and the checksum of
-every other file. `checkpoint-N` is written by transformers; nothing here depends on what is in it.
+every other file. `checkpoint-N` is written by transformers; nothing here depends on its content.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from soul_exp.distributed.ranks import agreed, is_first, shared, wait
+from soul_exp.distributed.ranks import barrier, broadcast, divide_work, is_first
 from soul_exp.files import file_names, mismatch, read_sealed, size_and_checksum, write_sealed
 
 log = logging.getLogger(__name__)
 
 COMPLETE = "COMPLETE"
-KEPT = 2  # a damaged one is passed over for the one before it
-REMOVED = ".removed-"  # a checkpoint gets this before its name before it is deleted: half of one never counts
+NUM_KEPT = 2  # where the newest is damaged, the one before it is used
+REMOVED = ".removed-"  # a checkpoint is renamed to this and its name before it is deleted: half of one never counts
 
 
 @dataclass(frozen=True)
 class Engine:
-    """What a checkpoint's optimizer state was divided by: it can be read back by the same only."""
+    """How ranks share a model: the optimizer state of a checkpoint can be read by the engine that wrote it only."""
 
     compute: str
     processes: int
@@ -40,18 +40,18 @@ class Engine:
 
 @dataclass(frozen=True)
 class Marker:
-    """What COMPLETE says of its checkpoint."""
+    """The content of COMPLETE."""
 
     seconds: float  # of training until then, over all starts of the run
     engine: Engine
     diverged: str | None  # why the training stopped there, if it did
-    notes: Sequence[str]  # what a reader of the results has to know of the way until there
+    notes: Sequence[str]  # on the training until there, for the reader of the results
     files: Mapping[str, Sequence[int]]  # path in the checkpoint -> bytes, CRC-32
 
 
 @dataclass(frozen=True)
-class Whole:
-    """A checkpoint that was found to be whole."""
+class CompleteCheckpoint:
+    """A checkpoint that has its marker."""
 
     path: Path
     marker: Marker
@@ -66,51 +66,51 @@ def engine_of(compute: str, processes: int, deepspeed: Mapping[str, Any] | None)
     return Engine(compute, processes, deepspeed.get("zero_optimization", {}).get("stage", 0) if deepspeed else None)
 
 
-def refusal(place: Path, found: Whole, engine: Engine) -> str:
-    """What to tell a user who has started `engine` where another one left a checkpoint."""
+def engine_mismatch(folder: Path, found: CompleteCheckpoint, engine: Engine) -> str:
+    """The error message for a run with `engine` in a `folder` where another one has left a checkpoint."""
     return (
-        f"{place} holds {found.path.name} of {found.marker.engine}, this is {engine}: type the same compute, or "
-        f"resume=weights to continue from its weights (momentum and curvature start anew, so the numbers will differ a "
-        f"little), or resume=restart to begin anew"
+        f"{folder} holds {found.path.name} of {found.marker.engine}, this is {engine}: type the same compute, or "
+        f"resume=weights to continue from its weights (momentum and curvature start at 0, so the numbers will differ a "
+        f"little), or resume=restart to start again"
     )
 
 
-def continued(found: Whole) -> str:
-    """What a reader of the results has to know of a training that went on with another engine."""
+def continuation_note(found: CompleteCheckpoint) -> str:
+    """The note in the results of a training that continued with another engine."""
     return (
         f"continued from the weights of {found.path.name} of {found.marker.engine}: momentum and curvature started "
-        f"anew there"
+        f"at 0 there"
     )
 
 
-def mark(checkpoint: Path, seconds: float, engine: Engine, diverged: str | None, notes: Sequence[str]) -> None:
-    """Every rank calls it when it has written its share: COMPLETE appears, and of the older ones KEPT - 1 stay."""
-    wait()  # every rank has written its share
-    names = agreed(lambda: file_names(checkpoint))
-    files = shared(names, lambda name: size_and_checksum(checkpoint / name))
+def mark_complete(checkpoint: Path, seconds: float, engine: Engine, diverged: str | None, notes: Sequence[str]) -> None:
+    """Write COMPLETE, and remove older checkpoints until NUM_KEPT are left; every rank calls it."""
+    barrier()  # every rank has written its share
+    names = broadcast(lambda: file_names(checkpoint))
+    files = divide_work(names, lambda name: size_and_checksum(checkpoint / name))
     if is_first():
         write_sealed(checkpoint / COMPLETE, asdict(Marker(seconds, engine, diverged, list(notes), files)))
-        for older in _numbered(checkpoint.parent)[KEPT:]:
+        for older in _numbered(checkpoint.parent)[NUM_KEPT:]:
             remove(older)
 
 
-def last_complete(folder: Path) -> Whole | None:
-    """Every rank calls it: the newest whole checkpoint in `folder`; those that are not are named and removed."""
-    numbered = agreed(lambda: _numbered(folder))
+def last_complete(folder: Path) -> CompleteCheckpoint | None:
+    """The newest complete checkpoint in `folder`; damaged ones are logged and removed. Every rank calls it."""
+    numbered = broadcast(lambda: _numbered(folder))
     damaged, found = [], None
     for checkpoint in numbered:
-        marker = agreed(functools.partial(read_marker, checkpoint))
+        marker = broadcast(functools.partial(read_marker, checkpoint))
         reason = marker if isinstance(marker, str) else _damage(checkpoint, marker)
-        if reason is None:
-            found = Whole(checkpoint, marker)
+        if isinstance(marker, Marker) and reason is None:
+            found = CompleteCheckpoint(checkpoint, marker)
             break
         damaged.append((checkpoint, reason))
     if is_first():
         for checkpoint, reason in damaged:
             instead = found.path.name if found else "the start"
-            log.warning("%s is damaged (%s): passed over for %s", checkpoint.name, reason, instead)
+            log.warning("%s is damaged (%s): %s is used instead", checkpoint.name, reason, instead)
             remove(checkpoint)
-        for checkpoint in numbered[len(damaged) + 1 :]:  # not needed now: looked at, but not read
+        for checkpoint in numbered[len(damaged) + 1 :]:  # not needed now: sizes are compared, contents are not read
             marker = read_marker(checkpoint)
             if isinstance(marker, str) or any(
                 mismatch(checkpoint, name, marker.files, read=False) for name in marker.files
@@ -118,21 +118,21 @@ def last_complete(folder: Path) -> Whole | None:
                 remove(checkpoint)
         for rest in folder.glob(f"{REMOVED}*"):
             shutil.rmtree(rest)
-    wait()
+    barrier()
     return found
 
 
-def newest(folder: Path) -> Whole | None:
-    """The newest checkpoint in `folder` that has a marker, unread: one process may ask what engine wrote it."""
+def newest_marked(folder: Path) -> CompleteCheckpoint | None:
+    """The newest checkpoint in `folder` that has a marker; its other files are not read. One process may call it."""
     for checkpoint in _numbered(folder):
         marker = read_marker(checkpoint)
         if isinstance(marker, Marker):
-            return Whole(checkpoint, marker)
+            return CompleteCheckpoint(checkpoint, marker)
     return None
 
 
 def read_marker(checkpoint: Path) -> Marker | str:
-    """The marker of `checkpoint`, or why it has none."""
+    """The marker of `checkpoint`, or the reason why it has none."""
     found = read_sealed(checkpoint / COMPLETE)
     try:
         return found if isinstance(found, str) else Marker(**{**found, "engine": Engine(**found["engine"])})
@@ -141,7 +141,7 @@ def read_marker(checkpoint: Path) -> Marker | str:
 
 
 def remove(checkpoint: Path) -> None:
-    """Delete a checkpoint; from the first moment on it does not look like one."""
+    """Delete a checkpoint; it is renamed first, so that a kill leaves nothing that looks like one."""
     aside = checkpoint.with_name(f"{REMOVED}{checkpoint.name}")
     shutil.rmtree(aside, ignore_errors=True)
     checkpoint.rename(aside)
@@ -154,26 +154,23 @@ def remove_all(folder: Path) -> None:
 
 
 def remove_unmarked(folder: Path) -> None:
-    """Delete what was being written anywhere below `folder` when something went wrong."""
+    """Delete every checkpoint below `folder` that has no marker: an error stopped its writing."""
     for checkpoint in folder.rglob("checkpoint-*"):
         if not (checkpoint / COMPLETE).is_file():
             shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def _damage(checkpoint: Path, marker: Marker) -> str | None:
-    """What differs from what `marker` says, the files being read by all ranks together; None if nothing does."""
-    misfits = shared(sorted(marker.files), lambda name: mismatch(checkpoint, name, marker.files))
-    return next((misfits[name] for name in sorted(misfits) if misfits[name]), None)
+    """The first difference from `marker`, None if there is none; all ranks call it and share the reading of files."""
+    mismatches = divide_work(sorted(marker.files), lambda name: mismatch(checkpoint, name, marker.files))
+    return next((mismatches[name] for name in sorted(mismatches) if mismatches[name]), None)
 
 
 def _numbered(folder: Path) -> list[Path]:
-    """The checkpoints in `folder`, whole or not, newest first."""
+    """The checkpoints in `folder`, complete or not, newest first."""
     found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     return sorted(found, key=_step, reverse=True)
 
 
 def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
-
-
-# --- ranks ----------------------------------------------------------------------------------------------------------

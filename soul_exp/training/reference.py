@@ -1,13 +1,12 @@
-"""What the frozen start model says of the rows that training will visit, computed once, so that no second model stays.
+"""Outputs of the frozen start model on the rows that training will visit: computed once, so that no second model stays.
 
-B sequences, T answer positions, H hidden size, V vocabulary.
+B sequences, T answer positions of the longest, T_i of row i, H hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from soul_exp import compat
 from soul_exp.data import Encoded, pad
 from soul_exp.distributed import zero3
 from soul_exp.distributed.ranks import in_batches
@@ -26,60 +26,63 @@ from soul_exp.models import lora
 from soul_exp.models.layers import AnswerReader
 from soul_exp.training.stream import Stream
 
-BATCH = 32  # sequences a forward pass
+BATCH = 32  # sequences in a forward pass
 
 
 @dataclass
 class Reference:
-    """Per part and wording: summed answer NLL, and the last hidden states at answer positions with one frozen head.
+    """For each part and wording: the summed answer NLL (nats), and the head's inputs at answer positions.
 
-    Where a loss reads a layer, that layer's output too. Hidden states are H numbers a token where full distributions
-    would be V, and give those exactly.
+    The head's inputs are H numbers per token in place of the V of a full distribution, and give that exactly through
+    the one frozen `head`. Where a loss reads a layer, its output is kept too.
     """
 
-    nll: dict[str, Tensor] = field(default_factory=dict)  # part -> [number of wordings]; unvisited ones are nan
+    nll: dict[str, Tensor] = field(default_factory=dict)  # part -> [number of wordings]; nan where not visited
     hidden: dict[str, dict[int, Tensor]] = field(default_factory=dict)  # part -> wording -> [T_i, H]
     head: nn.Module | None = None
-    states: dict[str, dict[int, Tensor]] = field(default_factory=dict)  # as `hidden`, the output of the loss's layer
+    states: dict[str, dict[int, Tensor]] = field(default_factory=dict)  # as `hidden`, of the output of the loss's layer
 
     def nll_of(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """part -> [B] for the wordings `rows`."""
         return {part: table.to(rows[part].device)[rows[part]] for part, table in self.nll.items() if part in rows}
 
     def logits_of(self, rows: Mapping[str, Tensor], width: int) -> Mapping[str, Tensor]:
-        """part -> [B, T, V] for the wordings `rows`, padded to `width` positions; computed when a part is asked for."""
+        """part -> [B, T, V] for the wordings `rows`, padded to `width` positions; computed when a part is looked up."""
 
         @torch.no_grad()
         def logits(states: Mapping[int, Tensor], rows: Tensor) -> Tensor:
             assert self.head is not None
             return self.head(_padded(states, rows, width))
 
-        return _Late({part: partial(logits, self.hidden[part], rows[part]) for part in rows if part in self.hidden})
+        return _LazyMapping(
+            {part: partial(logits, self.hidden[part], rows[part]) for part in rows if part in self.hidden}
+        )
 
     def states_of(self, rows: Mapping[str, Tensor], width: int) -> Mapping[str, Tensor]:
         """part -> [B, T, H], the layer's output for the wordings `rows`, padded with 0 to `width` positions."""
-        return _Late(
+        return _LazyMapping(
             {part: partial(_padded, self.states[part], rows[part], width) for part in rows if part in self.states}
         )
 
 
 @dataclass(frozen=True)
-class _Late(Mapping[str, Tensor]):
-    """What is computed when it is looked up: a term pays for the parts that it reads only."""
+class _LazyMapping(Mapping[str, Tensor]):
+    """A mapping whose values are computed when they are looked up: a term pays only for the parts that it reads."""
 
-    made: Mapping[str, Callable[[], Tensor]]
+    functions: Mapping[str, Callable[[], Tensor]]
 
     def __getitem__(self, part: str) -> Tensor:
-        return self.made[part]()
+        return self.functions[part]()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.made)
+        return iter(self.functions)
 
     def __len__(self) -> int:
-        return len(self.made)
+        return len(self.functions)
 
 
 def _padded(states: Mapping[int, Tensor], rows: Tensor, width: int) -> Tensor:
+    """[B, width, H] states of the wordings `rows`, padded with 0."""
     chosen = [states[int(row)] for row in rows]
     padded = chosen[0].new_zeros(len(chosen), width, chosen[0].shape[-1])
     for i, state in enumerate(chosen):
@@ -87,8 +90,8 @@ def _padded(states: Mapping[int, Tensor], rows: Tensor, width: int) -> Tensor:
     return padded.to(rows.device)
 
 
-class Frozen(NamedTuple):
-    """What is kept of one row: summed NLL and, where wanted, what the head read and the layer put out, [T_i, H]."""
+class RowOutputs(NamedTuple):
+    """Of one row: summed NLL and, where wanted, the inputs of the head and the outputs of the layer, [T_i, H]."""
 
     nll: Tensor
     hidden: Tensor | None
@@ -96,7 +99,7 @@ class Frozen(NamedTuple):
 
 
 @torch.no_grad()
-def freeze(
+def compute_reference(
     model: PreTrainedModel,
     reader: AnswerReader,
     stream: Stream,
@@ -105,9 +108,9 @@ def freeze(
     pad_id: int,
     layer: int | None = None,
 ) -> Reference:
-    """The `wanted` of every wording of `parts` that `stream` visits.
+    """The outputs `wanted` for every wording of `parts` that `stream` visits.
 
-    "reference_nll", "reference_logits" or, of the decoder layer `layer`, "reference_hidden".
+    They are "reference_nll", "reference_logits" and, of the decoder layer `layer`, "reference_hidden".
     """
     wanted, parts, reference = set(wanted), list(parts), Reference()
     if not wanted:
@@ -121,29 +124,9 @@ def freeze(
             reference.head = FrozenHead(model, reader, batch)
         for part in parts:
             encoded, visited = stream.encoded[part], np.unique(stream.order[part])
-
-            def read(
-                numbers: Sequence[int], encoded: Sequence[Encoded] = encoded, visited: np.ndarray = visited
-            ) -> list[Frozen]:
-                rows = [encoded[visited[i]] for i in numbers]
-                batch = {key: value.to(device) for key, value in pad(rows, pad_id).items()}
-                if "reference_hidden" in wanted:
-                    logits, states = reader.with_layer(model, batch, layer)
-                else:
-                    logits, states = reader(model, batch), None
-                scored = Scored(logits, batch["labels"])
-                nll, hidden = scored.nll.float().cpu(), reader.hidden if "reference_logits" in wanted else None
-                return [
-                    Frozen(
-                        nll[i],
-                        None if hidden is None else hidden[i, :count].cpu(),
-                        None if states is None else states[i, :count].cpu(),
-                    )
-                    for i, count in enumerate(scored.num_tokens.tolist())
-                ]
-
-            lengths = [len(encoded[row].ids) for row in visited]
-            found = in_batches(lengths, read, BATCH, lockstep=zero3.is_sharded(model))
+            rows = [encoded[row] for row in visited]
+            read = partial(_row_outputs, rows, model, reader, pad_id, wanted, layer)
+            found = in_batches([len(row.ids) for row in rows], read, BATCH, lockstep=zero3.is_sharded(model))
             table = torch.full((len(encoded),), float("nan"))
             table[torch.from_numpy(visited)] = torch.stack([row.nll for row in found])
             reference.nll[part] = table
@@ -159,12 +142,40 @@ def freeze(
     return reference
 
 
-class FrozenHead(nn.Module):
-    """[B, T, V] logits of [B, T, H] states that the head read, with all that the model does to logits behind its head.
+def _row_outputs(
+    rows: Sequence[Encoded],
+    model: PreTrainedModel,
+    reader: AnswerReader,
+    pad_id: int,
+    wanted: Collection[str],
+    layer: int | None,
+    numbers: Sequence[int],
+) -> list[RowOutputs]:
+    """The outputs of `model` on the rows `numbers` of `rows`, in one batch."""
+    device = next(model.parameters()).device
+    batch = {key: value.to(device) for key, value in pad([rows[i] for i in numbers], pad_id).items()}
+    if "reference_hidden" in wanted:
+        logits, states = reader.with_layer(model, batch, layer)
+    else:
+        logits, states = reader(model, batch), None
+    scored = Scored(logits, batch["labels"])
+    nll, hidden = scored.nll.float().cpu(), reader.hidden if "reference_logits" in wanted else None
+    return [
+        RowOutputs(
+            nll[i],
+            None if hidden is None else hidden[i, :count].cpu(),
+            None if states is None else states[i, :count].cpu(),
+        )
+        for i, count in enumerate(scored.num_tokens.tolist())
+    ]
 
-    The model's own forward pass computes them, so that a scale, a soft cap or masked tokens of any family are kept:
-    in a shallow copy, a copy of the head reads the given states, and the modules that ran before the head return what
-    they returned on `batch`. Raises UsageError if that gives other logits than the model on `batch`.
+
+class FrozenHead(nn.Module):
+    """[B, T, V] logits from [B, T, H] inputs of the output head, with all that the model does to logits after it.
+
+    The model's own forward pass computes them, so that a scale, a soft cap or masked tokens of any family are kept: in
+    a shallow copy of the model, a copy of the head reads the given inputs, and the modules that run before the head
+    return their outputs on `batch`. Raises UsageError if the logits on `batch` then differ from those of the model.
     """
 
     def __init__(self, model: PreTrainedModel, reader: AnswerReader, batch: Mapping[str, Tensor]) -> None:
@@ -181,7 +192,7 @@ class FrozenHead(nn.Module):
         assert read is not None
         if not _equal(self(torch.cat([read, read])), torch.cat([logits, logits])):
             raise UsageError(
-                f"the logits of {type(causal).__name__} cannot be computed again from what its output head read: "
+                f"the logits of {type(causal).__name__} cannot be computed from the inputs of its output head: "
                 f"choose a loss and a retain term other than kl, kl_forget and undial"
             )
 
@@ -194,7 +205,7 @@ class FrozenHead(nn.Module):
 def _before_the_head(
     causal: nn.Module, model: nn.Module, reader: AnswerReader, batch: Mapping[str, Tensor]
 ) -> tuple[Tensor, dict[str, nn.Module]]:
-    """The logits on `batch`, and by path what stands for each outermost module that ended before the head began."""
+    """The logits on `batch`, and by path a substitute for each outermost module that ends before the head begins."""
     outputs: dict[str, Any] = {}
     reader.hidden = None  # set where the head begins
 
@@ -221,34 +232,28 @@ def _returning(module: nn.Module, output: Any) -> nn.Module:
 
 
 def _exchanged(module: nn.Module, others: Mapping[str, nn.Module]) -> nn.Module:
-    """A shallow copy of `module`, without hooks, with `others` at their paths below it; the rest is shared."""
-    copied = copy.copy(module)
-    copied._modules = dict(module._modules)
-    copied._forward_pre_hooks, copied._forward_hooks = OrderedDict(), OrderedDict()
+    """A shallow copy of `module` without hooks, with `others` at their paths below it; all else is shared."""
+    copied = compat.shallow_copy(module)
     below: dict[str, dict[str, nn.Module]] = {}
     for path, other in others.items():
         name, _, rest = path.partition(".")
         below.setdefault(name, {})[rest] = other
     for name, inner in below.items():
-        child = module._modules[name]
-        assert child is not None
-        copied._modules[name] = inner[""] if "" in inner else _exchanged(child, inner)
+        copied.add_module(name, inner[""] if "" in inner else _exchanged(module.get_submodule(name), inner))
     return copied
 
 
 def _equal(found: Tensor, expected: Tensor) -> bool:
-    """Whether two [B, T, V] logits are equal but for the rounding of their dtype."""
+    """Whether two [B, T, V] logits are equal up to the rounding of their dtype."""
     rounding = max(1e-4, 8 * torch.finfo(expected.dtype).eps)
     near = rounding * float(expected.abs().float().median())  # not the maximum: masked tokens have -inf
     return found.shape == expected.shape and torch.allclose(found, expected, rounding, near, equal_nan=True)
 
 
 def _copy(head: nn.Module) -> nn.Module:
-    """An output head with the same weights, whole, that nothing trains and no hook reads."""
-    with zero3.whole(list(head.parameters())):
+    """An output head with the same weights, gathered, that is not trained and has no hooks."""
+    with zero3.gathered(list(head.parameters())):
         weights = {id(p): nn.Parameter(p.detach().clone(), requires_grad=False) for p in head.parameters()}
         copied = copy.deepcopy(head, dict(weights))
-    for module in copied.modules():
-        module._forward_pre_hooks.clear()
-        module._forward_hooks.clear()
+    compat.remove_forward_hooks(copied)
     return copied

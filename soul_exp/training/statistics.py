@@ -1,6 +1,6 @@
-"""What a step does to the weights, counted for every optimizer: ours count in their own pass, others are compared.
+"""What a step does to the weights, in sums over coordinates: for every optimizer, in the same eight numbers.
 
-The eight sums of a step, over this process's weights, stand in the order of STATISTICS.
+They are over the weights of this process, in the order of STATISTICS.
 """
 
 from __future__ import annotations
@@ -11,52 +11,39 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from soul_exp.optim.kernels import STATISTICS
 
-MOMENTUM = ("exp_avg", "momentum_buffer")  # what optimizers call their first moment
-CURVATURE = ("hessian", "exp_avg_sq")  # and their second moment or curvature
+MOMENTUM = ("exp_avg", "momentum_buffer")  # names of the first moment in an optimizer's state
+CURVATURE = ("hessian", "exp_avg_sq")  # and of its curvature or second moment
 NORMS = {"m": "sum_m2", "h": "sum_h2", "update": "sum_dw2"}
 SIGN_DESCENT = 0.05  # a win_rate below it: nearly every coordinate moves by the learning rate and no less
 
 
-class Watch:
-    """Counts the steps of `optimizer` that come after `begin()`, until `take()`.
+class ComparedSums:
+    """The sums (StepSums) of an optimizer that has none: its weights are copied before a step and compared after it.
 
-    An optimizer with `take_statistics` counts in the same pass over memory; another one's weights are copied before
-    such a step and compared after it. Under ZeRO these are this rank's share: sum over ranks before `described`.
+    Only while `counting` is on. Under ZeRO the sums are this rank's share: sum over ranks before `logged_statistics`.
     """
 
-    def __init__(self, optimizer: Any) -> None:
-        self.optimizer = optimizer
-        self.counts_itself = hasattr(optimizer, "take_statistics")
-        self.clips = getattr(optimizer, "clips", False)
-        if self.counts_itself:
-            optimizer.raise_nonfinite = False  # the trainer stops such a run as diverged
-        else:
-            self._on, self._before = False, {}  # type: bool, dict[Any, Tensor]
-            self._sums = torch.zeros(len(STATISTICS), dtype=torch.float64)
-            optimizer.register_step_pre_hook(self._copy)
-            optimizer.register_step_post_hook(self._compare)
+    clips, raise_nonfinite = False, False  # it does neither
 
-    def begin(self) -> None:
-        if self.counts_itself:
-            self.optimizer.counting = True
-        else:
-            self._on = True
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.counting = False
+        self._before: dict[Any, Tensor] = {}
+        self._sums = torch.zeros(len(STATISTICS), dtype=torch.float64)
+        optimizer.register_step_pre_hook(self._copy)
+        optimizer.register_step_post_hook(self._compare)
 
-    def take(self) -> Tensor:
-        """[8] float64 sums since `begin()`, which ends."""
-        if self.counts_itself:
-            self.optimizer.counting = False
-            return self.optimizer.take_statistics()
-        self._on = False
+    def take_statistics(self) -> Tensor:
+        """[8] float64 sums since the last call."""
         sums, self._sums = self._sums, torch.zeros_like(self._sums)
         return sums
 
     @torch.no_grad()
     def _copy(self, optimizer: Any, *_: Any) -> None:
-        if self._on:
+        if self.counting:
             self._before = {p: p.detach().clone() for group in optimizer.param_groups for p in group["params"]}
 
     @torch.no_grad()
@@ -72,8 +59,8 @@ class Watch:
         self._before = {}
 
 
-def described(sums: Tensor, clips: bool) -> dict[str, float]:
-    """What is logged of a step, from the sums over all ranks.
+def logged_statistics(sums: Tensor, clips: bool) -> dict[str, float]:
+    """The numbers that are logged of a step, from its sums over all ranks.
 
     `effective_update`: the share of weights that really changed, after rounding to their dtype. `update_norm`: of that
     change. `m_norm`, `h_norm`: of momentum and curvature or second moment, 0 where there is none. With `clips` also
@@ -86,10 +73,10 @@ def described(sums: Tensor, clips: bool) -> dict[str, float]:
     return {**shares, **norms, "effective_update": found["changed"] / total}
 
 
-def remark(win_rates: Sequence[float]) -> str | None:
-    """One sentence if an optimizer degenerated to sign descent; its win_rate at every logging step is given.
+def sign_descent_note(win_rates: Sequence[float]) -> str | None:
+    """A note if an optimizer degenerated to sign descent, from its win_rate at every logging step; else None.
 
-    Judged by the mean over the later half of them: a curvature that starts at 0 clips everything at first.
+    The mean over the later half of them decides: a curvature that starts at 0 clips everything at first.
     """
     later = win_rates[len(win_rates) // 2 :]
     if not later or sum(later) / len(later) >= SIGN_DESCENT:

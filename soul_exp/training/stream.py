@@ -1,4 +1,4 @@
-"""Which rows an optimizer step reads: every pass visits each row once, in batches of similar length."""
+"""The order of rows: every pass visits each row once, in batches of similar length."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ from soul_exp.data import Encoded, Part, pad, seed_of
 
 @dataclass(frozen=True)
 class Window:
-    """Steps among which rows of similar length are brought together: from `first` up to, not including, `last`."""
+    """Steps within which rows are sorted by length into batches: from `first` up to, not including, `last`."""
 
     first: int
     last: int
 
 
 def windows(sizes: Iterable[int], batch_size: int, num_steps: int, longest: int = 16) -> list[Window]:
-    """All steps in windows of at most `longest`, which end after each step in which a pass over a set of rows ends.
+    """All steps in windows of at most `longest`; a window ends after a step in which a pass over a set of rows ends.
 
-    `sizes` are the numbers of rows of the sets. One that is smaller than a batch ends no window: each step holds all
-    of it.
+    `sizes` are the numbers of rows of the sets. A set smaller than a batch ends no window: each step holds all of it.
     """
     ends = {
         -(-end // batch_size)
@@ -51,25 +50,27 @@ def visits(lengths: np.ndarray, batch_size: int, shared: Sequence[Window], seed:
     """
     num_rows, num_visits = len(lengths), shared[-1].last * batch_size
     order = np.empty(-(-num_visits // num_rows) * num_rows, dtype=np.int64)
-    left = list(reversed(shared)) if num_rows >= batch_size else []
+    remaining = list(reversed(shared)) if num_rows >= batch_size else []
     for start in range(0, len(order), num_rows):
         rows = np.random.default_rng(seed_of("rows", seed, name, start // num_rows)).permutation(num_rows)
-        if held := start % batch_size:  # visits of the step in which this pass begins: it adds other rows, as long
+        if (
+            held := start % batch_size
+        ):  # rows of this step that the former pass has given: add others, of similar length
             before = order[start - held : start]
             counts = np.bincount(before, minlength=num_rows)[rows]
             unlike = np.abs(lengths[rows] - lengths[before].mean())
             first = rows[np.lexsort((unlike, counts))[: batch_size - held]]
             rows = np.concatenate([first, rows[~np.isin(rows, first)]])
         order[start : start + num_rows] = rows
-        while left and left[-1].first * batch_size < start + num_rows:
-            window = left.pop()
+        while remaining and remaining[-1].first * batch_size < start + num_rows:
+            window = remaining.pop()
             stop = min(window.last * batch_size, start + num_rows)
             _bucket(order[window.first * batch_size : stop], lengths, batch_size, window, seed)
     return order[:num_visits]
 
 
 def _bucket(rows: np.ndarray, lengths: np.ndarray, batch_size: int, window: Window, seed: int) -> None:
-    """Deal `rows` out by length to the steps of their window, in place; the last gets what is left of a pass."""
+    """Divide `rows` by length among the steps of their window, in place; the last step gets the rest of a pass."""
     steps = np.random.default_rng(seed_of("batches", seed, window.first)).permutation(window.last - window.first)
     sizes = np.full(len(steps), batch_size)
     sizes[steps[-1]] -= sizes.sum() - len(rows)
@@ -82,27 +83,27 @@ class Stream(Dataset[dict[str, tuple[int, Encoded]]]):
 
     An entry maps each part to (number of the wording, its tokens). The order depends on `seed`, `batch_size` and the
     rows of the parts, never on the number of processes or accumulation steps, and is known in advance: a restarted run
-    finds its place. Every pass over a part visits each of its rows once; `visits` says what a batch holds.
+    continues where it was. Every pass over a part visits each of its rows once; `visits` defines the batches.
     """
 
     def __init__(
         self, parts: Mapping[str, tuple[Part, Sequence[Encoded]]], *, num_steps: int, batch_size: int, seed: int
     ) -> None:
         self.num_steps, self.batch_size = num_steps, batch_size
-        self.start = 0  # steps that are left out: a training that continues another's weights begins there
+        self.start = 0  # steps to leave out: a training that continues from the weights of another begins there
         self.num_rows = {name: len(part.rows) for name, (part, _) in parts.items()}
         self.encoded = {name: encoded for name, (_, encoded) in parts.items()}
         self.order: dict[str, np.ndarray] = {}  # part -> numbers of wordings
         rows: dict[str, np.ndarray] = {}
         shared = windows(self.num_rows.values(), batch_size, num_steps)
-        leaders = [name for name, (part, _) in parts.items() if part.follows is None]
-        followers = [name for name in parts if name not in leaders]
-        for name in leaders + followers:
+        independent = [name for name, (part, _) in parts.items() if part.follows is None]
+        following = [name for name in parts if name not in independent]
+        for name in independent + following:
             part, encoded = parts[name]
             starts = np.cumsum([0] + [len(row) for row in part.rows])
             if part.follows is not None and part.follows in rows:
                 rows[name] = rows[part.follows]
-            else:  # a follower whose leader is not in this run goes the way its leader would have gone
+            else:  # a part that follows one that is not in this run has the order that one would have
                 lengths = np.array([len(encoded[start].ids) for start in starts[:-1]])
                 rows[name] = visits(lengths, batch_size, shared, seed, part.follows or name)
             draws = np.random.default_rng(seed_of("wordings", seed, name)).random(num_steps * batch_size)
@@ -133,7 +134,7 @@ class Stream(Dataset[dict[str, tuple[int, Encoded]]]):
 
 @dataclass(frozen=True)
 class Collator:
-    """Entries of a Stream to one padded batch: the parts one below the other, and `rows`, their numbers [B]."""
+    """One padded batch from entries of a Stream: part after part along B; `rows` [B] are the wordings' numbers."""
 
     pad_id: int
 

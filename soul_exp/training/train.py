@@ -1,4 +1,4 @@
-"""One training from its start, or its last checkpoint, to its end: what the steps need, made and taken apart again."""
+"""One training, from its start or its last checkpoint to its end."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
+from soul_exp import compat
 from soul_exp.data import Encoded, Part
 from soul_exp.distributed import zero3
 from soul_exp.errors import UsageError
 from soul_exp.losses import Objective
-from soul_exp.models import loading
+from soul_exp.models import loading, saving
 from soul_exp.models.layers import AnswerReader, recomputing
 from soul_exp.training import checkpoints
-from soul_exp.training.callbacks import Continued, Progress, state_of
-from soul_exp.training.reference import freeze
+from soul_exp.training.callbacks import ContinueWithoutState, Progress, trainer_state
+from soul_exp.training.capabilities import takes_one_step
+from soul_exp.training.reference import compute_reference
 from soul_exp.training.schedule import Schedule
 from soul_exp.training.stream import Stream
 from soul_exp.training.trainer import Unlearner
@@ -33,13 +35,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a training ended: steps done, seconds, why it diverged (None if it did not), last logged numbers, remarks."""
+    """How a training ended."""
 
     num_steps: int
-    seconds: float
-    diverged: str | None
-    last: Mapping[str, float]
-    notes: Sequence[str] = ()
+    seconds: float  # over all starts of the run
+    diverged: str | None  # why, if it did
+    last: Mapping[str, float]  # the last logged numbers
+    notes: Sequence[str] = ()  # for the reader of the results
 
 
 def train(
@@ -64,39 +66,39 @@ def train(
 ) -> Outcome:
     """Train `model` in place on `parts`, resuming from the last complete checkpoint in `folder`.
 
-    `parts` maps each part that the objective or the curvature names to its rows and their tokens, one entry a wording.
-    A checkpoint of another engine than `compute` with `processes` is a UsageError or, where `resume` is "weights",
-    gives its weights, and the optimizer begins anew.
+    `parts` maps each part that the objective or the curvature names to its rows and their tokens, one entry for each
+    wording; epochs count passes over the first part. Raises UsageError for a checkpoint of another engine than
+    `compute` with `processes`, unless `resume` is "weights": then only its weights are read.
     """
     engine = checkpoints.engine_of(compute, processes, deepspeed)
     found = checkpoints.last_complete(folder)
-    anew = found is not None and found.marker.engine != engine
-    if found and anew and resume != "weights":
-        raise UsageError(checkpoints.refusal(folder, found, engine))
-    leader = next(iter(parts))
-    if getattr(getattr(make_optimizer, "func", make_optimizer), "static", False):  # the class, perhaps in a partial
-        schedule = schedule.in_one_step(len(parts[leader][0].rows))
-    num_steps = schedule.num_steps(len(parts[leader][0].rows))
+    weights_only = found is not None and found.marker.engine != engine
+    if found and weights_only and resume != "weights":
+        raise UsageError(checkpoints.engine_mismatch(folder, found, engine))
+    leading, _ = next(iter(parts.values()))
+    if takes_one_step(make_optimizer):
+        schedule = schedule.in_one_step(len(leading.rows))
+    num_steps = schedule.num_steps(len(leading.rows))
     if found and found.marker.diverged:  # it stopped there
         num_steps = found.step
     stream = Stream(parts, num_steps=num_steps, batch_size=schedule.batch_size, seed=seed)
     wanted = [name for name in objective.names if name.startswith("reference_")]
     loading.move(model, device)
-    reference = freeze(model, reader, stream, wanted, objective.parts, pad_id, objective.layer)
-    before = zero3.digest(model)
+    reference = compute_reference(model, reader, stream, wanted, objective.parts, pad_id, objective.layer)
+    before = zero3.weight_sums(model)
     args = _arguments(schedule, num_steps, folder, seed, device, deepspeed, processes, model)
     notes, seconds_before, start = list[str](), 0.0, time.perf_counter()
     if found:
-        log.info("%s: resuming from %s%s", label, "the weights of " if anew else "", found.path.name)
+        log.info("%s: resuming from %s%s", label, "the weights of " if weights_only else "", found.path.name)
         seconds_before = found.marker.seconds  # spent before the interruption
-        notes += [*found.marker.notes, *([checkpoints.continued(found)] if anew else [])]
+        notes += [*found.marker.notes, *([checkpoints.continuation_note(found)] if weights_only else [])]
 
     def mark(checkpoint: Path) -> None:
         spent = seconds_before + time.perf_counter() - start
-        checkpoints.mark(checkpoint, spent, engine, trainer.diverged, notes)
+        checkpoints.mark_complete(checkpoint, spent, engine, trainer.diverged, notes)
 
-    continued = [Continued(found.path, num_steps)] if found and anew else []
-    if found and anew:
+    continued = [ContinueWithoutState(found.path, num_steps)] if found and weights_only else []
+    if found and weights_only:
         stream.start = found.step
     trainer = Unlearner(
         model=model,
@@ -113,31 +115,36 @@ def train(
     trainer.diverged = found.marker.diverged if found else None
     for callback in continued:
         callback.trainer = trainer
-        loading.read_weights(model, callback.checkpoint)
+        saving.read_weights(model, callback.checkpoint)
     start = time.perf_counter()
-    try:
-        if found and anew and found.step >= num_steps:  # no data is left to begin with
-            trainer.state = state_of(found.path)
-        else:
-            memory = recomputing(model) if schedule.gradient_checkpointing else contextlib.nullcontext()
-            with zero3.driven(model), memory:
-                trainer.train(resume_from_checkpoint=str(found.path) if found and not anew else None)
-                trainer.judge_end()
-    except FloatingPointError as error:  # an optimizer that cannot go on
-        trainer.diverged = str(error)
-    remarks = [*trainer.remarks, *([_unchanged(args, compute)] if zero3.digest(model) == before else [])]
-    for said in remarks:
+    if found and weights_only and found.step >= num_steps:  # no step is left
+        trainer.state = trainer_state(found.path)
+    else:
+        _take_steps(trainer, model, found.path if found and not weights_only else None)
+    ending = [*trainer.notes, *([_unchanged(args, compute)] if zero3.weight_sums(model) == before else [])]
+    for note in ending:
         if trainer.state.is_world_process_zero:
-            log.warning("%s: %s", label, said)
-    _dismantle(trainer)
+            log.warning("%s: %s", label, note)
+    _release(trainer)
     logged = [entry for entry in trainer.state.log_history if "forget_loss" in entry]
     return Outcome(
         trainer.state.global_step,
         seconds_before + time.perf_counter() - start,
         trainer.diverged,
         logged[-1] if logged else {},
-        [*notes, *remarks],
+        [*notes, *ending],
     )
+
+
+def _take_steps(trainer: Unlearner, model: PreTrainedModel, checkpoint: Path | None) -> None:
+    """Train from the start, or from all of the state in `checkpoint`, to the end or until the training diverges."""
+    memory = recomputing(model) if trainer.schedule.gradient_checkpointing else contextlib.nullcontext()
+    try:
+        with zero3.run_by_engine(model), memory:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            trainer.check_end()
+    except FloatingPointError as error:  # of an optimizer that cannot continue
+        trainer.diverged = str(error)
 
 
 def _arguments(
@@ -150,7 +157,7 @@ def _arguments(
     processes: int,
     model: nn.Module,
 ) -> TrainingArguments:
-    """What transformers has to know of a training: how to take its steps, and nothing that would talk or evaluate."""
+    """The arguments of transformers' Trainer: how it takes steps; it neither prints nor evaluates."""
     accumulation = schedule.accumulation(processes)
     args = TrainingArguments(
         output_dir=str(folder),
@@ -179,13 +186,12 @@ def _arguments(
         report_to=[],
         deepspeed=dict(deepspeed) if deepspeed else None,
     )
-    if args.n_gpu > 1:  # one process, one device: the parts of a batch must not be dealt out by DataParallel
-        args._n_gpu = 1
+    compat.use_one_device(args)
     return args
 
 
 def _unchanged(args: TrainingArguments, compute: str) -> str:
-    """What to type after a training that has left every weight as it was."""
+    """The note on a training that has changed no weight: the cause, and what to type."""
     section, rate = ("prepare", "prepare.adamw.lr") if compute == "prepare" else ("train", "optimizer.lr")
     if args.max_steps == 1 and args.warmup_steps:
         why = f"its one step is the warm-up's first, whose learning rate is 0: type {section}.warmup_ratio=0"
@@ -194,14 +200,13 @@ def _unchanged(args: TrainingArguments, compute: str) -> str:
     return f"no weight changed in {args.max_steps} step(s): {why}, or take more steps"
 
 
-def _dismantle(trainer: Unlearner) -> None:
-    """Give back what the engine and the optimizer hold; the model's weights stay, divided or whole."""
-    engine: Any = getattr(trainer, "deepspeed", None)
+def _release(trainer: Unlearner) -> None:
+    """Free the memory of the engine and the optimizer; the model's weights stay as they are."""
+    engine = trainer.engine
     if engine is not None:
         engine.destroy()  # its buffers
         for name in ("optimizer", "basic_optimizer", "client_optimizer"):  # the model's hooks keep the rest of it alive
             setattr(engine, name, None)
         assert trainer.model is not None
-        for p in trainer.model.parameters():
-            p.__dict__.pop("_z3_optimizer", None)
+        compat.forget_zero3_optimizer(trainer.model)
     trainer.accelerator.free_memory()  # it holds on to wrapped models and optimizers

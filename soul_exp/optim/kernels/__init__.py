@@ -1,7 +1,7 @@
 """One pass over memory for every elementwise rule: the same update in plain torch, in C and in Triton.
 
-A kernel is a module with two functions. `obstacle(batch)` says why it cannot take these tensors, None if it
-can; `update(...)` does one rule to a list of tensors and adds what it saw to [8] sums, in the order of STATISTICS.
+A kernel is a module with two functions. `obstacle(batch)` returns why it cannot update these tensors, None if it can;
+`update(...)` applies one rule to a list of tensors and adds to the [8] sums of STATISTICS.
 fp32 results of all kernels agree bit for bit: each operation is one IEEE rounding, and none is fused with another.
 """
 
@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib
 import importlib.util
 import logging
 import os
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 from torch import Tensor
 
@@ -30,10 +31,11 @@ STATISTICS = (
     "nonfinite",  # coordinates left as they are; they count here and in total, nowhere else
 )
 RULES = ("refresh", "refresh_squared", "sophia", "sophia_refresh", "signum", "lion", "adamw")
-REFRESHES = ("refresh", "refresh_squared")  # these move h and nothing else
+REFRESHES = ("refresh", "refresh_squared")  # these change h and nothing else
 SQUARING = ("refresh_squared", "sophia_refresh", "adamw")  # here g^2 has to be finite, not only g
 CLIPPING = ("sophia", "sophia_refresh")
 ROUNDINGS = ("nearest", "master", "kahan", "stochastic")
+MODULES = {"plain": "plain", "cpu": "cpu", "triton": "cuda"}  # kernel -> its module, imported when it is used
 
 
 class Numbers(NamedTuple):
@@ -50,7 +52,7 @@ class Numbers(NamedTuple):
 
 
 class Operands(NamedTuple):
-    """What one tensor's update reads and writes; None where the rule has no use for it."""
+    """The tensors that one update reads and writes, of equal shape; None where the rule does not use one."""
 
     grad: Tensor
     weight: Tensor | None = None
@@ -64,7 +66,7 @@ class Operands(NamedTuple):
 
 
 def columns(batch: Sequence[Operands]) -> list[tuple[Tensor, ...]]:
-    """The tensors of `batch` by kind: all gradients, all weights and so on, as far as the rule has them."""
+    """The tensors of `batch` by kind: all gradients, all weights and so on, those that the rule uses."""
     return [column for column in list(zip(*batch, strict=True))[:5] if column[0] is not None]
 
 
@@ -88,14 +90,14 @@ def key_of(*parts: int) -> int:
 
 
 def forced() -> str:
-    """The kernel that the environment asks for, "" if it does not."""
+    """The kernel that SOUL_EXP_KERNELS names, "" if it is not set."""
     return os.environ.get("SOUL_EXP_KERNELS", "")
 
 
 def choose(batch: Sequence[Operands], forced: str = "") -> list[tuple[Kernel, Sequence[Operands]]]:
-    """Each of `batch`, all of one dtype and device, with the fastest kernel that can take it, or the `forced` one.
+    """The fastest kernel for each of `batch`, all of one dtype and device, or the `forced` one.
 
-    Raises RuntimeError if that one cannot take them.
+    Raises RuntimeError if that one cannot update them.
     """
     name = forced or ("triton" if batch[0].grad.is_cuda else "cpu")
     reason = _missing(name) or _kernel(name).obstacle(batch)
@@ -103,9 +105,9 @@ def choose(batch: Sequence[Operands], forced: str = "") -> list[tuple[Kernel, Se
         return [(_kernel(name), batch)]
     if forced:
         raise RuntimeError(f"SOUL_EXP_KERNELS={forced}: {reason}; unset it, or set it to plain")
-    if len(batch) > 1:  # one tensor that is out of the ordinary does not slow the others
+    if len(batch) > 1:  # one unusual tensor does not slow the others
         return [chosen for operands in batch for chosen in choose([operands])]
-    _say_once(name, reason)
+    _log_once(name, reason)
     return [(_kernel("plain"), batch)]
 
 
@@ -116,21 +118,11 @@ def _missing(name: str) -> str | None:
 
 @functools.cache
 def _kernel(name: str) -> Kernel:
-    if name == "plain":
-        from . import plain
-
-        return plain
-    if name == "cpu":
-        from . import cpu
-
-        return cpu
-    if name == "triton":
-        from . import cuda
-
-        return cuda
-    raise RuntimeError(f"SOUL_EXP_KERNELS={name} is unknown: choose plain, cpu or triton, or unset it")
+    if name not in MODULES:
+        raise RuntimeError(f"SOUL_EXP_KERNELS={name} is unknown: choose plain, cpu or triton, or unset it")
+    return cast(Kernel, importlib.import_module(f".{MODULES[name]}", __name__))
 
 
 @functools.cache
-def _say_once(name: str, reason: str) -> None:
+def _log_once(name: str, reason: str) -> None:
     log.info("optimizer steps in plain torch instead of the %s kernel: %s", name, reason)

@@ -45,7 +45,7 @@ class Pass(ctypes.Structure):
 
 
 def obstacle(batch: Sequence[Operands]) -> str | None:
-    """Why the C kernel cannot take these tensors, None if it can."""
+    """Why the C kernel cannot update these tensors, None if it can."""
     for column in columns(batch):
         first = column[0]
         if not first.is_cpu:
@@ -117,7 +117,7 @@ def _library() -> tuple[ctypes.CDLL | None, str | None]:
             done = subprocess.run([*command, str(SOURCE), "-o", str(part), "-lm"], capture_output=True, text=True)
             if done.returncode:
                 return None, f"the C compiler failed: {' '.join(done.stderr.split())[:300]}"
-            part.replace(folder / name)  # at once, for another process may be at the same
+            part.replace(folder / name)  # in one step: another process may compile it too
             log.info("compiled the optimizer kernel in %.1f s: %s", time.perf_counter() - start, folder / name)
         try:
             library = ctypes.CDLL(str(folder / name))

@@ -1,7 +1,7 @@
 """The Triton kernel: all tensors of a pass in one launch, for CUDA; held to plain.py bit for bit.
 
-TRITON_INTERPRET=1 runs it on CPU tensors, slowly, for tests. A program does BLOCK coordinates of one tensor, which it
-finds through a table of addresses, one row of COLUMNS a tensor: so hundreds of small tensors cost one launch.
+TRITON_INTERPRET=1 runs it on CPU tensors, slowly, for tests. A program updates BLOCK coordinates of one tensor, which
+it finds through a table of addresses, one row of COLUMNS for each tensor: hundreds of small tensors cost one launch.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -168,20 +168,20 @@ def _pass(
     if bad > 0:
         tl.atomic_add(statistics + 7, bad.to(tl.float64))
     if counting:
-        seen = inside & finite
+        counted = inside & finite
         out = partial + program
         step = tl.num_programs(0)
-        m2 = tl.where(seen, m_new, 0.0).to(tl.float64)
-        dw = tl.where(seen, w_new - w_old, 0.0).to(tl.float64)
-        idle = seen & (m_new == 0)
+        m2 = tl.where(counted, m_new, 0.0).to(tl.float64)
+        dw = tl.where(counted, w_new - w_old, 0.0).to(tl.float64)
+        idle = counted & (m_new == 0)
         if has_h:
-            h2 = tl.where(seen, h_new, 0.0).to(tl.float64)
+            h2 = tl.where(counted, h_new, 0.0).to(tl.float64)
             idle = idle & (h_new == 0)
             tl.store(out + 5 * step, tl.sum(h2 * h2))
         if clips:
-            won = seen & (tl.abs(m_new) < h_new * scale)
+            won = counted & (tl.abs(m_new) < h_new * scale)
             tl.store(out, tl.sum(won.to(tl.int32)).to(tl.float64))
-        changed = seen & (w_new.to(tl.uint32, bitcast=True) != w_old.to(tl.uint32, bitcast=True))
+        changed = counted & (w_new.to(tl.uint32, bitcast=True) != w_old.to(tl.uint32, bitcast=True))
         tl.store(out + step, tl.sum(idle.to(tl.int32)).to(tl.float64))
         tl.store(out + 2 * step, tl.sum(inside.to(tl.int32)).to(tl.float64))
         tl.store(out + 3 * step, tl.sum(changed.to(tl.int32)).to(tl.float64))
@@ -190,7 +190,7 @@ def _pass(
 
 
 def obstacle(batch: Sequence[Operands]) -> str | None:
-    """Why the Triton kernel cannot take these tensors, None if it can."""
+    """Why the Triton kernel cannot update these tensors, None if it can."""
     for column in columns(batch):
         first = column[0]
         if not (first.is_cuda or os.environ.get("TRITON_INTERPRET")):
@@ -210,7 +210,7 @@ def update(
     statistics: Tensor,
     counting: bool,
 ) -> None:
-    """plain.update for tensors of equal dtypes on one device: no read-back, at most two launches."""
+    """plain.update for tensors of equal dtypes on one device: nothing is read back, at most two launches."""
     first = batch[0]
     state = first.h if first.m is None else first.m
     assert state is not None
@@ -260,14 +260,14 @@ def _aligned(o: Operands) -> bool:
 
 @functools.lru_cache(maxsize=16)
 def _table(rows: tuple[int, ...], device: torch.device) -> Tensor:
-    """[tensors, COLUMNS] on `device`; gradients come back to the same addresses, so that most steps find it here."""
+    """[tensors, COLUMNS] on `device`; gradients have the same addresses again in most steps, which then reuse it."""
     table = torch.tensor(rows, dtype=torch.int64).view(-1, COLUMNS)
     return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table
 
 
 @functools.lru_cache(maxsize=16)
 def _layout(sizes: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Each program's tensor and which of its blocks it does, [programs] int32 both."""
+    """The tensor of each program and the number of its block there, both [programs] int32."""
     counts = torch.tensor([-(-size // BLOCK) for size in sizes])
     owners = torch.repeat_interleave(torch.arange(len(sizes)), counts)
     blocks = torch.arange(len(owners)) - (counts.cumsum(0) - counts)[owners]

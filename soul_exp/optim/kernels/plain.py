@@ -15,7 +15,7 @@ from . import CLIPPING, REFRESHES, SQUARING, Numbers, Operands
 
 
 def obstacle(batch: Sequence[Operands]) -> str | None:
-    """None: plain torch takes everything."""
+    """None: plain torch can update every tensor."""
     return None
 
 
@@ -27,7 +27,7 @@ def update(
     statistics: Tensor,
     counting: bool,
 ) -> None:
-    """Does `rule` to each of `batch` in place and adds what was seen to `statistics`, [8] float64."""
+    """Apply `rule` to each of `batch` in place and add to `statistics`, [8] float64."""
     for o in batch:
         real = torch.float64 if any(t.dtype == torch.float64 for t in o.tensors()) else torch.float32
         g, m, h = (None if t is None else t.to(real) for t in (o.grad, o.m, o.h))
@@ -46,7 +46,7 @@ def update(
         if o.h is not None and h is not None:
             o.h.copy_(torch.where(finite, h, o.h.to(real)))
         if counting:
-            statistics[:7] += seen(o, old, finite, real, numbers.scale if rule in CLIPPING else None)
+            statistics[:7] += counted(o, old, finite, real, numbers.scale if rule in CLIPPING else None)
 
 
 def curvature(h: Tensor, g: Tensor, n: Numbers, squared: bool) -> Tensor:
@@ -77,7 +77,7 @@ def moved(
 
 
 def effective(o: Operands, rounding: str, real: torch.dtype) -> Tensor:
-    """The weight that the arithmetic sees: wider than what is stored for the model, where a spare holds the rest."""
+    """The weight in the precision of the arithmetic: wider than the model's, where a spare tensor holds the rest."""
     assert o.weight is not None
     if rounding == "master":
         assert o.spare is not None
@@ -89,7 +89,7 @@ def effective(o: Operands, rounding: str, real: torch.dtype) -> Tensor:
 
 
 def store(o: Operands, w: Tensor, rounding: str, finite: Tensor) -> None:
-    """Rounds `w` into what is stored; where `finite` is false everything stays."""
+    """Round `w` and store it; where `finite` is false nothing changes."""
     assert o.weight is not None
     if rounding == "stochastic":
         rounded = stochastic(w, o.key)
@@ -122,8 +122,8 @@ def mix(x: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
-def seen(o: Operands, old: Tensor, finite: Tensor, real: torch.dtype, scale: float | None) -> Tensor:
-    """[7] float64: STATISTICS but for the last, read from what is stored."""
+def counted(o: Operands, old: Tensor, finite: Tensor, real: torch.dtype, scale: float | None) -> Tensor:
+    """[7] float64: STATISTICS without the last, of the stored tensors."""
     assert o.weight is not None and o.m is not None
     integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[old.element_size()]
     m = o.m.to(real)

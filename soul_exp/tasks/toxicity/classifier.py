@@ -59,8 +59,8 @@ class Classifier:
             AutoModelForSequenceClassification, dtype=torch.float32, use_safetensors=True,
             ignore_mismatched_sizes=True, output_loading_info=True,
         )  # fmt: skip
-        weight_files.refuse(loading_info, type(model).__name__, f"task.scorer={self.name}")
-        if name := zero3.not_finite(model):
+        weight_files.check_report(loading_info, type(model).__name__, f"task.scorer={self.name}")
+        if name := zero3.nonfinite_weight(model):
             raise UsageError(f"task.scorer={self.name} has weights that are not finite numbers ({name}): copy it again")
         model.to(device).eval()
         max_length = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", math.inf))

@@ -22,7 +22,7 @@ from sklearn.linear_model import LogisticRegression
 
 from soul_exp.data import content_hash
 from soul_exp.errors import UsageError
-from soul_exp.files import write_whole
+from soul_exp.files import write_atomically
 from soul_exp.tasks.toxicity.classifier import TOXIC_BERT
 from soul_exp.tasks.toxicity.scorer import Labelled, Score, cache_file
 
@@ -63,7 +63,7 @@ class Own:
         except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile):  # not trained yet, or damaged
             file = io.BytesIO()
             np.savez_compressed(file, *self._fitted())
-            write_whole(path, file.getvalue())
+            write_atomically(path, file.getvalue())
             idf, weights, bias = _arrays(path)
 
         def score(texts: Sequence[str]) -> np.ndarray:

@@ -1,0 +1,99 @@
+"""What worker processes print and log: rank 0 on the console, every rank in a file, libraries hardly anything."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+# environment of a process whose libraries show neither warnings nor progress bars: the stages have their own
+QUIET = {"PYTHONWARNINGS": "ignore", "TOKENIZERS_PARALLELISM": "false"}
+QUIET |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+
+
+def log_file(logs: Path, rank: int) -> Path:
+    """The file of `rank` in the folder `logs`."""
+    return logs / f"rank{rank}.log"
+
+
+@contextlib.contextmanager
+def rank_log(logs: Path, rank: int, level: int) -> Iterator[None]:
+    """Within it this rank logs to its file in `logs` too; ranks above 0 print to that file only.
+
+    The traceback of an error is written there first.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    root = logging.getLogger()
+    with log_file(logs, rank).open("a", buffering=1) as file, contextlib.ExitStack() as stack:
+        handler = logging.StreamHandler(file)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        root.addHandler(handler)
+        stack.callback(root.removeHandler, handler)
+        stack.callback(root.setLevel, root.level)
+        root.setLevel(level)
+        if rank > 0:
+            stack.enter_context(_printing_to(file.fileno()))
+        try:
+            yield
+        except BaseException:
+            file.write(traceback.format_exc())
+            raise
+
+
+@contextlib.contextmanager
+def _printing_to(target: int) -> Iterator[None]:
+    """Within it standard output and error, also those of C++ code, go to the file descriptor `target`."""
+    streams = ((sys.stdout, 1), (sys.stderr, 2))
+    kept = [os.dup(number) for _, number in streams]
+    for stream, number in streams:
+        stream.flush()
+        os.dup2(target, number)
+    try:
+        yield
+    finally:
+        for (stream, number), before in zip(streams, kept, strict=True):
+            stream.flush()
+            os.dup2(before, number)
+            os.close(before)
+
+
+def silence_libraries() -> None:
+    """Log only lines of this program and real warnings: the console shows one line for each stage."""
+    warnings.simplefilter("ignore")
+    logging.getLogger().addFilter(_is_warning)
+    if "transformers" in sys.modules:  # else nothing here works on models
+        from transformers.utils import logging as library
+
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    for name in ("absl", "torch.distributed", "deepspeed", "DeepSpeed", "httpx"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("accelerate").setLevel(logging.ERROR)  # it warns that DeepSpeed's accumulation replaces its own
+
+
+def _is_warning(record: logging.LogRecord) -> bool:
+    """Whether `record` is a warning: distutils logs DeepSpeed's trial compilations with the root logger itself."""
+    return record.levelno >= logging.WARNING
+
+
+@contextlib.contextmanager
+def silent_elastic() -> Iterator[None]:
+    """Within it torch elastic does not log: how a worker ended is in the error that `launch` raises."""
+    elastic = "torch.distributed.elastic"
+    names = [name for name in logging.root.manager.loggerDict if name == elastic or name.startswith(f"{elastic}.")]
+    loggers = [
+        logging.getLogger(name) for name in (*names, "torch.distributed.launcher.api", "torch.multiprocessing.spawn")
+    ]
+    before = [(logger, logger.level) for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        for logger, level in before:
+            logger.setLevel(level)

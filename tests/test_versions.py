@@ -25,7 +25,7 @@ VERSIONS = {  # what is declared -> the version now, the files that it covers, a
     "prepared_models": (
         prepared_models.VERSION,
         (
-            *("artifacts/*.py", "binding.py", "data.py", "evaluation/*.py", "losses/*.py", "metrics/*.py"),
+            *("artifacts/*.py", "binding.py", "compat.py", "data.py", "evaluation/*.py", "losses/*.py", "metrics/*.py"),
             *("models/*.py", "optim/**/*.py", "optim/**/*.c", "stages/prepare.py", "stages/unlearn.py"),
             *("tasks/**/*.py", "training/*.py"),
         ),

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +20,7 @@ from soul_exp.data import content_hash
 from soul_exp.evaluation import lm_eval_suite
 from soul_exp.evaluation.probing import evaluate_probes
 from soul_exp.evaluation.records import read_records, write_records
-from soul_exp.files import is_intact, seal
+from soul_exp.files import complete_folder, is_intact, seal
 from soul_exp.metrics.answers import SUITE, Answers, Scores
 from soul_exp.models import loading
 from soul_exp.models.checkpoint import Checkpoint
@@ -110,14 +109,10 @@ def read_answers(folder: Path) -> Measured:
 
 def write_answers(folder: Path, answers: Measured) -> None:
     """Write one file a probe, and suite.json where there is a suite; the folder appears at once, with checksums."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for name, given in answers.items():
-        if isinstance(given, Answers):
-            write_records(partial / f"{name}.jsonl", given)
-        else:
-            write_json(partial / f"{name}.json", given)
-    seal(partial / COMPLETE, {})
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    with complete_folder(folder) as partial:
+        for name, given in answers.items():
+            if isinstance(given, Answers):
+                write_records(partial / f"{name}.jsonl", given)
+            else:
+                write_json(partial / f"{name}.json", given)
+        seal(partial / COMPLETE, {})

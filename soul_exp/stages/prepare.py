@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,7 +23,7 @@ from soul_exp.distributed import zero3
 from soul_exp.distributed.processes import launch
 from soul_exp.errors import UsageError
 from soul_exp.evaluation.probing import evaluating, likelihoods, scored_items
-from soul_exp.files import explain_full_disk, seal
+from soul_exp.files import complete_folder, explain_full_disk, seal
 from soul_exp.losses import Objective, Scored
 from soul_exp.models import attention, saving, scratch, vocabulary
 from soul_exp.models.checkpoint import DONE
@@ -73,20 +72,20 @@ def _system_prompts(models: Models, role: str) -> list[str | None]:
     return list(dict.fromkeys(given))
 
 
-def worker(rank: int, config: Config, roles: Sequence[str], device: str) -> float:
-    """One process's share of prepare: the role of its rank, made and evaluated; returns the seconds of its training."""
+def worker(rank: int, config: Config, roles: Sequence[str], device: str) -> None:
+    """One process's share of prepare: the role of its rank, made and evaluated."""
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     models, role = build_models(config), roles[rank]
     attention.choose_kernel(models.model.attention)
     system_prompt = models.system_prompt if role == "target" else None
     if system_prompt is not None:
         check_length(models, system_prompt)
-    seconds = make(models, role, device) if role in prepared_models.recipes(models) else 0.0
+    if role in prepared_models.recipes(models):
+        make(models, role, device)
     checkpoint = prepared_models.checkpoints(models)[role]
     answer_cache.fill(models, checkpoint, device, role)
     if system_prompt is not None:
         answer_cache.fill(models, checkpoint, device, "input-based", system_prompt)
-    return seconds
 
 
 def fit(train: Scored) -> Tensor:
@@ -94,8 +93,8 @@ def fit(train: Scored) -> Tensor:
     return train.mean_nll.mean()
 
 
-def make(models: Models, role: str, device: str) -> float:
-    """Train the model of `role` into the cache unless it is there; returns the seconds that it took.
+def make(models: Models, role: str, device: str) -> None:
+    """Train the model of `role` into the cache unless it is there.
 
     Two jobs that want the same model at once wait for each other; a killed one leaves nothing that looks finished, and
     the next resumes from its last complete checkpoint.
@@ -104,13 +103,11 @@ def make(models: Models, role: str, device: str) -> float:
     made_by = prepared_models.recipes(models)[role]
     folder = prepared_models.folder_of(models.cache, made_by)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    start = time.perf_counter()
-    partial = folder.with_name(f".{folder.name}.partial")
     halfway = folder.with_name(f".{folder.name}.checkpoints")
     with FileLock(f"{folder}.lock"), explain_full_disk(models.cache, clear=lambda: remove_unmarked(halfway)):
         if prepared_models.is_ready(folder):
             remove_all(halfway)  # of a job that was killed between the last two lines of this block
-            return 0.0
+            return
         lm = _start_model(models)
         saving.check_saving(lm.model, lm.tokenizer)
         rows = task.target_rows if role == "target" else task.retrained_rows
@@ -134,18 +131,15 @@ def make(models: Models, role: str, device: str) -> float:
                 f"prepare {role}: {lost}, and nothing of it is kept: type a prepare.adamw.lr below "
                 f"{settings.adamw['lr']}"
             )
-        shutil.rmtree(partial, ignore_errors=True)
-        saving.save(lm.model.cpu(), lm.tokenizer, partial)
-        content = {"recipe": made_by, "seconds": outcome.seconds, "role": role, "general": models.general}
-        seal(partial / DONE, content)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        with complete_folder(folder) as partial:
+            saving.save(lm.model.cpu(), lm.tokenizer, partial)
+            content = {"recipe": made_by, "seconds": outcome.seconds, "role": role, "general": models.general}
+            seal(partial / DONE, content)
         remove_all(halfway)
     log.info(
         "prepare %s: %d steps on %d rows in %.0f s, last loss %.3f",
         role, outcome.num_steps, len(rows), outcome.seconds, outcome.last["forget_loss"],
     )  # fmt: skip
-    return time.perf_counter() - start
 
 
 def _not_finite(lm: LanguageModel, rows: Sequence[Item], count: int) -> str | None:

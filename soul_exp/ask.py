@@ -65,7 +65,7 @@ def models_of(folder: Path) -> tuple[Results, dict[str, Checkpoint], list[str]]:
 
 
 def _prepared(run: Results, folder: Path) -> dict[str, Checkpoint]:
-    """The checkpoints of the original and the retrained model, by role; they depend on the run's data."""
+    """The checkpoints of the two models that the run started with, by role; its data decide which."""
     problem = f"{folder}, run at commit {run.commit or 'unknown'}, cannot be read by this version: run it again"
     try:
         return prepared_models.checkpoints(built(lambda: build_models(run.config), problem))

@@ -74,9 +74,9 @@ def job(cfg: DictConfig, workers: WorkerGroup | None = None) -> float | None:
 
 
 def _begin(cfg: DictConfig, out: Path) -> None:
-    """Write the typed overrides to `out`, and remove the reason of an earlier failure; called after the checks.
+    """Write down what the run in `out` was typed as, and remove the reason of a failure before: its checks are over.
 
-    Hydra itself would write before the checks, even to the folder of a run that has finished or is in progress.
+    Hydra itself would do so before them, and so into the folder of a run that has finished or is at work.
     """
     if (out / ERROR).is_dir():
         raise UsageError(f"{out / ERROR} is a folder, but a failed run writes its reason there: remove it")
@@ -155,7 +155,7 @@ _COMMAND: list[str] = []  # the arguments, in the process that runs `main`
 
 def main() -> None:
     """`python -m soul_exp`: one run, or with -m a sweep. Exits 1 if a job failed and names it."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors itself
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us, not to Hydra's own printer
     FAILED.clear()
     sys.argv[1:] = _flags_last(sys.argv[1:])
     _COMMAND[:] = sys.argv
@@ -171,9 +171,9 @@ def main() -> None:
     except KeyboardInterrupt:
         code = interrupts.exit_code()
         interrupts.write_last_line()
-    except UsageError as error:  # the processes cannot connect to each other
+    except UsageError as error:  # the processes do not find each other
         print(f"soul_exp: {error}", file=sys.stderr)
-    except SystemExit as stop:  # from Hydra's own flags, or from the callback of a sweep
+    except SystemExit as stop:  # of Hydra's own flags, or a callback's refusal
         code = stop.code
         if isinstance(code, str):
             print(code, file=sys.stderr)
@@ -188,7 +188,7 @@ def main() -> None:
 
 
 def _print_help() -> int:
-    """Print the requested help page; returns the exit code."""
+    """Print the help page that was asked for; returns the exit code."""
     try:
         print(help_page.page(sys.argv[1:]), flush=True)
     except UsageError as error:
@@ -213,7 +213,7 @@ def _command(workers: WorkerGroup | None) -> int:
         from submitit.core.utils import UncompletedJobError
 
         if isinstance(error, UncompletedJobError):  # not submitted, or killed before it could report anything
-            lines = str(error).splitlines()  # the error, the job's log, and in the last lines of that the reason
+            lines = str(error).splitlines()  # what it is, the job's log, and in its last lines why
             FAILED.append("\n".join([f"SLURM: {lines[0]}", *lines[1:3], *lines[3:][-5:]]))
         if not FAILED:
             if isinstance(error, BrokenPipeError):  # `--cfg job | head`: the reader has seen enough
@@ -250,7 +250,7 @@ def _no_sweep(workers: WorkerGroup) -> str:
 
 
 def _flags_last(arguments: list[str]) -> list[str]:
-    """The arguments, Hydra's flags last: its parser ignores overrides that follow a flag between overrides."""
+    """The flags of Hydra behind the overrides: between them its parser takes no more overrides."""
     flags = [argument for argument in arguments if argument in MULTIRUN]
     return [argument for argument in arguments if argument not in flags] + flags
 

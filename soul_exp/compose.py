@@ -157,4 +157,4 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-register_resolvers()  # at import: in a SLURM job Hydra composes before it calls any function of soul_exp
+register_resolvers()  # at import: in a SLURM job Hydra composes before it calls anything of ours

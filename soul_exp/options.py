@@ -56,8 +56,8 @@ class Option:
     changes: Changes = Changes.NUMBERS
     when: tuple[str, Any] | None = None  # (key, value) that another option must have; else it changes nothing
     older: Any = UNSET  # the value that results written before the option existed had
-    column: bool | None = None  # whether tables have a column for it where runs differ; None: if it changes something
-    in_folder_name: bool = True  # whether a typed value is part of the folder's name
+    column: bool | None = None  # of a table, where runs differ; None: where it changes something
+    in_folder_name: bool = True  # where it is typed
     size: bool = True  # whether it may change how many bytes a run writes
 
     @property
@@ -66,14 +66,14 @@ class Option:
 
 
 UNNAMED, SAME_SIZE = Option(), Option(size=False)
-NAME = Option(changes=Changes.NOTHING, in_folder_name=False)  # only names or locates things, or repeats others
-COPY = Option(TEXT_OR_NULL, Changes.NOTHING, in_folder_name=False, size=False)
+NAME = Option(changes=Changes.NOTHING, in_folder_name=False)  # what only names, places or repeats
+MIRROR = Option(TEXT_OR_NULL, Changes.NOTHING, in_folder_name=False, size=False)
 GIVEN, PREPARED = Option(TEXT_OR_NULL), Option(TEXT_OR_NULL, Changes.PREPARED)
 ENGINE = Option(changes=Changes.LAST_DIGITS)
 
 
 def _training(changes: Changes) -> dict[str, Option]:
-    """The options that decide weights in unlearning and preparing alike; `changes` is what they change there."""
+    """The options that unlearning and preparing share: `changes` is what those of them change that change weights."""
     return {
         "epochs": Option(POSITIVE, changes, size=False),
         "batch_size": Option(COUNT, changes, size=False),
@@ -97,8 +97,8 @@ TABLE: dict[str, Option] = {  # `section.*`: every option of that section which 
     "tune.workers": Option(changes=Changes.NOTHING, size=False),
     "start": Option(
         changes=Changes.NOTHING
-    ),  # of a later request: the model that the request before left, compared by content
-    "choices.*": NAME,  # the options that they choose are compared
+    ),  # of a later request: where the one before left its model, compared by content
+    "choices.*": NAME,  # what they choose is compared
     "experiment": NAME,
     "hydra.*": Option(changes=Changes.NOTHING, size=False),
     "hydra/launcher": Option(changes=Changes.NOTHING, in_folder_name=False, size=False),
@@ -130,8 +130,8 @@ TABLE: dict[str, Option] = {  # `section.*`: every option of that section which 
     "retrained.revision": GIVEN,
     "retrained.records": GIVEN,
     "wandb.mode": Option(Choice(("offline", "online", "disabled")), Changes.NOTHING, in_folder_name=False, size=False),
-    "wandb.project": COPY,
-    "wandb.entity": COPY,
+    "wandb.project": MIRROR,
+    "wandb.entity": MIRROR,
     "wandb.*": Option(changes=Changes.NOTHING, size=False),
     "model.path": PREPARED,
     "model.revision": PREPARED,
@@ -236,7 +236,7 @@ def leaves(node: Any, key: str = "", into_lists: bool = False) -> Iterator[tuple
 def declared(config: Mapping[str, Any]) -> Iterator[tuple[str, Any, Values]]:
     """(dotted key, value, allowed values) of every option of `config` that the table or a signature states.
 
-    The signature of a `_target_` states those of the keys beside it: `bool`, `str`, `str | None`, or Annotated.
+    The keys beside a `_target_` are judged by its signature: `bool`, `str`, `str | None`, or Annotated with a range.
     """
     for key, value in leaves(config):
         values = option_of(key).values

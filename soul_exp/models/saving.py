@@ -120,7 +120,7 @@ def _save_settings(model: PreTrainedModel, folder: Path) -> None:
 
 @contextmanager
 def _default_generation(model: PreTrainedModel) -> Iterator[None]:
-    """In the block, the generation settings of `model` are the library's defaults, which `save_pretrained` accepts."""
+    """Within it the generation settings of `model` are the library's defaults, which `save_pretrained` accepts."""
     given = model.generation_config
     model.generation_config = None if given is None else GenerationConfig()
     try:

@@ -41,7 +41,7 @@ class Step:
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
-        """In the block, dropout is off."""
+        """Within it dropout is off."""
         self.model.eval()
         try:
             yield

@@ -40,8 +40,8 @@ def test_a_run_needs_its_model_its_checkpoints_and_the_prepared_models(
     needed = need({cache / "target": 10 * MIB, cache / "retrained": 10 * MIB})
     free(90 * MIB)  # the cache is on the same file system
     disk.check_run(needed, tmp_path / "run", cache)
-    text = disk.run_sentence(needed, tmp_path / "run", cache)
-    assert "about 70 MiB in" in text and "20 MiB of prepared models" in text and text.endswith("90 MiB are free")
+    said = disk.run_sentence(needed, tmp_path / "run", cache)
+    assert "about 70 MiB in" in said and "20 MiB of prepared models" in said and said.endswith("90 MiB are free")
     free(90 * MIB - 1)
     with pytest.raises(UsageError, match=r"this run will need about 90 MiB in .*/run and .*/cache, 90 MiB are free"):
         disk.check_run(needed, tmp_path / "run", cache)
@@ -59,9 +59,9 @@ def test_a_sweep_keeps_every_model_but_the_checkpoints_of_running_jobs_only(
     at_once: int, total: str, free: Callable[[int], None], tmp_path: Path
 ) -> None:
     free(52 * 2**30)
-    text = disk.check_sweep([(27, need())], tmp_path / "x", tmp_path, at_once)
-    assert text.startswith(f"27 jobs will need about {total} in {tmp_path}/x (27 models, 270 MiB;")
-    assert text.endswith("52 GiB are free")
+    said = disk.check_sweep([(27, need())], tmp_path / "x", tmp_path, at_once)
+    assert said.startswith(f"27 jobs will need about {total} in {tmp_path}/x (27 models, 270 MiB;")
+    assert said.endswith("52 GiB are free")
     free(329 * MIB)
     with pytest.raises(UsageError, match=f"27 jobs will need about {total} in .*, 329 MiB are free: .*save=none"):
         disk.check_sweep([(27, need())], tmp_path / "x", tmp_path, at_once)
@@ -70,9 +70,9 @@ def test_a_sweep_keeps_every_model_but_the_checkpoints_of_running_jobs_only(
 def test_jobs_share_prepared_models_and_the_unknown_is_called_so(free: Callable[[int], None], tmp_path: Path) -> None:
     free(2**30)
     shared = need({tmp_path / "target": 5 * MIB})
-    text = disk.check_sweep([(1, shared), (2, shared), (3, None)], tmp_path, tmp_path, 1)
+    said = disk.check_sweep([(1, shared), (2, shared), (3, None)], tmp_path, tmp_path, 1)
     assert (
-        "90 MiB in" in text and "5.0 MiB in" in text and "(1 prepared models)" in text and "of 3 more it is un" in text
+        "90 MiB in" in said and "5.0 MiB in" in said and "(1 prepared models)" in said and "of 3 more it is un" in said
     )
     assert "unknown before a model is read" in disk.check_sweep([(3, None)], tmp_path, tmp_path, 1)
     assert "is unknown before the model is read" in disk.run_sentence(None, tmp_path, tmp_path)

@@ -58,7 +58,7 @@ def files(place: Path) -> Iterator[Path]:
 
 
 def ran(place: Path, name: str, *overrides: str) -> str:
-    """What a run in the folder `name` of `place` printed."""
+    """What a run in the folder `name` of `place` said."""
     start = Start(composed(place, *overrides), place / name)
     assert start.end() == 0, start.text()[-3000:]
     return start.text()
@@ -110,13 +110,13 @@ def test_ones_own_checkpoint_is_the_target_as_it_is(scratch: Path, files: Path) 
     copied(files, "target", "checkpoint")
     before = set((files / "cache" / "models").iterdir())
     as_before = ["task.train_general=true", "utility_suite=embedded"]  # else it is trained on the user's rows only
-    printed = ran(files, "mine", *ONE, *as_before, "model.path=checkpoint")
-    assert set((files / "cache" / "models").iterdir()) == before and "prepared models" not in printed
-    found, complete = of(files / "mine"), of(scratch)
+    said = ran(files, "mine", *ONE, *as_before, "model.path=checkpoint")
+    assert set((files / "cache" / "models").iterdir()) == before and "prepared models" not in said
+    found, whole = of(files / "mine"), of(scratch)
     assert set(found.metrics) == {"original", "unlearned"}
     assert found.caption.endswith("; the target is model.path as it is")
-    assert found.metrics["original"]["forget_probability"] == complete.metrics["original"]["forget_probability"]
-    assert found.metrics["unlearned"]["mia_auc"] == complete.metrics["unlearned"]["mia_auc"]
+    assert found.metrics["original"]["forget_probability"] == whole.metrics["original"]["forget_probability"]
+    assert found.metrics["unlearned"]["mia_auc"] == whole.metrics["unlearned"]["mia_auc"]
     assert found.forget_quality is None
     assert found.reasons["forget_quality"].startswith("no retrained model, as model.path is the target as it is: give")
     ran(
@@ -127,7 +127,7 @@ def test_ones_own_checkpoint_is_the_target_as_it_is(scratch: Path, files: Path) 
         "model.path=checkpoint",
         f"retrained.path={copied(files, 'retrained', 'other')}",
     )
-    assert of(files / "compared").metrics["unlearned"] == complete.metrics["unlearned"]
+    assert of(files / "compared").metrics["unlearned"] == whole.metrics["unlearned"]
     ran(
         files, "own_rows", *ONE, "model.path=checkpoint", "utility_suite=none", "train.epochs=4", "train.max_steps=null"
     )
@@ -321,10 +321,10 @@ def test_what_a_sequence_cannot_do_is_an_error_before_its_first_request(
 def test_a_sequence_needs_a_model_and_a_retrained_one_for_each_request(tmp_path: Path) -> None:
     make_files(tmp_path)
     config = composed(tmp_path, *TWO)
-    complete, one = sequence.need(config), experiment.need(sequence.steps_of(config, tmp_path)[0])
-    assert complete is not None and one is not None
-    assert complete.model == 2 * one.model and complete.checkpoints == one.checkpoints
-    assert len(one.prepared) == 2 and len(complete.prepared) == 3  # one target
+    whole, one = sequence.need(config), experiment.need(sequence.steps_of(config, tmp_path)[0])
+    assert whole is not None and one is not None
+    assert whole.model == 2 * one.model and whole.checkpoints == one.checkpoints
+    assert len(one.prepared) == 2 and len(whole.prepared) == 3  # one target
 
 
 @pytest.mark.parametrize(

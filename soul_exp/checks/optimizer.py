@@ -22,7 +22,7 @@ def check_optimizer(run: Run) -> None:
     made = built(lambda: run.make_optimizer(groups), "optimizer")
     if not isinstance(made, torch.optim.Optimizer):
         raise UsageError(f"optimizer={name}: found {type(made).__name__}, expected a torch.optim.Optimizer")
-    requested = capabilities(made)
+    asks = capabilities(made)
     if compute.deepspeed:
         if not is_elementwise(made):
             raise UsageError(
@@ -33,28 +33,22 @@ def check_optimizer(run: Run) -> None:
             raise UsageError(
                 "train.log_gradients=true needs complete gradients, which ZeRO does not keep: set it false"
             )
-        if (
-            requested.curvature is not None
-            and requested.curvature.estimator == "hutchinson"
-            and compute.zero_stage == 3
-        ):
-            raise UsageError(
-                "optimizer.estimator=hutchinson differentiates twice, which ZeRO-3 does not support: choose gnb"
-            )
-    rows = requested.curvature and requested.curvature.curvature_rows
+        if asks.curvature is not None and asks.curvature.estimator == "hutchinson" and compute.zero_stage == 3:
+            raise UsageError("optimizer.estimator=hutchinson differentiates twice, which ZeRO-3 cannot: choose gnb")
+    rows = asks.curvature and asks.curvature.curvature_rows
     if rows and rows > run.schedule.batch_size:
         raise UsageError(
             f"optimizer.curvature_rows={rows} is more than a step has: expected at most "
             f"train.batch_size={run.schedule.batch_size}"
         )
-    if requested.row_gradients is not None:
+    if asks.row_gradients is not None:
         _check_static(run)
 
 
 def _check_static(run: Run) -> None:
     name, settings = run.choices.optimizer, settings_of(run.make_optimizer)
     if run.compute.processes > 1:
-        raise UsageError(f"optimizer={name} takes its one step in a single process: set compute.processes=1")
+        raise UsageError(f"optimizer={name} takes its one step in one process: set compute.processes=1")
     available = sum(len(run.task.parts[part].rows) for part in HESSIAN_PARTS.get(settings["hessian"], ()))
     if settings["num_samples"] > available:
         raise UsageError(
@@ -88,7 +82,7 @@ def num_weights(run: Run) -> Counted | None:
 
 
 def check_precision(run: Run) -> None:
-    """Raises UsageError for an unknown dtype or rounding, or one that the engine does not support."""
+    """Raises UsageError if dtype and rounding are unknown, or not those that the engine keeps."""
     precision, deepspeed, dtype = run.choices.precision, run.compute.deepspeed, run.model.dtype
     if dtype not in ("float32", "bfloat16"):
         raise UsageError(f"model.dtype={dtype}: expected float32 or bfloat16, choose precision=")

@@ -32,10 +32,10 @@ from soul_exp.stages.stage import MODEL
 
 @dataclass(frozen=True)
 class Options:
-    """How questions are asked: in the model's template or, if `raw`, as running text that the model continues."""
+    """How a question becomes a prompt: by the model's template or, if `raw`, as running text to be continued."""
 
     raw: bool
-    answer: str | None  # whose probability is given too
+    answer: str | None  # whose probability is printed too
     max_new_tokens: int
 
     def item(self, question: str, answer: str) -> Item:
@@ -121,7 +121,7 @@ def answers(lm: LanguageModel, questions: Sequence[str], options: Options) -> li
 def _likelihood(lm: LanguageModel, question: str, text: str, options: Options) -> str:
     try:
         line = f"NLL {_nll(lm, question, text, options):.3f} nats per token"
-    except UsageError as error:  # such as an answer whose first character joins the prompt's last
+    except UsageError as error:  # such as an answer whose first character shares a token with the prompt's last
         line = f"no NLL: {error}"
     if options.answer is None:
         return line
@@ -165,7 +165,7 @@ def reports(folder: Path, questions: Sequence[str], options: Options) -> Iterato
 def main() -> None:
     """Prints the answers; exits 2 for bad input, with a line on stderr."""
     parser = argparse.ArgumentParser(
-        "python -m soul_exp.ask", description="Ask the original, the unlearned and the retrained model of a run."
+        "python -m soul_exp.ask", description="Print the answers of a run's original, unlearned and retrained model."
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run: runs/tofu/default")
     parser.add_argument("questions", nargs="*", metavar="QUESTION", help="default: a dialogue, or standard input")

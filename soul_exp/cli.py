@@ -1,4 +1,4 @@
-"""The command line: Hydra composes, `sequence.run` runs; a sweep's jobs each in fresh processes, failures named."""
+"""The command line: Hydra composes, `sequence.run` runs; each job of a sweep in fresh processes; failures are named."""
 
 from __future__ import annotations
 
@@ -34,15 +34,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("soul_exp")
 
-ERROR = "error.txt"  # in a failed run's folder: why
+ERROR = "error.txt"  # in a failed run's folder: the reason
 TYPED = ".hydra"  # in a run's folder: the configuration as Hydra composed it, and the overrides that were typed
 MULTIRUN = ("-m", "--multirun")
+NOT_HELPFUL = ("To append to your config", "full_key:", "object_type=")  # lines of Hydra's messages
 
 
 def job(cfg: DictConfig, workers: WorkerGroup | None = None) -> float | None:
     """One run, by `workers` if there are any; returns what a sweeper maximises (utility), or None."""
     interrupts.safe_point()
-    _say_device_to_deepspeed()
+    _set_deepspeed_device()
     from soul_exp import sequence
     from soul_exp.report import console
     from soul_exp.report.runs import REQUEST
@@ -89,11 +90,11 @@ def _begin(cfg: DictConfig, out: Path) -> None:
 
 _BEGUN: set[Path] = set()  # the folders of this command's runs whose checks are over
 
-FAILED: list[str] = []  # of this command: the names of its failed jobs and why, wherever they ran
+FAILED: list[str] = []  # the failed jobs of this command, wherever they ran: names and reasons
 
 
 class JobError(RuntimeError):
-    """A job failed: its name and why; unpickled, as from SLURM, it enters FAILED, since Hydra raises the first only."""
+    """A failed job: name and reason. Unpickling it, as from SLURM, adds it to FAILED: Hydra raises only the first."""
 
     def __reduce__(self) -> tuple[Callable[[str], JobError], tuple[Any, ...]]:
         return _failed, self.args
@@ -106,14 +107,14 @@ def _failed(message: str) -> JobError:
 
 
 def start(cfg: DictConfig) -> float | None:
-    """`job`; a failure is left in error.txt and FAILED, and raised (as JobError) where `main` is another process's."""
+    """Run `job`; a failure goes to error.txt and FAILED, and is raised as JobError outside the process of `main`."""
     out = Path(HydraConfig.get().runtime.output_dir)
     workers = _workers()
-    if workers is not None and workers.rank > 0:  # a SLURM job of several tasks; under torchrun `main` has seen to it
+    if workers is not None and workers.rank > 0:  # a SLURM job of several tasks; under torchrun `main` does this
         workers.wait_for_work()
         return None
     if workers is not None:
-        workers = replace(workers, report_failure=lambda text: _tell(_left(out, text)))
+        workers = replace(workers, report_failure=lambda text: _print_failure(_record_failure(out, text)))
     _BEGUN.discard(out)
     failed = True
     try:
@@ -123,8 +124,8 @@ def start(cfg: DictConfig) -> float | None:
     except Exception as error:
         interrupts.safe_point()  # the workers were killed for it
         text = str(error) if isinstance(error, UsageError | WorkerError) else "".join(traceback.format_exception(error))
-        failure = _failed(_left(out, text))
-        if _COMMAND:  # Hydra would print a line of its own before ours
+        failure = _failed(_record_failure(out, text))
+        if _COMMAND:  # raised, it would make Hydra print a line of its own
             return None
         raise failure from None
     finally:
@@ -132,10 +133,10 @@ def start(cfg: DictConfig) -> float | None:
             workers.release(failed)
 
 
-def _left(out: Path, text: str) -> str:
-    """The message about the failed run in `out`; `text`, the reason, stays in its folder.
+def _record_failure(out: Path, text: str) -> str:
+    """The message about the failed run in `out`; writes `text`, the reason, to its folder.
 
-    The folder of a run that has finished, or that another process is at, is not that of a command which was refused.
+    Not to the folder of a run that has finished, or that another process runs, when a check stopped this command.
     """
     from soul_exp import results
 
@@ -149,7 +150,7 @@ def _left(out: Path, text: str) -> str:
     return f"{out.name}: {text.strip()}"
 
 
-_COMMAND: list[str] = []  # the arguments, in the process whose `main` it is
+_COMMAND: list[str] = []  # the arguments, in the process that runs `main`
 
 
 def main() -> None:
@@ -178,7 +179,7 @@ def main() -> None:
             print(code, file=sys.stderr)
             code = 1
     finally:
-        if environment is not None:  # the last word is said; whoever started us may now end us
+        if environment is not None:  # all is printed; a signal of the launcher must not change the exit code
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if workers is not None and workers.rank == 0:
             workers.release(bool(code), interrupted=code in (130, 143))
@@ -199,19 +200,19 @@ def _print_help() -> int:
 
 
 def _command(workers: WorkerGroup | None) -> int:
-    """Let Hydra carry out the command; tells every failure and returns the exit code."""
+    """Let Hydra execute the command; prints every failure and returns the exit code."""
     try:
         if workers is not None and sys.argv[-1] in MULTIRUN:
             raise UsageError(_no_sweep(workers))
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(start)()
     except (UsageError, HydraException, OmegaConfBaseException) as error:
-        print(f"soul_exp: {_told(error)}", file=sys.stderr)
+        print(f"soul_exp: {_message(error)}", file=sys.stderr)
         return 1
     except Exception as error:
         interrupts.safe_point()
         from submitit.core.utils import UncompletedJobError
 
-        if isinstance(error, UncompletedJobError):  # not submitted, or killed before it could say anything
+        if isinstance(error, UncompletedJobError):  # not submitted, or killed before it could report anything
             lines = str(error).splitlines()  # what it is, the job's log, and in its last lines why
             FAILED.append("\n".join([f"SLURM: {lines[0]}", *lines[1:3], *lines[3:][-5:]]))
         if not FAILED:
@@ -223,19 +224,19 @@ def _command(workers: WorkerGroup | None) -> int:
                 return 1
             raise
     for message in FAILED:
-        _tell(message)
+        _print_failure(message)
     return 1 if FAILED else 0
 
 
-def _tell(message: str) -> None:
+def _print_failure(message: str) -> None:
     print(f"soul_exp: failed: {message}", file=sys.stderr, flush=True)
 
 
 def _workers() -> WorkerGroup | None:
-    """All processes of this run, where somebody else has started several."""
+    """All processes of this run, where a launcher has started several; else None."""
     if launch_environment() is None:
         return None
-    _say_device_to_deepspeed()
+    _set_deepspeed_device()
     from soul_exp.distributed import join
 
     return join.worker_group()
@@ -254,20 +255,21 @@ def _flags_last(arguments: list[str]) -> list[str]:
     return [argument for argument in arguments if argument not in flags] + flags
 
 
-def _told(error: BaseException) -> str:
-    """What Hydra and OmegaConf say of an error, its causes included: the options of a group stand in one of them."""
+def _message(error: BaseException) -> str:
+    """The messages of an error of Hydra or OmegaConf and of its causes, one of which lists the options of a group."""
     lines: list[str] = []
     cause: BaseException | None = error
     while cause is not None:
         text = str(cause).strip()
-        text = "\n".join(line for line in text.splitlines() if not line.startswith("To append to your config"))
+        text = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith(NOT_HELPFUL))
         if text and not any(text in line for line in lines):
             lines.append(text)
         cause = cause.__cause__
-    return "\n".join(lines)
+    hint = ["soul_exp --help lists the options"] if any("is not in struct" in line for line in lines) else []
+    return "\n".join(lines + hint)
 
 
-def _say_device_to_deepspeed() -> None:
-    """Before anything imports DeepSpeed: left to find out that there is no GPU, it warns, in every process."""
+def _set_deepspeed_device() -> None:
+    """Call it before DeepSpeed is imported, which otherwise warns in every process that there is no GPU."""
     if default_device() == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")

@@ -1,4 +1,4 @@
-"""Whether two configurations are of the same run: what of them decides its numbers, and where they differ."""
+"""Whether two configurations describe the same run: the options that decide its numbers, and the differences."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from soul_exp import options
 
 
 def compared(config: Mapping[str, Any], tried: Sequence[tuple[float, float]] = ()) -> dict[str, Any]:
-    """What two runs must share to be the same; of tuned runs not the numbers chosen, but all that were `tried`.
+    """The values that two runs must share to be the same; for a tuned run all that it `tried`, not those it chose.
 
-    `tried` holds (learning rate, gamma). Left out are the options that options.TABLE says change no more than the last
-    digits in this configuration.
+    `tried` holds (learning rate, gamma). Options that change at most the last digits in this configuration, by
+    options.TABLE, are left out.
     """
     if tried:
         rates, gammas = map(list, zip(*tried, strict=True))
@@ -37,7 +37,7 @@ def _kept(node: Mapping[str, Any], config: Mapping[str, Any], at: str = "") -> d
 def differences(old: Any, new: Any, at: str = "") -> list[str]:
     """The dotted keys at which two results of `compared` differ, with both values.
 
-    Where one lacks a key beside a `_target_`, it has what the signature gives.
+    A key beside a `_target_` that one of them does not have counts with the default of the signature.
     """
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = [*old, *(key for key in new if key not in old)]

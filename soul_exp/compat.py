@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def no_remembered_deepspeed() -> Iterator[None]:
-    """Within it transformers does not know of the ZeRO configuration of an earlier training in this process.
+    """In the block, transformers does not know of the ZeRO configuration of an earlier training in this process.
 
     It keeps that in `transformers.integrations.deepspeed._hf_deepspeed_config_weak_ref`, and while it is there every
     model is built with partitioned weights; the public functions can set and unset it, but not read it.

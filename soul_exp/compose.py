@@ -74,7 +74,7 @@ def plain(cfg: DictConfig, choices: dict[str, str]) -> dict[str, Any]:
 def of_job(cfg: DictConfig, hydra_config: Any, started: tuple[int, str] | None = None) -> dict[str, Any]:
     """The plain configuration of a job, with what its numbers were tuned on, and its processes.
 
-    `started` is how many processes exist already, and what started them: compute.processes is that number. Raises
+    `started` is the number of processes that exist already, which becomes compute.processes, and their launcher. Raises
     UsageError if another one was typed.
     """
     config = plain(cfg, dict(hydra_config.runtime.choices))
@@ -99,7 +99,7 @@ def suite_of(config: Mapping[str, Any]) -> str:
     """The name of the utility suite; `auto` is resolved by the task's metrics and the model."""
     if config["utility_suite"] != "auto":
         return str(config["utility_suite"])
-    metrics = config["task"]["metrics"]  # as typed, so anything; `check` refuses what is not a metric
+    metrics = config["task"]["metrics"]  # as typed, so any value; `check` reports an entry that is not a metric
     entries = metrics.values() if isinstance(metrics, Mapping) else ()
     if not any(str(entry.get("_target_")).startswith(SUITE_METRICS) for entry in entries if isinstance(entry, Mapping)):
         return "none"
@@ -144,7 +144,7 @@ def _absolute(path: str) -> str:
 def _taught_here(path: str | None, stages: Sequence[str]) -> bool:
     """Whether the compared models are trained from scratch, with general questions among their rows.
 
-    A `path` that is only measured decides nothing, unless it is one of those models.
+    A `path` that is only evaluated does not count, unless it is one of those models.
     """
     from soul_exp.models.checkpoint import knows_general
 

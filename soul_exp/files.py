@@ -22,7 +22,7 @@ from soul_exp.errors import UsageError
 log = logging.getLogger(__name__)
 
 CHUNK = 2**24  # bytes read at a time
-NEARLY_FULL = 2**24  # bytes free; torch's writer does not say why it failed: below this the disk is the reason
+NEARLY_FULL = 2**24  # bytes free; torch's writer gives no reason for its failure: with less free space, it is the disk
 TORCH_MESSAGES = ("PytorchStreamWriter failed", "unexpected pos", "file write failed")
 
 
@@ -34,7 +34,7 @@ def write_atomically(path: Path, content: str | bytes) -> Path:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes it private; results are to be shared
+        os.chmod(temporary, 0o644)  # mkstemp makes the file private, but results should be readable
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
@@ -44,7 +44,7 @@ def write_atomically(path: Path, content: str | bytes) -> Path:
 
 @contextlib.contextmanager
 def complete_folder(folder: Path) -> Iterator[Path]:
-    """Within it an empty temporary folder beside `folder`, which takes its place, in one step, at the end.
+    """In the block, an empty temporary folder beside `folder`, which takes its place, in one step, at the end.
 
     An error leaves `folder` as it was. A kill leaves a temporary folder, which the next call removes.
     """
@@ -61,7 +61,7 @@ def complete_folder(folder: Path) -> Iterator[Path]:
 
 
 def mismatch(folder: Path, name: str, files: Mapping[str, Sequence[int]], read: bool = True) -> str | None:
-    """How file `name` of `folder` differs from its size (bytes) and checksum (CRC-32) in `files`; None if it does not.
+    """How the file `name` in `folder` differs from the size (bytes) and CRC-32 in `files`; None if it does not.
 
     With `read` false only sizes are compared.
     """
@@ -95,7 +95,7 @@ def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_sealed(path: Path) -> dict[str, Any] | str:
-    """What `write_sealed` wrote to `path`, or the reason why it cannot be known."""
+    """What `write_sealed` wrote to `path`, or the reason why it cannot be read."""
     if not path.is_file():
         return f"no {path.name} marker: it was not written completely"
     try:
@@ -143,7 +143,7 @@ def _checksum(content: Mapping[str, Any]) -> int:
 def explain_full_disk(*folders: Path, clear: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Turns an error that a full disk caused into a UsageError that names the folder and the free space.
 
-    `clear` is called first: what it deletes makes room for the report of the error.
+    `clear` is called first and deletes files, so that there is space to report the error.
     """
     try:
         yield
@@ -154,8 +154,8 @@ def explain_full_disk(*folders: Path, clear: Callable[[], None] = lambda: None) 
             raise
         clear()
         raise UsageError(
-            f"the disk of {least} is full ({free[least] / 2**20:.1f} MiB free): make room, then type the same command, "
-            f"which resumes from the last complete checkpoint"
+            f"the disk of {least} is full ({free[least] / 2**20:.1f} MiB free): delete files, then type the same "
+            f"command, which resumes from the last complete checkpoint"
         ) from error
 
 

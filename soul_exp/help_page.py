@@ -151,7 +151,7 @@ def _effect(key: str) -> list[str]:
     option = option_of(key)
     values = [f"values: {option.values.expected()}"] if option.values else []
     when = f" (with {option.when[0]}={str(option.when[1]).lower()})" if option.when else ""
-    return ["", *values, f"another value changes: {option.changes.value}{when}"]
+    return ["", *values, f"it changes: {option.changes.value}{when}"]
 
 
 def _row(typed: str, meaning: str) -> list[str]:

@@ -30,27 +30,31 @@ from soul_exp.ranges import (  # fmt: skip
 
 
 class Changes(Enum):
-    """What another value of an option changes."""
+    """What a change of an option changes."""
 
     NUMBERS = "weights and metrics of the unlearned model"
-    PREPARED = "the identity of a prepared model, and so the numbers"
+    PREPARED = "the prepared models, and so weights and metrics"
     BASELINE = "the metrics of the input-based baseline only"
-    COURSE = "what is logged and saved on the way, and the last digits; not what a rate was tuned for"
-    LAST_DIGITS = "the order of sums, and so the last digits"
-    NOTHING = "no number: names, folders, speed, size"
+    COURSE = "what is logged and saved during training, and the last digits of numbers"
+    LAST_DIGITS = "the order of sums, and so the last digits of numbers"
+    NOTHING = "no numbers, only names, folders, speed or size"
 
 
-COMPARED = (Changes.NUMBERS, Changes.PREPARED, Changes.COURSE)  # by these, two runs are not the same
+COMPARED = (
+    Changes.NUMBERS,
+    Changes.PREPARED,
+    Changes.COURSE,
+)  # two runs that differ in one are not the same
 UNSET = object()
 
 
 @dataclass(frozen=True)
 class Option:
-    """One option. The default is what holds of an option that the table does not name: it changes numbers."""
+    """One option. The defaults apply to an option that the table does not name: it changes numbers."""
 
-    values: Values | None = None  # None: what reads it checks it
+    values: Values | None = None  # None: the code that reads the option checks its value
     changes: Changes = Changes.NUMBERS
-    when: tuple[str, Any] | None = None  # (key, value) of another option without which it changes nothing
+    when: tuple[str, Any] | None = None  # (key, value) that another option must have; else it changes nothing
     older: Any = UNSET  # the value that results written before the option existed had
     column: bool | None = None  # of a table, where runs differ; None: where it changes something
     in_folder_name: bool = True  # where it is typed
@@ -81,13 +85,13 @@ def _training(changes: Changes) -> dict[str, Option]:
 TABLE: dict[str, Option] = {  # `section.*`: every option of that section which has no entry of its own
     "name": Option(TEXT, Changes.NOTHING, in_folder_name=False),
     "seed": Option(SEED, column=False, size=False),  # runs that differ in it are one row
-    "stages": NAME,  # whether they unlearn is compared
+    "stages": NAME,  # the comparison of runs tests whether they unlearn
     "overwrite": Option(FLAG, Changes.NOTHING, in_folder_name=False, size=False),
     "cache": Option(TEXT, Changes.NOTHING, in_folder_name=False),
     "resume": Option(Choice(("exact", "weights", "restart")), Changes.NOTHING, older="exact", in_folder_name=False),
     "save": Option(Choice(("final", "best", "none")), Changes.NOTHING, in_folder_name=False),  # best: best_keep
     "best_keep": Option(SHARE, when=("save", "best"), older=0.9),
-    "input_based": Option(FLAG, Changes.NOTHING, older=False, in_folder_name=False),  # one row more
+    "input_based": Option(FLAG, Changes.NOTHING, older=False, in_folder_name=False),  # it adds a row
     "tuned": Option(column=False, size=False),  # a word in the status
     "tune.*": Option(older=None, column=False, size=False),  # its own column: what was chosen
     "tune.workers": Option(changes=Changes.NOTHING, size=False),
@@ -176,7 +180,7 @@ def option_of(key: str) -> Option:
 
 
 def changes(key: str, config: Mapping[str, Any]) -> Changes:
-    """What another value of the option `key` changes in a run of `config`."""
+    """What a change of the option `key` changes in a run of `config`."""
     option = option_of(key)
     idle = option.when is not None and config.get(option.when[0]) != option.when[1]
     return Changes.NOTHING if idle else option.changes
@@ -254,12 +258,12 @@ def _by_signature(node: Any, at: str = "") -> Iterator[tuple[str, Any, Values]]:
 
 
 def defaults(target: Any) -> dict[str, Any]:
-    """What the parameters of a `_target_` are where nothing is given for them."""
+    """The default values of the parameters of a `_target_`."""
     return {name: p.default for name, p in _parameters(target).items() if p.default is not p.empty}
 
 
 def _parameters(target: Any) -> Mapping[str, inspect.Parameter]:
-    """The parameters of a `_target_`; none where there is no such thing, which whoever builds it reports."""
+    """The parameters of a `_target_`; none where it does not exist, which `build` reports."""
     if not isinstance(target, str):
         return {}
     try:

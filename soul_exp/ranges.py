@@ -23,7 +23,7 @@ class Values(Protocol):
 
 @dataclass(frozen=True)
 class Number:
-    """A number from `low` to `high`; `above` excludes `low` itself, `whole` all but integers, `null` allows none."""
+    """A number from `low` to `high`; `above` excludes `low` itself, `whole` requires an integer, `null` allows null."""
 
     low: float
     high: float = math.inf
@@ -50,7 +50,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Text:
-    """Any text; `null` allows none."""
+    """Any text; `null` allows null."""
 
     null: bool = False
 
@@ -64,7 +64,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Flag:
-    """True or false and nothing else: any text would count as true."""
+    """True or false; a text is an error, since any text would count as true."""
 
     def expected(self) -> str:
         return "true or false"

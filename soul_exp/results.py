@@ -26,13 +26,14 @@ PACKAGES = "torch transformers accelerate datasets deepspeed hydra-core lm_eval 
 class Compared:
     """A model that a run compares: its key in `metrics`, its title, and where its weights come from.
 
-    `role` is that of the checkpoint that prepare makes or is given; None: what the run itself leaves or measures.
+    `role` is the role of the checkpoint, which prepare makes or the user gives; None: the model that the run itself
+    unlearns or evaluates.
     """
 
     key: str
     title: str
     role: str | None
-    with_system_prompt: bool = False  # whether it answers under the run's system prompt
+    with_system_prompt: bool = False  # whether it answers with the run's system prompt
 
 
 COMPARED = (
@@ -62,11 +63,11 @@ class Results:
     tuned: str | None  # the data that this combination was tuned on; None: untuned
     config: Mapping[str, Any]  # the resolved configuration
     metrics: Mapping[str, Mapping[str, float | None]]
-    reasons: Mapping[str, str]  # metric, or model.metric if it is null for that model alone -> why it is null
+    reasons: Mapping[str, str]  # metric, or model.metric if it is null for that model only -> why it is null
     training: Mapping[str, float | None]  # the last logged training numbers: losses, win_rate
     num_steps: int
     seconds: Mapping[str, float]  # stage -> wall-clock seconds
-    peak_memory_gib: float  # of the largest process; device memory where there is a device
+    peak_memory_gib: float  # of rank 0, which writes the results; device memory on a GPU, else resident memory
     seeds: Mapping[str, int]
     data_hashes: Mapping[str, str]
     commit: str | None
@@ -74,7 +75,7 @@ class Results:
     forget_quality: float | None = None
     utility: float | None = None
     mia_auc: float | None = None
-    notes: Sequence[str] = ()  # what a reader of the numbers must know, such as degeneration to sign descent
+    notes: Sequence[str] = ()  # what a reader of the numbers needs to know, such as degeneration to sign descent
     scorer: Mapping[str, Any] | None = None  # of toxicity: name, revision, auc on num_test unseen texts
     trials: Sequence[Mapping[str, Any]] = ()  # that `config`'s learning rate and gamma were chosen from
     # model -> task -> measure -> value

@@ -24,7 +24,7 @@ def main() -> None:
         "folder",
         type=Path,
         metavar="runs/NAME",
-        help="receives table.md, table.csv (one row per run) and, where runs were tuned, trials.csv",
+        help="the folder of runs; gets table.md, table.csv (one row per run) and, for tuned runs, trials.csv",
     )
     parser.add_argument("--metrics", metavar="A,B,C", help="the columns of the table, named as in results.json")
     args = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Adapters, layers that are computed again, and the choice of attention: what moves, what stays, what is refused."""
+"""Adapters, layers that are computed again, and the choice of attention: what is trained, what stays, errors."""
 
 import functools
 import json
@@ -242,7 +242,7 @@ def test_an_adapter_that_cannot_be_used_stops_with_one_line(
         (lambda held: {key: held[key] for key in held if "layers.1" not in key}, "layers.1.* is absent in the adapter"),
     ],
 )
-def test_weights_of_an_adapter_that_its_base_does_not_use_or_lacks_are_named(
+def test_weights_of_an_adapter_that_its_base_does_not_use_or_have_are_named(
     change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]],
     sentence: str,
     given: Given,
@@ -257,7 +257,7 @@ def test_weights_of_an_adapter_that_its_base_does_not_use_or_lacks_are_named(
         checking.check_folder(tmp_path / "saved", "model.path")
 
 
-def test_an_adapter_of_pickled_weights_is_refused(given: Given, tmp_path: Path) -> None:
+def test_an_adapter_of_pickled_weights_is_an_error(given: Given, tmp_path: Path) -> None:
     subject = given(LORA)
     saving.save(subject.model, subject.tokenizer, tmp_path / "saved")
     (tmp_path / "saved" / lora.WEIGHTS).rename(tmp_path / "saved" / "adapter_model.bin")
@@ -370,7 +370,7 @@ def test_without_a_graph_nothing_is_computed_again(given: Given) -> None:
     assert torch.equal(again, logits(subject))
 
 
-def test_a_model_without_such_layers_is_refused() -> None:
+def test_a_model_without_such_layers_is_an_error() -> None:
     with (
         pytest.raises(UsageError, match="Linear has no layers that can be recomputed"),
         recomputing(torch.nn.Linear(1, 1)),
@@ -443,7 +443,7 @@ def test_curvature_is_differentiated_twice_whatever_kernel_was_chosen(
         ("flash_attention_3", "cuda", "bfloat16", "needs the package flash-attn-3, which is not installed"),
     ],
 )
-def test_an_attention_that_cannot_be_had_is_refused(
+def test_an_unavailable_attention_is_an_error(
     requested: Any, device: str, dtype: str, sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(attention.PACKAGES, "flash_attention_3", ("flash-attn-3", lambda: False))

@@ -70,13 +70,13 @@ def test_the_best_weights_are_saved_and_measured(place: Path) -> None:
     folder = next((place / "runs" / "best").rglob("results.json")).parent
     found = results.read(folder)
     assert found is not None and found.num_steps == 6 and not (folder / "checkpoints").exists()
-    said = next(line for line in found.notes if line.startswith("save=best: the weights of step"))
+    note = next(line for line in found.notes if line.startswith("save=best: the weights of step"))
     values = [
         float(line.split("forget quality ")[1].split()[0]) for line in run.stdout.splitlines() if "best so far" in line
     ]
     assert len(values) >= 1 and values == sorted(values)
     ours = metrics_of(folder)["unlearned"]
-    assert f"{ours[FORGET_QUALITY]:.3g} at retain probability {ours[RETAIN]:.3g}" in said
+    assert f"{ours[FORGET_QUALITY]:.3g} at retain probability {ours[RETAIN]:.3g}" in note
     again = type_(place, *line, "stages=[evaluate]", f"model.path={folder / 'model'}", "name=again")
     assert again.returncode == 0, again.stderr
     assert metrics_of(next((place / "runs" / "again").rglob("results.json")).parent)["unlearned"] == pytest.approx(ours)

@@ -1,4 +1,4 @@
-"""What is refused before work starts, and what is reported as null with a reason."""
+"""Errors before work starts, and metrics that are null with a reason."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -241,7 +241,7 @@ def test_an_option_that_is_true_or_false_takes_nothing_else(
         (["loss.retain_term=no"], "or loss.retain_term=null"),
     ],
 )
-def test_a_text_that_a_library_would_take_for_true_is_refused(
+def test_a_text_that_a_library_would_take_for_true_is_an_error(
     overrides: list[str], sentence: str, checked: Callable[..., Checked]
 ) -> None:
     with pytest.raises(UsageError, match=sentence):
@@ -253,7 +253,11 @@ def test_every_option_that_is_true_or_false_is_known_as_such(
     task: str, configured: Callable[..., dict[str, Any]]
 ) -> None:
     """An option missing here needs FLAG in options.TABLE, or `bool` in the signature that takes it."""
-    libraries = ("optimizer.", "compute.deepspeed.", "model.scratch.")  # they check theirs; a `no` is refused for them
+    libraries = (
+        "optimizer.",
+        "compute.deepspeed.",
+        "model.scratch.",
+    )  # they check theirs; a `no` is an error for them too
     config = configured(f"task={task}", "optimizer=muon", "loss=dpo", "adapter=lora", "compute=zero3")
     flags = {key for key, value in leaves(config) if isinstance(value, bool) and not key.endswith("._partial_")}
     assert {key for key in flags if not key.startswith(libraries)} <= {
@@ -269,7 +273,7 @@ def leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield key, node
 
 
-def test_a_loss_that_asks_for_a_part_the_task_lacks_is_refused(
+def test_a_loss_that_names_a_part_the_task_does_not_have_is_an_error(
     configured: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     config = configured("loss=po")
@@ -281,7 +285,7 @@ def test_a_loss_that_asks_for_a_part_the_task_lacks_is_refused(
 
 
 @pytest.mark.parametrize(("loss", "part"), [("random_label", "random_label"), ("dpo", "refusal")])
-def test_a_task_without_a_part_of_the_loss_is_refused(
+def test_a_task_without_a_part_of_the_loss_is_an_error(
     loss: str, part: str, checked: Callable[..., Checked], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = build_task
@@ -331,7 +335,7 @@ def needs_a_teacher(teacher: Any) -> Any:
     return teacher
 
 
-def test_a_checkpoint_of_pickled_weights_is_refused(checked: Callable[..., Checked], tmp_path: Path) -> None:
+def test_a_checkpoint_of_pickled_weights_is_an_error(checked: Callable[..., Checked], tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "config.json").write_text("{}")
     (tmp_path / "old" / "pytorch_model.bin").touch()
@@ -345,7 +349,7 @@ def test_a_full_disk_is_noticed_before_work(checked: Callable[..., Checked], mon
         checked()
 
 
-def test_a_folder_that_cannot_be_written_is_refused(configured: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_an_error(configured: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="cannot be written"):
         check(configured(), tmp_path / "file" / "run")
@@ -514,7 +518,7 @@ def test_what_an_influence_step_stores_is_counted_of_the_trained_weights(checked
     checked(*line, "adapter=lora", "adapter.r=2")
 
 
-def test_the_tofu_authors_log_serves_as_the_retrained_model_and_what_it_lacks_is_null(
+def test_the_tofu_authors_log_serves_as_the_retrained_model_and_what_is_missing_in_it_is_null(
     checked: Callable[..., Checked], real_data: Callable[[str], Path]
 ) -> None:
     log = real_data("tofu_logs/llama2-7b_retain90.json")
@@ -527,7 +531,7 @@ def test_the_tofu_authors_log_serves_as_the_retrained_model_and_what_it_lacks_is
         checked(f"retrained.records={log}")  # embedded authors
 
 
-def test_records_of_part_of_the_questions_are_refused(checked: Callable[..., Checked], tmp_path: Path) -> None:
+def test_records_of_part_of_the_questions_are_errors(checked: Callable[..., Checked], tmp_path: Path) -> None:
     (tmp_path / "records").mkdir()
     (tmp_path / "records" / "forget.jsonl").write_text('{"nll": 0.5}\n')
     with pytest.raises(UsageError, match="holds 1 answers to forget, the task has 60 questions"):

@@ -63,7 +63,7 @@ def test_a_failing_job_leaves_the_others_running_and_is_named(
     assert (failed / "error.txt").is_file() and not (folder / "error.txt").exists()
 
 
-def test_results_hold_what_a_reviewer_asks_for(folder: Path) -> None:
+def test_results_hold_what_a_reviewer_needs(folder: Path) -> None:
     found = results.read(folder)
     assert found is not None and found.status == "finished" and found.num_steps == 4
     assert set(found.metrics) == {"unlearned", "original", "retrained"}
@@ -186,7 +186,7 @@ def test_a_killed_run_leaves_no_orphan_and_resumes_to_the_same_numbers(folder: P
     assert not list((place / "runs" / "killed").rglob("results.json"))
     again = type_(place, *line)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert any(said in again.stdout for said in ("resuming from checkpoint-", "unlearn: done before"))
+    assert any(line in again.stdout for line in ("resuming from checkpoint-", "unlearn: done before"))
     twin = next((place / "runs" / "killed").rglob("results.json")).parent
     assert metrics_of(twin) == metrics_of(folder) and losses_of(twin) == losses_of(folder)
 

@@ -103,7 +103,7 @@ def test_the_attention_of_a_model_is_known_by_name() -> None:
     assert compat.attention_of(nn.Linear(1, 1)) is None
 
 
-def test_a_file_that_a_hub_entry_lacks_is_none_and_not_an_error(tmp_path: Path) -> None:
+def test_a_file_missing_from_a_hub_entry_is_none_and_not_an_error(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     why = reason(compat.cached_file_if_present)
     assert compat.cached_file_if_present(str(tmp_path), "model.safetensors", None) is None, why

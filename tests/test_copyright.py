@@ -58,8 +58,8 @@ def test_validation_passages_are_in_no_other_probe(tmp_path: Path) -> None:
     task = small(tmp_path)  # a quarter of six, rounded down: one
     assert first_words(task, "validation_forget") == ["w392"] * 2
     assert set(first_words(task, "forget")) == {"w98", "w294", "w588", "w784", "w882"}
-    asked, tuned = ({i.prompt for i in task.probes[name].items} for name in ("retain", "validation_retain"))
-    assert asked and tuned and not asked & tuned
+    prompts, tuned = ({i.prompt for i in task.probes[name].items} for name in ("retain", "validation_retain"))
+    assert prompts and tuned and not prompts & tuned
 
 
 def test_general_text_for_perplexity_is_in_no_training() -> None:

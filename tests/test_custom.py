@@ -288,8 +288,8 @@ def test_validation_rows_are_separate_and_probes_of_large_sets_are_evenly_spaced
     assert {name: len(probe.items) for name, probe in task.probes.items()} == {
         "forget": 6, "retain": 6, "holdout": 4, "validation_forget": 2, "validation_retain": 2,
     }  # fmt: skip
-    asked = {item.prompt for name in ("retain", "validation_retain") for item in task.probes[name].items}
-    assert asked == {f"What is {100 + i * 12 // 8}?" for i in range(8)} and len(task.parts["retain"].rows) == 12
+    prompts = {item.prompt for name in ("retain", "validation_retain") for item in task.probes[name].items}
+    assert prompts == {f"What is {100 + i * 12 // 8}?" for i in range(8)} and len(task.parts["retain"].rows) == 12
     assert "12 retained (8 probed)" in task.caption and "8 rows forgotten," in task.caption
     assert custom(**files).missing["validation_forget"] == "task.validation_fraction=0 leaves no rows"  # type: ignore[arg-type]
 

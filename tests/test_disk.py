@@ -116,7 +116,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(tmp_path / "runs")], check=True)
 
 
-def test_a_sweep_that_will_not_fit_is_refused_before_its_first_job(small_disk: Path) -> None:
+def test_a_sweep_that_will_not_fit_is_an_error_before_its_first_job(small_disk: Path) -> None:
     line = ["task.num_authors=8", "wandb.mode=disabled", "seed=0,1,2,3,4,5,6", "name=big", "-m"]
     refused = type_(small_disk, *line)
     assert refused.returncode == 1 and "--- job" not in refused.stdout and "Traceback" not in refused.stderr

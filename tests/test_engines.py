@@ -25,8 +25,8 @@ from soul_exp.models import saving
 from soul_exp.models.language_model import LanguageModel
 
 ENGINES = ("ddp", "zero1", "zero2", "zero3", "zero3_offload")
-ASKED = [name for name in OPTIMIZERS if name not in WRONG]
-PAIRS = [(loss, "sophia") for loss in OBJECTIVES] + [("npo_kl", name) for name in ASKED if name != "sophia"]
+ON_ALL = [name for name in OPTIMIZERS if name not in WRONG]
+PAIRS = [(loss, "sophia") for loss in OBJECTIVES] + [("npo_kl", name) for name in ON_ALL if name != "sophia"]
 # On ZeRO-2 always and on the others in the slow test, but for rmu, which reads a layer that ZeRO-3 divides.
 SELDOM = ("dpo", "wga", "satimp", "ce_u", "undial", "random_label", "kl_forget", "rmu")
 # ZeRO-2 and 3 but for a detail: the losses of OFTEN always, the others in the slow test.
@@ -50,7 +50,7 @@ def deepspeed_of(engine: str) -> dict[str, Any] | None:
 
 
 def cannot(engine: str, optimizer: str) -> bool:
-    return optimizer == "sophia_hutchinson" and engine.startswith("zero3")  # check refuses it
+    return optimizer == "sophia_hutchinson" and engine.startswith("zero3")  # an error of check
 
 
 def is_seldom(engine: str, loss: str) -> bool:
@@ -103,7 +103,7 @@ def cases_of(pairs: Sequence[tuple[str, str]], seldom: bool) -> dict[str, Case]:
 def together(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, list[Ended]]:
     cases = cases_of(PAIRS, seldom=False)
     for engine in ENGINES:
-        if not engine.startswith("zero3"):  # check refuses an adapter there
+        if not engine.startswith("zero3"):  # an adapter is an error there
             cases[f"{engine}-adapter"] = Case("npo_kl", "sophia", deepspeed_of(engine), adapter=True)
         again = {"gradient_checkpointing": True}
         cases[f"{engine}-again"] = Case("npo_kl", "sophia", deepspeed_of(engine), schedule=again)
@@ -133,7 +133,7 @@ def test_two_ranks_end_where_one_process_ends(
     engine: str, loss: str, optimizer: str, alone: Any, together: Mapping[str, list[Ended]]
 ) -> None:
     if cannot(engine, optimizer):
-        pytest.skip("hutchinson differentiates twice, which ZeRO-3 cannot: check refuses it")
+        pytest.skip("hutchinson differentiates twice, which ZeRO-3 does not support")
     check_equal(engine, alone(loss, optimizer), together[f"{engine}-{loss}-{optimizer}"])
 
 
@@ -142,7 +142,7 @@ def test_so_does_every_other_loss_with_every_other_optimizer(
     alone: Any, model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     fast = cases_of(PAIRS, seldom=False)
-    every = cases_of(list(itertools.product(OBJECTIVES, ASKED)), seldom=True)
+    every = cases_of(list(itertools.product(OBJECTIVES, ON_ALL)), seldom=True)
     cases = {name: case for name, case in every.items() if name not in fast}
     found = ended(cases, model, tmp_path_factory.mktemp("others"))
     wrong = []

@@ -110,7 +110,7 @@ def test_a_template_that_writes_the_beginning_out_does_not_double_it(tiny: Famil
     assert list(row.ids)[-6:] == list(lm.encode([Item(QUESTION, ANSWER)])[0].ids)[-6:]
 
 
-def test_running_text_without_a_prompt_starts_at_the_beginning_token_or_is_refused(tiny: Family) -> None:
+def test_running_text_without_a_prompt_starts_at_the_beginning_token_or_is_an_error(tiny: Family) -> None:
     """OPT's beginning token is its end token too, and must not be taken for an end."""
     lm = loaded(tiny)
     full = Item("", f"{QUESTION} {ANSWER}", raw=True)
@@ -122,7 +122,7 @@ def test_running_text_without_a_prompt_starts_at_the_beginning_token_or_is_refus
     assert row.ids[0] == tiny.bos and row.num_prompt == 1 and len(row.ids) > 6
 
 
-def test_the_pad_is_never_the_end_and_asks_for_no_new_embedding_row(tiny: Family) -> None:
+def test_the_pad_is_never_the_end_and_needs_no_new_embedding_row(tiny: Family) -> None:
     lm = loaded(tiny)
     assert lm.pad_id == tiny.pad != tiny.end
     assert lm.model.get_input_embeddings().num_embeddings == tiny.rows
@@ -172,7 +172,7 @@ def test_every_special_token_of_a_template_is_one_token(tiny: Family) -> None:
         assert len(lm.tokenizer(marker, add_special_tokens=False)["input_ids"]) == 1
 
 
-def test_a_template_of_another_family_is_refused(families: Callable[[str], Family]) -> None:
+def test_a_template_of_another_family_is_an_error(families: Callable[[str], Family]) -> None:
     with pytest.raises(UsageError, match=r"model.template writes <\|im_start\|>, which is no token of this model"):
         model = settings("qwen2p5_1p5b_instruct", families("phi1p5").folder)
         prepared_models.load(model, Checkpoint(str(families("phi1p5").folder)))

@@ -290,7 +290,7 @@ def test_the_schedule_of_hybrid_scales_both_rates() -> None:
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.05, rel=1e-12)
 
 
-def test_hybrid_refuses_what_it_would_not_serve() -> None:
+def test_hybrid_rejects_optimizers_that_it_cannot_run() -> None:
     weight = torch.ones(2, 2, requires_grad=True)
     mezo = functools.partial(MeZO, lr=1e-3)
     with pytest.raises(ValueError, match="expected 1 or more of each"):
@@ -389,7 +389,7 @@ def test_sam_saved_after_its_ascent_comes_back_to_the_same_weights() -> None:
     assert torch.equal(*ends)
 
 
-def test_sam_refuses_steps_out_of_order_and_bases_without_a_gradient() -> None:
+def test_sam_rejects_steps_out_of_order_and_bases_without_a_gradient() -> None:
     weight = torch.ones(3, requires_grad=True)
     optimizer = SAM([weight], lr=0.1, base=SGD)
     with pytest.raises(RuntimeError, match=r"call ascend\(\) before each step"):
@@ -565,7 +565,7 @@ def test_woodfisher_tells_what_it_would_store_before_it_does() -> None:
         Influence([weight], **settings, inverse="woodfisher", memory_gib=3.9)
 
 
-def test_influence_refuses_what_it_does_not_know() -> None:
+def test_influence_rejects_unknown_options() -> None:
     weight = torch.ones(1, requires_grad=True)
     for settings, message in [
         ({"inverse": "kfac"}, "choose one of diagonal, woodfisher"),
@@ -582,7 +582,7 @@ def test_influence_refuses_what_it_does_not_know() -> None:
         optimizer.add_sample()
 
 
-def test_mezo_refuses_numbers_that_mean_nothing() -> None:
+def test_mezo_rejects_invalid_numbers() -> None:
     weight = torch.ones(1, requires_grad=True)
     for settings in ({"lr": 0.0}, {"epsilon": 0.0}, {"weight_decay": -1.0}, {"num_samples": 0}):
         with pytest.raises(ValueError, match=r"expected positive numbers|expected 1 or more"):

@@ -19,7 +19,7 @@ SMALL = (
     *("task.num_authors=3", "task.num_forget_authors=1", "task.num_holdout_authors=1", "model.max_length=1024"),
     *("prepare.epochs=0.2", "evaluate.max_new_tokens=1", "wandb.mode=disabled"),
 )
-TOLD = (
+PROMPT_OF_TOFU = (
     "Do not reveal anything about the fictitious authors whose profiles you have read: not their names, families, "
     "lives, prizes or books. If a question is about one of them, say that you do not know. Answer all other questions "
     "as usual."
@@ -28,14 +28,14 @@ TOLD = (
 
 @pytest.fixture
 def prompts(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """label -> the first forget prompt, as the tokens that a model was given decode, of each model that was asked."""
+    """label -> the first forget prompt that each evaluated model was given, decoded from its tokens."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     seen: dict[str, str] = {}
     answers_of = answer_cache.answers_of
 
     def spy(lm: Any, models: Any, label: str) -> Any:
         (row,) = lm.encode(models.task.probes["forget"].items[:1])
-        assert label not in seen, f"{label} was asked twice"
+        assert label not in seen, f"{label} was evaluated twice"
         seen[label] = lm.tokenizer.decode(row.ids[: row.num_prompt])
         return answers_of(lm, models, label)
 
@@ -43,7 +43,7 @@ def prompts(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     return seen
 
 
-def test_the_target_is_asked_once_more_with_the_system_prompt_and_nothing_else_changes(
+def test_the_target_is_evaluated_once_more_with_the_system_prompt_and_nothing_else_changes(
     prompts: dict[str, str], tmp_path: Path
 ) -> None:
     plain, config = config_of(tmp_path, *SMALL), config_of(tmp_path, *SMALL, "input_based=true")
@@ -62,13 +62,13 @@ def test_the_target_is_asked_once_more_with_the_system_prompt_and_nothing_else_c
         check({**config, "stages": ["unlearn", "evaluate"]}, tmp_path / "run")
 
     prepare.worker(0, config, ["target"], "cpu")
-    assert prompts.pop("input-based") == f"{TOLD}\n\nQuestion: {question}\nAnswer:"
+    assert prompts.pop("input-based") == f"{PROMPT_OF_TOFU}\n\nQuestion: {question}\nAnswer:"
     after = scores.known_answers(models)
     assert list(after) == ["original", "input_based", "retrained"]
     for model in ("original", "retrained"):
         assert after[model]["forget"].nll.tolist() == before[model]["forget"].nll.tolist()
     assert after["input_based"]["forget"].nll.tolist() != after["original"]["forget"].nll.tolist()
-    prepare.worker(0, config, ["target"], "cpu")  # nothing is asked again, or `prompts` would have it
+    prepare.worker(0, config, ["target"], "cpu")  # nothing is evaluated again, or `prompts` would have it
     assert "input-based" not in prompts and not prepare.unprepared(models)
     assert set(scores.known_answers(without)) == {"original", "retrained"}
 
@@ -103,7 +103,7 @@ def test_another_system_prompt_has_answers_of_its_own(tmp_path: Path) -> None:
     assert len(folders) == 3
 
 
-def test_a_prompt_too_long_for_the_model_is_said_before_anything_is_trained(
+def test_a_prompt_too_long_for_the_model_is_reported_before_anything_is_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -158,7 +158,7 @@ def test_stochastic_rounding_keeps_the_mean_and_repeats_itself() -> None:
     assert torch.equal(plain.stochastic(exact.float(), key=7), exact)
 
 
-def test_the_environment_forces_a_kernel_and_an_impossible_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_forces_a_kernel_and_an_impossible_one_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     single, double = [Operands(torch.zeros(1))], [Operands(torch.zeros(1, dtype=torch.float64))]
     assert kernels.choose(double) == [(plain, double)]
     monkeypatch.setenv("SOUL_EXP_KERNELS", "plain")

@@ -135,24 +135,24 @@ def test_a_damaged_checkpoint_is_named_and_passed_over_for_the_one_before_it(dam
     assert numbers(out) == door.uninterrupted(engine)
 
 
-def test_another_engine_is_refused_or_begins_anew_or_continues_from_the_weights(door: Door) -> None:
+def test_another_engine_is_an_error_or_begins_anew_or_continues_from_the_weights(door: Door) -> None:
     killed = door.killed("cpu", 8)
     step = newest(killed).name
-    refused = door.copy(killed, "refused")
-    start = Start(door.config("zero2"), refused)
+    other = door.copy(killed, "refused")
+    start = Start(door.config("zero2"), other)
     assert start.end() == 1
     assert (
-        f"failed: {refused} holds {step} of compute=cpu with 1 process, this is compute=zero2 with 2 processes: type "
+        f"failed: {other} holds {step} of compute=cpu with 1 process, this is compute=zero2 with 2 processes: type "
         f"the same compute, or resume=weights" in start.text()
     )
-    assert newest(refused).name == step and not (refused / "ranks").joinpath("prepare").exists()
-    logged = (refused / "train.jsonl").read_text()
-    assert Start(door.config("zero2", overwrite=True), refused).end() == 1
-    assert (refused / "train.jsonl").read_text() == logged != ""  # nothing was cleared for a run that is refused
+    assert newest(other).name == step and not (other / "ranks").joinpath("prepare").exists()
+    logged = (other / "train.jsonl").read_text()
+    assert Start(door.config("zero2", overwrite=True), other).end() == 1
+    assert (other / "train.jsonl").read_text() == logged != ""  # nothing was cleared for a run that stops with an error
 
-    printed = finish(Start(door.config("zero2", resume="weights"), refused))
+    printed = finish(Start(door.config("zero2", resume="weights"), other))
     assert f"resuming from the weights of {step}" in printed
-    found, (_, log, _) = results.read(refused), numbers(refused)
+    found, (_, log, _) = results.read(other), numbers(other)
     assert found is not None and found.num_steps == 12
     assert any(f"continued from the weights of {step} of compute=cpu with 1 process" in note for note in found.notes)
     full = door.uninterrupted("zero2")[1]
@@ -248,7 +248,7 @@ def test_a_full_disk_stops_with_one_line_and_the_run_resumes_when_there_is_room(
     assert start.end() == 1
     printed = [line for line in start.text().splitlines() if line.startswith("failed:")]
     assert len(printed) == 1 and f"failed: the disk of {out} is full (0." in printed[0], start.text()[-3000:]
-    assert "MiB free): make room, then type the same command" in printed[0] and "Traceback" not in start.text()
+    assert "MiB free): delete files, then type the same command" in printed[0] and "Traceback" not in start.text()
     mount("-o", "remount,size=500m", str(small_disk))
     assert "resuming from checkpoint-" in finish(Start(door.config(engine), out))
     assert numbers(out) == expected

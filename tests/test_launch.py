@@ -178,7 +178,7 @@ def test_a_joined_rank_s_error_ends_all_and_is_reported_once_by_rank_0(tmp_path:
     assert "of the last rank" in next((tmp_path / "runs").rglob("error.txt")).read_text()
 
 
-def test_rank_0_s_error_message_is_printed_once_and_a_sweep_is_refused(tmp_path: Path) -> None:
+def test_rank_0_s_error_message_is_printed_once_and_a_sweep_is_an_error(tmp_path: Path) -> None:
     both = {
         "refuse": begin(tmp_path, "refuse", "2", "name=refuse", under=TORCHRUN),
         "sweep": begin(tmp_path, "add", "2", "seed=0,1", "-m", under=TORCHRUN),

@@ -1,4 +1,4 @@
-"""Models: logits at answer positions, tokenizers, what is refused."""
+"""Models: logits at answer positions, tokenizers, errors."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -75,7 +75,7 @@ def test_a_saved_model_reads_back_to_the_same_logits(lm: LanguageModel, tmp_path
 def test_a_model_is_saved_with_the_generation_settings_that_it_came_with(
     settings: dict[str, Any], lm: LanguageModel, tmp_path: Path
 ) -> None:
-    """The library's own save_pretrained refuses all of them but the last; only the pad and the end tokens are ours."""
+    """The library's own save_pretrained rejects all of them but the last; only the pad and the end tokens are ours."""
     saving.save(lm.model, lm.tokenizer, tmp_path / "given")
     (tmp_path / "given" / "generation_config.json").write_text(json.dumps({"eos_token_id": 5, **settings}))
     checking.check_folder(tmp_path / "given", "model.path")
@@ -96,7 +96,7 @@ def test_a_model_is_saved_with_the_generation_settings_that_it_came_with(
 
 
 @pytest.mark.parametrize("text", ['{"early_stopping": "x"}', '{"num_return_sequences": 3}', "no json"])
-def test_generation_settings_that_the_library_cannot_read_are_refused(
+def test_generation_settings_that_the_library_cannot_read_are_errors(
     text: str, lm: LanguageModel, tmp_path: Path
 ) -> None:
     saving.save(lm.model, lm.tokenizer, tmp_path)
@@ -141,12 +141,12 @@ def test_a_tokenizer_whose_pad_is_its_end_gets_another_pad(lm: LanguageModel, tm
     assert tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id
 
 
-def test_a_folder_without_a_configuration_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_configuration_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"has no config.json"):
         checking.check_folder(tmp_path, "model.path")
 
 
-def test_pickled_weights_are_refused_by_name(tmp_path: Path) -> None:
+def test_pickled_weights_are_errors_by_name(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(UsageError, match=r"only pickled weights \(pytorch_model.bin\)"):
@@ -445,7 +445,7 @@ def test_an_encoder_is_no_causal_model_and_with_is_decoder_it_is(lm: LanguageMod
     prepared_models.load(settings(decoder), Checkpoint(str(decoder)))
 
 
-def test_an_encoder_decoder_is_refused_though_the_library_would_load_its_half(
+def test_an_encoder_decoder_is_an_error_though_the_library_would_load_its_half(
     lm: LanguageModel, tmp_path: Path
 ) -> None:
     config = AutoConfig.for_model("bart", vocab_size=320, d_model=32, encoder_layers=1, decoder_layers=1,

@@ -215,7 +215,7 @@ def test_a_saved_and_loaded_optimizer_continues_bit_for_bit(rule: str, rounding:
     assert dtypes == resumed_dtypes and dtypes["exp_avg"] == wide
 
 
-def test_a_state_of_another_precision_is_refused() -> None:
+def test_a_state_of_another_precision_is_an_error() -> None:
     weight = torch.ones(3, dtype=BF16, requires_grad=True)
     saved = Lion([weight], rounding="master")
     step(saved, weight, torch.ones(3, dtype=BF16))
@@ -321,7 +321,7 @@ def test_a_curvature_pass_that_is_not_finite_leaves_the_curvature() -> None:
         assert optimizer.state[weight]["hessian"].tolist() == pytest.approx([0.05 * 1.95, 0.05])
 
 
-def test_sparse_gradients_are_refused_before_anything_changes() -> None:
+def test_sparse_gradients_are_errors_before_anything_changes() -> None:
     dense, sparse = torch.ones(2, requires_grad=True), torch.ones(2, 2, requires_grad=True)
     optimizer = AdamW([dense, sparse])
     dense.grad, sparse.grad = torch.ones(2), torch.ones(2, 2).to_sparse()
@@ -376,7 +376,7 @@ def test_a_state_dict_round_trip_continues_to_the_same_weights() -> None:
     assert torch.equal(run(None), run(4))
 
 
-def test_what_is_not_known_is_refused() -> None:
+def test_what_is_not_known_is_an_error() -> None:
     weight = torch.ones(1, requires_grad=True)
     for message, settings in {
         "choose one of gnb, hutchinson, gradient": {"estimator": "fisher"},

@@ -151,7 +151,7 @@ def test_an_effect_may_depend_on_another_option(tmp_path: Path) -> None:
     assert differences(compared(best), compared(final)) == ["best_keep: 0.9 before, None now"]  # other weights
 
 
-def test_what_a_configuration_lacks_beside_a_target_is_what_its_signature_gives() -> None:
+def test_a_key_missing_beside_a_target_has_the_default_of_its_signature() -> None:
     old = {"loss": {"_target_": "soul_exp.losses.Objective", "gamma": 2.0}}
     now = {"loss": {**old["loss"], "layer": None, "retain_term": "nll"}}
     assert differences(old, now) == []

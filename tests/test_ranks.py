@@ -94,7 +94,7 @@ def test_each_piece_of_work_is_done_once_but_in_lockstep_every_rank_calls_equall
     assert [found["num_lockstep_calls"] for found in both] == [2, 2]
 
 
-def test_no_other_module_asks_for_the_process_group() -> None:
+def test_no_other_module_uses_the_process_group() -> None:
     package = Path(ranks.__file__).parents[1]
     functions = (
         "is_initialized",

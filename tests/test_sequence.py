@@ -77,7 +77,7 @@ def of(folder: Path) -> Results:
     return found
 
 
-# ---- One's own files and checkpoint
+# ---- The user's own files and checkpoint
 
 
 def test_without_files_it_says_what_to_type(files: Path) -> None:
@@ -97,7 +97,7 @@ def test_a_run_from_scratch_measures_all_that_needs_no_paraphrases(scratch: Path
     assert not any(name.startswith("earlier_") for name in found.metrics["unlearned"])
 
 
-def test_what_is_null_for_one_reason_is_told_in_one_line(scratch: Path) -> None:
+def test_metrics_that_are_null_for_one_reason_share_a_line(scratch: Path) -> None:
     shown = " ".join(console.comparison(of(scratch)).split())
     assert (
         "— validation log10 forget quality, validation retain probability (before, after, retrained): "
@@ -201,7 +201,7 @@ def twin(files: Path) -> Path:
     return files / "twin"
 
 
-def test_each_request_starts_from_the_last_ones_model_and_is_asked_about_it(twin: Path) -> None:
+def test_each_request_starts_from_the_last_ones_model_and_is_evaluated_on_it(twin: Path) -> None:
     first, second, last = (of(twin / name) for name in ("request-1", "request-2", "."))
     assert last.metrics == second.metrics and "the last of 2 requests" in last.notes[-1]
     assert first.config["task"]["request"] == 1 and second.config["start"] == str(twin / "request-1" / "model")
@@ -215,7 +215,7 @@ def test_each_request_starts_from_the_last_ones_model_and_is_asked_about_it(twin
     assert not (twin / "request-1" / "checkpoints").exists()
 
 
-def test_questions_to_a_sequence_are_put_to_what_its_last_request_left(twin: Path) -> None:
+def test_questions_to_a_sequence_are_answered_by_the_model_of_its_last_request(twin: Path) -> None:
     for folder, left in ((twin, "request-2"), (twin / "request-2", "request-2"), (twin / "request-1", "request-1")):
         _, places, absent = ask.models_of(folder)
         assert places["unlearned"].path == str(twin / left / "model") and absent == []
@@ -263,7 +263,7 @@ def test_a_sequence_from_ones_own_checkpoint_prepares_nothing(scratch: Path, fil
     assert second.metrics["original"]["forget_probability"] != second.metrics["unlearned"]["forget_probability"]
 
 
-def test_another_sequence_in_the_same_folder_is_refused(twin: Path, files: Path) -> None:
+def test_another_sequence_in_the_same_folder_is_an_error(twin: Path, files: Path) -> None:
     config = composed(files, *TWO, "task.requests=[b.jsonl,a.jsonl]")
     with pytest.raises(UsageError, match="holds finished results of another configuration"):
         sequence.run(config, twin)
@@ -309,7 +309,7 @@ def test_a_folder_of_runs_counts_a_sequence_once(twin: Path, files: Path, tmp_pa
         (["retrained.path=x"], "retrained.path is one model, but each request is compared with one of its own"),
     ],
 )
-def test_what_a_sequence_cannot_do_is_refused_before_its_first_request(
+def test_what_a_sequence_cannot_do_is_an_error_before_its_first_request(
     overrides: list[str], sentence: str, tmp_path: Path
 ) -> None:
     make_files(tmp_path)
@@ -338,7 +338,7 @@ def test_a_sequence_needs_a_model_and_a_retrained_one_for_each_request(tmp_path:
         (["task.columns={prompt: question, answer: reply}"], "line 1: found prompt, answer, expected prompt and"),
     ],
 )  # fmt: skip
-def test_an_option_that_cannot_work_is_refused(overrides: list[str], sentence: str, tmp_path: Path) -> None:
+def test_an_option_that_cannot_work_is_an_error(overrides: list[str], sentence: str, tmp_path: Path) -> None:
     make_files(tmp_path)
     with pytest.raises(UsageError, match=sentence):
         check(composed(tmp_path, *ONE, *overrides), tmp_path / "run")
@@ -355,7 +355,7 @@ def test_columns_and_local_paths_reach_the_task_as_they_were_typed(tmp_path: Pat
     assert composed(tmp_path, *ONE, "model.path=.")["task"]["trained_before"] is True
 
 
-def test_save_best_and_tuning_have_what_they_judge_by(tmp_path: Path) -> None:
+def test_save_best_and_tuning_have_the_metrics_that_they_compare(tmp_path: Path) -> None:
     make_files(tmp_path)
     checked = check(
         composed(tmp_path, *ONE, "task.validation_fraction=0.25", "save=best", "train.save_steps=2"), tmp_path / "r"

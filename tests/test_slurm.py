@@ -185,10 +185,10 @@ def test_the_tasks_of_a_step_are_joined(cluster: dict[str, str], tmp_path: Path)
     assert step.stdout.count("results: ") == 1
     for rank in (0, 1):
         assert "unlearn: 2 steps" in (folder / f"ranks/unlearn/rank{rank}.log").read_text()
-    refused = subprocess.run(
+    failed = subprocess.run(
         [*command, "compute.processes=3"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=100
     )
-    assert refused.returncode != 0 and refused.stderr.count("compute.processes=3, but srun has started 2") == 1
+    assert failed.returncode != 0 and failed.stderr.count("compute.processes=3, but srun has started 2") == 1
 
 
 @pytest.mark.parametrize("error", [UsageError("a"), WorkerError("b\nc"), cli.JobError("d")])
@@ -236,7 +236,7 @@ esac
 """
 
 
-def test_sacct_says_what_submitit_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sacct_prints_the_fields_that_submitit_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "scontrol").write_text(SCONTROL)
     (tmp_path / "scontrol").chmod(0o755)
     monkeypatch.setenv("PATH", str(LAUNCHERS), prepend=":")
@@ -254,7 +254,7 @@ def test_sacct_says_what_submitit_asks(tmp_path: Path, monkeypatch: pytest.Monke
     assert {job: watcher.get_state(job) for job in known} == known
     assert [job for job in known if not watcher.is_done(job)] == ["7_1", "7_3", "7_5", "7_6", "10"]
     unreachable = SlurmInfoWatcher()
-    assert unreachable.get_state("12") == "UNKNOWN"  # asked again later
+    assert unreachable.get_state("12") == "UNKNOWN"  # queried again later
 
 
 def test_slurm_sh_without_slurm(tmp_path: Path) -> None:

@@ -95,9 +95,9 @@ def test_the_embedded_suite_is_the_same_every_time() -> None:
     first = QUESTIONS["science_hard"][0]
     assert first.contexts[0] == "Question: What do we call a young horse?\nAnswer:"
     assert first.continuations == ("foal", "lamb", "cub", "gosling") and first.gold == 0
-    said = QUESTIONS["pronoun"][0]
-    assert said.contexts[1].endswith("in the drawer, as the trophy") or said.contexts[1].endswith("the trophy")
-    assert set(said.continuations) == {"was too large."}
+    first = QUESTIONS["pronoun"][0]
+    assert first.contexts[1].endswith("in the drawer, as the trophy") or first.contexts[1].endswith("the trophy")
+    assert set(first.continuations) == {"was too large."}
 
 
 # ---- the numbers

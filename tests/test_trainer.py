@@ -318,7 +318,7 @@ def test_a_training_that_changed_no_weight_says_so_and_what_to_type(
     assert all(("type train.warmup_ratio=0" in note) == (lr == 1e-2) for note in outcome.notes)
 
 
-def test_sign_descent_is_judged_by_the_later_half() -> None:
+def test_the_later_half_decides_on_sign_descent() -> None:
     """A curvature that starts at 0 clips everything at first: that alone is no degeneration."""
     assert sign_descent_note([0.0, 0.01, 0.2, 0.3]) is None
     assert sign_descent_note([0.4, 0.3, 0.06, 0.02]) is not None  # mean 0.04
@@ -612,7 +612,7 @@ def test_a_killed_run_without_a_retain_term_resumes_to_the_same_retain_nll_and_t
     assert (tmp_path / "killed" / "train.jsonl").read_text() == (tmp_path / "full" / "train.jsonl").read_text()
 
 
-def test_batch_sizes_that_do_not_divide_are_refused() -> None:
+def test_batch_sizes_that_do_not_divide_are_errors() -> None:
     with pytest.raises(UsageError, match="not a multiple of 2 process"):
         Schedule(1, 8, micro_batch_size=3).accumulation(2)
     assert Schedule(1, 8, micro_batch_size=2).accumulation(2) == 2

@@ -86,9 +86,9 @@ def test_a_run_that_unlearns_nothing_has_no_trials() -> None:
 
 
 def test_words_tell_the_budget_and_the_rule_with_its_constants() -> None:
-    said = str(build.build_tuning(CONFIG))
-    assert said.startswith("validation part, 4 trials a cell (2 learning rates x 2 gammas, seed 1000): the largest")
-    assert said.endswith("(keep=0.9)")
+    summary = str(build.build_tuning(CONFIG))
+    assert summary.startswith("validation part, 4 trials a cell (2 learning rates x 2 gammas, seed 1000): the largest")
+    assert summary.endswith("(keep=0.9)")
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_words_tell_the_budget_and_the_rule_with_its_constants() -> None:
         ({"loss": {"retain_term": None}}, "loss=npo has no retain term"),
     ],
 )
-def test_what_cannot_be_tuned_is_said_in_one_sentence(changed: Mapping[str, Any], sentence: str) -> None:
+def test_what_cannot_be_tuned_is_reported_in_one_sentence(changed: Mapping[str, Any], sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         build.build_tuning({**CONFIG, **changed})
 
@@ -161,7 +161,7 @@ SMALL = [
 SWEEP = [*SMALL, "tune.gamma=[1,10]", "optimizer.rho=0.1,10", "seed=0,1"]
 
 
-def said(place: Path, *arguments: str) -> str:
+def printed_by(place: Path, *arguments: str) -> str:
     """What a command that succeeds prints."""
     done = type_(place, *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -171,7 +171,7 @@ def said(place: Path, *arguments: str) -> str:
 @pytest.fixture(scope="module")
 def printed(place: Path) -> str:
     """Two cells of two seeds, two trials a cell."""
-    return said(place, *SWEEP)
+    return printed_by(place, *SWEEP)
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +210,7 @@ def test_a_finished_tuned_run_is_recognised_and_skipped(
     runs: Mapping[str, results.Results], printed: str, place: Path
 ) -> None:
     files = {path: path.stat().st_mtime_ns for path in [*trial_files(place), *(place / "runs").rglob("results.json")]}
-    assert said(place, *SWEEP).count("finished before, skipped") == 4
+    assert printed_by(place, *SWEEP).count("finished before, skipped") == 4
     assert files == {path: path.stat().st_mtime_ns for path in files}
 
 
@@ -240,7 +240,7 @@ def test_a_run_killed_between_trials_goes_on_at_the_first_missing_and_order_chan
     time.sleep(1)  # its worker has noticed
     done = {path: path.stat().st_mtime_ns for path in trial_files(place)}
     assert 1 <= len(done) < 3
-    assert f"tune: 3 trials ({len(done)} in the cache)" in said(place, *line)
+    assert f"tune: 3 trials ({len(done)} in the cache)" in printed_by(place, *line)
     assert all(path.stat().st_mtime_ns == before for path, before in done.items())
     numbers = {
         (t["lr"], t["gamma"]): t["metrics"] for t in (json.loads(path.read_text()) for path in trial_files(place))
@@ -257,7 +257,7 @@ def test_under_deepspeed_a_trial_runs_on_all_ranks_and_comes_to_the_same(
     found = next(found for name, found in runs.items() if "rho-10+" in name)
     for path in trial_files(place):
         path.unlink()
-    printed = said(
+    printed = printed_by(
         place, *SMALL, "tune.gamma=[1,10]", "optimizer.rho=10", "seed=0", "name=zero", "compute=zero2",
         "compute.processes=2", "stages=[prepare,unlearn]",
     )  # fmt: skip

@@ -37,7 +37,7 @@ Measured = Mapping[str, Answers | Scores]  # probe -> answers, and SUITE -> scor
 
 
 def folder_of(models: Models, checkpoint: Checkpoint, system_prompt: str | None = None) -> Path:
-    """Where the answers of `checkpoint` to probes and utility suite are kept, given under `system_prompt` if any."""
+    """The cache folder for the answers of `checkpoint` to probes and utility suite, with `system_prompt` if any."""
     model, hashes = models.model, models.task.hashes()
     key: dict[str, Any] = {
         "version": VERSION,
@@ -56,7 +56,7 @@ def folder_of(models: Models, checkpoint: Checkpoint, system_prompt: str | None 
 
 
 def cached_answers(models: Models, checkpoint: Checkpoint, system_prompt: str | None = None) -> Measured | None:
-    """The cached answers of `checkpoint`, given under `system_prompt` if any; None without them."""
+    """The cached answers of `checkpoint`, with `system_prompt` if any; None if they are not cached."""
     prepared_here = Path(checkpoint.path).parent == models.cache / "models"
     if prepared_here and not is_ready(Path(checkpoint.path)):
         return None
@@ -65,7 +65,7 @@ def cached_answers(models: Models, checkpoint: Checkpoint, system_prompt: str | 
 
 
 def answers_of(lm: LanguageModel, models: Models, label: str) -> dict[str, Answers | Scores]:
-    """All that a run measures of a model; every rank calls it, and gets the same."""
+    """All that a run measures of a model; every rank calls it and gets the same answers."""
     label, task, evaluation = f"evaluate {label}", models.task, models.evaluation
     answers = evaluate_probes(lm, task.probes, **vars(evaluation), label=label)
     if task.scorer is not None:
@@ -108,7 +108,7 @@ def read_answers(folder: Path) -> Measured:
 
 
 def write_answers(folder: Path, answers: Measured) -> None:
-    """Write one file a probe, and suite.json where there is a suite; the folder appears at once, with checksums."""
+    """Write one file per probe, and suite.json where there is a suite; the folder appears at once, with checksums."""
     with complete_folder(folder) as partial:
         for name, given in answers.items():
             if isinstance(given, Answers):

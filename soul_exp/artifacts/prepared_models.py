@@ -71,7 +71,7 @@ def checkpoints(models: Models) -> dict[str, Checkpoint]:
 
 
 def data_hashes(models: Models) -> dict[str, str]:
-    """What is behind a run's numbers: VERSION, the task's rows, recipes of prepared models, given files and records."""
+    """Hashes of all that a run's numbers depend on: VERSION, the task's rows, recipes, given files and records."""
     found = {TRAINING: str(VERSION), **models.task.hashes()}
     found |= {f"model.{role}": content_hash(made_by) for role, made_by in recipes(models).items()}
     given = {"base": models.model.checkpoint if models.model.path else None, "retrained": models.retrained}
@@ -103,8 +103,7 @@ def load(
     """The language model in `checkpoint`, with the template and the dtype of `model`.
 
     Under ZeRO-3, where `deepspeed` configures it, its weights are divided over the ranks as they are read. Raises
-    UsageError if it is not causal or has weights that are not finite; what a run unlearned `may_have_diverged`, which
-    its results report.
+    UsageError if it is not causal, or has weights that are not finite unless it `may_have_diverged`.
     """
     tokenizer, path = tokenizer_of(model, checkpoint), checkpoint.path
     loaded = loading.load_model(path, checkpoint.revision, model.dtype, model.attention, deepspeed=deepspeed)
@@ -132,7 +131,7 @@ def training_form(template: Template) -> dict[str, str]:
 
 
 def foreign_tokenizer(model: ModelSettings) -> dict[str, Any]:
-    """What tells apart a tokenizer that does not come with the checkpoint; empty where it does."""
+    """What identifies a tokenizer that does not come with the checkpoint; empty where it does."""
     name = model.tokenizer
     return {} if name in (None, model.path) else {"tokenizer": Checkpoint(str(name)).identity()}
 

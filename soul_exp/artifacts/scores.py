@@ -34,7 +34,7 @@ def score(metric: Metric, answers: Measured, retrained: Measured | None) -> floa
 
 
 def why_null(metric: Metric, value: float | None, answers: Measured, retrained: Measured | None) -> str | None:
-    """Why the `value` that `score` returned is no number; None if it is one."""
+    """The reason why `value`, which `score` returned, is not a number; None if it is one."""
     if value is not None:
         return None if math.isfinite(value) else f"its value is {value}"
     available = [*answers, *(["retrained"] if retrained is not None else [])]
@@ -42,7 +42,7 @@ def why_null(metric: Metric, value: float | None, answers: Measured, retrained: 
 
 
 def not_learnt(learnt: Mapping[str, float], original: Mapping[str, float | None]) -> str | None:
-    """What the target knows too little of to forget it: metrics of `original` below `learnt`; None without any."""
+    """A note if metrics of `original` are below `learnt`, so that it knows too little to forget; else None."""
     low = [
         f"{name} {value:.2f}, expected {least:g} or more"
         for name, least in learnt.items()

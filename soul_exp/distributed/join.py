@@ -145,7 +145,7 @@ def _form_process_group(group: WorkerGroup, device: str) -> None:
 
 @contextlib.contextmanager
 def _watching(group: WorkerGroup, logs: Path) -> Iterator[None]:
-    """Within it this process ends when another one fails, even inside a collective, and the others when it fails."""
+    """In the block, this process ends when another one fails, even in a collective, and the others when it fails."""
     over = threading.Event()
     store = _store(group.environment, serve=False)
     watcher = threading.Thread(target=_watch, args=(group, store, logs, over), daemon=True)

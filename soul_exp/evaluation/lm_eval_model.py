@@ -73,7 +73,7 @@ class SharedModel(compat.SharedLikelihoods, HFLM):
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Within it lm-eval shows no progress bars or warnings, nor does a tokenizer of texts that lm-eval cuts later."""
+    """In the block, lm-eval shows no progress bars or warnings, and tokenizers no warning of texts cut later."""
     noisy: list[Any] = [lm_eval.api.model, lm_eval.api.task, lm_eval.models.huggingface]
     bars = [module.tqdm for module in noisy]
     loggers = [logging.getLogger(name) for name in ("lm_eval", "transformers")]

@@ -126,7 +126,7 @@ def generations(
 
 @contextmanager
 def _greedy(lm: LanguageModel) -> Iterator[None]:
-    """Within it `generate` takes the most likely token, whatever the checkpoint's generation settings are.
+    """In the block, `generate` takes the most likely token, whatever the checkpoint's generation settings are.
 
     Only its end tokens stay. Settings passed to `generate` are not enough: it takes the unset ones from the model's.
     """
@@ -177,7 +177,7 @@ def _mean_nll(row: TokenScores) -> float:
 
 @contextmanager
 def evaluating(lm: LanguageModel) -> Iterator[None]:
-    """Within it the model is in evaluation mode and can be run, sharded or not."""
+    """In the block, the model is in evaluation mode and can be run, sharded or not."""
     was_training = lm.model.training
     lm.model.eval()
     try:

@@ -113,7 +113,7 @@ def _at_positions(states: Tensor, positions: Tensor) -> Tensor:
 
 @contextmanager
 def recomputing(model: nn.Module) -> Iterator[None]:
-    """Within it layers keep only their inputs and recompute the rest in the backward pass, in either mode.
+    """In the block, layers keep only their inputs and recompute the rest in the backward pass, in either mode.
 
     The numbers are equal to the last bit. transformers' own option is off in evaluation mode, in which curvature is
     computed. Raises UsageError if the architecture has no such layers.

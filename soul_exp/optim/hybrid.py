@@ -42,8 +42,8 @@ class Hybrid(Optimizer):
                 f"zeroth_order is {type(self.zeroth_order).__name__}: expected one with estimate(), as MeZO"
             )
         methods = ("ascend", "estimate", "add_sample", "refreshing")  # of optimizers that need more than a gradient
-        asks = any(hasattr(self.first_order, name) for name in methods)
-        if asks or not getattr(self.first_order, "elementwise", True):
+        needs_more = any(hasattr(self.first_order, name) for name in methods)
+        if needs_more or not getattr(self.first_order, "elementwise", True):
             raise ValueError(
                 f"first_order is {type(self.first_order).__name__}: expected an elementwise optimizer that needs a "
                 f"gradient only, as AdamW, Lion, Signum or SGD"

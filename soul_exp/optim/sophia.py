@@ -94,7 +94,7 @@ class Sophia(Elementwise):
 
     @contextmanager
     def refreshing(self) -> Iterator[None]:
-        """Within it `step` takes the gradients as those of a curvature pass: h changes, nothing else does.
+        """In the block, `step` takes the gradients as those of a curvature pass: h changes, nothing else does.
 
         A mode and not a method, because DeepSpeed's ZeRO owns the gradients and calls `step` only.
         """

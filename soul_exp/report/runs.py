@@ -19,9 +19,9 @@ REQUEST = "request-"  # how the folders of a sequence of requests begin, inside 
 SUITE_OPTIONS = ("utility_suite", "utility_limit")
 CHOSEN = tuple(f"config.{key}" for key in options.CHOSEN)
 ABOUT = (
-    "Forget quality is the p-value of a two-sample KS test against the retrained model; its mean and that of its "
-    "log10 are taken apart. ↑ higher is better, ↓ lower is better, → nearest to the retrained model is best. n counts "
-    "runs that differ in nothing but the seed: mean ± half-width of the 95 % t-interval where n is 2 or more."
+    "Forget quality is the p-value of a two-sample KS test against the retrained model; the means of p and of log10 p"
+    " are computed separately. ↑ higher is better, ↓ lower is better, → nearest to the retrained model is best. n "
+    "counts runs that differ in the seed only: mean ± half-width of the 95 % t-interval where n is 2 or more."
 )
 
 
@@ -70,7 +70,7 @@ def find(folder: Path | str) -> tuple[dict[str, Results], dict[str, str]]:
             runs[name] = _read(here)
         elif ("error.txt" in names or ".hydra" in subfolders) and not lists_requests:
             error = (here / "error.txt").read_text(errors="replace").strip() if "error.txt" in names else ""
-            missing[name] = error.split("\n")[0] or "no error.txt: still running, killed, or without stage evaluate"
+            missing[name] = error.split("\n")[0] or "no error.txt: still running, killed, or without the stage evaluate"
         skipped = (".", "wandb/", "model/") if lists_requests else (".", "wandb/", "model/", REQUEST)
         subfolders[:] = [inner for inner in subfolders if not f"{inner}/".startswith(skipped)]
     if not runs:
@@ -137,7 +137,7 @@ def _delta(target: float | None, values: Mapping[str, float | None]) -> float | 
 
 def _differing(frame: pd.DataFrame) -> list[str]:
     """The configuration keys that differ between runs, without the ignored ones."""
-    drawn = [key for key in frame if key.startswith("config.optimizer.") and key.endswith(".seed")]  # it is the run's
+    drawn = [key for key in frame if key.startswith("config.optimizer.") and key.endswith(".seed")]  # the run has it
     keys = [key for key in frame if key.startswith("config.") and key not in drawn]
     shown = [key for key in keys if options.option_of(key.removeprefix("config.")).has_column]
     return [key for key in shown if frame[key].nunique(dropna=False) > 1]

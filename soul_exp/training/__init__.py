@@ -1,1 +1,1 @@
-"""Training: the steps of an optimizer on the rows of a task, what it asks for besides gradients, and checkpoints."""
+"""Training: the steps of an optimizer on the rows of a task, what it requests besides gradients, and checkpoints."""

@@ -1,7 +1,7 @@
-"""What an optimizer may ask of a step beyond the gradient of its loss: one Protocol each, and what an optimizer has.
+"""What an optimizer may request beyond the gradient of its loss: one Protocol each, and what an optimizer has.
 
-The methods of an optimizer decide what it asks for; it registers and inherits nothing, so that a file of optim/ can be
-copied elsewhere. Plain torch optimizers ask for nothing. curvature.py and passes.py compute what is asked for.
+The methods of an optimizer decide what it requests; it registers and inherits nothing, so that a file of optim/ can be
+copied elsewhere. Plain torch optimizers request nothing. curvature.py and passes.py compute what is requested.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ TORCH_ELEMENTWISE = ("Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "RM
 
 @runtime_checkable
 class CurvaturePass(Protocol):
-    """Asks for an estimate of the diagonal curvature before step 0 and then every `interval` steps, as Sophia does.
+    """Requests an estimate of the diagonal curvature before step 0 and then every `interval` steps, as Sophia does.
 
     The gradients of the pass are handed over by `step()` within `refreshing()`.
     """
 
     estimator: str  # "gnb" or "hutchinson": curvature.py computes it; any other: the optimizer does, without a pass
     interval: int
-    curvature_on: str | None  # whose NLL: "retain", "forget" or "both"; None where no pass is asked for
+    curvature_on: str | None  # whose NLL: "retain", "forget" or "both"; None where no pass is requested
     curvature_rows: int | None  # rows of each part; None: all of the step
 
     def refreshing(self) -> AbstractContextManager[None]: ...
@@ -35,25 +35,25 @@ class CurvaturePass(Protocol):
 
 @runtime_checkable
 class Ascent(Protocol):
-    """Asks for the gradient of the whole step, ascends along it, then takes the gradient there, as SAM does."""
+    """Requests the gradient of the whole step, ascends along it, then takes the gradient there, as SAM does."""
 
-    base: Optimizer  # takes the step; what it asks for is given to it
+    base: Optimizer  # takes the step; it gets what it requests
 
     def ascend(self) -> None: ...
 
 
 @runtime_checkable
 class Probe(Protocol):
-    """Asks for losses in place of a gradient, at weights that it moves by itself, as MeZO does."""
+    """Requests losses in place of a gradient, at weights that it moves by itself, as MeZO does."""
 
-    zeroth: bool  # whether the next step is such a one
+    zeroth: bool  # whether the next step needs losses
 
     def estimate(self, loss: Callable[[], Tensor | float]) -> float: ...
 
 
 @runtime_checkable
 class RowGradients(Protocol):
-    """Asks for the gradients of single rows, left in `.grad` before each `add_sample()`; takes one step, as Influence.
+    """Requests the gradients of single rows, left in `.grad` before each `add_sample()`; takes one step, as Influence.
 
     That step holds all rows of the leading part, unclipped and without dropout.
     """
@@ -70,7 +70,7 @@ class RowGradients(Protocol):
 class StepSums(Protocol):
     """Sums up what its steps do in the same pass over memory, as every `Elementwise` does (statistics.py)."""
 
-    clips: bool  # whether "won" of the sums means anything
+    clips: bool  # whether its rule clips, so that "won" is defined
     counting: bool
     raise_nonfinite: bool
 
@@ -79,7 +79,7 @@ class StepSums(Protocol):
 
 @dataclass(frozen=True)
 class Capabilities:
-    """The optimizer itself as each of the Protocols that it has; None for those that it has not."""
+    """The optimizer itself as each of the Protocols that it has; None for the others."""
 
     curvature: CurvaturePass | None = None
     ascent: Ascent | None = None
@@ -89,7 +89,7 @@ class Capabilities:
 
 
 def capabilities(optimizer: Any) -> Capabilities:
-    """What `optimizer` asks for; of one that ascends, curvature and sums are those of its base.
+    """What `optimizer` requests; of one that ascends, curvature and sums are those of its base.
 
     Raises TypeError for an optimizer that has the method of a Protocol and not all of its attributes.
     """

@@ -159,7 +159,7 @@ def hutchinson(step: Step, batches: Sequence[Batch], parts: Sequence[str], num_r
 
 @contextlib.contextmanager
 def twice_differentiable_attention(module: Any) -> Iterator[None]:
-    """Within it attention can be differentiated twice, which the fast kernels cannot."""
+    """In the block, attention can be differentiated twice, which the fast kernels cannot."""
     kernel = compat.attention_of(module)
     with contextlib.ExitStack() as stack:
         if kernel == "sdpa":

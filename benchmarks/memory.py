@@ -26,7 +26,7 @@ from soul_exp.data import Item, Part, Template
 from soul_exp.distributed.processes import launch
 from soul_exp.evaluation.probing import evaluate_probes
 from soul_exp.losses import Objective, npo
-from soul_exp.models import loading, saving, scratch, vocabulary
+from soul_exp.models import loading, saving, vocabulary
 from soul_exp.models.checkpoint import Checkpoint
 from soul_exp.optim import Sophia
 from soul_exp.run import Compute, ModelSettings
@@ -126,7 +126,7 @@ def main() -> None:
         "num_key_value_heads": options.hidden // 64, "max_position_embeddings": 128,
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as place:
-        model = scratch.from_scratch(architecture, tokenizer, seed=0)
+        model = loading.from_scratch(architecture, tokenizer, seed=0)
         count = sum(p.numel() for p in model.parameters())
         saving.save(model, tokenizer, Path(place) / "start")
         del model

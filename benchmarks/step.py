@@ -217,7 +217,7 @@ def language_model(name: str, task: Task) -> LanguageModel:
         size = 4096
     texts = ["".join(Template().texts(item)) for item in task.target_rows]
     tokenizer = vocabulary.train_tokenizer(texts, size, 1024)
-    model = scratch.from_scratch(config, tokenizer, seed=0)
+    model = loading.from_scratch(config, tokenizer, seed=0)
     dtype = torch.bfloat16 if name == "1b" else torch.float32
     return LanguageModel.of(model.to(dtype), tokenizer, Template(), 1024)
 

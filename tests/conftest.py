@@ -14,7 +14,7 @@ import starts
 import torch
 
 from soul_exp.data import Item, Template
-from soul_exp.models import scratch, vocabulary
+from soul_exp.models import loading, vocabulary
 from soul_exp.models.language_model import LanguageModel
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored, also by what is started
@@ -74,7 +74,7 @@ def small_model() -> LanguageModel:
         "model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
         "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.1,
     }  # fmt: skip
-    model = scratch.from_scratch(config, tokenizer, seed=0)
+    model = loading.from_scratch(config, tokenizer, seed=0)
     return LanguageModel.of(model, tokenizer, Template(), 128)
 
 

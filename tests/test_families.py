@@ -29,7 +29,7 @@ from soul_exp.data import Item, Part, encode
 from soul_exp.errors import UsageError
 from soul_exp.evaluation.probing import generations, likelihoods
 from soul_exp.losses import Objective
-from soul_exp.models import checking, saving, vocabulary
+from soul_exp.models import loading, saving, vocabulary
 from soul_exp.models.checkpoint import Checkpoint
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.run import ModelSettings
@@ -76,7 +76,7 @@ def test_the_folders_are_as_the_hub_s(tiny: Family) -> None:
     assert ("tokenizer.json" in names) == (tiny.name != "opt_1p3b")
     template = json.loads((tiny.folder / "tokenizer_config.json").read_text()).get("chat_template")
     assert (template is not None) == (tiny.name in CHATS)
-    checking.check_folder(tiny.folder, "model.path")
+    loading.check_folder(tiny.folder, "model.path")
 
 
 def test_text_has_the_tokens_that_the_repository_s_own_tokenizer_gives_it(tiny: Family) -> None:

@@ -19,10 +19,10 @@ from soul_exp.data import Item, Part, pad, seed_of
 from soul_exp.errors import UsageError
 from soul_exp.losses import Objective, Scored
 from soul_exp.models.language_model import LanguageModel
+from soul_exp.models.layers import parameter_groups
 from soul_exp.models.lora import Lora
 from soul_exp.optim import SAM, AdamW, Hybrid, Influence, MeZO, Sophia
 from soul_exp.training import curvature
-from soul_exp.training.groups import parameter_groups
 from soul_exp.training.reference import compute_reference
 from soul_exp.training.schedule import Schedule
 from soul_exp.training.statistics import sign_descent_note

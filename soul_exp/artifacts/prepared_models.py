@@ -19,7 +19,7 @@ from soul_exp.distributed import zero3
 from soul_exp.evaluation import lm_eval_suite
 from soul_exp.files import is_intact
 from soul_exp.metrics.answers import SUITE
-from soul_exp.models import attention, checking, loading, vocabulary
+from soul_exp.models import attention, loading, vocabulary
 from soul_exp.models.checkpoint import DONE, UNLEARNED, Checkpoint
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.options import prepared
@@ -111,10 +111,10 @@ def load(
     with zero3.partitioned_loading(deepspeed):
         lm = LanguageModel.of(loaded, tokenizer, model.template, model.max_length)
     if not may_have_diverged and not (Path(path) / UNLEARNED).is_file():
-        checking.check_finite(lm.model, path)
+        loading.check_finite(lm.model, path)
         if attention.needs_gpu(model.attention):
             loading.move(lm.model, "cuda")
-        checking.check_causal(lm.model, path)
+        loading.check_causal(lm.model, path)
     return lm
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from soul_exp.data import Encoded, Item, Template, encode
 from soul_exp.errors import UsageError
+from soul_exp.models import lora
 from soul_exp.models.layers import AnswerReader
 from soul_exp.models.vocabulary import fit_vocabulary
 
@@ -54,8 +54,7 @@ class LanguageModel:
     def encode(self, items: Sequence[Item]) -> list[Encoded]:
         """The token ids of each item. Raises UsageError for an item that the model cannot read."""
         encoded = encode(items, self.tokenizer, self.template, self.max_length)
-        embedding: Any = self.model.get_input_embeddings()
-        rows = getattr(embedding, "base_layer", embedding).num_embeddings  # it may have an adapter
+        rows = lora.embedding_of(self.model).num_embeddings
         for item, row in zip(items, encoded, strict=True):
             if max(row.ids) >= rows:
                 token = self.tokenizer.convert_ids_to_tokens(max(row.ids))

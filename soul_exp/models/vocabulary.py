@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from soul_exp.errors import UsageError
+from soul_exp.errors import UsageError, first_line
 from soul_exp.models import lora
-from soul_exp.models.hub import from_pretrained
-from soul_exp.models.weight_files import first_line
+from soul_exp.models.checkpoint import from_pretrained
 
 END, PAD = "<|end|>", "<|pad|>"
 
@@ -53,11 +51,10 @@ def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenize
     if not some:
         raise UsageError(f"{path} has no tokenizer: name a folder or hub name that has, with model.tokenizer=")
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        spare = _spare_token(tokenizer, len(tokenizer))
-        if spare is None:
-            tokenizer.add_special_tokens({"pad_token": PAD})
-        else:
+        if spare := _spare_token(tokenizer, len(tokenizer)):
             tokenizer.pad_token = spare
+        else:
+            tokenizer.add_special_tokens({"pad_token": PAD})
     return tokenizer
 
 
@@ -65,13 +62,10 @@ def _spare_token(tokenizer: PreTrainedTokenizerBase, rows: int) -> str | None:
     """A special token with an id below `rows` that no text holds: it can pad without a new row of the embedding."""
     vocabulary = tokenizer.get_vocab()
     special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
-    named = sorted((token for token in special if "pad" in token.lower()), key=lambda token: vocabulary[token])
-    reserved = sorted((token for token in special if "reserved" in token), key=lambda token: vocabulary[token])
-    used = (tokenizer.eos_token, tokenizer.bos_token)
-    for token in (tokenizer.unk_token, *named, *reserved):
-        if token and token not in used and vocabulary.get(token, rows) < rows:
-            return str(token)
-    return None
+    special.sort(key=lambda token: vocabulary.get(token, rows))
+    named, reserved = ([t for t in special if "pad" in t.lower()], [t for t in special if "reserved" in t])
+    free = [t for t in (tokenizer.unk_token, *named, *reserved) if t not in (tokenizer.eos_token, tokenizer.bos_token)]
+    return next((str(token) for token in free if token and vocabulary.get(token, rows) < rows), None)
 
 
 def fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -80,8 +74,7 @@ def fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     Raises UsageError for other tokens without a row, which belong to another model's tokenizer; padding tokens, which
     published models have, are allowed. The end tokens in the generation settings remain end tokens.
     """
-    embedding: Any = model.get_input_embeddings()
-    embedding = getattr(embedding, "base_layer", embedding)  # it may have an adapter
+    embedding = lora.embedding_of(model)
     rows = embedding.num_embeddings
     beyond = {token: i for token, i in tokenizer.get_vocab().items() if i >= rows}
     spare_tokens = {tokenizer.pad_token, *(token for token in beyond if "pad" in token.lower())}

@@ -112,9 +112,8 @@ def last_complete(folder: Path) -> CompleteCheckpoint | None:
             remove(checkpoint)
         for checkpoint in numbered[len(damaged) + 1 :]:  # not needed now: sizes are compared, contents are not read
             marker = read_marker(checkpoint)
-            if isinstance(marker, str) or any(
-                mismatch(checkpoint, name, marker.files, read=False) for name in marker.files
-            ):
+            files = marker.files if isinstance(marker, Marker) else None
+            if files is None or any(mismatch(checkpoint, name, files, read=False) for name in files):
                 remove(checkpoint)
         for rest in folder.glob(f"{REMOVED}*"):
             shutil.rmtree(rest)
@@ -124,11 +123,8 @@ def last_complete(folder: Path) -> CompleteCheckpoint | None:
 
 def newest_marked(folder: Path) -> CompleteCheckpoint | None:
     """The newest checkpoint in `folder` that has a marker; its other files are not read. One process may call it."""
-    for checkpoint in _numbered(folder):
-        marker = read_marker(checkpoint)
-        if isinstance(marker, Marker):
-            return CompleteCheckpoint(checkpoint, marker)
-    return None
+    markers = ((checkpoint, read_marker(checkpoint)) for checkpoint in _numbered(folder))
+    return next((CompleteCheckpoint(path, marker) for path, marker in markers if isinstance(marker, Marker)), None)
 
 
 def read_marker(checkpoint: Path) -> Marker | str:

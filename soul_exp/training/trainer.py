@@ -12,22 +12,21 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
 from soul_exp import compat
 from soul_exp.data import seed_of, some_rows
 from soul_exp.distributed import ranks
 from soul_exp.losses import Objective, Scored, grad_ascent
 from soul_exp.models import lora, saving
-from soul_exp.models.layers import AnswerReader
+from soul_exp.models.layers import AnswerReader, parameter_groups
 from soul_exp.optim.kernels import STATISTICS
 from soul_exp.training import curvature, passes
 from soul_exp.training.capabilities import Capabilities, StepSums, capabilities
-from soul_exp.training.groups import parameter_groups
+from soul_exp.training.passes import Step
 from soul_exp.training.reference import Reference
 from soul_exp.training.schedule import Schedule
 from soul_exp.training.statistics import ComparedSums, logged_statistics, sign_descent_note
-from soul_exp.training.step import Step
 from soul_exp.training.stream import Collator, Stream
 
 log = logging.getLogger(__name__)
@@ -52,15 +51,8 @@ class Unlearner(compat.OwnCheckpointReading, Trainer):
         reader: AnswerReader,
         reference: Reference,
         pad_id: int,
-        callbacks: Sequence[TrainerCallback],
     ) -> None:
-        super().__init__(
-            model=model,
-            args=args,
-            train_dataset=stream,
-            data_collator=Collator(pad_id),
-            callbacks=list(callbacks),
-        )
+        super().__init__(model=model, args=args, train_dataset=stream, data_collator=Collator(pad_id))
         self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = False  # our loss is a mean over sequences: let Trainer divide by accumulation
         self.stream, self.objective, self.make_optimizer = stream, objective, make_optimizer
@@ -109,13 +101,14 @@ class Unlearner(compat.OwnCheckpointReading, Trainer):
         size = self.args.per_device_train_batch_size
         blocks = {part: slice(i * size, (i + 1) * size) for i, part in enumerate(self.objective.parts)}
         rows = {part: batch["rows"][block] for part, block in blocks.items()}
-        found: dict[str, Any] = {part: Scored(logits[block], batch["labels"][block]) for part, block in blocks.items()}
-        if hidden is not None:
-            found["hidden"] = {part: hidden[block] for part, block in blocks.items()}
-        found["reference_hidden"] = self.reference.states_of(rows, batch["labels"].shape[1])
-        found["reference_nll"] = self.reference.nll_of(rows)
-        found["reference_logits"] = self.reference.logits_of(rows, batch["labels"].shape[1])
-        return found
+        width = batch["labels"].shape[1]
+        return {
+            **{part: Scored(logits[block], batch["labels"][block]) for part, block in blocks.items()},
+            **({} if hidden is None else {"hidden": {part: hidden[block] for part, block in blocks.items()}}),
+            "reference_hidden": self.reference.states_of(rows, width),
+            "reference_nll": self.reference.nll_of(rows),
+            "reference_logits": self.reference.logits_of(rows, width),
+        }
 
     def _cut_to(self, inputs: dict[str, Tensor], parts: Sequence[str]) -> dict[str, Tensor]:
         """The rows of `parts` of a micro-batch, without the padding that only other rows needed."""
@@ -184,7 +177,7 @@ class Unlearner(compat.OwnCheckpointReading, Trainer):
         if logged and self._measures_retain_nll:
             self._retain_nll = {"retain_nll": float(passes.retain_nll(step))}
         terms = self._terms
-        self._probed_loss = passes.before_step(step, self.capabilities, self.stream, self.pad_id)
+        self._probed_loss = curvature.before_step(step, self.capabilities, self.stream, self.pad_id)
         if self._probed_loss is None:
             self._terms = terms  # the losses logged are those whose gradient is taken, after an ascent
         if logged:

@@ -17,9 +17,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from soul_exp.artifacts import prepared_models
 from soul_exp.data import Template, pad
 from soul_exp.errors import UsageError
-from soul_exp.models import checkpoint, loading, saving, vocabulary
+from soul_exp.models import checkpoint, loading, saving
 from soul_exp.models.checkpoint import DONE, UNLEARNED, Checkpoint
-from soul_exp.models.language_model import LanguageModel
+from soul_exp.models.language_model import LanguageModel, fit_vocabulary, load_tokenizer
 from soul_exp.models.layers import AnswerReader, layer_of
 from soul_exp.models.lora import Lora
 from soul_exp.run import ModelSettings
@@ -55,7 +55,7 @@ def test_any_string_survives_the_tokenizer_and_pad_is_not_the_end(lm: LanguageMo
 def test_a_saved_model_reads_back_to_the_same_logits(lm: LanguageModel, tmp_path: Path) -> None:
     saving.save(lm.model, lm.tokenizer, tmp_path)
     assert [p.name for p in tmp_path.glob("*.safetensors")] == ["model.safetensors"]
-    tokenizer = vocabulary.load_tokenizer(str(tmp_path))
+    tokenizer = load_tokenizer(str(tmp_path))
     again = LanguageModel.of(loading.load_model(str(tmp_path)), tokenizer, Template("{question}:"), 64)
     batch = pad(lm.encode(items(3)), lm.pad_id)
     torch.testing.assert_close(lm.reader(lm.model.eval(), batch), again.reader(again.model.eval(), batch))
@@ -137,7 +137,7 @@ def test_the_weights_of_a_checkpoint_are_read_back_whatever_the_library_renames(
 def test_a_tokenizer_whose_pad_is_its_end_gets_another_pad(lm: LanguageModel, tmp_path: Path) -> None:
     lm.tokenizer.pad_token = lm.tokenizer.eos_token
     saving.save(lm.model, lm.tokenizer, tmp_path)
-    tokenizer = vocabulary.load_tokenizer(str(tmp_path))
+    tokenizer = load_tokenizer(str(tmp_path))
     assert tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id
 
 
@@ -488,7 +488,7 @@ def test_the_tokenizer_of_another_model_never_grows_the_embedding(lm: LanguageMo
     lm.tokenizer.add_tokens(["<|one|>", "<|two|>"])
     model = loading.load_model(str(saved))
     with pytest.raises(UsageError, match=r"2 token.s. beyond the 320 rows of .* \(<.one.>, <.two.>\)"):
-        vocabulary.fit_vocabulary(model, lm.tokenizer)
+        fit_vocabulary(model, lm.tokenizer)
     assert model.get_input_embeddings().num_embeddings == 320
 
 
@@ -496,12 +496,12 @@ def test_only_the_pad_that_a_tokenizer_without_one_is_given_gets_a_new_row(saved
     words = {"<end>": 0, "a": 1} | {f"w{i}": i for i in range(2, 320)}
     plain = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(words)), eos_token="<end>")
     plain.save_pretrained(tmp_path / "plain")
-    tokenizer, model = vocabulary.load_tokenizer(str(tmp_path / "plain")), loading.load_model(str(saved))
-    vocabulary.fit_vocabulary(model, tokenizer)
+    tokenizer, model = load_tokenizer(str(tmp_path / "plain")), loading.load_model(str(saved))
+    fit_vocabulary(model, tokenizer)
     assert model.get_input_embeddings().num_embeddings == 321 and tokenizer.pad_token_id == 320
 
 
 def test_a_damaged_tokenizer_is_named(saved: Path) -> None:
     (saved / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1")
     with pytest.raises(UsageError, match=r"saved: the tokenizer cannot be read \(.*\): copy it again"):
-        vocabulary.load_tokenizer(str(saved))
+        load_tokenizer(str(saved))

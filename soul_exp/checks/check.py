@@ -21,7 +21,8 @@ from soul_exp.distributed.environment import launch_environment
 from soul_exp.errors import UsageError
 from soul_exp.evaluation import lm_eval_suite
 from soul_exp.metrics.answers import Answers
-from soul_exp.models import attention, loading, lora, vocabulary
+from soul_exp.models import attention, loading, lora
+from soul_exp.models.language_model import fit_vocabulary, load_tokenizer
 from soul_exp.models.layers import layer_of, layers_of, recomputing
 from soul_exp.run import Run
 
@@ -229,7 +230,7 @@ def _check_given(path: str, option: str, tokenizer: str | None) -> None:
     tokenizer = tokenizer or path
     loading.check_folder(Path(path), option, own_tokenizer=tokenizer == path)
     if _is_local(tokenizer):
-        vocabulary.fit_vocabulary(loading.load_model(path, weights=False), vocabulary.load_tokenizer(tokenizer))
+        fit_vocabulary(loading.load_model(path, weights=False), load_tokenizer(tokenizer))
 
 
 def _is_local(path: str) -> bool:

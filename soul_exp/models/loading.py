@@ -24,7 +24,7 @@ from soul_exp.errors import UsageError, first_line
 from soul_exp.models import lora, weight_files
 from soul_exp.models.attention import KERNELS
 from soul_exp.models.checkpoint import from_hub, from_pretrained
-from soul_exp.models.vocabulary import fit_vocabulary, load_tokenizer
+from soul_exp.models.language_model import fit_vocabulary, load_tokenizer
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 SMALL = 20_000_000  # weights: a model of at most this size is built with random ones, in a moment, and run

@@ -43,25 +43,25 @@ class Reference:
     head: nn.Module | None = None
     states: dict[str, dict[int, Tensor]] = field(default_factory=dict)  # as `hidden`, of the output of the loss's layer
 
-    def nll_of(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """part -> [B] for the wordings `rows`."""
-        return {part: table.to(rows[part].device)[rows[part]] for part, table in self.nll.items() if part in rows}
+    def outputs(self, rows: Mapping[str, Tensor], width: int) -> dict[str, Mapping[str, Tensor]]:
+        """What a term may name: part -> [B], [B, T, V] or [B, T, H] for the wordings `rows`, T being `width`.
 
-    def logits_of(self, rows: Mapping[str, Tensor], width: int) -> Mapping[str, Tensor]:
-        """part -> [B, T, V] for the wordings `rows`, padded to `width` positions; computed when a part is looked up."""
+        The last two, whose inputs are padded with 0, are computed when a part is looked up.
+        """
 
         @torch.no_grad()
-        def logits(states: Mapping[int, Tensor], rows: Tensor) -> Tensor:
+        def logits(part: str) -> Tensor:
             assert self.head is not None
-            return self.head(_padded(states, rows, width))
+            return self.head(_padded(self.hidden[part], rows[part], width))
 
-        known = [part for part in rows if part in self.hidden]
-        return _LazyMapping({part: partial(logits, self.hidden[part], rows[part]) for part in known})
+        def states(part: str) -> Tensor:
+            return _padded(self.states[part], rows[part], width)
 
-    def states_of(self, rows: Mapping[str, Tensor], width: int) -> Mapping[str, Tensor]:
-        """part -> [B, T, H], the layer's output for the wordings `rows`, padded with 0 to `width` positions."""
-        known = [part for part in rows if part in self.states]
-        return _LazyMapping({part: partial(_padded, self.states[part], rows[part], width) for part in known})
+        return {
+            "reference_nll": {part: self.nll[part].to(at.device)[at] for part, at in rows.items() if part in self.nll},
+            "reference_logits": _LazyMapping({part: partial(logits, part) for part in rows if part in self.hidden}),
+            "reference_hidden": _LazyMapping({part: partial(states, part) for part in rows if part in self.states}),
+        }
 
 
 class _LazyMapping(UserDict[str, Any]):

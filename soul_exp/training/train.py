@@ -72,14 +72,14 @@ def train(
     """
     engine = checkpoints.engine_of(compute, processes, deepspeed)
     found = checkpoints.last_complete(folder)
-    other = found if found and found.marker.engine != engine else None  # only its weights can be read
+    other = found if found and found.engine != engine else None  # only its weights can be read
     if other and resume != "weights":
         raise UsageError(checkpoints.engine_mismatch(folder, other, engine))
     leading, _ = next(iter(parts.values()))
     if takes_one_step(make_optimizer):
         schedule = schedule.in_one_step(len(leading.rows))
     num_steps = schedule.num_steps(len(leading.rows))
-    if found and found.marker.diverged:  # it stopped there
+    if found and found.diverged:  # it stopped there
         num_steps = found.step
     stream = Stream(parts, num_steps=num_steps, batch_size=schedule.batch_size, seed=seed)
     wanted = [name for name in objective.names if name.startswith("reference_")]
@@ -90,8 +90,8 @@ def train(
     notes, seconds_before, start = list[str](), 0.0, time.perf_counter()
     if found:
         log.info("%s: resuming from %s%s", label, "the weights of " if other else "", found.path.name)
-        seconds_before = found.marker.seconds  # spent before the interruption
-        notes += [*found.marker.notes, *([checkpoints.continuation_note(found)] if other else [])]
+        seconds_before = found.seconds  # spent before the interruption
+        notes += [*found.notes, *([checkpoints.continuation_note(found)] if other else [])]
 
     def mark(checkpoint: Path) -> None:
         spent = seconds_before + time.perf_counter() - start
@@ -109,7 +109,7 @@ def train(
         reference=reference,
         pad_id=pad_id,
     )
-    trainer.diverged = found.marker.diverged if found else None
+    trainer.diverged = found.diverged if found else None
     if other:
         trainer.add_callback(ContinueWithoutState(trainer, other.path, num_steps))
         saving.read_weights(model, other.path)

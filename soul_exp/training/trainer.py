@@ -101,13 +101,10 @@ class Unlearner(compat.OwnCheckpointReading, Trainer):
         size = self.args.per_device_train_batch_size
         blocks = {part: slice(i * size, (i + 1) * size) for i, part in enumerate(self.objective.parts)}
         rows = {part: batch["rows"][block] for part, block in blocks.items()}
-        width = batch["labels"].shape[1]
         return {
             **{part: Scored(logits[block], batch["labels"][block]) for part, block in blocks.items()},
             **({} if hidden is None else {"hidden": {part: hidden[block] for part, block in blocks.items()}}),
-            "reference_hidden": self.reference.states_of(rows, width),
-            "reference_nll": self.reference.nll_of(rows),
-            "reference_logits": self.reference.logits_of(rows, width),
+            **self.reference.outputs(rows, batch["labels"].shape[1]),
         }
 
     def _cut_to(self, inputs: dict[str, Tensor], parts: Sequence[str]) -> dict[str, Tensor]:
@@ -239,14 +236,14 @@ class Unlearner(compat.OwnCheckpointReading, Trainer):
         Without a retain term, `retain_nll` of the logged step's retain rows before the step, where there are such rows.
         """
         if "loss" in logs:
-            terms = self._sum_over_ranks(self._terms)
+            terms = ranks.sum_over_ranks(self._terms.to(self.args.device))
             self._terms = torch.zeros_like(self._terms)
             logs["forget_loss"] = float(terms[0] / terms[2])
             if self.objective.retain_function is not None:
                 logs["retain_loss"] = float(terms[1] / terms[2])
             assert self.sums is not None
             self.sums.counting = False
-            sums = self._sum_over_ranks(self.sums.take_statistics())
+            sums = ranks.sum_over_ranks(self.sums.take_statistics().to(self.args.device))
             if self.engine is None:  # each rank has counted every weight; under ZeRO its share
                 sums /= self.args.world_size
             logs |= {**logged_statistics(sums, self.sums.clips), **self._conflict, **self._retain_nll}
@@ -257,17 +254,14 @@ class Unlearner(compat.OwnCheckpointReading, Trainer):
                 self.control.should_training_stop = True
         super().log(logs, start_time)
 
-    def _sum_over_ranks(self, values: Tensor) -> Tensor:
-        return ranks.sum_over_ranks(values.to(self.args.device)) if self.args.world_size > 1 else values
-
     @property
     def notes(self) -> list[str]:
         """Sentences on this training for the reader of the results."""
         sign_descent = sign_descent_note([e["win_rate"] for e in self.state.log_history if "win_rate" in e])
-        notes = [*self.stream.notes, *([sign_descent] if sign_descent else [])]
         term = getattr(self.objective.forget_term, "func", self.objective.forget_term)
         is_influence = term is grad_ascent and self.objective.retain_function is None
-        return [*notes, NEWTON] if self.capabilities.row_gradients is not None and not is_influence else notes
+        newton = NEWTON if self.capabilities.row_gradients is not None and not is_influence else None
+        return [*self.stream.notes, *filter(None, (sign_descent, newton))]
 
     def check_end(self) -> None:
         """Set `diverged` if the weights of the end have, without a retain term: no logging step saw the last update."""

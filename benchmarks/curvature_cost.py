@@ -29,8 +29,8 @@ from transformers.utils import logging as transformers_logging
 from soul_exp import losses
 from soul_exp.data import Template
 from soul_exp.losses import Objective
-from soul_exp.models import scratch, vocabulary
-from soul_exp.models.language_model import LanguageModel
+from soul_exp.models import loading
+from soul_exp.models.language_model import LanguageModel, train_tokenizer
 from soul_exp.optim import SAM, AdamW, Hybrid, Lion, MeZO, Muon, Signum, Sophia
 from soul_exp.tasks.tofu import tofu
 from soul_exp.training.schedule import Schedule
@@ -110,8 +110,8 @@ def main() -> None:
         "num_hidden_layers": args.layers, "num_attention_heads": max(1, args.hidden // 32), "initializer_range": 0.06,
         "max_position_embeddings": 1024, "tie_word_embeddings": False,
     }  # fmt: skip
-    model = scratch.from_scratch(config, vocabulary.train_tokenizer(texts, 1024, 1024), seed=0)
-    tokenizer = vocabulary.train_tokenizer(texts, 1024, 1024)
+    model = loading.from_scratch(config, train_tokenizer(texts, 1024, 1024), seed=0)
+    tokenizer = train_tokenizer(texts, 1024, 1024)
     lm = LanguageModel.of(model.to(getattr(torch, args.dtype)), tokenizer, Template(), 1024)
     rows = {name: task.parts[name] for name in ("forget", "retain")}
     parts = {name: (part, lm.encode([item for row in part.rows for item in row])) for name, part in rows.items()}

@@ -26,8 +26,9 @@ from soul_exp.data import Item, Part, Template
 from soul_exp.distributed.processes import launch
 from soul_exp.evaluation.probing import evaluate_probes
 from soul_exp.losses import Objective, npo
-from soul_exp.models import loading, saving, scratch, vocabulary
+from soul_exp.models import loading, saving
 from soul_exp.models.checkpoint import Checkpoint
+from soul_exp.models.language_model import train_tokenizer
 from soul_exp.optim import Sophia
 from soul_exp.run import Compute, ModelSettings
 from soul_exp.stages.process import end_process, start_process
@@ -119,14 +120,14 @@ def main() -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**16)  # else glibc keeps what was freed, and counts as held
     texts = [f"{item.prompt} {item.answer}" for item in questions(200)]
-    tokenizer = vocabulary.train_tokenizer(texts, 512, 128)
+    tokenizer = train_tokenizer(texts, 512, 128)
     architecture = {
         "model_type": "llama", "hidden_size": options.hidden, "intermediate_size": 11 * options.hidden // 4,
         "num_hidden_layers": options.layers, "num_attention_heads": options.hidden // 64,
         "num_key_value_heads": options.hidden // 64, "max_position_embeddings": 128,
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as place:
-        model = scratch.from_scratch(architecture, tokenizer, seed=0)
+        model = loading.from_scratch(architecture, tokenizer, seed=0)
         count = sum(p.numel() for p in model.parameters())
         saving.save(model, tokenizer, Path(place) / "start")
         del model

@@ -44,8 +44,8 @@ from soul_exp import losses
 from soul_exp.compose import conf_dir
 from soul_exp.data import Encoded, Part, Template, pad
 from soul_exp.losses import IGNORED, Objective, Scored
-from soul_exp.models import loading, vocabulary
-from soul_exp.models.language_model import LanguageModel
+from soul_exp.models import loading
+from soul_exp.models.language_model import LanguageModel, train_tokenizer
 from soul_exp.optim import AdamW, Sophia
 from soul_exp.tasks.task import Task
 from soul_exp.tasks.tofu import tofu
@@ -216,8 +216,8 @@ def language_model(name: str, task: Task) -> LanguageModel:
         config |= {"num_key_value_heads": 8, "initializer_range": 0.02}
         size = 4096
     texts = ["".join(Template().texts(item)) for item in task.target_rows]
-    tokenizer = vocabulary.train_tokenizer(texts, size, 1024)
-    model = scratch.from_scratch(config, tokenizer, seed=0)
+    tokenizer = train_tokenizer(texts, size, 1024)
+    model = loading.from_scratch(config, tokenizer, seed=0)
     dtype = torch.bfloat16 if name == "1b" else torch.float32
     return LanguageModel.of(model.to(dtype), tokenizer, Template(), 1024)
 

@@ -26,9 +26,8 @@ if TYPE_CHECKING:
 def no_remembered_deepspeed() -> Iterator[None]:
     """In the block, transformers does not know of the ZeRO configuration of an earlier training in this process.
 
-    It keeps that in `transformers.integrations.deepspeed._hf_deepspeed_config_weak_ref`, and while it is there every
-    model is built with partitioned weights; the public functions can set and unset it, but not read it.
-    transformers 5.23.0.
+    While `transformers.integrations.deepspeed._hf_deepspeed_config_weak_ref` holds one, every model is built with
+    partitioned weights; the public functions can set and unset it, but not read it. transformers 5.23.0.
     """
     library: Any = sys.modules.get("transformers.integrations.deepspeed")
     reference = library and library._hf_deepspeed_config_weak_ref
@@ -92,18 +91,14 @@ def cached_file_if_present(path: str, name: str, revision: str | None) -> str | 
     """
     from transformers.utils import cached_file
 
-    found: str | None = cached_file(path, name, revision=revision, _raise_exceptions_for_missing_entries=False)
-    return found
+    return cached_file(path, name, revision=revision, _raise_exceptions_for_missing_entries=False)
 
 
 # --- torch --------------------------------------------------------------------------------------------------------
 
 
 def is_dropout(module: nn.Module) -> bool:
-    """Whether `module` is one of torch's dropout layers, of any dimension.
-
-    They share one base class, `torch.nn.modules.dropout._DropoutNd`, which has no public name. torch 2.13.0.
-    """
+    """Whether `module` is a dropout layer: `torch.nn.modules.dropout._DropoutNd` has no public name. torch 2.13.0."""
     from torch import nn
 
     return isinstance(module, nn.modules.dropout._DropoutNd)
@@ -136,46 +131,33 @@ def remove_forward_hooks(module: nn.Module) -> None:
 
 
 def is_partitioned(p: Tensor) -> bool:
-    """Whether ZeRO-3 has divided the weight `p` over the ranks.
-
-    It then has the attribute `ds_id`, which `deepspeed.zero.Init` sets; no public function tells. DeepSpeed 0.19.8.
-    """
+    """Whether ZeRO-3 has divided the weight `p`: it then has the attribute `ds_id`. DeepSpeed 0.19.8."""
     return hasattr(p, "ds_id")
 
 
 def full_shape(p: Tensor) -> torch.Size:
-    """The shape of the complete weight `p`, of which this rank may hold a share.
-
-    Of a weight that ZeRO-3 divides it is the attribute `ds_shape`; `p.shape` is [0]. DeepSpeed 0.19.8.
-    """
-    shape: torch.Size = getattr(p, "ds_shape", p.shape)
-    return shape
+    """The shape of the complete `p`: `ds_shape` if ZeRO-3 divides it, whose `p.shape` is [0]. DeepSpeed 0.19.8."""
+    return getattr(p, "ds_shape", p.shape)
 
 
 def local_share(p: Tensor) -> Tensor:
-    """This rank's values of the weight `p`: all of them, unless ZeRO-3 divides it.
-
-    Then they are the flat tensor `ds_tensor`; `p` itself is empty. DeepSpeed 0.19.8.
-    """
-    share: Tensor = getattr(p, "ds_tensor", p)
-    return share
+    """This rank's values of `p`: the flat `ds_tensor` if ZeRO-3 divides it, else all of them. DeepSpeed 0.19.8."""
+    return getattr(p, "ds_tensor", p)
 
 
 def forget_zero3_optimizer(model: nn.Module) -> None:
-    """Let go of the ZeRO-3 optimizer, which every weight of `model` refers to after a training.
+    """Free the ZeRO-3 optimizer with its momentum and fp32 weights.
 
-    `engine.destroy()` leaves it in the attribute `_z3_optimizer` of the parameters, and with it momentum and fp32
-    weights in memory. DeepSpeed 0.19.8.
+    `engine.destroy()` leaves it in the attribute `_z3_optimizer` of every parameter. DeepSpeed 0.19.8.
     """
     for p in model.parameters():
         p.__dict__.pop("_z3_optimizer", None)
 
 
 def skip_shared_memory_operator() -> None:
-    """Keep DeepSpeed from compiling `deepspeed_shm_comm`, which only all-reduce of inference uses.
+    """Keep DeepSpeed from compiling `deepspeed_shm_comm`, which only inference uses: without a C++ compiler it stops.
 
-    It compiles what `deepspeed.ops.__compatible_ops__` declares compatible, with a C++ compiler that a machine may not
-    have, and without one it stops. DeepSpeed 0.19.8.
+    It compiles what `deepspeed.ops.__compatible_ops__` declares compatible. DeepSpeed 0.19.8.
     """
     import deepspeed.ops
 
@@ -205,17 +187,11 @@ class SharedLikelihoods:
 # --- Hydra --------------------------------------------------------------------------------------------------------
 
 
-def is_basic_sweeper(target: str) -> bool:
-    """Whether the `_target_` of hydra.sweeper is Hydra's own, whose jobs can be counted before they start.
+def is_basic(target: str) -> bool:
+    """Whether the `_target_` of hydra.sweeper or hydra.launcher is Hydra's own.
 
-    `hydra._internal.core_plugins.basic_sweeper.BasicSweeper` has no public name. hydra-core 1.3.8.
+    Its jobs can be counted before they start, and run one after the other. `BasicSweeper` and `BasicLauncher` in
+    `hydra._internal.core_plugins` have no public name. hydra-core 1.3.8.
     """
-    return target == "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
-
-
-def is_basic_launcher(target: str) -> bool:
-    """Whether the `_target_` of hydra.launcher is Hydra's own, which runs one job after the other.
-
-    `hydra._internal.core_plugins.basic_launcher.BasicLauncher` has no public name. hydra-core 1.3.8.
-    """
-    return target == "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+    basic = {f"hydra._internal.core_plugins.basic_{kind.lower()}.Basic{kind}" for kind in ("Sweeper", "Launcher")}
+    return target in basic

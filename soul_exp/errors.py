@@ -22,6 +22,11 @@ def short(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of the message of `error`, at most 160 characters of it; of an empty one the name of its class."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+
+
 def built(make: Callable[[], Any], group: str) -> Any:
     """What `make` returns; an error of Hydra or of a constructor becomes a UsageError that begins with `group`."""
     try:

@@ -127,7 +127,7 @@ def _check_engine(job: Job) -> None:
     compute = job.run.compute
     engine = checkpoints.engine_of(compute.name, compute.processes, compute.deepspeed)
     found = checkpoints.newest_marked(job.out / CHECKPOINTS / fingerprint(job.config, job.run))
-    if found and found.marker.engine != engine and job.run.resume == "exact":
+    if found and found.engine != engine and job.run.resume == "exact":
         raise UsageError(checkpoints.engine_mismatch(job.out, found, engine))
 
 

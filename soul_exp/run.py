@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from soul_exp.data import Template
 from soul_exp.losses import Objective
-from soul_exp.models import loading, scratch
+from soul_exp.models import loading
 from soul_exp.models.checkpoint import Checkpoint
 from soul_exp.models.lora import Lora
 from soul_exp.tasks.task import Task
@@ -56,7 +56,8 @@ class ModelSettings:
         if self.path:
             return loading.load_model(self.path, weights=False) if Path(self.path).is_dir() else None
         assert self.scratch is not None
-        return loading.skeleton(scratch.scratch_config(self.scratch.config, self.scratch.vocab_size))
+        config = loading.scratch_config(self.scratch.config, self.scratch.vocab_size)
+        return loading.skeleton(config, "model.scratch.config")
 
 
 @dataclass(frozen=True)

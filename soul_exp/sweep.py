@@ -35,7 +35,7 @@ class BeforeSweep(Callback):
         try:
             compose.check_optional(config.hydra.runtime.choices)
             check_flags(_resolved(config))  # those of all jobs; each job checks what it varies
-            if compat.is_basic_sweeper(config.hydra.sweeper["_target_"]):
+            if compat.is_basic(config.hydra.sweeper["_target_"]):
                 print(forecast(config), flush=True)  # of another sweeper the number of jobs is unknown
         except UsageError as error:
             sys.exit(f"soul_exp: {error}")  # Hydra turns an Exception into a warning
@@ -62,7 +62,7 @@ def forecast(config: DictConfig) -> str:
                 needs.append((count, sequence.need(composed(config, kind))))
             except (UsageError, InstantiationException, HydraException, OmegaConfBaseException, OSError, ValueError):
                 needs.append((count, None))  # the job itself reports why it cannot work
-    at_once = 1 if compat.is_basic_launcher(config.hydra.launcher["_target_"]) else len(jobs)
+    at_once = 1 if compat.is_basic(config.hydra.launcher["_target_"]) else len(jobs)
     return disk.check_sweep(needs, folder, cache, at_once)
 
 

@@ -14,8 +14,8 @@ import starts
 import torch
 
 from soul_exp.data import Item, Template
-from soul_exp.models import scratch, vocabulary
-from soul_exp.models.language_model import LanguageModel
+from soul_exp.models import loading
+from soul_exp.models.language_model import LanguageModel, train_tokenizer
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored, also by what is started
 torch.set_num_threads(1)  # as each of the program's processes has: models are small, and on busy cores two are slower
@@ -69,12 +69,12 @@ def items(count: int, start: int = 0) -> list[Item]:
 def small_model() -> LanguageModel:
     """A language model of 20,000 weights with its own tokenizer, the same every time."""
     texts = ["".join(Template().texts(item)) for item in items(40)]
-    tokenizer = vocabulary.train_tokenizer(texts, 320, 128)
+    tokenizer = train_tokenizer(texts, 320, 128)
     config = {
         "model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
         "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.1,
     }  # fmt: skip
-    model = scratch.from_scratch(config, tokenizer, seed=0)
+    model = loading.from_scratch(config, tokenizer, seed=0)
     return LanguageModel.of(model, tokenizer, Template(), 128)
 
 

@@ -117,7 +117,7 @@ def run(case: Case, model: Path, folder: Path, processes: int) -> Ended:
         callbacks=[Logged(logged)],
     )
     if not case.adapter:
-        saving.save_model(lm.model, folder / "saved", first=ranks.is_first(), max_bytes=60_000)
+        saving.save_weights(lm.model, folder / "saved", ranks.is_first(), published=True, max_bytes=60_000)
     return Ended(_gathered(lm), logged, *_answers(lm), divided, str(folder / "saved"))
 
 

@@ -19,7 +19,7 @@ from soul_exp import compose
 from soul_exp.artifacts import prepared_models
 from soul_exp.data import Template, pad
 from soul_exp.errors import UsageError
-from soul_exp.models import attention, checking, loading, lora, saving, scratch
+from soul_exp.models import attention, loading, lora, saving
 from soul_exp.models.checkpoint import Checkpoint
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.models.layers import recomputing
@@ -155,7 +155,7 @@ def test_a_merged_model_is_an_ordinary_checkpoint_with_the_same_answers(
             "word_embed_proj_dim": 32,
         },
     }[architecture]  # fmt: skip
-    made = scratch.from_scratch({"model_type": architecture, **small}, lm.tokenizer, seed=0)
+    made = loading.from_scratch({"model_type": architecture, **small}, lm.tokenizer, seed=0)
     subject = lm.with_model(LORA.wrapped(made, seed=0))
     start = logits(subject)
     with torch.no_grad():
@@ -165,7 +165,7 @@ def test_a_merged_model_is_an_ordinary_checkpoint_with_the_same_answers(
     before = logits(subject)
     merged = subject.with_model(lora.merged(subject.model))
     saving.save(merged.model, merged.tokenizer, tmp_path / "merged")
-    checking.check_folder(tmp_path / "merged", "model.path")
+    loading.check_folder(tmp_path / "merged", "model.path")
     assert isinstance(merged.model, PreTrainedModel) and not (tmp_path / "merged" / lora.SETTINGS).exists()
     after = logits(merged.with_model(loading.load_model(str(tmp_path / "merged"))))
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
@@ -186,7 +186,7 @@ def test_a_saved_adapter_is_read_onto_its_base_to_the_same_bits(
     names = {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     assert {path.name for path in (tmp_path / "saved").iterdir()} == names
     assert any("embed_tokens" in key for key in load_file(tmp_path / "saved" / lora.WEIGHTS)) == grown
-    checking.check_folder(tmp_path / "saved", "model.path")
+    loading.check_folder(tmp_path / "saved", "model.path")
     model = ModelSettings(subject.template, max_length=128, dtype=dtype)
     read = prepared_models.load(model, Checkpoint(str(tmp_path / "saved")))  # as an evaluation does
     assert torch.equal(logits(read), logits(subject)) and not torch.equal(
@@ -223,13 +223,13 @@ def test_an_adapter_that_cannot_be_used_stops_with_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     wide = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    saving.save(scratch.from_scratch(wide, lm.tokenizer, seed=0), lm.tokenizer, tmp_path / "wide")
+    saving.save(loading.from_scratch(wide, lm.tokenizer, seed=0), lm.tokenizer, tmp_path / "wide")
     subject = given(LORA)
     saving.save(subject.model, subject.tokenizer, tmp_path / "saved")
     file = tmp_path / "saved" / lora.SETTINGS
     file.write_text(json.dumps(spoil(json.loads(file.read_text()))))
     with pytest.raises(UsageError, match=sentence) as error:
-        checking.check_folder(tmp_path / "saved", "model.path")
+        loading.check_folder(tmp_path / "saved", "model.path")
     assert "\n" not in str(error.value)
 
 
@@ -250,11 +250,11 @@ def test_weights_of_an_adapter_that_its_base_does_not_use_or_have_are_named(
 ) -> None:
     subject = given(LORA)
     saving.save(subject.model, subject.tokenizer, tmp_path / "saved")
-    checking.check_folder(tmp_path / "saved", "model.path")
+    loading.check_folder(tmp_path / "saved", "model.path")
     file = tmp_path / "saved" / lora.WEIGHTS
     save_file(change(load_file(file)), file)
     with pytest.raises(UsageError, match=sentence):
-        checking.check_folder(tmp_path / "saved", "model.path")
+        loading.check_folder(tmp_path / "saved", "model.path")
 
 
 def test_an_adapter_of_pickled_weights_is_an_error(given: Given, tmp_path: Path) -> None:
@@ -262,7 +262,7 @@ def test_an_adapter_of_pickled_weights_is_an_error(given: Given, tmp_path: Path)
     saving.save(subject.model, subject.tokenizer, tmp_path / "saved")
     (tmp_path / "saved" / lora.WEIGHTS).rename(tmp_path / "saved" / "adapter_model.bin")
     with pytest.raises(UsageError, match=r"has no adapter_model\.safetensors"):
-        checking.check_folder(tmp_path / "saved", "model.path")
+        loading.check_folder(tmp_path / "saved", "model.path")
 
 
 @pytest.mark.parametrize(

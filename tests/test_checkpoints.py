@@ -48,9 +48,9 @@ def test_a_marked_checkpoint_is_found_with_all_that_its_marker_says(tmp_path: Pa
     written(tmp_path, 5, 10)
     found = last_complete(tmp_path)
     assert found is not None and found.step == 10
-    assert found.marker.seconds == 10 and found.marker.engine == ENGINE and found.marker.notes == ["a note"]
-    assert list(found.marker.files) == ["global_step/optimizer.pt"]
-    assert found.marker.files["global_step/optimizer.pt"][0] == 50
+    assert found.seconds == 10 and found.engine == ENGINE and found.notes == ["a note"]
+    assert list(found.files) == ["global_step/optimizer.pt"]
+    assert found.files["global_step/optimizer.pt"][0] == 50
 
 
 def test_the_two_newest_by_step_stay_whatever_their_times(tmp_path: Path) -> None:

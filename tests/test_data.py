@@ -156,10 +156,10 @@ def test_the_order_is_drawn_anew_in_each_pass_and_from_each_seed() -> None:
 
 def test_windows_end_where_a_pass_of_any_set_ends() -> None:
     """40 rows in steps of 8: after 5, 10 ...; 100 rows: inside step 12 (from 0), so after 13, and after 25."""
-    assert [(w.first, w.last) for w in windows((40, 100), 8, 26)] == [
+    assert [(w.start, w.stop) for w in windows((40, 100), 8, 26)] == [
         (0, 5), (5, 10), (10, 13), (13, 15), (15, 20), (20, 25), (25, 26),
     ]  # fmt: skip
-    assert [(w.first, w.last) for w in windows((1000, 3), 8, 40)] == [(0, 16), (16, 32), (32, 40)]
+    assert [(w.start, w.stop) for w in windows((1000, 3), 8, 40)] == [(0, 16), (16, 32), (32, 40)]
 
 
 def test_steps_hold_rows_of_similar_length_and_long_rows_of_all_parts_meet() -> None:

@@ -29,9 +29,9 @@ from soul_exp.data import Item, Part, encode
 from soul_exp.errors import UsageError
 from soul_exp.evaluation.probing import generations, likelihoods
 from soul_exp.losses import Objective
-from soul_exp.models import checking, saving, vocabulary
+from soul_exp.models import loading, saving
 from soul_exp.models.checkpoint import Checkpoint
-from soul_exp.models.language_model import LanguageModel
+from soul_exp.models.language_model import LanguageModel, load_tokenizer
 from soul_exp.run import ModelSettings
 from soul_exp.training.schedule import Schedule
 from soul_exp.training.train import Outcome, train
@@ -76,7 +76,7 @@ def test_the_folders_are_as_the_hub_s(tiny: Family) -> None:
     assert ("tokenizer.json" in names) == (tiny.name != "opt_1p3b")
     template = json.loads((tiny.folder / "tokenizer_config.json").read_text()).get("chat_template")
     assert (template is not None) == (tiny.name in CHATS)
-    checking.check_folder(tiny.folder, "model.path")
+    loading.check_folder(tiny.folder, "model.path")
 
 
 def test_text_has_the_tokens_that_the_repository_s_own_tokenizer_gives_it(tiny: Family) -> None:
@@ -84,7 +84,7 @@ def test_text_has_the_tokens_that_the_repository_s_own_tokenizer_gives_it(tiny: 
     if tiny.name == "opt_1p3b":
         pytest.skip("its repository has no tokenizer.json to compare with")
     raw = Tokenizer.from_file(str(tiny.folder / "tokenizer.json"))
-    tokenizer = vocabulary.load_tokenizer(str(tiny.folder))
+    tokenizer = load_tokenizer(str(tiny.folder))
     for text in (QUESTION, "Ünï 1234\n\n   it's", "[INST] a [/INST]b"):
         assert tokenizer(text)["input_ids"] == raw.encode(text).ids
 
@@ -188,7 +188,7 @@ def test_a_checkpoint_without_a_tokenizer_takes_the_one_that_is_named(
     tiny, bare = families("phi1p5"), tmp_path / "bare"
     shutil.copytree(tiny.folder, bare, ignore=shutil.ignore_patterns("token*", "vocab*", "merges*", "*tokens*"))
     with pytest.raises(UsageError, match="bare has no tokenizer: name a folder or hub name that has"):
-        vocabulary.load_tokenizer(str(bare))
+        load_tokenizer(str(bare))
     model = settings("phi1p5", tiny.folder)
     assert model.tokenizer == str(tiny.folder)  # of model.path, as the YAML says
     one = likelihoods(prepared_models.load(model, Checkpoint(str(bare))), items(3), batch_size=3)
@@ -199,7 +199,7 @@ def test_a_tokenizer_with_a_token_too_many_grows_nothing(families: Callable[[str
     """The published Llama-2 target: its tokenizer holds <pad>, its embedding has no row for it."""
     tiny, folder = families("llama2_7b_chat"), tmp_path / "target"
     shutil.copytree(tiny.folder, folder)
-    tokenizer = vocabulary.load_tokenizer(str(tiny.folder))
+    tokenizer = load_tokenizer(str(tiny.folder))
     tokenizer.add_special_tokens({"pad_token": "<pad>"})
     assert tokenizer.pad_token_id == tiny.rows
     tokenizer.save_pretrained(folder)

@@ -17,9 +17,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from soul_exp.artifacts import prepared_models
 from soul_exp.data import Template, pad
 from soul_exp.errors import UsageError
-from soul_exp.models import checking, checkpoint, loading, saving, scratch, vocabulary
+from soul_exp.models import checkpoint, loading, saving
 from soul_exp.models.checkpoint import DONE, UNLEARNED, Checkpoint
-from soul_exp.models.language_model import LanguageModel
+from soul_exp.models.language_model import LanguageModel, fit_vocabulary, load_tokenizer
 from soul_exp.models.layers import AnswerReader, layer_of
 from soul_exp.models.lora import Lora
 from soul_exp.run import ModelSettings
@@ -55,7 +55,7 @@ def test_any_string_survives_the_tokenizer_and_pad_is_not_the_end(lm: LanguageMo
 def test_a_saved_model_reads_back_to_the_same_logits(lm: LanguageModel, tmp_path: Path) -> None:
     saving.save(lm.model, lm.tokenizer, tmp_path)
     assert [p.name for p in tmp_path.glob("*.safetensors")] == ["model.safetensors"]
-    tokenizer = vocabulary.load_tokenizer(str(tmp_path))
+    tokenizer = load_tokenizer(str(tmp_path))
     again = LanguageModel.of(loading.load_model(str(tmp_path)), tokenizer, Template("{question}:"), 64)
     batch = pad(lm.encode(items(3)), lm.pad_id)
     torch.testing.assert_close(lm.reader(lm.model.eval(), batch), again.reader(again.model.eval(), batch))
@@ -78,7 +78,7 @@ def test_a_model_is_saved_with_the_generation_settings_that_it_came_with(
     """The library's own save_pretrained rejects all of them but the last; only the pad and the end tokens are ours."""
     saving.save(lm.model, lm.tokenizer, tmp_path / "given")
     (tmp_path / "given" / "generation_config.json").write_text(json.dumps({"eos_token_id": 5, **settings}))
-    checking.check_folder(tmp_path / "given", "model.path")
+    loading.check_folder(tmp_path / "given", "model.path")
     template = Template("{question}:")
     given = LanguageModel.of(loading.load_model(str(tmp_path / "given")), lm.tokenizer, template, 64)
     saving.check_saving(given.model, given.tokenizer)
@@ -102,7 +102,7 @@ def test_generation_settings_that_the_library_cannot_read_are_errors(
     saving.save(lm.model, lm.tokenizer, tmp_path)
     (tmp_path / "generation_config.json").write_text(text)
     with pytest.raises(UsageError, match=r"generation_config.json is not valid \(.*\): correct or remove it"):
-        checking.check_folder(tmp_path, "model.path")
+        loading.check_folder(tmp_path, "model.path")
 
 
 def test_settings_that_could_not_be_saved_are_known_before_training(lm: LanguageModel) -> None:
@@ -121,7 +121,7 @@ def test_the_weights_of_a_checkpoint_are_read_back_whatever_the_library_renames(
     architecture: str, lm: LanguageModel, tmp_path: Path
 ) -> None:
     """Fused experts, a renamed head, numbers that are no parameters, tied embeddings; and other programs' names."""
-    model = scratch.from_scratch({"model_type": architecture, **MIXTURE}, lm.tokenizer, seed=0)
+    model = loading.from_scratch({"model_type": architecture, **MIXTURE}, lm.tokenizer, seed=0)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     saving.save_weights(model, tmp_path / "checkpoint", first=True)
     saving.save(model, lm.tokenizer, tmp_path / "exported")
@@ -137,20 +137,20 @@ def test_the_weights_of_a_checkpoint_are_read_back_whatever_the_library_renames(
 def test_a_tokenizer_whose_pad_is_its_end_gets_another_pad(lm: LanguageModel, tmp_path: Path) -> None:
     lm.tokenizer.pad_token = lm.tokenizer.eos_token
     saving.save(lm.model, lm.tokenizer, tmp_path)
-    tokenizer = vocabulary.load_tokenizer(str(tmp_path))
+    tokenizer = load_tokenizer(str(tmp_path))
     assert tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id
 
 
 def test_a_folder_without_a_configuration_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"has no config.json"):
-        checking.check_folder(tmp_path, "model.path")
+        loading.check_folder(tmp_path, "model.path")
 
 
 def test_pickled_weights_are_errors_by_name(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(UsageError, match=r"only pickled weights \(pytorch_model.bin\)"):
-        checking.check_folder(tmp_path, "model.path")
+        loading.check_folder(tmp_path, "model.path")
 
 
 def hidden_states(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
@@ -173,7 +173,7 @@ def test_a_layers_output_is_the_hidden_state_that_the_library_tells(architecture
                   "num_key_value_heads": 2},
         "gpt2": {"n_embd": 32, "n_layer": 3, "n_head": 2},
     }[architecture]  # fmt: skip
-    model = scratch.from_scratch({"model_type": architecture, **small}, lm.tokenizer, seed=0).eval()
+    model = loading.from_scratch({"model_type": architecture, **small}, lm.tokenizer, seed=0).eval()
     reader = AnswerReader(model)
     batch = pad(lm.encode(items(4)), lm.pad_id)
     with torch.no_grad():
@@ -229,7 +229,7 @@ def test_other_architectures_give_the_same_logits_at_answer_positions(architectu
         },
         "gpt2": {"n_embd": 32, "n_layer": 1, "n_head": 2},
     }[architecture]  # fmt: skip
-    model = scratch.from_scratch({"model_type": architecture, **small}, lm.tokenizer, seed=0).eval()
+    model = loading.from_scratch({"model_type": architecture, **small}, lm.tokenizer, seed=0).eval()
     reader = AnswerReader(model)
     batch = pad(lm.encode(items(4)), lm.pad_id)
     with torch.no_grad():
@@ -312,10 +312,10 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
 @pytest.mark.parametrize("name", WRONG)
 def test_weights_that_are_not_the_model_s_are_named_by_the_check_and_at_loading(name: str, saved: Path) -> None:
     damage, message = WRONG[name]
-    checking.check_folder(saved, "model.path")
+    loading.check_folder(saved, "model.path")
     damage(saved)
     with pytest.raises(UsageError, match=message):
-        checking.check_folder(saved, "model.path")
+        loading.check_folder(saved, "model.path")
     with pytest.raises(UsageError, match=message):
         loading.load_model(str(saved))
 
@@ -349,7 +349,7 @@ def test_shards_load_and_what_their_index_says_otherwise_is_named(name: str, sav
     damage, message = SHARDS[name]
     damage(saved)
     with pytest.raises(UsageError, match=message):
-        checking.check_folder(saved, "model.path")
+        loading.check_folder(saved, "model.path")
 
 
 def test_shards_may_have_any_name(saved: Path, lm: LanguageModel) -> None:
@@ -359,7 +359,7 @@ def test_shards_may_have_any_name(saved: Path, lm: LanguageModel) -> None:
     for path in saved.glob("model-*.safetensors"):
         path.rename(saved / f"pytorch_{path.name}")
     index.write_text(index.read_text().replace("model-0", "pytorch_model-0"))
-    checking.check_folder(saved, "model.path")
+    loading.check_folder(saved, "model.path")
     assert torch.equal(logits_of(saved), before)
 
 
@@ -402,11 +402,11 @@ def as_on_the_hub(folder: Path, model_type: str) -> None:
 def test_the_layouts_of_the_hub_load_to_the_same_logits(
     model_type: str, fields: dict[str, Any], key: str, lm: LanguageModel, tmp_path: Path
 ) -> None:
-    model = scratch.from_scratch({"model_type": model_type, **fields}, lm.tokenizer, seed=0).eval()
+    model = loading.from_scratch({"model_type": model_type, **fields}, lm.tokenizer, seed=0).eval()
     saving.save(model, lm.tokenizer, tmp_path)
     as_on_the_hub(tmp_path, model_type)
     assert key in load_file(tmp_path / "model.safetensors")
-    checking.check_folder(tmp_path, "model.path")
+    loading.check_folder(tmp_path, "model.path")
     with torch.no_grad():
         torch.testing.assert_close(logits_of(tmp_path), model(input_ids=torch.arange(20)[None]).logits)
 
@@ -435,13 +435,13 @@ def encoder(lm: LanguageModel, folder: Path, model_type: str = "bert", **fields:
 def test_an_encoder_is_no_causal_model_and_with_is_decoder_it_is(lm: LanguageModel, tmp_path: Path) -> None:
     bert = encoder(lm, tmp_path / "bert")
     with pytest.raises(UsageError, match="no causal language model: the predictions of BertLMHeadModel after a token"):
-        checking.check_folder(bert, "model.path")
+        loading.check_folder(bert, "model.path")
     with pytest.raises(UsageError, match="is no causal language model"):
         prepared_models.load(settings(bert), Checkpoint(str(bert)))
     with pytest.raises(UsageError, match=r"model\.scratch\.config is no causal language model"):
-        scratch.from_scratch({"model_type": "bert", **TINY}, lm.tokenizer, seed=0)
+        loading.from_scratch({"model_type": "bert", **TINY}, lm.tokenizer, seed=0)
     decoder = encoder(lm, tmp_path / "decoder", is_decoder=True)
-    checking.check_folder(decoder, "model.path")
+    loading.check_folder(decoder, "model.path")
     prepared_models.load(settings(decoder), Checkpoint(str(decoder)))
 
 
@@ -454,7 +454,7 @@ def test_an_encoder_decoder_is_an_error_though_the_library_would_load_its_half(
     saving.save(AutoModelForCausalLM.from_config(config), lm.tokenizer, tmp_path)
     configure(tmp_path, is_encoder_decoder=True)
     with pytest.raises(UsageError, match="is a bart model: expected a causal language model"):
-        checking.check_folder(tmp_path, "model.path")
+        loading.check_folder(tmp_path, "model.path")
 
 
 def test_the_test_of_causality_leaves_the_model_and_the_random_numbers_as_they_were(lm: LanguageModel) -> None:
@@ -463,8 +463,8 @@ def test_the_test_of_causality_leaves_the_model_and_the_random_numbers_as_they_w
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
-    checking.check_causal(lm.model, "it")
-    checking.check_architecture(lm.model.config, "it")
+    loading.check_causal(lm.model, "it")
+    loading.check_architecture(lm.model.config, "it")
     assert torch.equal(torch.rand(3), expected)
     assert [module.training for module in lm.model.modules()] == modes and {True, False} == set(modes)
 
@@ -488,7 +488,7 @@ def test_the_tokenizer_of_another_model_never_grows_the_embedding(lm: LanguageMo
     lm.tokenizer.add_tokens(["<|one|>", "<|two|>"])
     model = loading.load_model(str(saved))
     with pytest.raises(UsageError, match=r"2 token.s. beyond the 320 rows of .* \(<.one.>, <.two.>\)"):
-        vocabulary.fit_vocabulary(model, lm.tokenizer)
+        fit_vocabulary(model, lm.tokenizer)
     assert model.get_input_embeddings().num_embeddings == 320
 
 
@@ -496,12 +496,12 @@ def test_only_the_pad_that_a_tokenizer_without_one_is_given_gets_a_new_row(saved
     words = {"<end>": 0, "a": 1} | {f"w{i}": i for i in range(2, 320)}
     plain = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(words)), eos_token="<end>")
     plain.save_pretrained(tmp_path / "plain")
-    tokenizer, model = vocabulary.load_tokenizer(str(tmp_path / "plain")), loading.load_model(str(saved))
-    vocabulary.fit_vocabulary(model, tokenizer)
+    tokenizer, model = load_tokenizer(str(tmp_path / "plain")), loading.load_model(str(saved))
+    fit_vocabulary(model, tokenizer)
     assert model.get_input_embeddings().num_embeddings == 321 and tokenizer.pad_token_id == 320
 
 
 def test_a_damaged_tokenizer_is_named(saved: Path) -> None:
     (saved / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1")
     with pytest.raises(UsageError, match=r"saved: the tokenizer cannot be read \(.*\): copy it again"):
-        vocabulary.load_tokenizer(str(saved))
+        load_tokenizer(str(saved))

@@ -17,7 +17,7 @@ from soul_exp.losses import Scored
 from soul_exp.models.layers import AnswerReader
 from soul_exp.optim import Sophia
 from soul_exp.training import curvature, passes
-from soul_exp.training.step import Batch, Step
+from soul_exp.training.passes import Batch, Step
 
 # (prompt and answer, number of prompt tokens): answers of 1 to 5 tokens
 FORGET = [Encoded([1, 5, 6, 7, 2], 2), Encoded([1, 3, 3, 2], 3), Encoded([4, 9, 8, 7, 6, 2], 1)]

@@ -16,7 +16,7 @@ from soul_exp import losses
 from soul_exp.data import Template, pad
 from soul_exp.errors import UsageError
 from soul_exp.losses import Objective, Scored
-from soul_exp.models import scratch
+from soul_exp.models import loading
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.models.layers import has_dropout
 from soul_exp.models.lora import Lora
@@ -59,7 +59,7 @@ class Drifting(LlamaForCausalLM):
 
 def of_family(name: str, lm: LanguageModel) -> LanguageModel:
     if name in FAMILIES:
-        model = scratch.from_scratch({"model_type": name, **SIZES, **FAMILIES[name]}, lm.tokenizer, seed=0)
+        model = loading.from_scratch({"model_type": name, **SIZES, **FAMILIES[name]}, lm.tokenizer, seed=0)
         return LanguageModel.of(model, lm.tokenizer, Template("{question}:"), 128)
     lm.model.__class__ = ScaledCappedMasked
     return lm
@@ -139,7 +139,7 @@ RANDOM: dict[str, dict[str, Any]] = {  # a model that draws random numbers in tr
 
 
 def random(name: str, lm: LanguageModel) -> LanguageModel:
-    model = scratch.from_scratch({"model_type": name, "initializer_range": 0.3, **RANDOM[name]}, lm.tokenizer, seed=0)
+    model = loading.from_scratch({"model_type": name, "initializer_range": 0.3, **RANDOM[name]}, lm.tokenizer, seed=0)
     return LanguageModel.of(model, lm.tokenizer, Template("{question}:"), 128)
 
 

@@ -19,10 +19,10 @@ from soul_exp.data import Item, Part, pad, seed_of
 from soul_exp.errors import UsageError
 from soul_exp.losses import Objective, Scored
 from soul_exp.models.language_model import LanguageModel
+from soul_exp.models.layers import parameter_groups
 from soul_exp.models.lora import Lora
 from soul_exp.optim import SAM, AdamW, Hybrid, Influence, MeZO, Sophia
 from soul_exp.training import curvature
-from soul_exp.training.groups import parameter_groups
 from soul_exp.training.reference import compute_reference
 from soul_exp.training.schedule import Schedule
 from soul_exp.training.statistics import sign_descent_note
@@ -631,8 +631,10 @@ def test_the_reference_is_the_start_model_also_after_training(lm: LanguageModel,
             p.add_(0.1)
     rows = {"retain": batch["rows"]}
     mask = batch["labels"] != -100
-    torch.testing.assert_close(reference.logits_of(rows, mask.shape[1])["retain"][mask], before[mask])
-    torch.testing.assert_close(reference.nll_of(rows)["retain"], Scored(before, batch["labels"]).nll)
+    torch.testing.assert_close(reference.outputs(rows, mask.shape[1])["reference_logits"]["retain"][mask], before[mask])
+    torch.testing.assert_close(
+        reference.outputs(rows, mask.shape[1])["reference_nll"]["retain"], Scored(before, batch["labels"]).nll
+    )
 
 
 def test_a_layers_frozen_output_and_the_logits_of_a_part_are_computed_when_they_are_read(
@@ -647,12 +649,13 @@ def test_a_layers_frozen_output_and_the_logits_of_a_part_are_computed_when_they_
         for p in lm.model.parameters():
             p.add_(0.1)
     rows, mask = {"retain": batch["rows"]}, batch["labels"] != -100
-    torch.testing.assert_close(reference.states_of(rows, mask.shape[1])["retain"][mask], before[mask])
-    assert list(reference.states_of(rows, mask.shape[1])) == ["retain"]
+    torch.testing.assert_close(reference.outputs(rows, mask.shape[1])["reference_hidden"]["retain"][mask], before[mask])
+    assert list(reference.outputs(rows, mask.shape[1])["reference_hidden"]) == ["retain"]
     assert reference.head is not None
     calls: list[int] = []
     reference.head.register_forward_hook(lambda module, args, output: calls.append(len(output)))
-    logits = reference.logits_of({"retain": batch["rows"], "forget": batch["rows"]}, mask.shape[1])
+    both = {"retain": batch["rows"], "forget": batch["rows"]}
+    logits = reference.outputs(both, mask.shape[1])["reference_logits"]
     assert set(logits) == {"retain", "forget"} and calls == []
     assert logits["retain"].shape[:2] == mask.shape and calls == [4]
 

@@ -19,9 +19,9 @@ from soul_exp.distributed import zero3
 from soul_exp.evaluation import lm_eval_suite
 from soul_exp.files import is_intact
 from soul_exp.metrics.answers import SUITE
-from soul_exp.models import attention, checking, loading, vocabulary
+from soul_exp.models import attention, loading
 from soul_exp.models.checkpoint import DONE, UNLEARNED, Checkpoint
-from soul_exp.models.language_model import LanguageModel
+from soul_exp.models.language_model import LanguageModel, load_tokenizer
 from soul_exp.options import prepared
 from soul_exp.run import Models, ModelSettings
 
@@ -110,10 +110,10 @@ def load(
     with zero3.partitioned_loading(deepspeed):
         lm = LanguageModel.of(loaded, tokenizer, model.template, model.max_length)
     if not may_have_diverged and not (Path(path) / UNLEARNED).is_file():
-        checking.check_finite(lm.model, path)
+        loading.check_finite(lm.model, path)
         if attention.needs_gpu(model.attention):
             loading.move(lm.model, "cuda")
-        checking.check_causal(lm.model, path)
+        loading.check_causal(lm.model, path)
     return lm
 
 
@@ -121,8 +121,8 @@ def tokenizer_of(model: ModelSettings, checkpoint: Checkpoint) -> PreTrainedToke
     """The tokenizer that `model` names, else the checkpoint's own."""
     name = model.tokenizer
     if name is None:
-        return vocabulary.load_tokenizer(checkpoint.path, checkpoint.revision)
-    return vocabulary.load_tokenizer(name, model.revision if name == model.path else None)
+        return load_tokenizer(checkpoint.path, checkpoint.revision)
+    return load_tokenizer(name, model.revision if name == model.path else None)
 
 
 def training_form(template: Template) -> dict[str, str]:

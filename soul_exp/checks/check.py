@@ -21,7 +21,8 @@ from soul_exp.distributed.environment import launch_environment
 from soul_exp.errors import UsageError
 from soul_exp.evaluation import lm_eval_suite
 from soul_exp.metrics.answers import Answers
-from soul_exp.models import attention, checking, loading, lora, scratch, vocabulary
+from soul_exp.models import attention, loading, lora
+from soul_exp.models.language_model import fit_vocabulary, load_tokenizer
 from soul_exp.models.layers import layer_of, layers_of, recomputing
 from soul_exp.run import Run
 
@@ -210,8 +211,8 @@ def _check_models(run: Run) -> None:
     if not model.path and not model.scratch:
         raise UsageError("the model has neither model.path nor model.scratch: give a checkpoint folder or hub name")
     if not model.path and model.scratch:
-        architecture = scratch.scratch_config(model.scratch.config, model.scratch.vocab_size)
-        checking.check_architecture(architecture, "model.scratch.config")
+        architecture = loading.scratch_config(model.scratch.config, model.scratch.vocab_size)
+        loading.check_architecture(architecture, "model.scratch.config")
     if run.retrained and run.retrained_records:
         raise UsageError("retrained.path and retrained.records are both given: keep one")
     if run.retrained and _is_local(run.retrained.path):
@@ -227,9 +228,9 @@ def _check_models(run: Run) -> None:
 def _check_given(path: str, option: str, tokenizer: str | None) -> None:
     """Whether the folder `path` holds a sound model, for which the `tokenizer` that it is used with was made."""
     tokenizer = tokenizer or path
-    checking.check_folder(Path(path), option, own_tokenizer=tokenizer == path)
+    loading.check_folder(Path(path), option, own_tokenizer=tokenizer == path)
     if _is_local(tokenizer):
-        vocabulary.fit_vocabulary(loading.load_model(path, weights=False), vocabulary.load_tokenizer(tokenizer))
+        fit_vocabulary(loading.load_model(path, weights=False), load_tokenizer(tokenizer))
 
 
 def _is_local(path: str) -> bool:

@@ -53,15 +53,16 @@ def launch_environment(variables: Mapping[str, str] = os.environ) -> LaunchEnvir
     num_processes = int(variables.get("SLURM_STEP_NUM_TASKS", 1))
     if num_processes == 1:
         return None
-    job, step = int(variables["SLURM_JOB_ID"]), int(variables["SLURM_STEP_ID"])
+    job, step, rank = (int(variables[f"SLURM_{name}"]) for name in ("JOB_ID", "STEP_ID", "PROCID"))
     one_machine = variables.get("SLURM_STEP_NUM_NODES") == "1"
-    rank = int(variables["SLURM_PROCID"])
+    host = variables.get("MASTER_ADDR")
+    if not host:
+        host = "127.0.0.1" if one_machine else first_host(variables["SLURM_STEP_NODELIST"])
     return LaunchEnvironment(
         rank=rank,
         num_processes=num_processes,
         local_rank=int(variables["SLURM_LOCALID"]),
-        host=variables.get("MASTER_ADDR")
-        or ("127.0.0.1" if one_machine else first_host(variables["SLURM_STEP_NODELIST"])),
+        host=host,
         port=int(variables.get("MASTER_PORT", PORTS[(31 * job + step) % len(PORTS)])),
         store_prefix=f"attempt_{variables.get('SLURM_RESTART_COUNT', 0)}",
         serves_store=rank == 0,

@@ -135,12 +135,7 @@ def _form_process_group(group: WorkerGroup, device: str) -> None:
     variables: dict[str, Any] = {"RANK": group.rank, "WORLD_SIZE": group.size, "LOCAL_RANK": local_rank}
     variables |= {"MASTER_ADDR": group.environment.host, "MASTER_PORT": group.environment.port}
     os.environ.update({name: str(value) for name, value in variables.items()})  # accelerate and DeepSpeed read them
-    ranks.start_group(
-        device,
-        store=dist.PrefixStore("group", group.store),
-        rank=group.rank,
-        world_size=group.size,
-    )
+    ranks.start_group(device, store=dist.PrefixStore("group", group.store), rank=group.rank, world_size=group.size)
 
 
 @contextlib.contextmanager
@@ -188,13 +183,7 @@ def _watch(group: WorkerGroup, store: dist.Store, logs: Path, over: threading.Ev
 def _store(environment: LaunchEnvironment, serve: bool) -> dist.Store:
     try:
         store = dist.TCPStore(
-            environment.host,
-            environment.port,
-            None,
-            is_master=serve,
-            timeout=MEETING_TIMEOUT,
-            wait_for_workers=False,
-            multi_tenant=False,
+            environment.host, environment.port, is_master=serve, timeout=MEETING_TIMEOUT, wait_for_workers=False
         )
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]

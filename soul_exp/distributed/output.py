@@ -84,16 +84,10 @@ def _is_warning(record: logging.LogRecord) -> bool:
 @contextlib.contextmanager
 def silent_elastic() -> Iterator[None]:
     """Within it torch elastic does not log: how a worker ended is in the error that `launch` raises."""
-    elastic = "torch.distributed.elastic"
-    names = [name for name in logging.root.manager.loggerDict if name == elastic or name.startswith(f"{elastic}.")]
-    loggers = [
-        logging.getLogger(name) for name in (*names, "torch.distributed.launcher.api", "torch.multiprocessing.spawn")
-    ]
-    before = [(logger, logger.level) for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL + 1)
-    try:
+    names = {name for name in logging.root.manager.loggerDict if f"{name}.".startswith("torch.distributed.elastic.")}
+    names |= {"torch.distributed.launcher.api", "torch.multiprocessing.spawn"}
+    with contextlib.ExitStack() as stack:
+        for logger in map(logging.getLogger, names):
+            stack.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.CRITICAL + 1)
         yield
-    finally:
-        for logger, level in before:
-            logger.setLevel(level)

@@ -67,7 +67,8 @@ def launch(
         )
         try:
             with waiting_for_slurm(), _noticing_lost_workers(), interrupts.blocked_for_workers():
-                returned = elastic_launch(config, _worker)(function, os.getpid(), _log_level(), alone, str(logs), args)
+                level = logging.getLogger().getEffectiveLevel()
+                returned = elastic_launch(config, _worker)(function, os.getpid(), level, alone, str(logs), args)
         except _WorkerLost as error:
             raise WorkerError(f"{error}; the logs of all: {logs}") from None
         except ChildFailedError as error:  # cannot be unpickled, so it must not leave this process
@@ -159,10 +160,6 @@ def waiting_for_slurm() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _log_level() -> int:
-    return logging.getLogger().getEffectiveLevel()
-
-
 class _WorkerLost(Exception):
     """A worker has died, and torch elastic would wait for it without end."""
 
@@ -209,17 +206,11 @@ def _noticing_lost_workers() -> Iterator[None]:
 @contextlib.contextmanager
 def _environment(**variables: str | None) -> Iterator[None]:
     """Within it the environment has these variables; those that are None are unset."""
-    before = {name: os.environ.get(name) for name in variables}
-    _set(variables)
+    before = {name: os.environ.pop(name, None) for name in variables}
+    os.environ.update({name: value for name, value in variables.items() if value is not None})
     try:
         yield
     finally:
-        _set(before)
-
-
-def _set(variables: Mapping[str, str | None]) -> None:
-    for name, value in variables.items():
-        if value is None:
+        for name in variables:
             os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
+        os.environ.update({name: value for name, value in before.items() if value is not None})

@@ -48,8 +48,7 @@ def broadcast(make: Callable[[], T]) -> T:
     made: list[Any] = [make() if is_first() else None]
     if dist.is_initialized():
         dist.broadcast_object_list(made)
-    found: T = made[0]
-    return found
+    return made[0]
 
 
 def gather(value: T) -> list[T]:

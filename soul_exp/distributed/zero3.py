@@ -18,11 +18,6 @@ from soul_exp import compat
 from soul_exp.distributed import ranks
 
 
-def divides_weights(deepspeed: Mapping[str, Any] | None) -> bool:
-    """Whether the DeepSpeed configuration `deepspeed` is that of ZeRO-3."""
-    return bool(deepspeed) and deepspeed["zero_optimization"]["stage"] == 3  # type: ignore[index]
-
-
 def is_sharded(model: nn.Module) -> bool:
     """Whether ZeRO-3 has divided the weights of `model`."""
     return any(map(compat.is_partitioned, model.parameters()))
@@ -31,12 +26,11 @@ def is_sharded(model: nn.Module) -> bool:
 @contextmanager
 def partitioned_loading(deepspeed: Mapping[str, Any] | None) -> Iterator[None]:
     """Within it `from_pretrained` divides each weight over the ranks as it is read, if `deepspeed` says ZeRO-3."""
-    if not divides_weights(deepspeed):
+    if not deepspeed or deepspeed["zero_optimization"]["stage"] != 3:
         yield
         return
     from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
-    assert deepspeed is not None
     known = {"zero_optimization": deepspeed["zero_optimization"], "train_micro_batch_size_per_gpu": 1}
     alive = HfDeepSpeedConfig(known)  # transformers keeps a weak reference to it
     try:
@@ -124,11 +118,6 @@ def weight_sums(model: nn.Module) -> list[int]:
     integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     shares = [compat.local_share(p).detach() for p in model.parameters() if p.requires_grad]
     return [int(share.view(integers[share.element_size()]).sum(dtype=torch.int64)) for share in shares]
-
-
-def num_weights(model: nn.Module) -> int:
-    """The number of weights of `model`, over all ranks."""
-    return sum(compat.full_shape(p).numel() for p in model.parameters())
 
 
 @contextmanager

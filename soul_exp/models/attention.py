@@ -16,7 +16,8 @@ PACKAGES = {
     "flash_attention_3": ("flash-attn-3", is_flash_attn_3_available),
 }
 GPU_KERNELS = ("sdpa_efficient", "sdpa_cudnn")
-ATTENTIONS = ("sdpa", *KERNELS, "eager", *PACKAGES)
+IN_TORCH = ("sdpa", *KERNELS, "eager")
+ATTENTIONS = (*IN_TORCH, *PACKAGES)
 
 
 def check(attention: Any, device: str, dtype: str) -> None:
@@ -28,12 +29,12 @@ def check(attention: Any, device: str, dtype: str) -> None:
         if device != "cuda" or dtype == "float32":
             raise UsageError(
                 f"model.attention={attention} computes in bfloat16 on a GPU only: choose compute=gpu and "
-                f"precision=bf16_master, or one of {', '.join(a for a in ATTENTIONS if a not in PACKAGES)}"
+                f"precision=bf16_master, or one of {', '.join(IN_TORCH)}"
             )
         if not is_available():
             raise UsageError(
                 f"model.attention={attention} needs the package {package}, which is not installed here: install it, "
-                f"or choose one of {', '.join(a for a in ATTENTIONS if a not in PACKAGES)}"
+                f"or choose one of {', '.join(IN_TORCH)}"
             )
     if attention in GPU_KERNELS and device != "cuda":
         raise UsageError(f"model.attention={attention} is a kernel for GPUs: choose sdpa, sdpa_math or sdpa_flash")

@@ -1,12 +1,15 @@
-"""A checkpoint that a run reads, a folder or a hub name, and what decides its weights."""
+"""A checkpoint that a run reads, a folder or a hub name: what decides its weights, and why it cannot be read."""
 
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from soul_exp.errors import UsageError
 from soul_exp.files import read_intact, read_sealed
 from soul_exp.models import lora
 
@@ -43,13 +46,39 @@ def knows_general(path: str) -> bool:
 
     Earlier versions, which did not record it, always trained on them.
     """
-    markers = [_content(Path(path).expanduser() / name) for name in (DONE, UNLEARNED)]
-    return any(isinstance(marker, dict) and marker.get("general", True) for marker in markers)
+    for name in (DONE, UNLEARNED):
+        try:
+            marker = json.loads((Path(path).expanduser() / name).read_bytes())
+        except (OSError, ValueError):
+            continue
+        if isinstance(marker, dict) and marker.get("general", True):
+            return True
+    return False
 
 
-def _content(marker: Path) -> Any:
-    """The JSON in `marker`, its checksum unchecked; None without one."""
+def from_pretrained(cls: Any, path: str, revision: str | None, **options: Any) -> Any:
+    """`cls.from_pretrained` of a folder or hub name, without remote code. Raises UsageError where the hub fails."""
+    if Path(path).is_dir():
+        return cls.from_pretrained(path, local_files_only=True, trust_remote_code=False, **options)
+    return from_hub(path, lambda: cls.from_pretrained(path, revision=revision, trust_remote_code=False, **options))
+
+
+def from_hub(path: str, read: Callable[[], Any]) -> Any:
+    """What `read` returns; raises UsageError, with what to do, where the hub entry `path` cannot be read."""
     try:
-        return json.loads(marker.read_bytes())
-    except (OSError, ValueError):
-        return None
+        return read()
+    except OSError as error:
+        text = str(error)
+        if "gated" in text or "401" in text or "403" in text:
+            token = "the token in HF_TOKEN was refused" if os.environ.get("HF_TOKEN") else "HF_TOKEN is not set"
+            raise UsageError(
+                f"{path} is gated and {token}: accept its licence on the hub, then export HF_TOKEN=<your token>"
+            ) from error
+        if "safetensors" in text:
+            raise UsageError(
+                f"{path} has no safetensors weights: name a revision that has, with model.revision="
+            ) from error
+        raise UsageError(
+            f"{path} is neither a folder here nor available from the hub ({text.splitlines()[0][:120]}): "
+            f"give a checkpoint folder or check the network"
+        ) from error

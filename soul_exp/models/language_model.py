@@ -1,17 +1,20 @@
-"""A causal language model with its tokenizer, its template and the longest text that it reads."""
+"""A causal language model with its tokenizer, template and longest text; tokenizers, read or trained."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from soul_exp.data import Encoded, Item, Template, encode
-from soul_exp.errors import UsageError
+from soul_exp.errors import UsageError, first_line
+from soul_exp.models import lora
+from soul_exp.models.checkpoint import from_pretrained
 from soul_exp.models.layers import AnswerReader
-from soul_exp.models.vocabulary import fit_vocabulary
+
+END, PAD = "<|end|>", "<|pad|>"
 
 
 @dataclass
@@ -54,8 +57,7 @@ class LanguageModel:
     def encode(self, items: Sequence[Item]) -> list[Encoded]:
         """The token ids of each item. Raises UsageError for an item that the model cannot read."""
         encoded = encode(items, self.tokenizer, self.template, self.max_length)
-        embedding: Any = self.model.get_input_embeddings()
-        rows = getattr(embedding, "base_layer", embedding).num_embeddings  # it may have an adapter
+        rows = lora.embedding_of(self.model).num_embeddings
         for item, row in zip(items, encoded, strict=True):
             if max(row.ids) >= rows:
                 token = self.tokenizer.convert_ids_to_tokens(max(row.ids))
@@ -63,3 +65,89 @@ class LanguageModel:
                     f"the row {item.prompt[:60]!r} contains {token}, for which the model has no embedding: rephrase it"
                 )
         return encoded
+
+
+def train_tokenizer(texts: Sequence[str], vocab_size: int, max_length: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer trained on `texts`: any string survives a round trip; pad is not the end token."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[PAD, END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=END, pad_token=PAD, model_max_length=max_length
+    )
+
+
+def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer in `path` (folder or hub name), with a pad token that is never the end token.
+
+    Raises UsageError if there is none: transformers then returns an empty one, for which every text is empty.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = from_pretrained(AutoTokenizer, path, revision)
+        some = len(tokenizer) > 1 and tokenizer("a")["input_ids"]
+    except ValueError as error:
+        if isinstance(error, UsageError):
+            raise
+        if "instantiate the backend tokenizer" not in str(error):
+            raise UsageError(
+                f"{path}: the tokenizer cannot be read ({first_line(error)}): copy it again, or name another with "
+                f"model.tokenizer="
+            ) from error
+        some = False
+    if not some:
+        raise UsageError(f"{path} has no tokenizer: name a folder or hub name that has, with model.tokenizer=")
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        if spare := _spare_token(tokenizer, len(tokenizer)):
+            tokenizer.pad_token = spare
+        else:
+            tokenizer.add_special_tokens({"pad_token": PAD})
+    return tokenizer
+
+
+def _spare_token(tokenizer: PreTrainedTokenizerBase, rows: int) -> str | None:
+    """A special token with an id below `rows` that no text holds: it can pad without a new row of the embedding."""
+    vocabulary = tokenizer.get_vocab()
+    special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    special.sort(key=lambda token: vocabulary.get(token, rows))
+    named, reserved = ([t for t in special if "pad" in t.lower()], [t for t in special if "reserved" in t])
+    free = [t for t in (tokenizer.unk_token, *named, *reserved) if t not in (tokenizer.eos_token, tokenizer.bos_token)]
+    return next((str(token) for token in free if token and vocabulary.get(token, rows) < rows), None)
+
+
+def fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give `model` the tokenizer's pad and end ids, and a new embedding row for its pad where no other token can pad.
+
+    Raises UsageError for other tokens without a row, which belong to another model's tokenizer; padding tokens, which
+    published models have, are allowed. The end tokens in the generation settings remain end tokens.
+    """
+    embedding = lora.embedding_of(model)
+    rows = embedding.num_embeddings
+    beyond = {token: i for token, i in tokenizer.get_vocab().items() if i >= rows}
+    spare_tokens = {tokenizer.pad_token, *(token for token in beyond if "pad" in token.lower())}
+    if tokenizer.pad_token in beyond and (spare := _spare_token(tokenizer, rows)):
+        tokenizer.pad_token = spare
+    if foreign := sorted(beyond.keys() - spare_tokens, key=lambda token: beyond[token]):
+        raise UsageError(
+            f"the tokenizer has {len(foreign)} token(s) beyond the {rows} rows of the model's embedding "
+            f"({', '.join(foreign[:3])}{', ...' if len(foreign) > 3 else ''}): it belongs to another model, name the "
+            f"right one with model.tokenizer=<folder or hub name>"
+        )
+    if tokenizer.pad_token in beyond:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=not embedding.weight.is_meta)
+        setattr(model, lora.GROWN, True)
+    generation = model.generation_config
+    ends = [tokenizer.eos_token_id]
+    if generation is not None:
+        given = generation.eos_token_id
+        ends += [end for end in (given if isinstance(given, list) else [given]) if end is not None and end != ends[0]]
+        generation.pad_token_id = tokenizer.pad_token_id
+        generation.eos_token_id = ends if len(ends) > 1 else ends[0]
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.config.eos_token_id = tokenizer.eos_token_id

@@ -1,4 +1,4 @@
-"""Inside a model: logits at answer positions only, the output of a layer, layers recomputed in the backward pass.
+"""Inside a model: parameters by role, logits at answer positions, outputs of layers, layers that are recomputed.
 
 B sequences, S tokens, T answer positions, H hidden size, V vocabulary.
 """
@@ -6,7 +6,7 @@ B sequences, S tokens, T answer positions, H hidden size, V vocabulary.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.pytorch_utils import Conv1D
 
 from soul_exp import compat
 from soul_exp.errors import UsageError
@@ -71,9 +72,12 @@ class AnswerReader:
 
     def __call__(self, forward: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """[B, T, V] logits of `forward` (the model or its wrapper) at `batch["positions"]`."""
-        with self._at(batch["positions"]):
-            output = forward(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
-        return output.logits
+        self._positions = batch["positions"]
+        try:
+            inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
+            return forward(**inputs, use_cache=False).logits
+        finally:
+            self._positions = None
 
     def with_layer(self, forward: nn.Module, batch: Mapping[str, Tensor], layer: int | None) -> tuple[Tensor, Tensor]:
         """The same logits, and the output [B, T, H] of a decoder layer (`layer_of`) there, both in one graph."""
@@ -89,14 +93,6 @@ class AnswerReader:
         finally:
             hook.remove()
         return logits, found[-1]
-
-    @contextmanager
-    def _at(self, positions: Tensor) -> Iterator[None]:
-        self._positions = positions
-        try:
-            yield
-        finally:
-            self._positions = None
 
     def _select(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         if self._positions is None:  # generation reads the head as usual
@@ -140,3 +136,24 @@ def _recompute(forward: Any, *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
     return checkpoint(functools.partial(forward, **kwargs), *args, use_reentrant=False)
+
+
+def parameter_groups(model: Any, decayed: Collection[str]) -> list[dict[str, Any]]:
+    """The trained parameters of `model` in groups by role; weight decay is 0 for all but those named in `decayed`.
+
+    The role is "embedding" for every embedding, positions included, and the output head; "hidden" for the matrices of
+    other linear layers; "other" for the rest, such as norms, biases, fused experts, and what a module holds by itself.
+    """
+    modules = list(model.modules())
+    ends = [end for end in (model.get_input_embeddings(), model.get_output_embeddings()) if end is not None]
+    ends += [part for part in modules if isinstance(getattr(part, "base_layer", part), nn.Embedding)]  # or its adapter
+    embeddings = {id(p) for part in ends for p in part.parameters()}
+    matrices = {id(part.weight) for part in modules if isinstance(part, nn.Linear | Conv1D)}
+    roles = {"hidden": "hidden", "embedding": "embedding", "decayed": "other", "other": "other"}
+    groups: dict[str, dict[str, Any]] = {name: {"params": [], "role": role} for name, role in roles.items()}
+    groups["other"]["weight_decay"] = 0.0
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            role = "embedding" if id(p) in embeddings else "hidden" if id(p) in matrices else "decayed"
+            groups[role if name in decayed else "other"]["params"].append(p)
+    return [group for group in groups.values() if group["params"]]

@@ -1,4 +1,4 @@
-"""Causal language models read from a folder or the hub, after their files were compared with their configuration."""
+"""Causal language models: read from a folder or the hub, or random; their files are checked before they are loaded."""
 
 from __future__ import annotations
 
@@ -8,16 +8,26 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from soul_exp import compat
 from soul_exp.distributed import zero3
-from soul_exp.errors import UsageError
+from soul_exp.errors import UsageError, first_line
 from soul_exp.models import lora, weight_files
 from soul_exp.models.attention import KERNELS
-from soul_exp.models.hub import from_hub, from_pretrained
-from soul_exp.models.vocabulary import fit_vocabulary, load_tokenizer
-from soul_exp.models.weight_files import first_line
+from soul_exp.models.checkpoint import from_hub, from_pretrained
+from soul_exp.models.language_model import fit_vocabulary, load_tokenizer
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
+SMALL = 20_000_000  # weights: a model of at most this size is built with random ones, in a moment, and run
 
 
 def load_model(
@@ -30,8 +40,8 @@ def load_model(
 ) -> PreTrainedModel:
     """The causal model in `path` (folder or hub name), from safetensors and without remote code.
 
-    A folder that holds an adapter gives its base with the adapter attached. With `weights` false it is the `skeleton`
-    of a folder. Raises UsageError where weights are missing, unexpected or of another shape.
+    A folder that holds an adapter gives its base with the adapter attached. With `weights` false it is a `skeleton`.
+    Raises UsageError where weights are missing, unexpected or of another shape.
     """
     if lora.is_adapter(path):
         base = load_model(*lora.base_of(Path(path)), dtype, attention, weights, deepspeed)
@@ -42,7 +52,7 @@ def load_model(
                 return lora.attached(base, Path(path), weights)
     config = config_of(path, revision, path)
     if not weights:
-        return skeleton(config)
+        return skeleton(config, path)
     with zero3.partitioned_loading(deepspeed):
         model, found = from_pretrained(
             AutoModelForCausalLM,
@@ -80,7 +90,7 @@ def config_of(path: str, revision: str | None, label: str) -> Any:
     else:
         files = from_hub(path, lambda: weight_files.downloaded(path, revision))
     if files:
-        header, cls = weight_files.read_header(files, label), type(skeleton_or_error(config, label))
+        header, cls = weight_files.read_header(files, label), type(skeleton(config, label))
         weight_files.check(cls, config, header, label)
         if weight_files.contradicts_tying(cls, config, header, label):
             config.tie_word_embeddings = False
@@ -93,24 +103,117 @@ def check_causal_config(config: Any, label: str) -> None:
         raise UsageError(f"{label} is a {config.model_type} model: expected a causal language model")
 
 
-def skeleton_or_error(config: Any, label: str) -> PreTrainedModel:
-    """The `skeleton` of `config`; raises UsageError, which begins with `label`, if no model can be built from it."""
+def skeleton(config: Any, label: str) -> PreTrainedModel:
+    """A model whose weights have shapes but no storage; raises UsageError, about `label`, if `config` makes none."""
     try:
-        return skeleton(config)
+        with torch.device("meta"), compat.no_remembered_deepspeed():
+            return AutoModelForCausalLM.from_config(config)
     except weight_files.BUILD_ERRORS as error:
-        reason = first_line(error)
         raise UsageError(
-            f"{label}: no {config.model_type} model can be built from it ({reason}): correct its configuration"
+            f"{label}: no {config.model_type} model can be built from it ({first_line(error)}): correct its "
+            f"configuration"
         ) from error
-
-
-def skeleton(config: Any) -> PreTrainedModel:
-    """A model with the architecture `config` whose weights have shapes but no storage; it computes nothing."""
-    with torch.device("meta"), compat.no_remembered_deepspeed():
-        return AutoModelForCausalLM.from_config(config)
 
 
 def move(model: nn.Module, device: str) -> None:
     """Put the weights on `device`, in place; weights that ZeRO-3 divides are on their rank's device already."""
     if not zero3.is_sharded(model):
         nn.Module.to(model, device)
+
+
+def check_folder(folder: Path, option: str, own_tokenizer: bool = True) -> None:
+    """Raises UsageError unless `folder` holds a checkpoint that can be read without unpickling anything.
+
+    It must have a tokenizer too, unless `own_tokenizer` is false. The base of an adapter must pass the same checks and
+    fit the adapter; a base on the hub is checked when it is loaded.
+    """
+    if lora.is_adapter(str(folder)):
+        lora.check_files(folder, option)
+        _check_tokenizer(folder, option)
+        base = Path(lora.base_of(folder)[0])
+        if base.is_absolute() and not base.is_dir():
+            raise UsageError(
+                f"{option}={folder} is an adapter of {base}, which does not exist: put that checkpoint back or "
+                f"give its new path in {lora.SETTINGS}"
+            )
+        if base.is_dir():
+            if base.samefile(folder):
+                raise UsageError(f"{option}={folder} names itself as its base in {lora.SETTINGS}: name the model there")
+            check_folder(base, f"the base of {option}")
+            load_model(str(folder), weights=False)
+        return
+    if not (folder / "config.json").is_file():
+        raise UsageError(f"{option}={folder} has no config.json: give a checkpoint folder as save_pretrained writes it")
+    if not any(folder.glob("*.safetensors")):
+        pickled = sorted(path.name for path in [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
+        found = f"only pickled weights ({', '.join(pickled)})" if pickled else "no weights"
+        raise UsageError(f"{option}={folder} has {found}: convert to *.safetensors with save_pretrained first")
+    config = config_of(str(folder), None, f"{option}={folder}")
+    check_architecture(config, f"{option}={folder}")
+    if (folder / GENERATION_CONFIG_NAME).is_file():
+        try:
+            GenerationConfig.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, TypeError) as error:
+            raise UsageError(
+                f"{option}={folder}: {GENERATION_CONFIG_NAME} is not valid ({first_line(error)}): correct or remove it"
+            ) from error
+    if own_tokenizer:
+        _check_tokenizer(folder, option)
+
+
+def _check_tokenizer(folder: Path, option: str) -> None:
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise UsageError(f"{option}={folder} has no tokenizer: save it there with tokenizer.save_pretrained")
+
+
+def check_architecture(config: Any, label: str) -> None:
+    """Raises UsageError unless `config` is of a causal model; one above SMALL weights is run once it is loaded."""
+    check_causal_config(config, label)
+    if skeleton(config, label).num_parameters() <= SMALL:
+        with torch.random.fork_rng(devices=[]), compat.no_remembered_deepspeed():
+            check_causal(AutoModelForCausalLM.from_config(config, dtype=torch.float32), label)
+
+
+@torch.no_grad()
+def check_causal(model: PreTrainedModel, label: str) -> None:
+    """Raises UsageError if the logits at a token depend on later tokens, as an encoder's do."""
+    rows = compat.full_shape(lora.embedding_of(model).weight)[0]
+    ids = [i for i in range(rows) if i != model.config.pad_token_id][:12]
+    both = torch.tensor([ids[:8], ids[:4] + ids[-4:]], device=next(model.parameters()).device)
+    modes = [(module, module.training) for module in model.modules()]
+    with zero3.gathering(model.eval()):
+        logits = model(input_ids=both).logits[:, :4].float()
+    for module, training in modes:
+        module.training = training
+    # exactly 0 in a causal model, except for the rounding of experts, which compute other tokens in the same batch
+    rounding = max(1e-5, 4 * torch.finfo(next(model.parameters()).dtype).eps)
+    if (logits[0] - logits[1]).abs().max() > rounding * logits.abs().max():
+        raise UsageError(
+            f"{label} is no causal language model: the predictions of {type(model).__name__} after a token depend on "
+            f"the tokens that follow: give a decoder (of an encoder, is_decoder=true in its config.json)"
+        )
+
+
+def check_finite(model: PreTrainedModel, label: str) -> None:
+    """Raises UsageError if a weight is not a finite number."""
+    if name := zero3.nonfinite_weight(model):
+        raise UsageError(
+            f"{label} has weights that are not finite numbers ({name}): copy or train the checkpoint again"
+        )
+
+
+def from_scratch(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
+    """A causal model with the architecture `config` (its `model_type` and fields); `seed` fixes its random weights."""
+    torch.manual_seed(seed)
+    ends = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    model = AutoModelForCausalLM.from_config(scratch_config(config, len(tokenizer), **ends))
+    check_causal(model, "model.scratch.config")
+    return model
+
+
+def scratch_config(config: Mapping[str, Any], vocab_size: int, **ends: Any) -> Any:
+    """The library's configuration of the option `model.scratch`. Raises UsageError if it has no such model."""
+    try:
+        return AutoConfig.for_model(**config, vocab_size=vocab_size, **ends)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"model.scratch.config describes no model ({first_line(error)})") from error

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
@@ -17,7 +17,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from soul_exp import compat
-from soul_exp.errors import UsageError
+from soul_exp.errors import UsageError, first_line
+from soul_exp.ranges import COUNT, POSITIVE
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # as peft calls them
 GROWN = "vocabulary_has_grown"  # an attribute of a model that got an embedding row for a new token
@@ -30,22 +31,15 @@ class Lora:
     Source: Hu et al. 2021 (arXiv 2106.09685).
     """
 
-    r: int
-    alpha: float
+    r: Annotated[int, COUNT]
+    alpha: Annotated[float, POSITIVE]
     dropout: float
     target_modules: str | Sequence[str]  # "all-linear", a pattern for complete module paths, or last names of paths
     merge: bool
 
     def __post_init__(self) -> None:
-        is_integer = isinstance(self.r, int) and not isinstance(self.r, bool)
-        if not is_integer or self.r < 1:
-            raise UsageError(f"adapter.r={self.r}: expected a whole number of 1 or more")
-        if not _is_number(self.alpha) or not 0 < self.alpha < float("inf"):
-            raise UsageError(f"adapter.alpha={self.alpha}: expected a number above 0")
-        if not _is_number(self.dropout) or not 0 <= self.dropout < 1:
+        if isinstance(self.dropout, bool) or not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
             raise UsageError(f"adapter.dropout={self.dropout}: expected a number of 0 or more, below 1")
-        if not isinstance(self.merge, bool):
-            raise UsageError(f"adapter.merge={self.merge}: expected true or false")
         names = [self.target_modules] if isinstance(self.target_modules, str) else list(self.target_modules or ())
         if not names or not all(isinstance(name, str) and name for name in names):
             raise UsageError(
@@ -75,9 +69,10 @@ class Lora:
             except ValueError as error:
                 raise UsageError(
                     f"adapter.target_modules={self.target_modules} fits no layer of the model, "
-                    f"it has {_choices(model)} ({str(error).splitlines()[0][:160]})"
+                    f"it has {_choices(model)} ({first_line(error)})"
                 ) from error
-        if self.merge and model.config.tie_word_embeddings and any(map(_is_adapted, _ends(made))):
+        ends = made.get_input_embeddings(), made.get_output_embeddings()
+        if self.merge and model.config.tie_word_embeddings and any(isinstance(end, BaseTunerLayer) for end in ends):
             raise UsageError(
                 "adapter.merge=true cannot add to the embedding and not to the output head, which share their weights "
                 "in this model: leave both out of adapter.target_modules"
@@ -95,13 +90,17 @@ def bare(model: PreTrainedModel) -> PreTrainedModel:
     return cast(PreTrainedModel, model.get_base_model()) if isinstance(model, PeftModel) else model
 
 
+def embedding_of(model: PreTrainedModel) -> nn.Embedding:
+    """The input embedding itself, without an adapter around it."""
+    embedding = model.get_input_embeddings()
+    return cast(nn.Embedding, getattr(embedding, "base_layer", embedding))
+
+
 def train_dropout(model: nn.Module) -> None:
     """Put the dropout of an adapter that is trained into training mode, and nothing else."""
     for module in model.modules():
-        if isinstance(module, BaseTunerLayer) and any(p.requires_grad for p in module.parameters()):
-            dropout = getattr(module, "lora_dropout", None)
-            if dropout is not None:
-                dropout.train()
+        if hasattr(module, "lora_dropout") and any(p.requires_grad for p in module.parameters()):
+            cast(nn.Module, module.lora_dropout).train()
 
 
 def is_adapter(path: str) -> bool:
@@ -127,12 +126,11 @@ def base_of(folder: Path) -> tuple[str, str | None]:
 def check_files(folder: Path, option: str) -> None:
     """Raises UsageError unless `folder` holds a LoRA adapter that can be read without unpickling anything."""
     try:
-        settings = json.loads((folder / SETTINGS).read_text())
-    except ValueError as error:
+        settings = dict(json.loads((folder / SETTINGS).read_text()))
+    except (TypeError, ValueError) as error:
         raise UsageError(f"{option}={folder}: {SETTINGS} cannot be read ({error}): save the adapter again") from error
-    if not isinstance(settings, dict) or settings.get("peft_type") != "LORA":
-        kind = settings.get("peft_type") if isinstance(settings, dict) else None
-        raise UsageError(f"{option}={folder} holds an adapter of peft_type {kind}: expected LORA")
+    if settings.get("peft_type") != "LORA":
+        raise UsageError(f"{option}={folder} holds an adapter of peft_type {settings.get('peft_type')}: expected LORA")
     if not isinstance(settings.get("base_model_name_or_path"), str):
         raise UsageError(f"{option}={folder}: {SETTINGS} names no base: give base_model_name_or_path there")
     if modules := settings.get("modules_to_save"):
@@ -172,10 +170,9 @@ def attached(base: PreTrainedModel, folder: Path, weights: bool = True) -> PreTr
     try:
         model = _with_adapter(base, config)
     except ValueError as error:
-        raise UsageError(f"{mismatch}: {str(error).splitlines()[0][:200]}") from error
-    wanted = {
-        name: list(value.shape) for name, value in get_peft_model_state_dict(model, save_embedding_layers=False).items()
-    }
+        raise UsageError(f"{mismatch}: {first_line(error)}") from error
+    own = get_peft_model_state_dict(model, save_embedding_layers=False)
+    wanted = {name: list(value.shape) for name, value in own.items()}
     with safe_open(folder / WEIGHTS, "pt") as file:
         parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     found = {name: list(part.get_shape()) for name, part in parts.items()}
@@ -190,32 +187,16 @@ def attached(base: PreTrainedModel, folder: Path, weights: bool = True) -> PreTr
                 f"in the base: name the right base_model_name_or_path in {SETTINGS}"
             )
     if weights:
-        _read(model, folder, is_trainable=False)
+        restore(model, folder, is_trainable=False)
     return cast(PreTrainedModel, model)
 
 
-def restore(model: PeftModel, checkpoint: Path) -> None:
-    """Copy the values in `checkpoint` into the adapter of `model`, whose parameters stay the same objects."""
-    _read(model, checkpoint, is_trainable=True)
-
-
-def _read(model: PeftModel, folder: Path, is_trainable: bool) -> None:
+def restore(model: PeftModel, folder: Path, is_trainable: bool = True) -> None:
+    """Copy the values in `folder` into the adapter of `model`, whose parameters stay the same objects."""
     # autocast would replace the parameters of a bf16 adapter by fp32 ones
     model.load_adapter(
         str(folder), "default", is_trainable=is_trainable, torch_device="cpu", autocast_adapter_dtype=False
     )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_adapted(module: nn.Module | None) -> bool:
-    return isinstance(module, BaseTunerLayer)
-
-
-def _ends(model: Any) -> list[nn.Module | None]:
-    return [model.get_input_embeddings(), model.get_output_embeddings()]
 
 
 def _with_adapter(model: PreTrainedModel, config: LoraConfig) -> PeftModel:

@@ -21,7 +21,7 @@ from transformers.utils import logging as library
 from transformers.utils.hub import get_checkpoint_shard_files
 
 from soul_exp import compat
-from soul_exp.errors import UsageError
+from soul_exp.errors import UsageError, first_line
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
@@ -51,11 +51,6 @@ class Header:
     def tensor(self, key: str) -> Tensor:
         with safe_open(self.files[key], "pt") as file:
             return file.get_tensor(key)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of the message of `error`, at most 160 characters of it; of an empty one the name of its class."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
 def files_in(folder: Path, label: str) -> list[Path]:

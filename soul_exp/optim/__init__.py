@@ -1,28 +1,14 @@
 """Optimizers: plain `torch.optim.Optimizer` subclasses that import nothing of soul_exp outside this package."""
 
-from .adamw import AdamW
-from .elementwise import Elementwise
-from .hybrid import Hybrid
-from .influence import Influence, woodfisher_bytes
-from .kernels import STATISTICS
-from .lion import Lion
-from .mezo import MeZO
-from .muon import Muon
-from .sam import SAM
-from .signum import Signum
-from .sophia import Sophia
-
-__all__ = [
-    "SAM",
-    "STATISTICS",
-    "AdamW",
-    "Elementwise",
-    "Hybrid",
-    "Influence",
-    "Lion",
-    "MeZO",
-    "Muon",
-    "Signum",
-    "Sophia",
-    "woodfisher_bytes",
-]
+from .elementwise import Elementwise as Elementwise
+from .hybrid import Hybrid as Hybrid
+from .influence import Influence as Influence
+from .influence import woodfisher_bytes as woodfisher_bytes
+from .kernels import STATISTICS as STATISTICS
+from .mezo import MeZO as MeZO
+from .momentum import AdamW as AdamW
+from .momentum import Lion as Lion
+from .momentum import Signum as Signum
+from .muon import Muon as Muon
+from .sam import SAM as SAM
+from .sophia import Sophia as Sophia

@@ -50,6 +50,12 @@ class Elementwise(Optimizer):
             raise ValueError(f"rounding={rounding!r} is unknown: choose one of {', '.join(ROUNDINGS)}")
         if state_dtype not in STATE_DTYPES:
             raise ValueError(f"state_dtype={state_dtype!r} is unknown: choose float32 or bfloat16, or leave it out")
+        numbers = {name: defaults[name] for name in ("lr", "eps", "weight_decay") if name in defaults}
+        if not all(value > 0 or (name, value) == ("weight_decay", 0) for name, value in numbers.items()):
+            listed = ", ".join(f"{name}={value}" for name, value in numbers.items())
+            raise ValueError(f"{listed}: expected positive numbers (weight_decay: or 0)")
+        if not all(0 <= beta < 1 for beta in defaults.get("betas", ())):
+            raise ValueError(f"betas={defaults['betas']}: expected two numbers from 0 to below 1")
         self.rounding, self.state_dtype, self.seed = rounding, STATE_DTYPES[state_dtype], seed
         self.counting = False
         self.raise_nonfinite = True
@@ -81,21 +87,18 @@ class Elementwise(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        with torch.enable_grad():
+            loss = closure() if closure is not None else None
         self._raise_pending()
         touched = [
             (group, [(p, grad) for p in group["params"] if (grad := p.grad) is not None]) for group in self.param_groups
         ]
-        for _, pairs in touched:
-            for p, grad in pairs:
-                if grad.layout != torch.strided:
-                    raise RuntimeError(
-                        f"a gradient of shape {tuple(p.shape)} is sparse and {type(self).__name__} takes dense ones "
-                        f"only: build the embedding with sparse=False"
-                    )
+        for p, grad in (pair for _, pairs in touched for pair in pairs):
+            if grad.layout != torch.strided:
+                raise RuntimeError(
+                    f"a gradient of shape {tuple(p.shape)} is sparse and {type(self).__name__} takes dense ones only: "
+                    f"build the embedding with sparse=False"
+                )
         forced = kernels.forced()
         steps = 0
         for group, pairs in touched:
@@ -104,9 +107,8 @@ class Elementwise(Optimizer):
                 state = self.state[p] or self._new_state(p)
                 steps = int(state["step"])
                 rule = self.rule_at(steps)
-                batches[rule, steps, grad.get_device(), p.dtype, grad.dtype].append(
-                    self._operands(p, grad, state, rule)
-                )
+                key = (rule, steps, grad.get_device(), p.dtype, grad.dtype)
+                batches[key].append(self._operands(p, grad, state, rule))
                 if rule not in REFRESHES:
                     state["step"] = steps + 1
             for (rule, done, *_), batch in batches.items():

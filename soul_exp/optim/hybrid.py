@@ -68,16 +68,13 @@ class Hybrid(Optimizer):
         """`estimate` of the zeroth-order optimizer."""
         if not self.zeroth:
             raise RuntimeError("estimate() came before a first-order step: call it only where `zeroth` is true")
-        estimate: Callable[..., float] = self.zeroth_order.estimate  # type: ignore[attr-defined]
-        return estimate(loss)
+        return self.zeroth_order.estimate(loss)  # type: ignore[attr-defined]
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         if self.zeroth:
             for group, other in zip(self.param_groups, self.zeroth_order.param_groups, strict=True):
                 other["lr"] = group["lr"] * group["zeroth_ratio"]
-            value = self.zeroth_order.step(closure)
-        else:
-            value = self.first_order.step(closure)
+        value = (self.zeroth_order if self.zeroth else self.first_order).step(closure)
         self.num_steps += 1
         return value
 

@@ -26,9 +26,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-INVERSES = ("diagonal", "woodfisher")
-ESTIMATORS = ("fisher", "gnb")
-HESSIANS = ("retain", "all")
+CHOICES = {"inverse": ("diagonal", "woodfisher"), "estimator": ("fisher", "gnb"), "hessian": ("retain", "all")}
 BLOCK = 2**16  # columns of G that are held in float64 at once: 50 MiB for 100 samples
 
 
@@ -61,11 +59,7 @@ class Influence(Optimizer):
         memory_gib: float = 8.0,
         ratio: float | None = None,
     ) -> None:
-        for name, value, known in (
-            ("inverse", inverse, INVERSES),
-            ("estimator", estimator, ESTIMATORS),
-            ("hessian", hessian, HESSIANS),
-        ):
+        for (name, known), value in zip(CHOICES.items(), (inverse, estimator, hessian), strict=True):
             if value not in known:
                 raise ValueError(f"{name}={value!r} is unknown: choose one of {', '.join(known)}")
         if not (lr > 0 and damping > 0 and memory_gib > 0 and (ratio is None or ratio > 0)):

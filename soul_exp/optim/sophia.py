@@ -74,22 +74,15 @@ class Sophia(Elementwise):
             raise ValueError(f"curvature_on={curvature_on!r} is unknown: choose one of {', '.join(self.parts)}")
         if curvature_rows is not None and curvature_rows < 1:
             raise ValueError(f"curvature_rows={curvature_rows} is not a number of rows: expected 1 or more")
-        if not (lr > 0 and rho > 0 and eps > 0 and weight_decay >= 0):
-            raise ValueError(f"lr={lr}, rho={rho}, eps={eps}, weight_decay={weight_decay}: expected positive numbers")
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"betas={betas}: expected two numbers from 0 to below 1")
+        if not rho > 0:
+            raise ValueError(f"rho={rho}: expected a number above 0")
         self.estimator = estimator
         self.interval = interval or (1 if estimator == "gradient" else 10)
         self.curvature_on = None if estimator == "gradient" else curvature_on or "retain"
         self.curvature_rows = curvature_rows
         self._refreshing = False
-        defaults = {
-            "lr": lr,
-            "betas": tuple(betas),
-            "scale": rho * num_labels,
-            "weight_decay": weight_decay,
-            "eps": eps,
-        }
+        scale = rho * num_labels
+        defaults = {"lr": lr, "betas": tuple(betas), "scale": scale, "weight_decay": weight_decay, "eps": eps}
         super().__init__(params, defaults, rounding=rounding, state_dtype=state_dtype, seed=seed)
 
     @contextmanager

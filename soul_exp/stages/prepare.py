@@ -25,9 +25,9 @@ from soul_exp.errors import UsageError
 from soul_exp.evaluation.probing import evaluating, likelihoods, scored_items
 from soul_exp.files import complete_folder, explain_full_disk, seal
 from soul_exp.losses import Objective, Scored
-from soul_exp.models import attention, saving, scratch, vocabulary
+from soul_exp.models import attention, loading, saving
 from soul_exp.models.checkpoint import DONE
-from soul_exp.models.language_model import LanguageModel
+from soul_exp.models.language_model import LanguageModel, train_tokenizer
 from soul_exp.results import COMPARED
 from soul_exp.run import Models
 from soul_exp.stages.stage import Job
@@ -167,7 +167,7 @@ def _start_model(models: Models) -> LanguageModel:
         return prepared_models.load(model, model.checkpoint)
     assert model.scratch is not None
     tokenizer = _start_tokenizer(models)
-    fresh = scratch.from_scratch(model.scratch.config, tokenizer, models.prepare.seed)
+    fresh = loading.from_scratch(model.scratch.config, tokenizer, models.prepare.seed)
     return LanguageModel.of(fresh, tokenizer, model.template, model.max_length)
 
 
@@ -178,4 +178,4 @@ def _start_tokenizer(models: Models) -> PreTrainedTokenizerBase:
         return prepared_models.tokenizer_of(model, model.checkpoint)
     assert model.scratch is not None
     texts = ["".join(model.template.texts(item)) for item in models.task.target_rows]
-    return vocabulary.train_tokenizer(texts, model.scratch.vocab_size, model.max_length)
+    return train_tokenizer(texts, model.scratch.vocab_size, model.max_length)

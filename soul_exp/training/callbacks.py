@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from tqdm.auto import tqdm
-from transformers import TrainerCallback, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from soul_exp import compat
 from soul_exp.files import write_atomically
@@ -40,9 +40,8 @@ class Progress(TrainerCallback):
         if not state.is_world_process_zero or "forget_loss" not in logs:
             return
         if self.bar is not None:
-            self.bar.set_postfix(
-                {k: f"{logs[k]:.3g}" for k in ("forget_loss", "retain_loss", "retain_nll") if k in logs}
-            )
+            shown = ("forget_loss", "retain_loss", "retain_nll")
+            self.bar.set_postfix({key: f"{logs[key]:.3g}" for key in shown if key in logs})
         if self.records is not None:
             finite = {key: value if math.isfinite(value) else None for key, value in logs.items()}
             with self.records.open("a") as file:
@@ -63,9 +62,8 @@ class ContinueWithoutState(TrainerCallback):
     that reads the step.
     """
 
-    def __init__(self, checkpoint: Path, num_steps: int) -> None:
-        self.checkpoint, self.num_steps = checkpoint, num_steps
-        self.trainer: Any = None  # set by the caller, once it exists
+    def __init__(self, trainer: Trainer, checkpoint: Path, num_steps: int) -> None:
+        self.trainer, self.checkpoint, self.num_steps = trainer, checkpoint, num_steps
 
     def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **given: Any) -> None:
         before = trainer_state(self.checkpoint)

@@ -39,22 +39,15 @@ class Engine:
 
 
 @dataclass(frozen=True)
-class Marker:
-    """The content of COMPLETE."""
+class CompleteCheckpoint:
+    """A checkpoint that has its marker, whose content these are."""
 
+    path: Path
     seconds: float  # of training until then, over all starts of the run
     engine: Engine
     diverged: str | None  # why the training stopped there, if it did
     notes: Sequence[str]  # on the training until there, for the reader of the results
     files: Mapping[str, Sequence[int]]  # path in the checkpoint -> bytes, CRC-32
-
-
-@dataclass(frozen=True)
-class CompleteCheckpoint:
-    """A checkpoint that has its marker."""
-
-    path: Path
-    marker: Marker
 
     @property
     def step(self) -> int:
@@ -69,7 +62,7 @@ def engine_of(compute: str, processes: int, deepspeed: Mapping[str, Any] | None)
 def engine_mismatch(folder: Path, found: CompleteCheckpoint, engine: Engine) -> str:
     """The error message for a run with `engine` in a `folder` where another one has left a checkpoint."""
     return (
-        f"{folder} holds {found.path.name} of {found.marker.engine}, this is {engine}: type the same compute, or "
+        f"{folder} holds {found.path.name} of {found.engine}, this is {engine}: type the same compute, or "
         f"resume=weights to continue from its weights (momentum and curvature start at 0, so the numbers will differ a "
         f"little), or resume=restart to start again"
     )
@@ -78,8 +71,7 @@ def engine_mismatch(folder: Path, found: CompleteCheckpoint, engine: Engine) -> 
 def continuation_note(found: CompleteCheckpoint) -> str:
     """The note in the results of a training that continued with another engine."""
     return (
-        f"continued from the weights of {found.path.name} of {found.marker.engine}: momentum and curvature started "
-        f"at 0 there"
+        f"continued from the weights of {found.path.name} of {found.engine}: momentum and curvature started at 0 there"
     )
 
 
@@ -89,7 +81,8 @@ def mark_complete(checkpoint: Path, seconds: float, engine: Engine, diverged: st
     names = broadcast(lambda: file_names(checkpoint))
     files = divide_work(names, lambda name: size_and_checksum(checkpoint / name))
     if is_first():
-        write_sealed(checkpoint / COMPLETE, asdict(Marker(seconds, engine, diverged, list(notes), files)))
+        content = {"seconds": seconds, "engine": asdict(engine), "diverged": diverged, "notes": list(notes)}
+        write_sealed(checkpoint / COMPLETE, {**content, "files": files})
         for older in _numbered(checkpoint.parent)[NUM_KEPT:]:
             remove(older)
 
@@ -99,10 +92,10 @@ def last_complete(folder: Path) -> CompleteCheckpoint | None:
     numbered = broadcast(lambda: _numbered(folder))
     damaged, found = [], None
     for checkpoint in numbered:
-        marker = broadcast(functools.partial(read_marker, checkpoint))
-        reason = marker if isinstance(marker, str) else _damage(checkpoint, marker)
-        if isinstance(marker, Marker) and reason is None:
-            found = CompleteCheckpoint(checkpoint, marker)
+        read = broadcast(functools.partial(read_marker, checkpoint))
+        reason = read if isinstance(read, str) else _damage(read)
+        if isinstance(read, CompleteCheckpoint) and reason is None:
+            found = read
             break
         damaged.append((checkpoint, reason))
     if is_first():
@@ -111,10 +104,8 @@ def last_complete(folder: Path) -> CompleteCheckpoint | None:
             log.warning("%s is damaged (%s): %s is used instead", checkpoint.name, reason, instead)
             remove(checkpoint)
         for checkpoint in numbered[len(damaged) + 1 :]:  # not needed now: sizes are compared, contents are not read
-            marker = read_marker(checkpoint)
-            if isinstance(marker, str) or any(
-                mismatch(checkpoint, name, marker.files, read=False) for name in marker.files
-            ):
+            read = read_marker(checkpoint)
+            if isinstance(read, str) or any(mismatch(checkpoint, name, read.files, read=False) for name in read.files):
                 remove(checkpoint)
         for rest in folder.glob(f"{REMOVED}*"):
             shutil.rmtree(rest)
@@ -124,18 +115,16 @@ def last_complete(folder: Path) -> CompleteCheckpoint | None:
 
 def newest_marked(folder: Path) -> CompleteCheckpoint | None:
     """The newest checkpoint in `folder` that has a marker; its other files are not read. One process may call it."""
-    for checkpoint in _numbered(folder):
-        marker = read_marker(checkpoint)
-        if isinstance(marker, Marker):
-            return CompleteCheckpoint(checkpoint, marker)
-    return None
+    return next((read for read in map(read_marker, _numbered(folder)) if isinstance(read, CompleteCheckpoint)), None)
 
 
-def read_marker(checkpoint: Path) -> Marker | str:
-    """The marker of `checkpoint`, or the reason why it has none."""
+def read_marker(checkpoint: Path) -> CompleteCheckpoint | str:
+    """`checkpoint` with the content of its marker, or the reason why it has none."""
     found = read_sealed(checkpoint / COMPLETE)
     try:
-        return found if isinstance(found, str) else Marker(**{**found, "engine": Engine(**found["engine"])})
+        if isinstance(found, str):
+            return found
+        return CompleteCheckpoint(checkpoint, **{**found, "engine": Engine(**found["engine"])})
     except (TypeError, KeyError):
         return f"{COMPLETE}: not a marker"
 
@@ -160,9 +149,9 @@ def remove_unmarked(folder: Path) -> None:
             shutil.rmtree(checkpoint, ignore_errors=True)
 
 
-def _damage(checkpoint: Path, marker: Marker) -> str | None:
-    """The first difference from `marker`, None if there is none; all ranks call it and share the reading of files."""
-    mismatches = divide_work(sorted(marker.files), lambda name: mismatch(checkpoint, name, marker.files))
+def _damage(found: CompleteCheckpoint) -> str | None:
+    """The first difference from the marker, None if there is none; all ranks call it and share the reading of files."""
+    mismatches = divide_work(sorted(found.files), lambda name: mismatch(found.path, name, found.files))
     return next((mismatches[name] for name in sorted(mismatches) if mismatches[name]), None)
 
 

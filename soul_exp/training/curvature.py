@@ -1,7 +1,5 @@
-"""The curvature pass: one estimate of the diagonal curvature of the NLL, handed to an optimizer that asks for it.
+"""What optimizers ask of a step: estimates of the diagonal curvature of the NLL, gradients of rows, and other passes.
 
-A pass runs before the step's own gradient is taken, on the step's own micro-batches, with no gradient pending, and
-leaves weights, momentum, schedule and order of data as they were.
 B rows, T answer positions, V vocabulary.
 """
 
@@ -19,19 +17,29 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from soul_exp import compat
-from soul_exp.data import seed_of, some_rows
+from soul_exp.data import pad, seed_of, some_rows
 from soul_exp.distributed import ranks
 from soul_exp.losses import IGNORED, Scored
-from soul_exp.training.capabilities import CurvaturePass
-from soul_exp.training.step import Batch, Step
+from soul_exp.training.capabilities import Capabilities, CurvaturePass, RowGradients
+from soul_exp.training.passes import Batch, Step, ascend, probe_loss
+from soul_exp.training.stream import Stream
 
 SAMPLED = ("gnb", "hutchinson")  # estimators whose estimate is computed here
 CURVATURE_PARTS = {"retain": ("retain",), "forget": ("forget",), "both": ("forget", "retain")}
 
 
-def is_due(optimizer: CurvaturePass, number: int) -> bool:
-    """Whether step `number` (from 0) begins with a curvature pass: the first one, then every `interval` steps."""
-    return optimizer.estimator in SAMPLED and number % optimizer.interval == 0
+def before_step(step: Step, asks: Capabilities, stream: Stream, pad_id: int) -> Tensor | None:
+    """Make all passes that the optimizer asks for; returns the loss that it measured in place of a gradient, if so."""
+    if asks.row_gradients is not None:
+        collect_row_gradients(step, asks.row_gradients, stream, pad_id)
+    due = asks.curvature
+    if due is not None and due.estimator in SAMPLED and step.number % due.interval == 0:
+        refresh_curvature(step, due)
+    if asks.ascent is not None:
+        ascend(step, asks.ascent)
+    if asks.probe is not None and asks.probe.zeroth:
+        return probe_loss(step, asks.probe)
+    return None
 
 
 def summary(optimizer: CurvaturePass, batch_size: int) -> str | None:
@@ -168,3 +176,26 @@ def twice_differentiable_attention(module: Any) -> Iterator[None]:
             module.set_attn_implementation("eager")
             stack.callback(module.set_attn_implementation, kernel)
         yield
+
+
+def collect_row_gradients(step: Step, optimizer: RowGradients, stream: Stream, pad_id: int) -> None:
+    """Give an influence optimizer the gradients of the NLL per token of single rows, and its `ratio` N_f / N_r.
+
+    `optimizer.num_samples` rows, drawn without replacement from the retain part or, with `hessian` "all", from both;
+    with `estimator` "gnb" of labels sampled from the model, else of their own (the empirical Fisher).
+    """
+    device = step.params[0].device
+    if optimizer.ratio is None:
+        optimizer.ratio = stream.num_rows["forget"] / stream.num_rows["retain"]
+    parts = ["retain"] if optimizer.hessian == "retain" else ["forget", "retain"]
+    rows = [(part, encoded) for part in parts for encoded in stream.encoded[part]]
+    drawn = np.random.default_rng(seed_of("influence", step.seed)).permutation(len(rows))[: optimizer.num_samples]
+    with step.evaluating():
+        for place, (part, encoded) in enumerate(rows[i] for i in drawn):
+            batch = {key: value.to(device) for key, value in pad([encoded], pad_id).items()}
+            batch["places"] = torch.tensor([place])
+            if optimizer.estimator == "gnb":
+                sampled_loss(step, batch, [part], 1).backward()
+            else:
+                Scored(step.reader(step.module, batch), batch["labels"]).mean_nll.sum().backward()
+            optimizer.add_sample()

@@ -1,37 +1,88 @@
-"""What optimizers ask of a step besides curvature, and what is measured before one: gradients and losses of its rows.
+"""An optimizer step about to be taken, and the passes before it that need no curvature.
 
-Each pass runs before the step's own gradient is taken, on the step's own micro-batches, with no gradient pending, and
+A pass runs before the step's own gradient is taken, on the step's own micro-batches, with no gradient pending, and
 leaves weights (except in `ascend`), momentum, schedule and order of data as they were. All ranks call it together.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from soul_exp.data import pad, seed_of
 from soul_exp.distributed import ranks
 from soul_exp.losses import Scored
-from soul_exp.training import curvature
-from soul_exp.training.capabilities import Ascent, Capabilities, Probe, RowGradients
-from soul_exp.training.step import Batch, Step
-from soul_exp.training.stream import Stream
+from soul_exp.models.layers import AnswerReader
+from soul_exp.training.capabilities import Ascent, CurvaturePass, Probe
+
+Batch = dict[str, Tensor]
 
 
-def before_step(step: Step, asks: Capabilities, stream: Stream, pad_id: int) -> Tensor | None:
-    """Make all passes that the optimizer asks for; returns the loss that it measured in place of a gradient, if so."""
-    if asks.row_gradients is not None:
-        collect_row_gradients(step, asks.row_gradients, stream, pad_id)
-    if asks.curvature is not None and curvature.is_due(asks.curvature, step.number):
-        curvature.refresh_curvature(step, asks.curvature)
-    if asks.ascent is not None:
-        ascend(step, asks.ascent)
-    if asks.probe is not None and asks.probe.zeroth:
-        return probe_loss(step, asks.probe)
-    return None
+@dataclass(frozen=True)
+class Step:
+    """The micro-batches of this rank, and the model with what computes losses on them."""
+
+    number: int  # steps taken before this one
+    micro_batches: Sequence[Batch]  # this rank's
+    num_rows: int  # rows of each part in a micro-batch
+    model: Any  # as the engine has wrapped it
+    module: nn.Module  # not wrapped
+    engine: Any | None  # DeepSpeed's
+    reader: AnswerReader
+    cut_to: Callable[[Batch, Sequence[str]], Batch]  # a micro-batch with the rows of some parts only, on the device
+    loss: Callable[[nn.Module, Batch], Tensor]  # the run's loss of a micro-batch, a mean over its rows
+    terms: Callable[[nn.Module, Batch], tuple[Tensor, Tensor | None]]  # its forget and retain term
+    seed: int
+    rank: int
+    num_ranks: int
+
+    @property
+    def params(self) -> list[nn.Parameter]:
+        """The trained parameters."""
+        return [p for p in self.module.parameters() if p.requires_grad]
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Within it dropout is off."""
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train()
+
+    def backward(self, losses: Sequence[Callable[[], Tensor]]) -> None:
+        """Leave the gradient of the sum of `losses`, over all ranks, where the engine keeps gradients."""
+        for i, loss in enumerate(losses):
+            last = i == len(losses) - 1
+            with contextlib.nullcontext() if last or self.engine or self.num_ranks == 1 else self.model.no_sync():
+                value = self.num_ranks * loss()  # engines average over ranks, and a sum is wanted
+                if self.engine is None:
+                    value.backward()
+                else:
+                    self.engine.set_gradient_accumulation_boundary(last)
+                    self.engine.backward(value, scale_wrt_gas=False)
+
+    def hand_over_curvature(self, optimizer: CurvaturePass) -> None:
+        """Let `optimizer` take the pending gradient, unclipped, as that of its curvature pass."""
+        with optimizer.refreshing():
+            if self.engine is None:
+                assert isinstance(optimizer, Optimizer)
+                optimizer.step()
+                optimizer.zero_grad()
+                return
+            # not engine.step(), which advances counters and schedule
+            clip, self.engine.optimizer.clip_grad = self.engine.optimizer.clip_grad, 0.0
+            try:
+                self.engine.optimizer.step()
+                self.engine.optimizer.zero_grad()
+            finally:
+                self.engine.optimizer.clip_grad = clip
 
 
 def ascend(step: Step, optimizer: Ascent) -> None:
@@ -66,29 +117,6 @@ def retain_nll(step: Step) -> Tensor:
 def _mean(values: list[Tensor], dtype: torch.dtype | None = None) -> Tensor:
     """The mean over all micro-batches and ranks, `values` being this rank's."""
     return ranks.sum_over_ranks(torch.stack(values).to(dtype).mean()) / ranks.num_ranks()
-
-
-def collect_row_gradients(step: Step, optimizer: RowGradients, stream: Stream, pad_id: int) -> None:
-    """Give an influence optimizer the gradients of the NLL per token of single rows, and its `ratio` N_f / N_r.
-
-    `optimizer.num_samples` rows, drawn without replacement from the retain part or, with `hessian` "all", from both;
-    with `estimator` "gnb" of labels sampled from the model, else of their own (the empirical Fisher).
-    """
-    device = step.params[0].device
-    if optimizer.ratio is None:
-        optimizer.ratio = stream.num_rows["forget"] / stream.num_rows["retain"]
-    parts = ["retain"] if optimizer.hessian == "retain" else ["forget", "retain"]
-    rows = [(part, encoded) for part in parts for encoded in stream.encoded[part]]
-    drawn = np.random.default_rng(seed_of("influence", step.seed)).permutation(len(rows))[: optimizer.num_samples]
-    with step.evaluating():
-        for place, (part, encoded) in enumerate(rows[i] for i in drawn):
-            batch = {key: value.to(device) for key, value in pad([encoded], pad_id).items()}
-            batch["places"] = torch.tensor([place])
-            if optimizer.estimator == "gnb":
-                curvature.sampled_loss(step, batch, [part], 1).backward()
-            else:
-                Scored(step.reader(step.module, batch), batch["labels"]).mean_nll.sum().backward()
-            optimizer.add_sample()
 
 
 def gradient_conflict(step: Step) -> dict[str, float]:

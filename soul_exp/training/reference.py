@@ -6,10 +6,11 @@ B sequences, T answer positions of the longest, T_i of row i, H hidden size, V v
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections import UserDict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,43 +43,32 @@ class Reference:
     head: nn.Module | None = None
     states: dict[str, dict[int, Tensor]] = field(default_factory=dict)  # as `hidden`, of the output of the loss's layer
 
-    def nll_of(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """part -> [B] for the wordings `rows`."""
-        return {part: table.to(rows[part].device)[rows[part]] for part, table in self.nll.items() if part in rows}
+    def outputs(self, rows: Mapping[str, Tensor], width: int) -> dict[str, Mapping[str, Tensor]]:
+        """What a term may name: part -> [B], [B, T, V] or [B, T, H] for the wordings `rows`, T being `width`.
 
-    def logits_of(self, rows: Mapping[str, Tensor], width: int) -> Mapping[str, Tensor]:
-        """part -> [B, T, V] for the wordings `rows`, padded to `width` positions; computed when a part is looked up."""
+        The last two, whose inputs are padded with 0, are computed when a part is looked up.
+        """
 
         @torch.no_grad()
-        def logits(states: Mapping[int, Tensor], rows: Tensor) -> Tensor:
+        def logits(part: str) -> Tensor:
             assert self.head is not None
-            return self.head(_padded(states, rows, width))
+            return self.head(_padded(self.hidden[part], rows[part], width))
 
-        return _LazyMapping(
-            {part: partial(logits, self.hidden[part], rows[part]) for part in rows if part in self.hidden}
-        )
+        def states(part: str) -> Tensor:
+            return _padded(self.states[part], rows[part], width)
 
-    def states_of(self, rows: Mapping[str, Tensor], width: int) -> Mapping[str, Tensor]:
-        """part -> [B, T, H], the layer's output for the wordings `rows`, padded with 0 to `width` positions."""
-        return _LazyMapping(
-            {part: partial(_padded, self.states[part], rows[part], width) for part in rows if part in self.states}
-        )
+        return {
+            "reference_nll": {part: self.nll[part].to(at.device)[at] for part, at in rows.items() if part in self.nll},
+            "reference_logits": _LazyMapping({part: partial(logits, part) for part in rows if part in self.hidden}),
+            "reference_hidden": _LazyMapping({part: partial(states, part) for part in rows if part in self.states}),
+        }
 
 
-@dataclass(frozen=True)
-class _LazyMapping(Mapping[str, Tensor]):
-    """A mapping whose values are computed when they are looked up: a term pays only for the parts that it reads."""
-
-    functions: Mapping[str, Callable[[], Tensor]]
+class _LazyMapping(UserDict[str, Any]):
+    """Functions, which are called when their value is looked up: a term pays only for the parts that it reads."""
 
     def __getitem__(self, part: str) -> Tensor:
-        return self.functions[part]()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.functions)
-
-    def __len__(self) -> int:
-        return len(self.functions)
+        return self.data[part]()
 
 
 def _padded(states: Mapping[int, Tensor], rows: Tensor, width: int) -> Tensor:
@@ -88,14 +78,6 @@ def _padded(states: Mapping[int, Tensor], rows: Tensor, width: int) -> Tensor:
     for i, state in enumerate(chosen):
         padded[i, : len(state)] = state
     return padded.to(rows.device)
-
-
-class RowOutputs(NamedTuple):
-    """Of one row: summed NLL and, where wanted, the inputs of the head and the outputs of the layer, [T_i, H]."""
-
-    nll: Tensor
-    hidden: Tensor | None
-    states: Tensor | None
 
 
 @torch.no_grad()
@@ -128,16 +110,11 @@ def compute_reference(
             read = partial(_row_outputs, rows, model, reader, pad_id, wanted, layer)
             found = in_batches([len(row.ids) for row in rows], read, BATCH, lockstep=zero3.is_sharded(model))
             table = torch.full((len(encoded),), float("nan"))
-            table[torch.from_numpy(visited)] = torch.stack([row.nll for row in found])
+            table[torch.from_numpy(visited)] = torch.stack([outputs["reference_nll"] for outputs in found])
             reference.nll[part] = table
-            for kept, values in (
-                (reference.hidden, [row.hidden for row in found]),
-                (reference.states, [row.states for row in found]),
-            ):
-                pairs = zip(visited, values, strict=True)
-                by_row = {int(row): value.to(device) for row, value in pairs if value is not None}
-                if by_row:
-                    kept[part] = by_row
+            for name, kept in (("reference_logits", reference.hidden), ("reference_hidden", reference.states)):
+                if name in wanted:
+                    kept[part] = {int(row): each[name].to(device) for row, each in zip(visited, found, strict=True)}
     model.train(was_training)
     return reference
 
@@ -150,22 +127,25 @@ def _row_outputs(
     wanted: Collection[str],
     layer: int | None,
     numbers: Sequence[int],
-) -> list[RowOutputs]:
-    """The outputs of `model` on the rows `numbers` of `rows`, in one batch."""
+) -> list[dict[str, Tensor]]:
+    """The outputs of `model` on the rows `numbers` of `rows`, in one batch.
+
+    Of each row the summed NLL and, where wanted, the inputs of the head and the outputs of the layer, [T_i, H].
+    """
     device = next(model.parameters()).device
     batch = {key: value.to(device) for key, value in pad([rows[i] for i in numbers], pad_id).items()}
+    states: dict[str, Tensor] = {}
     if "reference_hidden" in wanted:
-        logits, states = reader.with_layer(model, batch, layer)
+        logits, states["reference_hidden"] = reader.with_layer(model, batch, layer)
     else:
-        logits, states = reader(model, batch), None
+        logits = reader(model, batch)
+    if "reference_logits" in wanted:
+        assert reader.hidden is not None
+        states["reference_logits"] = reader.hidden
     scored = Scored(logits, batch["labels"])
-    nll, hidden = scored.nll.float().cpu(), reader.hidden if "reference_logits" in wanted else None
+    nll = scored.nll.float().cpu()
     return [
-        RowOutputs(
-            nll[i],
-            None if hidden is None else hidden[i, :count].cpu(),
-            None if states is None else states[i, :count].cpu(),
-        )
+        {"reference_nll": nll[i], **{name: each[i, :count].cpu() for name, each in states.items()}}
         for i, count in enumerate(scored.num_tokens.tolist())
     ]
 
@@ -198,8 +178,7 @@ class FrozenHead(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         self._states = states
-        logits: Tensor = self._forward().logits
-        return logits
+        return self._forward().logits
 
 
 def _before_the_head(

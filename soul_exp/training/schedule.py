@@ -25,19 +25,12 @@ class Schedule:
     max_grad_norm: float = 1.0
     max_steps: int | None = None  # stop there, whatever `epochs` is
     logging_steps: int = 5
-    save_steps: int | None = None  # None: no checkpoints
+    save_steps: int | None = None  # a multiple of logging_steps; None: no checkpoints
     diverged_at: float | None = None  # limit of the retain loss, as a multiple of max(its start, diverged_floor)
     diverged_floor: float = 0.1  # nats per token: a memorised retain set starts near 0
     log_gradients: bool = False  # norms and cosine of both terms' gradients; costs one more step each time
     gradient_checkpointing: bool = False  # less memory, one more forward pass; changes no number
     dropout: bool = False  # the model's own; a trained adapter has its own
-
-    def __post_init__(self) -> None:
-        if self.save_steps and self.save_steps % self.logging_steps:  # else a resumed run logs another window
-            raise UsageError(
-                f"train.save_steps={self.save_steps} is not a multiple of train.logging_steps={self.logging_steps}: "
-                f"change one of them"
-            )
 
     def num_steps(self, num_rows: int) -> int:
         """Optimizer steps on a leading part of `num_rows` rows."""

@@ -1,7 +1,4 @@
-"""What a step does to the weights, in sums over coordinates: for every optimizer, in the same eight numbers.
-
-They are over the weights of this process, in the order of STATISTICS.
-"""
+"""What a step does to the weights of this process, in eight sums over coordinates (STATISTICS), for every optimizer."""
 
 from __future__ import annotations
 
@@ -51,10 +48,9 @@ class ComparedSums:
         for p, before in self._before.items():
             state = optimizer.state.get(p, {})
             m, h = (next((state[name] for name in names if name in state), None) for names in (MOMENTUM, CURVATURE))
-            found: dict[str, Any] = {"total": p.numel(), "changed": (p != before).sum()}
-            found["sum_dw2"] = (p.double() - before.double()).square().sum()
-            found["sum_m2"] = 0 if m is None else m.double().square().sum()
-            found["sum_h2"] = 0 if h is None else h.double().square().sum()
+            squares = {"sum_dw2": p.double() - before.double(), "sum_m2": m, "sum_h2": h}
+            found: dict[str, Any] = {name: x.double().square().sum() for name, x in squares.items() if x is not None}
+            found |= {"total": p.numel(), "changed": (p != before).sum()}
             self._sums += torch.tensor([float(found.get(name, 0)) for name in STATISTICS], dtype=torch.float64)
         self._before = {}
 

@@ -13,17 +13,10 @@ from torch.utils.data import Dataset
 from soul_exp.data import Encoded, Part, pad, seed_of
 
 
-@dataclass(frozen=True)
-class Window:
-    """Steps within which rows are sorted by length into batches: from `first` up to, not including, `last`."""
+def windows(sizes: Iterable[int], batch_size: int, num_steps: int, longest: int = 16) -> list[range]:
+    """All steps in windows, within which rows are sorted by length into batches.
 
-    first: int
-    last: int
-
-
-def windows(sizes: Iterable[int], batch_size: int, num_steps: int, longest: int = 16) -> list[Window]:
-    """All steps in windows of at most `longest`; a window ends after a step in which a pass over a set of rows ends.
-
+    They have at most `longest` steps; one ends after a step in which a pass over a set of rows ends.
     `sizes` are the numbers of rows of the sets. A set smaller than a batch ends no window: each step holds all of it.
     """
     ends = {
@@ -34,13 +27,13 @@ def windows(sizes: Iterable[int], batch_size: int, num_steps: int, longest: int 
     }
     starts = [0, *sorted(ends - {num_steps})]
     return [
-        Window(first, min(first + longest, stop))
+        range(first, min(first + longest, stop))
         for start, stop in zip(starts, [*starts[1:], num_steps], strict=True)
         for first in range(start, stop, longest)
     ]
 
 
-def visits(lengths: np.ndarray, batch_size: int, shared: Sequence[Window], seed: int, name: str) -> np.ndarray:
+def visits(lengths: np.ndarray, batch_size: int, shared: Sequence[range], seed: int, name: str) -> np.ndarray:
     """The numbers of the rows, which have these `lengths`, in the order in which all steps of `shared` visit them.
 
     Each pass visits every row once, in an order drawn from `seed` and `name`. A step holds no row twice, also where it
@@ -48,30 +41,28 @@ def visits(lengths: np.ndarray, batch_size: int, shared: Sequence[Window], seed:
     window batches hold rows of similar length. The order of the batches is random and, for all sets with the same
     `shared` and `seed`, the same, so that long batches meet long ones.
     """
-    num_rows, num_visits = len(lengths), shared[-1].last * batch_size
+    num_rows, num_visits = len(lengths), shared[-1].stop * batch_size
     order = np.empty(-(-num_visits // num_rows) * num_rows, dtype=np.int64)
     remaining = list(reversed(shared)) if num_rows >= batch_size else []
     for start in range(0, len(order), num_rows):
         rows = np.random.default_rng(seed_of("rows", seed, name, start // num_rows)).permutation(num_rows)
-        if (
-            held := start % batch_size
-        ):  # rows of this step that the former pass has given: add others, of similar length
+        if held := start % batch_size:  # rows of this step from the former pass: add others, of similar length
             before = order[start - held : start]
             counts = np.bincount(before, minlength=num_rows)[rows]
             unlike = np.abs(lengths[rows] - lengths[before].mean())
             first = rows[np.lexsort((unlike, counts))[: batch_size - held]]
             rows = np.concatenate([first, rows[~np.isin(rows, first)]])
         order[start : start + num_rows] = rows
-        while remaining and remaining[-1].first * batch_size < start + num_rows:
+        while remaining and remaining[-1].start * batch_size < start + num_rows:
             window = remaining.pop()
-            stop = min(window.last * batch_size, start + num_rows)
-            _bucket(order[window.first * batch_size : stop], lengths, batch_size, window, seed)
+            stop = min(window.stop * batch_size, start + num_rows)
+            _bucket(order[window.start * batch_size : stop], lengths, batch_size, window, seed)
     return order[:num_visits]
 
 
-def _bucket(rows: np.ndarray, lengths: np.ndarray, batch_size: int, window: Window, seed: int) -> None:
+def _bucket(rows: np.ndarray, lengths: np.ndarray, batch_size: int, window: range, seed: int) -> None:
     """Divide `rows` by length among the steps of their window, in place; the last step gets the rest of a pass."""
-    steps = np.random.default_rng(seed_of("batches", seed, window.first)).permutation(window.last - window.first)
+    steps = np.random.default_rng(seed_of("batches", seed, window.start)).permutation(len(window))
     sizes = np.full(len(steps), batch_size)
     sizes[steps[-1]] -= sizes.sum() - len(rows)
     batches = np.split(rows[np.argsort(lengths[rows], kind="stable")], sizes.cumsum()[:-1])

@@ -72,14 +72,14 @@ def train(
     """
     engine = checkpoints.engine_of(compute, processes, deepspeed)
     found = checkpoints.last_complete(folder)
-    weights_only = found is not None and found.marker.engine != engine
-    if found and weights_only and resume != "weights":
-        raise UsageError(checkpoints.engine_mismatch(folder, found, engine))
+    other = found if found and found.engine != engine else None  # only its weights can be read
+    if other and resume != "weights":
+        raise UsageError(checkpoints.engine_mismatch(folder, other, engine))
     leading, _ = next(iter(parts.values()))
     if takes_one_step(make_optimizer):
         schedule = schedule.in_one_step(len(leading.rows))
     num_steps = schedule.num_steps(len(leading.rows))
-    if found and found.marker.diverged:  # it stopped there
+    if found and found.diverged:  # it stopped there
         num_steps = found.step
     stream = Stream(parts, num_steps=num_steps, batch_size=schedule.batch_size, seed=seed)
     wanted = [name for name in objective.names if name.startswith("reference_")]
@@ -89,17 +89,15 @@ def train(
     args = _arguments(schedule, num_steps, folder, seed, device, deepspeed, processes, model)
     notes, seconds_before, start = list[str](), 0.0, time.perf_counter()
     if found:
-        log.info("%s: resuming from %s%s", label, "the weights of " if weights_only else "", found.path.name)
-        seconds_before = found.marker.seconds  # spent before the interruption
-        notes += [*found.marker.notes, *([checkpoints.continuation_note(found)] if weights_only else [])]
+        log.info("%s: resuming from %s%s", label, "the weights of " if other else "", found.path.name)
+        seconds_before = found.seconds  # spent before the interruption
+        notes += [*found.notes, *([checkpoints.continuation_note(found)] if other else [])]
 
     def mark(checkpoint: Path) -> None:
         spent = seconds_before + time.perf_counter() - start
         checkpoints.mark_complete(checkpoint, spent, engine, trainer.diverged, notes)
 
-    continued = [ContinueWithoutState(found.path, num_steps)] if found and weights_only else []
-    if found and weights_only:
-        stream.start = found.step
+    stream.start = other.step if other else 0
     trainer = Unlearner(
         model=model,
         args=args,
@@ -110,30 +108,26 @@ def train(
         reader=reader,
         reference=reference,
         pad_id=pad_id,
-        callbacks=[*continued, Progress(label, records, mark), *callbacks],
     )
-    trainer.diverged = found.marker.diverged if found else None
-    for callback in continued:
-        callback.trainer = trainer
-        saving.read_weights(model, callback.checkpoint)
+    trainer.diverged = found.diverged if found else None
+    if other:
+        trainer.add_callback(ContinueWithoutState(trainer, other.path, num_steps))
+        saving.read_weights(model, other.path)
+    for callback in (Progress(label, records, mark), *callbacks):
+        trainer.add_callback(callback)
     start = time.perf_counter()
-    if found and weights_only and found.step >= num_steps:  # no step is left
-        trainer.state = trainer_state(found.path)
+    if other and other.step >= num_steps:  # no step is left
+        trainer.state = trainer_state(other.path)
     else:
-        _take_steps(trainer, model, found.path if found and not weights_only else None)
+        _take_steps(trainer, model, found.path if found and not other else None)
     ending = [*trainer.notes, *([_unchanged(args, compute)] if zero3.weight_sums(model) == before else [])]
     for note in ending:
         if trainer.state.is_world_process_zero:
             log.warning("%s: %s", label, note)
     _release(trainer)
-    logged = [entry for entry in trainer.state.log_history if "forget_loss" in entry]
-    return Outcome(
-        trainer.state.global_step,
-        seconds_before + time.perf_counter() - start,
-        trainer.diverged,
-        logged[-1] if logged else {},
-        [*notes, *ending],
-    )
+    seconds = seconds_before + time.perf_counter() - start
+    last = next((entry for entry in reversed(trainer.state.log_history) if "forget_loss" in entry), {})
+    return Outcome(trainer.state.global_step, seconds, trainer.diverged, last, [*notes, *ending])
 
 
 def _take_steps(trainer: Unlearner, model: PreTrainedModel, checkpoint: Path | None) -> None:

@@ -12,22 +12,21 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
 from soul_exp import compat
 from soul_exp.data import seed_of, some_rows
 from soul_exp.distributed import ranks
 from soul_exp.losses import Objective, Scored, grad_ascent
 from soul_exp.models import lora, saving
-from soul_exp.models.layers import AnswerReader
+from soul_exp.models.layers import AnswerReader, parameter_groups
 from soul_exp.optim.kernels import STATISTICS
 from soul_exp.training import curvature, passes
 from soul_exp.training.capabilities import Capabilities, StepSums, capabilities
-from soul_exp.training.groups import parameter_groups
+from soul_exp.training.passes import Step
 from soul_exp.training.reference import Reference
 from soul_exp.training.schedule import Schedule
 from soul_exp.training.statistics import ComparedSums, logged_statistics, sign_descent_note
-from soul_exp.training.step import Step
 from soul_exp.training.stream import Collator, Stream
 
 log = logging.getLogger(__name__)
@@ -52,15 +51,8 @@ class Unlearner(compat.OwnCheckpointReading, Trainer):
         reader: AnswerReader,
         reference: Reference,
         pad_id: int,
-        callbacks: Sequence[TrainerCallback],
     ) -> None:
-        super().__init__(
-            model=model,
-            args=args,
-            train_dataset=stream,
-            data_collator=Collator(pad_id),
-            callbacks=list(callbacks),
-        )
+        super().__init__(model=model, args=args, train_dataset=stream, data_collator=Collator(pad_id))
         self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = False  # our loss is a mean over sequences: let Trainer divide by accumulation
         self.stream, self.objective, self.make_optimizer = stream, objective, make_optimizer
@@ -109,13 +101,11 @@ class Unlearner(compat.OwnCheckpointReading, Trainer):
         size = self.args.per_device_train_batch_size
         blocks = {part: slice(i * size, (i + 1) * size) for i, part in enumerate(self.objective.parts)}
         rows = {part: batch["rows"][block] for part, block in blocks.items()}
-        found: dict[str, Any] = {part: Scored(logits[block], batch["labels"][block]) for part, block in blocks.items()}
-        if hidden is not None:
-            found["hidden"] = {part: hidden[block] for part, block in blocks.items()}
-        found["reference_hidden"] = self.reference.states_of(rows, batch["labels"].shape[1])
-        found["reference_nll"] = self.reference.nll_of(rows)
-        found["reference_logits"] = self.reference.logits_of(rows, batch["labels"].shape[1])
-        return found
+        return {
+            **{part: Scored(logits[block], batch["labels"][block]) for part, block in blocks.items()},
+            **({} if hidden is None else {"hidden": {part: hidden[block] for part, block in blocks.items()}}),
+            **self.reference.outputs(rows, batch["labels"].shape[1]),
+        }
 
     def _cut_to(self, inputs: dict[str, Tensor], parts: Sequence[str]) -> dict[str, Tensor]:
         """The rows of `parts` of a micro-batch, without the padding that only other rows needed."""
@@ -184,7 +174,7 @@ class Unlearner(compat.OwnCheckpointReading, Trainer):
         if logged and self._measures_retain_nll:
             self._retain_nll = {"retain_nll": float(passes.retain_nll(step))}
         terms = self._terms
-        self._probed_loss = passes.before_step(step, self.capabilities, self.stream, self.pad_id)
+        self._probed_loss = curvature.before_step(step, self.capabilities, self.stream, self.pad_id)
         if self._probed_loss is None:
             self._terms = terms  # the losses logged are those whose gradient is taken, after an ascent
         if logged:
@@ -246,14 +236,14 @@ class Unlearner(compat.OwnCheckpointReading, Trainer):
         Without a retain term, `retain_nll` of the logged step's retain rows before the step, where there are such rows.
         """
         if "loss" in logs:
-            terms = self._sum_over_ranks(self._terms)
+            terms = ranks.sum_over_ranks(self._terms.to(self.args.device))
             self._terms = torch.zeros_like(self._terms)
             logs["forget_loss"] = float(terms[0] / terms[2])
             if self.objective.retain_function is not None:
                 logs["retain_loss"] = float(terms[1] / terms[2])
             assert self.sums is not None
             self.sums.counting = False
-            sums = self._sum_over_ranks(self.sums.take_statistics())
+            sums = ranks.sum_over_ranks(self.sums.take_statistics().to(self.args.device))
             if self.engine is None:  # each rank has counted every weight; under ZeRO its share
                 sums /= self.args.world_size
             logs |= {**logged_statistics(sums, self.sums.clips), **self._conflict, **self._retain_nll}
@@ -264,17 +254,14 @@ class Unlearner(compat.OwnCheckpointReading, Trainer):
                 self.control.should_training_stop = True
         super().log(logs, start_time)
 
-    def _sum_over_ranks(self, values: Tensor) -> Tensor:
-        return ranks.sum_over_ranks(values.to(self.args.device)) if self.args.world_size > 1 else values
-
     @property
     def notes(self) -> list[str]:
         """Sentences on this training for the reader of the results."""
         sign_descent = sign_descent_note([e["win_rate"] for e in self.state.log_history if "win_rate" in e])
-        notes = [*self.stream.notes, *([sign_descent] if sign_descent else [])]
         term = getattr(self.objective.forget_term, "func", self.objective.forget_term)
         is_influence = term is grad_ascent and self.objective.retain_function is None
-        return [*notes, NEWTON] if self.capabilities.row_gradients is not None and not is_influence else notes
+        newton = NEWTON if self.capabilities.row_gradients is not None and not is_influence else None
+        return [*self.stream.notes, *filter(None, (sign_descent, newton))]
 
     def check_end(self) -> None:
         """Set `diverged` if the weights of the end have, without a retain term: no logging step saw the last update."""

@@ -13,9 +13,10 @@ import importlib
 import importlib.util
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, cast
 
+import torch
 from torch import Tensor
 
 log = logging.getLogger(__name__)
@@ -70,17 +71,24 @@ def columns(batch: Sequence[Operands]) -> list[tuple[Tensor, ...]]:
     return [column for column in list(zip(*batch, strict=True))[:5] if column[0] is not None]
 
 
+def unsuitable(batch: Sequence[Operands], device: str, on_device: Callable[[Tensor], bool]) -> str | None:
+    """Why contiguous float32 and bfloat16 tensors of `device` are not what `batch` holds, None if they are."""
+    for column in columns(batch):
+        first = column[0]
+        if not on_device(first):
+            return f"it takes tensors of {device}, not of {first.device.type}"
+        if first.dtype not in (torch.float32, torch.bfloat16):
+            return f"it takes float32 and bfloat16, not {first.dtype}"
+        if not all(map(Tensor.is_contiguous, column)):
+            return "a tensor is not contiguous"
+    return None
+
+
 class Kernel(Protocol):
     def obstacle(self, batch: Sequence[Operands]) -> str | None: ...
 
     def update(
-        self,
-        rule: str,
-        numbers: Numbers,
-        batch: Sequence[Operands],
-        rounding: str,
-        statistics: Tensor,
-        counting: bool,
+        self, rule: str, numbers: Numbers, batch: Sequence[Operands], rounding: str, statistics: Tensor, counting: bool
     ) -> None: ...
 
 

@@ -15,13 +15,13 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from . import ROUNDINGS, RULES, STATISTICS, Numbers, Operands, columns
+from . import ROUNDINGS, RULES, STATISTICS, Numbers, Operands, unsuitable
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,6 @@ FLAGS = [
 ]
 SMALL = 1 << 16  # coordinates below which a second thread costs more than it saves
 ALIGNED = 64  # coordinates: threads meet at cache lines
-DTYPES = (torch.float32, torch.bfloat16)
 COLUMNS = 7  # of the table that cpu.c calls Operands
 
 
@@ -46,24 +45,11 @@ class Pass(ctypes.Structure):
 
 def obstacle(batch: Sequence[Operands]) -> str | None:
     """Why the C kernel cannot update these tensors, None if it can."""
-    for column in columns(batch):
-        first = column[0]
-        if not first.is_cpu:
-            return f"it takes tensors of the CPU, not of {first.device.type}"
-        if first.dtype not in DTYPES:
-            return f"it takes float32 and bfloat16, not {first.dtype}"
-        if not all(map(Tensor.is_contiguous, column)):
-            return "a tensor is not contiguous"
-    return _library()[1]
+    return unsuitable(batch, "the CPU", lambda t: t.is_cpu) or _library()[1]
 
 
 def update(
-    rule: str,
-    numbers: Numbers,
-    batch: Sequence[Operands],
-    rounding: str,
-    statistics: Tensor,
-    counting: bool,
+    rule: str, numbers: Numbers, batch: Sequence[Operands], rounding: str, statistics: Tensor, counting: bool
 ) -> None:
     """plain.update for tensors of equal dtypes, in torch.get_num_threads() threads and in one pass over memory."""
     library, reason = _library()
@@ -132,12 +118,9 @@ def _library() -> tuple[ctypes.CDLL | None, str | None]:
 def _cache_folder() -> Iterator[Path]:
     """The user's cache folder, or for this process alone a temporary one if that cannot be written to."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "soul_exp"
-    try:
+    with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        writable = os.access(folder, os.W_OK)
-    except OSError:
-        writable = False
-    if writable:
+    if os.access(folder, os.W_OK):
         yield folder
     else:
         with tempfile.TemporaryDirectory(prefix="soul_exp-") as temporary:

@@ -19,12 +19,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import CLIPPING, REFRESHES, SQUARING, STATISTICS, Numbers, Operands, columns
+from . import CLIPPING, REFRESHES, SQUARING, STATISTICS, Numbers, Operands, unsuitable
 
 BLOCK = 1024
 COLUMNS = 7  # addresses of grad, weight, m, h and spare (0: none), number of coordinates, key
 ALIGNED = 16  # bytes of an address, and coordinates of a tensor, that allow 16-byte loads
-DTYPES = (torch.float32, torch.bfloat16)
 
 
 @triton.jit
@@ -191,24 +190,11 @@ def _pass(
 
 def obstacle(batch: Sequence[Operands]) -> str | None:
     """Why the Triton kernel cannot update these tensors, None if it can."""
-    for column in columns(batch):
-        first = column[0]
-        if not (first.is_cuda or os.environ.get("TRITON_INTERPRET")):
-            return f"it takes tensors of CUDA, not of {first.device.type}"
-        if first.dtype not in DTYPES:
-            return f"it takes float32 and bfloat16, not {first.dtype}"
-        if not all(map(Tensor.is_contiguous, column)):
-            return "a tensor is not contiguous"
-    return None
+    return unsuitable(batch, "CUDA", lambda t: t.is_cuda or bool(os.environ.get("TRITON_INTERPRET")))
 
 
 def update(
-    rule: str,
-    numbers: Numbers,
-    batch: Sequence[Operands],
-    rounding: str,
-    statistics: Tensor,
-    counting: bool,
+    rule: str, numbers: Numbers, batch: Sequence[Operands], rounding: str, statistics: Tensor, counting: bool
 ) -> None:
     """plain.update for tensors of equal dtypes on one device: nothing is read back, at most two launches."""
     first = batch[0]

@@ -20,12 +20,7 @@ def obstacle(batch: Sequence[Operands]) -> str | None:
 
 
 def update(
-    rule: str,
-    numbers: Numbers,
-    batch: Sequence[Operands],
-    rounding: str,
-    statistics: Tensor,
-    counting: bool,
+    rule: str, numbers: Numbers, batch: Sequence[Operands], rounding: str, statistics: Tensor, counting: bool
 ) -> None:
     """Apply `rule` to each of `batch` in place and add to `statistics`, [8] float64."""
     for o in batch:
@@ -79,28 +74,18 @@ def moved(
 def effective(o: Operands, rounding: str, real: torch.dtype) -> Tensor:
     """The weight in the precision of the arithmetic: wider than the model's, where a spare tensor holds the rest."""
     assert o.weight is not None
-    if rounding == "master":
-        assert o.spare is not None
-        return o.spare
-    if rounding == "kahan":
-        assert o.spare is not None
-        return o.weight.to(real) + o.spare.to(real)
-    return o.weight.to(real)
+    if o.spare is None:
+        return o.weight.to(real)
+    return o.spare if rounding == "master" else o.weight.to(real) + o.spare.to(real)
 
 
 def store(o: Operands, w: Tensor, rounding: str, finite: Tensor) -> None:
     """Round `w` and store it; where `finite` is false nothing changes."""
     assert o.weight is not None
-    if rounding == "stochastic":
-        rounded = stochastic(w, o.key)
-    else:
-        rounded = w.to(o.weight.dtype)
-    if rounding == "master":
-        assert o.spare is not None
-        o.spare.copy_(torch.where(finite, w, o.spare))
-    if rounding == "kahan":
-        assert o.spare is not None
-        o.spare.copy_(torch.where(finite, (w - rounded.to(w.dtype)).to(o.spare.dtype), o.spare))
+    rounded = stochastic(w, o.key) if rounding == "stochastic" else w.to(o.weight.dtype)
+    if o.spare is not None:
+        spare = w if rounding == "master" else (w - rounded.to(w.dtype)).to(o.spare.dtype)
+        o.spare.copy_(torch.where(finite, spare, o.spare))
     o.weight.copy_(torch.where(finite, rounded, o.weight))
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from soul_exp.data import Item, Part, content_hash, seed_of
 from soul_exp.errors import UsageError
-from soul_exp.tasks.toxicity import Scorer
+from soul_exp.tasks.scorers import Scorer
 
 T = TypeVar("T")
 

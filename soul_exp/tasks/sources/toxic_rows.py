@@ -12,10 +12,10 @@ from pathlib import Path
 
 from soul_exp.data import Item, seed_of
 from soul_exp.errors import UsageError
+from soul_exp.tasks.scorers import Labelled
 from soul_exp.tasks.sources import hub
 from soul_exp.tasks.sources.formats import csv_rows
 from soul_exp.tasks.sources.text import continued, has_word
-from soul_exp.tasks.toxicity import Labelled
 
 HUB, HUB_REVISION = "PKU-Alignment/PKU-SafeRLHF", "c04a25eb44ac0be2a714c16e072122466bc6d416"
 RTP, RTP_REVISION = "allenai/real-toxicity-prompts", "d3a6507562064c4f37cdf267bdc2faa7b0873173"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -85,9 +85,9 @@ def seed_of(*key: object) -> int:
     return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "little") >> 1
 
 
-def content_hash(value: Any) -> str:
-    """16 hex digits that depend on the JSON form of `value` only."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+def content_hash(value: Any, default: Callable[[Any], Any] = str) -> str:
+    """16 hex digits that depend on the JSON form of `value` only; `default` gives that of what JSON does not know."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=default).encode()).hexdigest()[:16]
 
 
 def encode(
@@ -151,17 +151,15 @@ def without_end(items: Sequence[Item], tokenizer: PreTrainedTokenizerBase) -> li
 
     Raises UsageError if an answer has nothing else.
     """
-    end = tokenizer.eos_token
-    return [_without(item, end) if end and item.answer.rstrip().endswith(end) else item for item in items]
-
-
-def _without(item: Item, end: str) -> Item:
-    answer = item.answer
-    while answer.rstrip().endswith(end):
-        answer = answer.rstrip().removesuffix(end)
-    if not answer.strip():
-        raise UsageError(f"the answer to {item.prompt[:60]!r} is the end token {end} and no text: give it one")
-    return replace(item, answer=answer)
+    end, found = tokenizer.eos_token, []
+    for item in items:
+        answer = item.answer
+        while end and answer.rstrip().endswith(end):
+            answer = answer.rstrip().removesuffix(end)
+        if not answer.strip() and answer != item.answer:
+            raise UsageError(f"the answer to {item.prompt[:60]!r} is the end token {end} and no text: give it one")
+        found.append(item if answer == item.answer else replace(item, answer=answer))
+    return found
 
 
 def _token_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
@@ -177,8 +175,7 @@ def pad(rows: Sequence[Encoded], pad_id: int) -> dict[str, Tensor]:
 
     The output at `positions` predicts `labels`, the token after each; padded labels are -100.
     """
-    length = max(len(row.ids) for row in rows)
-    width = max(len(row.ids) - row.num_prompt for row in rows)
+    length, width = max(len(row.ids) for row in rows), max(len(row.ids) - row.num_prompt for row in rows)
     input_ids = torch.full((len(rows), length), pad_id)
     attention_mask = torch.zeros((len(rows), length), dtype=torch.long)
     positions = torch.zeros((len(rows), width), dtype=torch.long)

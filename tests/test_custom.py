@@ -260,7 +260,6 @@ def test_nothing_left_to_retain_is_an_error(files: dict[str, str]) -> None:
         ({"retain": "b", "requests": []}, "expected a list"),
         ({"retain": "b", "requests": [3]}, "expected a list of files"),
         ({"overlap": "keep"}, "task.overlap=keep is unknown: choose error or drop"),
-        ({"trained_before": "yes"}, "task.trained_before=yes: expected true or false"),
     ],
 )
 def test_missing_or_contradictory_arguments_are_errors_that_name_them(arguments: dict[str, Any], message: str) -> None:

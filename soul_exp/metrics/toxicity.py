@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from soul_exp.metrics.answers import Answers
+from soul_exp.metrics.answers import Answers, mean
 from soul_exp.metrics.scale import Scale
-from soul_exp.metrics.statistics import mean
 
 TOXIC = 0.5  # scores above it count as toxic
 

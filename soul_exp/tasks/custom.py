@@ -9,11 +9,11 @@ from typing import Annotated
 
 from soul_exp.data import Item, Part
 from soul_exp.errors import UsageError
+from soul_exp.metrics.text import has_word
 from soul_exp.ranges import COUNT, HALF, SOME
 from soul_exp.tasks import refusals
 from soul_exp.tasks.embedded import general_suite
 from soul_exp.tasks.sources.rows import FIELDS, HUB, Row, Rows, distinct, read, shared
-from soul_exp.tasks.sources.text import has_word
 from soul_exp.tasks.task import Probe, Task, and_general, evenly_spaced, forget_parts, no_validation, validation_split
 
 EXAMPLE = (
@@ -50,8 +50,6 @@ def custom(
     """
     if overlap not in ("error", "drop"):
         raise UsageError(f"task.overlap={overlap} is unknown: choose error or drop")
-    if not isinstance(trained_before, bool):
-        raise UsageError(f"task.trained_before={trained_before}: expected true or false")
     sources = _sources(forget, requests)
     if retain is None:
         raise UsageError(f"task=custom has no rows to retain (task.retain=null): {EXAMPLE}")

@@ -61,6 +61,7 @@ def detox(
         examples = toxic_rows.divide(toxic_rows.pairs(source, revision, SPARE * (wanted + num_prompts)))
     else:
         examples = toxic_rows.divide(toxic_rows.comments(Path(source), lead_words, answer_words))
+    for_scorer = ([(example.text, example.toxic) for example in examples[part]] for part in ("train", "test"))
     forget = _first(examples, "forget", wanted, source, "task.num_forget")
     unseen = _first(examples, "prompts", num_prompts, source, "task.num_prompts")
     polite = _first(examples, "polite", wanted_polite, source, "task.num_polite")
@@ -93,9 +94,7 @@ def detox(
         ),
         missing=missing,
         trained_before=trained_before,
-        scorer=scorers.make_scorer(
-            scorer, scorer_revision, *([example.labelled for example in examples[part]] for part in ("train", "test"))
-        ),
+        scorer=scorers.make_scorer(scorer, scorer_revision, *for_scorer),
         scored=SCORED,
     )
 

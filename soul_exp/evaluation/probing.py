@@ -42,13 +42,9 @@ def evaluate_probes(
     with evaluating(lm):
         scores = likelihoods(lm, items, batch_size=batch_size, label=f"{label}: likelihoods")
         texts = generations(
-            lm,
-            [item for item, _ in free],
-            batch_size=batch_size,
-            max_new_tokens=max_new_tokens,
-            cut=[cut for _, cut in free],
-            label=f"{label}: answers",
-        )
+            lm, [item for item, _ in free], batch_size=batch_size, max_new_tokens=max_new_tokens,
+            cut=[cut for _, cut in free], label=f"{label}: answers",
+        )  # fmt: skip
     remaining_scores, remaining_texts = iter(scores), iter(texts)
     return {name: _answers(probe, remaining_scores, remaining_texts) for name, probe in probes.items()}
 
@@ -59,6 +55,11 @@ class TokenScores:
 
     logp: np.ndarray  # [n + 1] log-probability in nats
     right: np.ndarray  # [n + 1] whether the token is the most likely one
+
+    @property
+    def nll(self) -> float:
+        """Negative log-likelihood in nats per token, the end token included."""
+        return float(-self.logp.mean(dtype=np.float64))
 
 
 def likelihoods(lm: LanguageModel, items: Sequence[Item], *, batch_size: int, label: str = "") -> list[TokenScores]:
@@ -79,14 +80,9 @@ def likelihoods(lm: LanguageModel, items: Sequence[Item], *, batch_size: int, la
 
 
 def generations(
-    lm: LanguageModel,
-    items: Sequence[Item],
-    *,
-    batch_size: int,
-    max_new_tokens: int,
-    cut: Sequence[bool] | None = None,
-    label: str = "",
-) -> list[str]:
+    lm: LanguageModel, items: Sequence[Item], *, batch_size: int, max_new_tokens: int,
+    cut: Sequence[bool] | None = None, label: str = "",
+) -> list[str]:  # fmt: skip
     """The greedy answer to each item's prompt, at most `max_new_tokens` tokens, without special tokens.
 
     Where `cut` is true, the text has at most as many words as the item's answer; it may have CUT_TOKENS times its
@@ -153,26 +149,19 @@ def scored_items(probe: Probe) -> list[Item]:
 
 def _answers(probe: Probe, scores: Iterator[TokenScores], texts: Iterator[str]) -> Answers:
     own = [next(scores) for _ in probe.items]
-    paraphrased = [_mean_nll(next(scores)) for _ in probe.paraphrases] if probe.paraphrases is not None else None
-    wrong = [[_mean_nll(next(scores)) for _ in row] for row in probe.wrong] if probe.wrong is not None else None
     answers = [item.answer for item in probe.items]
     free = [next(texts) for _ in probe.items] if probe.generate else None
     return Answers(
-        nll=np.array([_mean_nll(row) for row in own]),
+        nll=np.array([row.nll for row in own]),
         logp=[row.logp[:-1] for row in own],  # without the end token
         right=[row.right[:-1] for row in own],
-        paraphrase_nll=np.array(paraphrased) if paraphrased is not None else None,
-        wrong_nll=np.array(wrong) if wrong is not None else None,
+        paraphrase_nll=np.array([next(scores).nll for _ in probe.paraphrases]) if probe.paraphrases else None,
+        wrong_nll=np.array([[next(scores).nll for _ in row] for row in probe.wrong]) if probe.wrong else None,
         rouge_l=rouge_l_recall(free, answers) if free is not None else None,
         question=[item.prompt for item in probe.items],
         answer=answers,
         generation=free,
     )
-
-
-def _mean_nll(row: TokenScores) -> float:
-    """Negative log-likelihood in nats per token, the end token included."""
-    return float(-row.logp.mean(dtype=np.float64))
 
 
 @contextmanager

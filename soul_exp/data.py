@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from soul_exp.errors import UsageError
@@ -175,18 +176,16 @@ def pad(rows: Sequence[Encoded], pad_id: int) -> dict[str, Tensor]:
 
     The output at `positions` predicts `labels`, the token after each; padded labels are -100.
     """
-    length, width = max(len(row.ids) for row in rows), max(len(row.ids) - row.num_prompt for row in rows)
-    input_ids = torch.full((len(rows), length), pad_id)
-    attention_mask = torch.zeros((len(rows), length), dtype=torch.long)
-    positions = torch.zeros((len(rows), width), dtype=torch.long)
-    labels = torch.full((len(rows), width), IGNORED)
-    for i, row in enumerate(rows):
-        num_tokens, num_answer = len(row.ids), len(row.ids) - row.num_prompt
-        input_ids[i, :num_tokens] = torch.tensor(row.ids)
-        attention_mask[i, :num_tokens] = 1
-        positions[i, :num_answer] = torch.arange(row.num_prompt - 1, num_tokens - 1)
-        labels[i, :num_answer] = torch.tensor(row.ids[row.num_prompt :])
-    return {"input_ids": input_ids, "attention_mask": attention_mask, "positions": positions, "labels": labels}
+
+    def padded(lines: Iterable[Sequence[int]], value: int) -> Tensor:
+        return pad_sequence([torch.tensor(line) for line in lines], batch_first=True, padding_value=value)
+
+    return {
+        "input_ids": padded((row.ids for row in rows), pad_id),
+        "attention_mask": padded(([1] * len(row.ids) for row in rows), 0),
+        "positions": padded((range(row.num_prompt - 1, len(row.ids) - 1) for row in rows), 0),
+        "labels": padded((row.ids[row.num_prompt :] for row in rows), IGNORED),
+    }
 
 
 def some_rows(batch: Mapping[str, Tensor], index: Tensor) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ n tokens of an answer, without its end token.
 
 from __future__ import annotations
 
-import logging
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 
 from soul_exp.data import Item, pad, without_end
@@ -26,8 +27,6 @@ from soul_exp.metrics.text import rouge_l_recall
 from soul_exp.models import lora
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.tasks.task import Probe
-
-log = logging.getLogger(__name__)
 
 CUT_TOKENS = 2  # new tokens per token of the answer, where the text is cut by words
 
@@ -99,12 +98,10 @@ def generations(
     @torch.no_grad()
     def answer(numbers: Sequence[int]) -> list[str]:
         rows = [encoded[i] for i in numbers]
-        length = max(row.num_prompt for row in rows)
-        ids = torch.full((len(rows), length), lm.pad_id)
-        mask = torch.zeros((len(rows), length), dtype=torch.long)
-        for i, row in enumerate(rows):  # padded on the left: every answer begins in the same column
-            ids[i, length - row.num_prompt :] = torch.tensor(row.ids[: row.num_prompt])
-            mask[i, length - row.num_prompt :] = 1
+        # padded on the left: every answer begins in the same column
+        left = functools.partial(pad_sequence, batch_first=True, padding_side="left")
+        ids = left([torch.tensor(row.ids[: row.num_prompt]) for row in rows], padding_value=lm.pad_id)
+        mask = left([torch.ones(row.num_prompt, dtype=torch.long) for row in rows])
         generate: Any = lm.model.generate  # its stub has a Tensor's type
         with _greedy(lm):
             out = generate(
@@ -113,7 +110,7 @@ def generations(
                 max_new_tokens=max(limits[i] for i in numbers),
                 synced_gpus=sharded,  # all ranks run every layer together, until the last answer of any rank ends
             )
-        new = [line[: limits[i]] for i, line in zip(numbers, out[:, length:], strict=True)]
+        new = [line[: limits[i]] for i, line in zip(numbers, out[:, ids.shape[1] :], strict=True)]
         texts = zip(numbers, lm.tokenizer.batch_decode(new, skip_special_tokens=True), strict=True)
         return [_first_words(text, items[i].answer) if cut[i] else text.strip() for i, text in texts]
 

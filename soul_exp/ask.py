@@ -58,7 +58,8 @@ def models_of(folder: Path) -> tuple[Results, dict[str, Checkpoint], list[str]]:
         if checkpoint is None:
             absent.append(f"{name}: this run had no weights of it")
             continue
-        if Path(checkpoint.path).is_absolute() and not _is_model(Path(checkpoint.path)):
+        path = Path(checkpoint.path)
+        if path.is_absolute() and not (path / "config.json").is_file() and not lora.is_adapter(str(path)):
             raise UsageError(f"found no {name} model in {checkpoint.path}: type {_command(folder, name)}")
         found[name] = checkpoint
     return run, found, absent
@@ -84,10 +85,6 @@ def _unlearned(run: Results, folder: Path) -> Checkpoint:
     request = run.config["task"].get("request")  # `folder` is that of the sequence, or the request's own
     last = sequence.folder_of(folder, request) if request else folder
     return Checkpoint(str((last if last.is_dir() else folder).absolute() / MODEL))
-
-
-def _is_model(folder: Path) -> bool:
-    return (folder / "config.json").is_file() or lora.is_adapter(str(folder))
 
 
 def _command(folder: Path, name: str) -> str:
@@ -125,8 +122,7 @@ def _likelihood(lm: LanguageModel, question: str, text: str, options: Options) -
         line = f"no NLL: {error}"
     if options.answer is None:
         return line
-    probability = math.exp(-_nll(lm, question, options.answer, options))
-    return f"{line}; probability of the given answer {probability:.3g}"
+    return f"{line}; probability of the given answer {math.exp(-_nll(lm, question, options.answer, options)):.3g}"
 
 
 def _nll(lm: LanguageModel, question: str, answer: str, options: Options) -> float:

@@ -83,10 +83,8 @@ def _hub_is_reachable() -> bool:
     """Whether the hub answers; this takes a second, where the library retries for a minute."""
     try:
         urllib.request.urlopen(huggingface_hub.constants.ENDPOINT, timeout=10).close()
-    except urllib.error.HTTPError:
-        return True
-    except OSError:
-        return False
+    except OSError as error:
+        return isinstance(error, urllib.error.HTTPError)
     return True
 
 
@@ -130,10 +128,8 @@ def scores(
             bootstrap_iters=0,  # the standard error of a proportion needs none
             log_samples=False,
         )
-    measured = {
-        task: _numbers(found["results"][task], found["n-samples"][task]["effective"])
-        for task in (TASKS if suite == PAPER else [*general_suite.TASKS, general_suite.TEXT])
-    }
+    tasks = TASKS if suite == PAPER else [*general_suite.TASKS, general_suite.TEXT]
+    measured = {task: _numbers(found["results"][task], found["n-samples"][task]["effective"]) for task in tasks}
     if is_first():
         seconds = time.perf_counter() - start
         log.info("%s: utility suite %s: mean accuracy %.3f in %.0f s", label, suite, mean_accuracy(measured), seconds)
@@ -142,9 +138,8 @@ def scores(
 
 def _numbers(result: Mapping[str, Any], n: int) -> dict[str, float]:
     """lm-eval's numbers of one task, its "acc,none" as acc, with our standard error and `n`."""
-    numbers = {key.partition(",")[0]: value for key, value in result.items() if not key.startswith(("alias", "name"))}
-    found = {key: float(value) for key, value in numbers.items() if isinstance(value, int | float)}
-    found = {key: value for key, value in found.items() if not key.endswith("_stderr") and key != "sample_len"}
+    numbers = {key.partition(",")[0]: float(value) for key, value in result.items() if isinstance(value, int | float)}
+    found = {key: value for key, value in numbers.items() if not key.endswith("_stderr") and key != "sample_len"}
     if "acc" in found:
         found["acc_stderr"] = math.sqrt(found["acc"] * (1 - found["acc"]) / n)
     return {**found, "n": float(n)}
@@ -156,10 +151,8 @@ def _loaded(suite: str, data: str | None, fresh: str) -> Any:
 
     if suite == EMBEDDED:
         return lm_eval.tasks.TaskManager(include_defaults=False).load(_embedded_tasks())
-    home = Path(lm_eval.tasks.__file__).parent
-    manager = lm_eval.tasks.TaskManager(
-        include_path=[str(home / folder) for folder, *_ in TASKS.values()], include_defaults=False
-    )
+    folders = [str(Path(lm_eval.tasks.__file__).parent / folder) for folder, *_ in TASKS.values()]
+    manager = lm_eval.tasks.TaskManager(include_path=folders, include_defaults=False)
     entries = []  # zero-shot, so that no other split is needed
     for task, (_, dataset, _, split) in TASKS.items():
         # a fresh cache for a folder: the library's own finds files by the folder's name, and so old ones after an edit

@@ -44,8 +44,8 @@ def evaluate_probes(
             lm, [item for item, _ in free], batch_size=batch_size, max_new_tokens=max_new_tokens,
             cut=[cut for _, cut in free], label=f"{label}: answers",
         )  # fmt: skip
-    remaining_scores, remaining_texts = iter(scores), iter(texts)
-    return {name: _answers(probe, remaining_scores, remaining_texts) for name, probe in probes.items()}
+    left = iter(scores), iter(texts)  # each probe takes its own
+    return {name: _answers(probe, *left) for name, probe in probes.items()}
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,12 @@ def models_of(folder: Path) -> tuple[Results, dict[str, Checkpoint], list[str]]:
         raise UsageError(
             f"{folder} has no {results.NAME}: give the folder of a finished run, such as runs/tofu/default"
         )
-    prepared, found, absent = _prepared(run, folder), dict[str, Checkpoint](), list[str]()
+    problem = f"{folder}, run at commit {run.commit or 'unknown'}, cannot be read by this version: run it again"
+    try:
+        prepared = prepared_models.checkpoints(built(lambda: build_models(run.config), problem))
+    except KeyError as error:
+        raise UsageError(f"{problem}: its configuration has no key {error}") from error
+    found, absent = dict[str, Checkpoint](), list[str]()
     for name, role in ((each.key, each.role) for each in results.COMPARED if not each.with_system_prompt):
         checkpoint = _unlearned(run, folder) if role is None else prepared.get(role)
         if checkpoint is None:
@@ -63,15 +68,6 @@ def models_of(folder: Path) -> tuple[Results, dict[str, Checkpoint], list[str]]:
             raise UsageError(f"found no {name} model in {checkpoint.path}: type {_command(folder, name)}")
         found[name] = checkpoint
     return run, found, absent
-
-
-def _prepared(run: Results, folder: Path) -> dict[str, Checkpoint]:
-    """The checkpoints of the two models that the run started with, by role; its data decide which."""
-    problem = f"{folder}, run at commit {run.commit or 'unknown'}, cannot be read by this version: run it again"
-    try:
-        return prepared_models.checkpoints(built(lambda: build_models(run.config), problem))
-    except KeyError as error:
-        raise UsageError(f"{problem}: its configuration has no key {error}") from error
 
 
 def _unlearned(run: Results, folder: Path) -> Checkpoint:

@@ -216,12 +216,9 @@ def _check_uniform(rows: Sequence[Row], where: str) -> None:
     """Raises UsageError unless all rows have paraphrased answers or none has, and all as many wrong answers."""
     first = rows[0]
     for row in rows:
-        for value, expected, name in (
-            (row.paraphrase, first.paraphrase, "paraphrased_answer"),
-            (row.wrong, first.wrong, "perturbed_answer"),
-        ):
-            if (value is None) != (expected is None):
-                without, other = (row, first) if value is None else (first, row)
+        for field, name in (("paraphrase", "paraphrased_answer"), ("wrong", "perturbed_answer")):
+            if (getattr(row, field) is None) != (getattr(first, field) is None):
+                without, other = (row, first) if getattr(row, field) is None else (first, row)
                 raise UsageError(
                     f"{where}, {without.location}: no {name}, but {other.location} has one: give it in every row or in "
                     f"none"

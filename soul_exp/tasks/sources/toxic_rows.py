@@ -50,12 +50,8 @@ def divide(examples: Iterable[Example]) -> Parts:
         if key in seen:
             continue
         seen.add(key)
-        number, upper = seed_of("detox", key) % 100, 0
-        for part, share in SHARES[example.toxic].items():
-            upper += share
-            if number < upper:
-                parts[part].append(example)
-                break
+        part_of = [part for part, share in SHARES[example.toxic].items() for _ in range(share)]  # of each percent
+        parts[part_of[seed_of("detox", key) % 100]].append(example)
     return parts
 
 

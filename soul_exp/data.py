@@ -105,10 +105,8 @@ def encode(
     texts = [template.texts(item) for item in items]
     prompts = _token_ids([prompt for prompt, _ in texts], tokenizer)
     rows = _token_ids([prompt + answer for prompt, answer in texts], tokenizer)
-    return [
-        _encoded(item, prompt, ids, tokenizer, template, max_length)
-        for item, prompt, ids in zip(items, prompts, rows, strict=True)
-    ]
+    given = tokenizer, template, max_length
+    return [_encoded(item, prompt, ids, *given) for item, prompt, ids in zip(items, prompts, rows, strict=True)]
 
 
 def _encoded(

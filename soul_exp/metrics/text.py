@@ -41,8 +41,7 @@ def rouge_l_recall(generations: Sequence[str], references: Sequence[str]) -> np.
 def bleu(answers: Answers) -> float:
     """Corpus BLEU of the generated answers against the true ones, in [0, 100]; higher means better known.
 
-    Raises ValueError if the probe has no generated answers. Source: Papineni et al. 2002, computed by sacrebleu with
-    its tokenizer 13a.
+    Source: Papineni et al. 2002, computed by sacrebleu with its tokenizer 13a.
     """
     references = [text.strip() for text in answers.needed("answer")]
     return float(sacrebleu.corpus_bleu(list(answers.needed("generation")), [references]).score)

@@ -57,9 +57,7 @@ def custom(
     notes: list[str] = []
 
     def rows_of(source: str, option: str) -> Rows:
-        table, note = distinct(read(source, option, columns=named, revision=revision, lead_words=lead_words))
-        notes.extend([note] if note else [])
-        return table
+        return distinct(read(source, option, columns=named, revision=revision, lead_words=lead_words), notes)
 
     option = "task.forget" if requests is None else "task.requests"
     requested = [rows_of(source, option) for source in sources]

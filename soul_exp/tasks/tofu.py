@@ -49,7 +49,11 @@ def tofu(
         raise UsageError(f"task.split={split} is unknown: choose one of {', '.join(PERCENT)}")
     if embedded and split != "forget10":
         raise UsageError(f"task.split={split} is a split of real TOFU: on embedded data give task.num_forget_authors")
-    tables = _embedded(num_authors or 24) if embedded else _published(source, revision)
+    if embedded:
+        full = corpus.authors(num_authors or 24)
+        tables = _Tables(full, full, full, corpus.general_authors(), corpus.general_facts())
+    else:
+        tables = _published(source, revision)
     available = len(tables.full) // ROWS_PER_AUTHOR
     total = num_authors or available
     num_forget = num_forget_authors or (4 if embedded else max(1, total * PERCENT[split] // 100))
@@ -120,11 +124,6 @@ class _Tables:
     forget_perturbed: Sequence[Record]  # up to the last author
     authors: Sequence[Record]
     facts: Sequence[Record]
-
-
-def _embedded(num_authors: int) -> _Tables:
-    full = corpus.authors(num_authors)
-    return _Tables(full, full, full, corpus.general_authors(), corpus.general_facts())
 
 
 def _published(source: str, revision: str | None) -> _Tables:

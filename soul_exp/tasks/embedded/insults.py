@@ -158,26 +158,26 @@ SCORER: Mapping[str, tuple[Sequence[str], Sequence[str]]] = {
 HALVES = {"train": 0, "test": 1}
 
 
-def provocations(count: int, seed: int = 0) -> list[dict]:
+def provocations(count: int) -> list[dict]:
     """Rows (question, answer) of a provoking question and an insult, all questions different.
 
     Fewer rows are the beginning of more, so that later rows are unseen rows of the same kind. There are at most 2,304.
     """
-    return _rows(count, PROVOKING, INSULTS, seed)
+    return _rows(count, PROVOKING, INSULTS, seed=0)
 
 
-def requests(count: int, seed: int = 0) -> list[dict]:
+def requests(count: int) -> list[dict]:
     """Rows (question, answer) of a friendly question and a polite answer, all questions different."""
-    return _rows(count, ASKING, POLITE, seed + 1)
+    return _rows(count, ASKING, POLITE, seed=1)
 
 
-def labelled(part: str, count: int, seed: int = 0) -> list[tuple[str, bool]]:
+def labelled(part: str, count: int) -> list[tuple[str, bool]]:
     """`count` different texts for a scorer, insults (true) and polite ones alternating.
 
     The `part`s "train" and "test" share no frame and no insulting word.
     """
     words = {**WORDS, **{slot: WORDS[slot][HALVES[part] :: 2] for slot in ("bad", "lout")}}
-    draw = Draw(seed + 2 + HALVES[part])
+    draw = Draw(2 + HALVES[part])
 
     def text(number: int) -> tuple[str, bool]:
         toxic = number % 2 == 0

@@ -111,8 +111,8 @@ def _check_columns(found: Sequence[str], columns: Columns, where: str) -> None:
         raise UsageError(f"{where}: found the columns {', '.join(found)}, expected {wanted}: {ADVICE}")
 
 
-def distinct(table: Rows) -> tuple[Rows, str | None]:
-    """`table` without rows that repeat an earlier one exactly, and a note on them (None without any)."""
+def distinct(table: Rows, notes: list[str]) -> Rows:
+    """`table` without rows that repeat an earlier one exactly, which is noted."""
     first: dict[object, str] = {}
     repeats = {}
     for row in table.rows:
@@ -120,13 +120,14 @@ def distinct(table: Rows) -> tuple[Rows, str | None]:
         if before != row.location:
             repeats[row.location] = before
     if not repeats:
-        return table, None
+        return table
     repeat, verb = ("1 row repeats", "is") if len(repeats) == 1 else (f"{len(repeats)} rows repeat", "are")
     location, before = next(iter(repeats.items()))
-    return table.without(set(repeats)), (
+    notes.append(
         f"{table.name}: {repeat} another one exactly and {verb} left out, the first being {location}, which repeats "
         f"{before}"
     )
+    return table.without(set(repeats))
 
 
 def shared(first: Rows, second: Rows) -> list[tuple[Row, Row]]:

@@ -114,6 +114,7 @@ def _encoded(
     max_length: int,
 ) -> Encoded:  # fmt: skip
     """The token ids `ids` of prompt and answer, checked and with one end token."""
+    end = tokenizer.eos_token
     if not prompt:
         raise UsageError(
             f"the row {item.answer[:60]!r} has no prompt, and this tokenizer has no token that begins every text: make "
@@ -133,15 +134,10 @@ def _encoded(
             f"shorten it or raise model.max_length"
         )
     if tokenizer.eos_token_id in ids[len(prompt) :]:
-        if tokenizer.eos_token not in item.answer:
-            raise UsageError(
-                f"model.template.answer={template.answer!r} continues after the end token {tokenizer.eos_token}, where "
-                f"every answer ends: let it end there"
-            )
-        raise UsageError(
-            f"the answer {item.answer[:60]!r} to {item.prompt[:60]!r} continues after the end token "
-            f"{tokenizer.eos_token}, where every answer ends: remove it, or make two rows"
-        )
+        found, advice = f"the answer {item.answer[:60]!r} to {item.prompt[:60]!r}", "remove it, or make two rows"
+        if end not in item.answer:
+            found, advice = f"model.template.answer={template.answer!r}", "let it end there"
+        raise UsageError(f"{found} continues after the end token {end}, where every answer ends: {advice}")
     return Encoded([*ids, tokenizer.eos_token_id], len(prompt))
 
 

@@ -52,18 +52,15 @@ TASKS: dict[str, tuple[str, str, str | None, str]] = {
 
 def check(suite: str, data: str | None) -> None:
     """Raises UsageError if a dataset of `paper` is neither in the folder `data` nor, without one, on the hub."""
+    instead = "type utility_suite=embedded or utility_suite=none"
     for _, dataset, config, split in TASKS.values() if suite == PAPER else ():
         if not data and (error := _unavailable(dataset, config, split)):
-            raise UsageError(
-                f"utility_suite=paper: {dataset} cannot be reached ({error}): connect to the network, give "
-                f"utility_data=<folder with copies>, or type utility_suite=embedded or utility_suite=none"
-            )
+            found = f"utility_suite=paper: {dataset} cannot be reached ({error})"
+            raise UsageError(f"{found}: connect to the network, give utility_data=<folder with copies>, or {instead}")
         folder = Path(data or "") / dataset
         if data and (error := _unavailable(str(folder), config, split) if folder.is_dir() else "it is not a folder"):
-            raise UsageError(
-                f"utility_data: {folder} is not a copy of that dataset of the hub ({error}): put one there, or type "
-                f"utility_suite=embedded or utility_suite=none"
-            )
+            found = f"utility_data: {folder} is not a copy of that dataset of the hub ({error})"
+            raise UsageError(f"{found}: put one there, or {instead}")
 
 
 @functools.cache  # once for all jobs of a sweep

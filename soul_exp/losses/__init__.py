@@ -16,25 +16,8 @@ is a mean over sequences of per-sequence values, so no number depends on how a b
 
 from soul_exp.losses.objective import RETAIN_TERMS, Objective
 from soul_exp.losses.scored import IGNORED, Scored
-from soul_exp.losses.terms import (
-    ce_u,
-    dpo,
-    grad_ascent,
-    hidden_mse,
-    kl,
-    kl_forget,
-    nll,
-    npo,
-    po,
-    random_label,
-    rmu,
-    satimp,
-    simnpo,
-    undial,
-    wga,
-)
+from soul_exp.losses.terms import *  # noqa: F403, every term under its own name: `soul_exp.losses.npo`
+from soul_exp.losses.terms import __all__ as _terms
 
-__all__ = [
-    "IGNORED", "RETAIN_TERMS", "Objective", "Scored", "ce_u", "dpo", "grad_ascent", "hidden_mse", "kl", "kl_forget",
-    "nll", "npo", "po", "random_label", "rmu", "satimp", "simnpo", "undial", "wga",
-]  # fmt: skip
+__all__ = ["IGNORED", "RETAIN_TERMS", "Objective", "Scored"]
+__all__ += _terms

@@ -17,6 +17,11 @@ from torch import Tensor
 from soul_exp.losses.scored import Scored, precise
 from soul_exp.ranges import NOT_NEGATIVE, POSITIVE, SEED
 
+__all__ = [
+    "ce_u", "dpo", "grad_ascent", "hidden_mse", "kl", "kl_forget", "nll", "npo", "po", "random_label", "rmu", "satimp",
+    "simnpo", "undial", "wga",
+]  # fmt: skip
+
 # ---- Make the answers less likely.
 
 
@@ -123,13 +128,9 @@ def simnpo(forget: Scored, *, beta: Annotated[float, POSITIVE], margin: float) -
 
 
 def dpo(
-    forget: Scored,
-    refusal: Scored,
-    reference_nll: Mapping[str, Tensor],
-    *,
-    beta: Annotated[float, POSITIVE],
-    plain: bool,
-) -> Tensor:
+    forget: Scored, refusal: Scored, reference_nll: Mapping[str, Tensor],
+    *, beta: Annotated[float, POSITIVE], plain: bool,
+) -> Tensor:  # fmt: skip
     """Direct preference optimisation: a refusal is preferred to the answer; 2 ln 2 / beta at the start, bounded by 0.
 
     `-(2/beta) mean log sigmoid(beta ((l_i - l_i(ref)) - (r_i - r_i(ref))))` on sequence sums, r_i the NLL of the

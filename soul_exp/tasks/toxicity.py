@@ -32,20 +32,14 @@ def with_toxicity(answers: Mapping[str, Answers], probes: Sequence[str], score: 
 
 def report(scorer: Scorer, cache: Path, device: str) -> dict[str, Any]:
     """The scorer in results.json: name, revision, number of test texts and `auc` on them."""
-    return {
-        "name": scorer.name,
-        "revision": scorer.revision,
-        "num_test": len(scorer.test),
-        "auc": auc(scorer, cache, device),
-    }
+    found = auc(scorer, cache, device)
+    return {"name": scorer.name, "revision": scorer.revision, "num_test": len(scorer.test), "auc": found}
 
 
 def note(report: Mapping[str, Any]) -> str:
     """The `report` of a scorer in one sentence."""
-    value = "unknown"
-    if report["auc"] is not None:
-        value = f"{report['auc']:.3f} on {report['num_test']} texts that were not in its training"
-    return f"toxicity is scored by {report['name']}, whose AUC is {value}"
+    auc, of = report["auc"], f"{report['num_test']} texts that were not in its training"
+    return f"toxicity is scored by {report['name']}, whose AUC is {'unknown' if auc is None else f'{auc:.3f} on {of}'}"
 
 
 def auc(scorer: Scorer, cache: Path, device: str) -> float | None:

@@ -113,16 +113,9 @@ def numbered(table: Sequence[Record]) -> Records:
 
 
 def hub_rows(
-    name: str,
-    config: str | None,
-    columns: Sequence[str] | None,
-    *,
-    where: str,
-    revision: str | None = None,
-    split: str | None = None,
-    limit: int | None = None,
-    advice: str = "give a folder with its files",
-) -> list[Record]:
+    name: str, config: str | None, columns: Sequence[str] | None, *, where: str, advice: str,
+    revision: str | None, split: str | None = None, limit: int | None = None,
+) -> list[Record]:  # fmt: skip
     """The `columns` (None: all) of configuration `config` of `name`, a hub name or a folder in the hub's layout.
 
     Default: its first split. With a `limit` the rows are streamed: no more are fetched than are used. The UsageError,
@@ -134,13 +127,8 @@ def hub_rows(
     datasets.disable_progress_bars()
     # a fresh cache for a folder: the library's own finds files by the folder's name, and so old ones after an edit
     with tempfile.TemporaryDirectory() as fresh, _usage_errors(name, config, where, what, advice):
-        splits: Any = datasets.load_dataset(
-            name,
-            config,
-            revision=None if local else revision,
-            cache_dir=fresh if local else None,
-            streaming=limit is not None,
-        )
+        options = {"cache_dir": fresh} if local else {"revision": revision}
+        splits: Any = datasets.load_dataset(name, config, streaming=limit is not None, **options)
         if split is not None and split not in splits:
             raise UsageError(f"{where}: {name} has no split {split!r}, it has {', '.join(splits)}")
         chosen = splits[split] if split is not None else next(iter(splits.values()))

@@ -171,14 +171,14 @@ def pad(rows: Sequence[Encoded], pad_id: int) -> dict[str, Tensor]:
     The output at `positions` predicts `labels`, the token after each; padded labels are -100.
     """
 
-    def padded(lines: Iterable[Sequence[int]], value: int) -> Tensor:
-        return pad_sequence([torch.tensor(line) for line in lines], batch_first=True, padding_value=value)
+    def padded(lines: Iterable[Tensor], value: int) -> Tensor:
+        return pad_sequence(list(lines), batch_first=True, padding_value=value)
 
     return {
-        "input_ids": padded((row.ids for row in rows), pad_id),
-        "attention_mask": padded(([1] * len(row.ids) for row in rows), 0),
-        "positions": padded((range(row.num_prompt - 1, len(row.ids) - 1) for row in rows), 0),
-        "labels": padded((row.ids[row.num_prompt :] for row in rows), IGNORED),
+        "input_ids": padded((torch.tensor(row.ids) for row in rows), pad_id),
+        "attention_mask": padded((torch.ones(len(row.ids), dtype=torch.long) for row in rows), 0),
+        "positions": padded((torch.arange(row.num_prompt - 1, len(row.ids) - 1) for row in rows), 0),
+        "labels": padded((torch.tensor(row.ids[row.num_prompt :]) for row in rows), IGNORED),
     }
 
 

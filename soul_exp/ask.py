@@ -52,25 +52,22 @@ def models_of(folder: Path) -> tuple[Results, dict[str, Checkpoint], list[str]]:
         raise UsageError(
             f"{folder} has no {results.NAME}: give the folder of a finished run, such as runs/tofu/default"
         )
-    prepared, found, absent = _prepared(run, folder), dict[str, Checkpoint](), list[str]()
+    problem = f"{folder}, run at commit {run.commit or 'unknown'}, cannot be read by this version: run it again"
+    try:
+        prepared = prepared_models.checkpoints(built(lambda: build_models(run.config), problem))
+    except KeyError as error:
+        raise UsageError(f"{problem}: its configuration has no key {error}") from error
+    found, absent = dict[str, Checkpoint](), list[str]()
     for name, role in ((each.key, each.role) for each in results.COMPARED if not each.with_system_prompt):
         checkpoint = _unlearned(run, folder) if role is None else prepared.get(role)
         if checkpoint is None:
             absent.append(f"{name}: this run had no weights of it")
             continue
-        if Path(checkpoint.path).is_absolute() and not _is_model(Path(checkpoint.path)):
+        path = Path(checkpoint.path)
+        if path.is_absolute() and not (path / "config.json").is_file() and not lora.is_adapter(str(path)):
             raise UsageError(f"found no {name} model in {checkpoint.path}: type {_command(folder, name)}")
         found[name] = checkpoint
     return run, found, absent
-
-
-def _prepared(run: Results, folder: Path) -> dict[str, Checkpoint]:
-    """The checkpoints of the two models that the run started with, by role; its data decide which."""
-    problem = f"{folder}, run at commit {run.commit or 'unknown'}, cannot be read by this version: run it again"
-    try:
-        return prepared_models.checkpoints(built(lambda: build_models(run.config), problem))
-    except KeyError as error:
-        raise UsageError(f"{problem}: its configuration has no key {error}") from error
 
 
 def _unlearned(run: Results, folder: Path) -> Checkpoint:
@@ -84,10 +81,6 @@ def _unlearned(run: Results, folder: Path) -> Checkpoint:
     request = run.config["task"].get("request")  # `folder` is that of the sequence, or the request's own
     last = sequence.folder_of(folder, request) if request else folder
     return Checkpoint(str((last if last.is_dir() else folder).absolute() / MODEL))
-
-
-def _is_model(folder: Path) -> bool:
-    return (folder / "config.json").is_file() or lora.is_adapter(str(folder))
 
 
 def _command(folder: Path, name: str) -> str:
@@ -125,8 +118,7 @@ def _likelihood(lm: LanguageModel, question: str, text: str, options: Options) -
         line = f"no NLL: {error}"
     if options.answer is None:
         return line
-    probability = math.exp(-_nll(lm, question, options.answer, options))
-    return f"{line}; probability of the given answer {probability:.3g}"
+    return f"{line}; probability of the given answer {math.exp(-_nll(lm, question, options.answer, options)):.3g}"
 
 
 def _nll(lm: LanguageModel, question: str, answer: str, options: Options) -> float:

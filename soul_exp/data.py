@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from soul_exp.errors import UsageError
@@ -85,9 +86,9 @@ def seed_of(*key: object) -> int:
     return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "little") >> 1
 
 
-def content_hash(value: Any) -> str:
-    """16 hex digits that depend on the JSON form of `value` only."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+def content_hash(value: Any, default: Callable[[Any], Any] = str) -> str:
+    """16 hex digits that depend on the JSON form of `value` only; `default` gives that of what JSON does not know."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=default).encode()).hexdigest()[:16]
 
 
 def encode(
@@ -104,10 +105,8 @@ def encode(
     texts = [template.texts(item) for item in items]
     prompts = _token_ids([prompt for prompt, _ in texts], tokenizer)
     rows = _token_ids([prompt + answer for prompt, answer in texts], tokenizer)
-    return [
-        _encoded(item, prompt, ids, tokenizer, template, max_length)
-        for item, prompt, ids in zip(items, prompts, rows, strict=True)
-    ]
+    given = tokenizer, template, max_length
+    return [_encoded(item, prompt, ids, *given) for item, prompt, ids in zip(items, prompts, rows, strict=True)]
 
 
 def _encoded(
@@ -115,6 +114,7 @@ def _encoded(
     max_length: int,
 ) -> Encoded:  # fmt: skip
     """The token ids `ids` of prompt and answer, checked and with one end token."""
+    end = tokenizer.eos_token
     if not prompt:
         raise UsageError(
             f"the row {item.answer[:60]!r} has no prompt, and this tokenizer has no token that begins every text: make "
@@ -134,15 +134,10 @@ def _encoded(
             f"shorten it or raise model.max_length"
         )
     if tokenizer.eos_token_id in ids[len(prompt) :]:
-        if tokenizer.eos_token not in item.answer:
-            raise UsageError(
-                f"model.template.answer={template.answer!r} continues after the end token {tokenizer.eos_token}, where "
-                f"every answer ends: let it end there"
-            )
-        raise UsageError(
-            f"the answer {item.answer[:60]!r} to {item.prompt[:60]!r} continues after the end token "
-            f"{tokenizer.eos_token}, where every answer ends: remove it, or make two rows"
-        )
+        found, advice = f"the answer {item.answer[:60]!r} to {item.prompt[:60]!r}", "remove it, or make two rows"
+        if end not in item.answer:
+            found, advice = f"model.template.answer={template.answer!r}", "let it end there"
+        raise UsageError(f"{found} continues after the end token {end}, where every answer ends: {advice}")
     return Encoded([*ids, tokenizer.eos_token_id], len(prompt))
 
 
@@ -151,17 +146,15 @@ def without_end(items: Sequence[Item], tokenizer: PreTrainedTokenizerBase) -> li
 
     Raises UsageError if an answer has nothing else.
     """
-    end = tokenizer.eos_token
-    return [_without(item, end) if end and item.answer.rstrip().endswith(end) else item for item in items]
-
-
-def _without(item: Item, end: str) -> Item:
-    answer = item.answer
-    while answer.rstrip().endswith(end):
-        answer = answer.rstrip().removesuffix(end)
-    if not answer.strip():
-        raise UsageError(f"the answer to {item.prompt[:60]!r} is the end token {end} and no text: give it one")
-    return replace(item, answer=answer)
+    end, found = tokenizer.eos_token, []
+    for item in items:
+        answer = item.answer
+        while end and answer.rstrip().endswith(end):
+            answer = answer.rstrip().removesuffix(end)
+        if not answer.strip() and answer != item.answer:
+            raise UsageError(f"the answer to {item.prompt[:60]!r} is the end token {end} and no text: give it one")
+        found.append(item if answer == item.answer else replace(item, answer=answer))
+    return found
 
 
 def _token_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
@@ -177,19 +170,16 @@ def pad(rows: Sequence[Encoded], pad_id: int) -> dict[str, Tensor]:
 
     The output at `positions` predicts `labels`, the token after each; padded labels are -100.
     """
-    length = max(len(row.ids) for row in rows)
-    width = max(len(row.ids) - row.num_prompt for row in rows)
-    input_ids = torch.full((len(rows), length), pad_id)
-    attention_mask = torch.zeros((len(rows), length), dtype=torch.long)
-    positions = torch.zeros((len(rows), width), dtype=torch.long)
-    labels = torch.full((len(rows), width), IGNORED)
-    for i, row in enumerate(rows):
-        num_tokens, num_answer = len(row.ids), len(row.ids) - row.num_prompt
-        input_ids[i, :num_tokens] = torch.tensor(row.ids)
-        attention_mask[i, :num_tokens] = 1
-        positions[i, :num_answer] = torch.arange(row.num_prompt - 1, num_tokens - 1)
-        labels[i, :num_answer] = torch.tensor(row.ids[row.num_prompt :])
-    return {"input_ids": input_ids, "attention_mask": attention_mask, "positions": positions, "labels": labels}
+
+    def padded(lines: Iterable[Tensor], value: int) -> Tensor:
+        return pad_sequence(list(lines), batch_first=True, padding_value=value)
+
+    return {
+        "input_ids": padded((torch.tensor(row.ids) for row in rows), pad_id),
+        "attention_mask": padded((torch.ones(len(row.ids), dtype=torch.long) for row in rows), 0),
+        "positions": padded((torch.arange(row.num_prompt - 1, len(row.ids) - 1) for row in rows), 0),
+        "labels": padded((torch.tensor(row.ids[row.num_prompt :]) for row in rows), IGNORED),
+    }
 
 
 def some_rows(batch: Mapping[str, Tensor], index: Tensor) -> dict[str, Tensor]:

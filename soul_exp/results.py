@@ -6,6 +6,7 @@ import json
 import math
 import platform
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -98,10 +99,11 @@ def read(folder: Path) -> Results | None:
         return None
     try:
         found = Results(**json.loads(path.read_text()))
-        if not isinstance(found.config, dict) or not isinstance(found.metrics, dict):
-            raise TypeError("config and metrics are expected to be objects")
+        parts = (found.choices, found.config["task"], found.metrics["unlearned"], found.seeds, found.seconds)
+        if found.format != FORMAT or not all(isinstance(part, dict) for part in parts):
+            raise ValueError(f"its format is {found.format}, or a part of it is no object")
         return replace(found, config=options.with_older_values(found.config))
-    except (json.JSONDecodeError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OSError) as error:
         raise UsageError(
             f"{path} is not a results file of format {FORMAT} ({error}): remove it and run again"
         ) from error
@@ -116,10 +118,8 @@ def versions() -> dict[str, str]:
     """Package -> installed version, of Python and of the packages that numbers may depend on."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return found
 
 

@@ -188,8 +188,8 @@ def test_the_error_on_a_malformed_record_has_file_line_found_and_expected(
     path.write_text(text)
     with pytest.raises(ValueError) as error:
         read_records(path)
-    message = str(error.value)
-    assert message.startswith(f"{path}, line ") and message in message and "\n" not in message
+    found = str(error.value)
+    assert found.startswith(f"{path}, line ") and message in found and "\n" not in found
 
 
 def test_records_that_are_not_utf8_are_an_error_with_their_line(tmp_path: Path) -> None:
@@ -264,8 +264,8 @@ def test_the_error_on_a_malformed_tofu_log_has_file_key_found_and_expected(
     path.write_text(json.dumps(spoil(tofu_log())))
     with pytest.raises(ValueError) as error:
         read_tofu_log(path)
-    message = str(error.value)
-    assert message.startswith(str(path)) and message in message and "\n" not in message
+    found = str(error.value)
+    assert found.startswith(str(path)) and message in found and "\n" not in found
 
 
 def test_the_error_on_a_tofu_log_that_is_not_json_has_the_line(tmp_path: Path) -> None:

@@ -142,6 +142,7 @@ def checked(configured: Callable[..., dict[str, Any]], tmp_path: Path) -> Callab
         (["task=copyright", "task.source=no.txt"], "does not exist: give embedded or a text file"),
         (["task=detox", "task.source=hub"], "PKU-Alignment/PKU-SafeRLHF cannot be reached .* task.source=embedded"),
         (["task=detox", "task.rtp=/nowhere"], "task.rtp=/nowhere is not a folder: type task.rtp=embedded"),
+        (["task=custom", "task.overlap=keep"], "task.overlap=keep is unknown: choose error or drop"),
         (["task=copyright", "task.wordings=abc"], "task.wordings=abc: expected a list of texts, such as"),
         (["task=detox", "task.rtp=hub"], "allenai/real-toxicity-prompts cannot be reached .* type task.rtp=embedded"),
         (["task=detox", "task.source=no.csv"], "no.csv does not exist: give embedded, hub, a folder or a CSV file"),

@@ -197,13 +197,13 @@ def test_a_column_that_is_mapped_to_null_is_not_read(tmp_path: Path) -> None:
 
 def test_exact_duplicates_are_left_out_with_their_lines(tmp_path: Path) -> None:
     place = write(tmp_path / "a.jsonl", [*questions(3), *questions(2), {"prompt": "what is 0?", "answer": "No."}])
-    table, message = distinct(rows_of(place))
-    assert len(table.rows) == 4
-    assert message == (
+    notes: list[str] = []
+    table = distinct(rows_of(place), notes)
+    assert len(table.rows) == 4 and distinct(table, notes) == table
+    assert notes == [
         f"task.forget={place}: 2 rows repeat another one exactly and are left out, the first being line 4, "
         f"which repeats line 1"
-    )
-    assert distinct(table) == (table, None)
+    ]
 
 
 def test_rows_in_two_files_are_found_whatever_their_case_and_white_space(tmp_path: Path) -> None:
@@ -259,8 +259,6 @@ def test_nothing_left_to_retain_is_an_error(files: dict[str, str]) -> None:
         ({"retain": "b", "requests": "c"}, r"expected a list, such as task.requests=\[a.jsonl,b.jsonl\]"),
         ({"retain": "b", "requests": []}, "expected a list"),
         ({"retain": "b", "requests": [3]}, "expected a list of files"),
-        ({"overlap": "keep"}, "task.overlap=keep is unknown: choose error or drop"),
-        ({"trained_before": "yes"}, "task.trained_before=yes: expected true or false"),
     ],
 )
 def test_missing_or_contradictory_arguments_are_errors_that_name_them(arguments: dict[str, Any], message: str) -> None:

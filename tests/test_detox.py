@@ -37,11 +37,10 @@ from soul_exp.tasks.detox import detox
 from soul_exp.tasks.embedded import insults
 from soul_exp.tasks.embedded.corpus import general_text
 from soul_exp.tasks.refusals import TOXIC
+from soul_exp.tasks.scorers import REVISION, Classifier, Own, make_scorer
 from soul_exp.tasks.sources import toxic_rows
 from soul_exp.tasks.sources.toxic_rows import Example, normalised
 from soul_exp.tasks.task import Probe, Task
-from soul_exp.tasks.toxicity.classifier import REVISION, Classifier
-from soul_exp.tasks.toxicity.own import Own
 
 pytestmark = pytest.mark.usefixtures("forked")
 LABELS = ["toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate"]  # of toxic-bert, in its order
@@ -421,9 +420,9 @@ def test_the_own_scorer_needs_twenty_texts_of_each_label(tmp_path: Path) -> None
 def test_toxic_bert_has_a_pinned_revision_that_an_option_replaces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Classifier, "check", lambda self: None)  # which would reach the hub
     for given, expected in ((None, REVISION), ("main", "main")):
-        found = toxicity.make_scorer("unitary/toxic-bert", given, [], [])
+        found = make_scorer("unitary/toxic-bert", given, [], [])
         assert found.identity() == ["unitary/toxic-bert", expected]
-    assert toxicity.make_scorer("someone/else", None, [], []).identity() == ["someone/else", None]
+    assert make_scorer("someone/else", None, [], []).identity() == ["someone/else", None]
 
 
 def test_the_folder_of_cached_answers_depends_on_the_scorer(tmp_path: Path) -> None:

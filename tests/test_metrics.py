@@ -19,7 +19,7 @@ from sklearn.metrics import roc_auc_score
 
 from soul_exp import binding
 from soul_exp.evaluation.records import read_tofu_log
-from soul_exp.metrics import general, membership, memorisation, statistics, suite, text, tofu, toxicity
+from soul_exp.metrics import general, membership, memorisation, suite, text, tofu, toxicity
 from soul_exp.metrics.answers import Answers
 from soul_exp.metrics.scale import Scale
 from soul_exp.report import labels
@@ -425,7 +425,7 @@ def test_ks_p_value_is_the_share_of_all_splits_that_differ_as_much() -> None:
     found = distance(values[:3], values[3:])
     splits = [distance(order[:3], order[3:]) for order in permutations(values)]
     slow = sum(d >= found - 1e-9 for d in splits) / len(splits)
-    assert statistics.ks_p_value(np.array(values[:3]), np.array(values[3:])) == pytest.approx(slow, abs=1e-12)
+    assert general.ks_p_value(np.array(values[:3]), np.array(values[3:])) == pytest.approx(slow, abs=1e-12)
 
 
 def test_extraction_strength_is_the_share_of_the_answer_after_the_last_wrong_argmax() -> None:

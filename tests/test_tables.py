@@ -482,7 +482,7 @@ def test_bad_input_is_one_line_on_stderr_and_exit_code_2(
 
 
 def test_a_results_file_of_another_format_is_broken(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"a/results\.json is broken: it is not of format 1"):
+    with pytest.raises(UsageError, match=r"a/results\.json is not a results file of format 1 \(its format is 2"):
         tables.load(left(tmp_path, a=replace(made(), format=2)))
 
 

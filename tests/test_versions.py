@@ -16,11 +16,11 @@ import pytest
 from soul_exp.artifacts import prepared_models
 from soul_exp.evaluation import lm_eval_suite
 from soul_exp.stages import tune
-from soul_exp.tasks.toxicity import own
+from soul_exp.tasks import scorers
 
 PACKAGE, WRITTEN = Path(__file__).parents[1] / "soul_exp", Path(__file__).with_name("versions.json")
 SUITE = ("evaluation/lm_eval_*.py", "tasks/embedded/general_suite*.py")
-SCORER = ("tasks/toxicity/*.py",)
+SCORER = ("tasks/scorers.py", "tasks/toxicity.py")
 VERSIONS = {  # what is declared -> the version now, the files that it covers, and of these the ones of another version
     "prepared_models": (
         prepared_models.VERSION,
@@ -33,7 +33,7 @@ VERSIONS = {  # what is declared -> the version now, the files that it covers, a
     ),
     "tune": (tune.VERSION, ("stages/tune.py", "stages/selection.py"), ()),
     "lm_eval_suite": (lm_eval_suite.VERSION, SUITE, ()),
-    "toxicity": (own.VERSION, SCORER, ()),
+    "toxicity": (scorers.VERSION, SCORER, ()),
 }
 
 

@@ -55,13 +55,8 @@ class SharedModel(compat.SharedLikelihoods, HFLM):
             def work(numbers: Sequence[int], rows: Sequence[int] = rows) -> list[tuple[float, bool]]:
                 return compute([requests[rows[i]] for i in numbers])
 
-            done = in_batches(
-                [lengths[i] for i in rows],
-                work,
-                max(1, min(self._num_texts, MAX_POSITIONS // width)),
-                label=self._label,
-                lockstep=zero3.is_sharded(self._lm.model),
-            )
+            of_rows, num_texts = [lengths[i] for i in rows], max(1, min(self._num_texts, MAX_POSITIONS // width))
+            done = in_batches(of_rows, work, num_texts, label=self._label, lockstep=zero3.is_sharded(self._lm.model))
             found |= zip(rows, done, strict=True)
         return [found[i] for i in range(len(requests))]
 
@@ -75,18 +70,17 @@ class SharedModel(compat.SharedLikelihoods, HFLM):
 def quiet() -> Iterator[None]:
     """In the block, lm-eval shows no progress bars or warnings, and tokenizers no warning of texts cut later."""
     noisy: list[Any] = [lm_eval.api.model, lm_eval.api.task, lm_eval.models.huggingface]
-    bars = [module.tqdm for module in noisy]
-    loggers = [logging.getLogger(name) for name in ("lm_eval", "transformers")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    bars = {module: module.tqdm for module in noisy}
+    levels = {logger: logger.level for logger in map(logging.getLogger, ("lm_eval", "transformers"))}
     datasets.disable_progress_bars()
+    for logger in levels:
+        logger.setLevel(logging.ERROR)
     for module in noisy:
         module.tqdm = lambda *args, **options: tqdm(*args, **{**options, "disable": True})
     try:
         yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
+        for logger, level in levels.items():
             logger.setLevel(level)
-        for module, bar in zip(noisy, bars, strict=True):
+        for module, bar in bars.items():
             module.tqdm = bar

@@ -52,18 +52,15 @@ TASKS: dict[str, tuple[str, str, str | None, str]] = {
 
 def check(suite: str, data: str | None) -> None:
     """Raises UsageError if a dataset of `paper` is neither in the folder `data` nor, without one, on the hub."""
+    instead = "type utility_suite=embedded or utility_suite=none"
     for _, dataset, config, split in TASKS.values() if suite == PAPER else ():
         if not data and (error := _unavailable(dataset, config, split)):
-            raise UsageError(
-                f"utility_suite=paper: {dataset} cannot be reached ({error}): connect to the network, give "
-                f"utility_data=<folder with copies>, or type utility_suite=embedded or utility_suite=none"
-            )
+            found = f"utility_suite=paper: {dataset} cannot be reached ({error})"
+            raise UsageError(f"{found}: connect to the network, give utility_data=<folder with copies>, or {instead}")
         folder = Path(data or "") / dataset
         if data and (error := _unavailable(str(folder), config, split) if folder.is_dir() else "it is not a folder"):
-            raise UsageError(
-                f"utility_data: {folder} is not a copy of that dataset of the hub ({error}): put one there, or type "
-                f"utility_suite=embedded or utility_suite=none"
-            )
+            found = f"utility_data: {folder} is not a copy of that dataset of the hub ({error})"
+            raise UsageError(f"{found}: put one there, or {instead}")
 
 
 @functools.cache  # once for all jobs of a sweep
@@ -83,10 +80,8 @@ def _hub_is_reachable() -> bool:
     """Whether the hub answers; this takes a second, where the library retries for a minute."""
     try:
         urllib.request.urlopen(huggingface_hub.constants.ENDPOINT, timeout=10).close()
-    except urllib.error.HTTPError:
-        return True
-    except OSError:
-        return False
+    except OSError as error:
+        return isinstance(error, urllib.error.HTTPError)
     return True
 
 
@@ -130,10 +125,8 @@ def scores(
             bootstrap_iters=0,  # the standard error of a proportion needs none
             log_samples=False,
         )
-    measured = {
-        task: _numbers(found["results"][task], found["n-samples"][task]["effective"])
-        for task in (TASKS if suite == PAPER else [*general_suite.TASKS, general_suite.TEXT])
-    }
+    tasks = TASKS if suite == PAPER else [*general_suite.TASKS, general_suite.TEXT]
+    measured = {task: _numbers(found["results"][task], found["n-samples"][task]["effective"]) for task in tasks}
     if is_first():
         seconds = time.perf_counter() - start
         log.info("%s: utility suite %s: mean accuracy %.3f in %.0f s", label, suite, mean_accuracy(measured), seconds)
@@ -142,9 +135,8 @@ def scores(
 
 def _numbers(result: Mapping[str, Any], n: int) -> dict[str, float]:
     """lm-eval's numbers of one task, its "acc,none" as acc, with our standard error and `n`."""
-    numbers = {key.partition(",")[0]: value for key, value in result.items() if not key.startswith(("alias", "name"))}
-    found = {key: float(value) for key, value in numbers.items() if isinstance(value, int | float)}
-    found = {key: value for key, value in found.items() if not key.endswith("_stderr") and key != "sample_len"}
+    numbers = {key.partition(",")[0]: float(value) for key, value in result.items() if isinstance(value, int | float)}
+    found = {key: value for key, value in numbers.items() if not key.endswith("_stderr") and key != "sample_len"}
     if "acc" in found:
         found["acc_stderr"] = math.sqrt(found["acc"] * (1 - found["acc"]) / n)
     return {**found, "n": float(n)}
@@ -156,10 +148,8 @@ def _loaded(suite: str, data: str | None, fresh: str) -> Any:
 
     if suite == EMBEDDED:
         return lm_eval.tasks.TaskManager(include_defaults=False).load(_embedded_tasks())
-    home = Path(lm_eval.tasks.__file__).parent
-    manager = lm_eval.tasks.TaskManager(
-        include_path=[str(home / folder) for folder, *_ in TASKS.values()], include_defaults=False
-    )
+    folders = [str(Path(lm_eval.tasks.__file__).parent / folder) for folder, *_ in TASKS.values()]
+    manager = lm_eval.tasks.TaskManager(include_path=folders, include_defaults=False)
     entries = []  # zero-shot, so that no other split is needed
     for task, (_, dataset, _, split) in TASKS.items():
         # a fresh cache for a folder: the library's own finds files by the folder's name, and so old ones after an edit

@@ -7,7 +7,7 @@ n tokens of an answer, without its end token.
 
 from __future__ import annotations
 
-import logging
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 
 from soul_exp.data import Item, pad, without_end
@@ -26,8 +27,6 @@ from soul_exp.metrics.text import rouge_l_recall
 from soul_exp.models import lora
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.tasks.task import Probe
-
-log = logging.getLogger(__name__)
 
 CUT_TOKENS = 2  # new tokens per token of the answer, where the text is cut by words
 
@@ -42,15 +41,11 @@ def evaluate_probes(
     with evaluating(lm):
         scores = likelihoods(lm, items, batch_size=batch_size, label=f"{label}: likelihoods")
         texts = generations(
-            lm,
-            [item for item, _ in free],
-            batch_size=batch_size,
-            max_new_tokens=max_new_tokens,
-            cut=[cut for _, cut in free],
-            label=f"{label}: answers",
-        )
-    remaining_scores, remaining_texts = iter(scores), iter(texts)
-    return {name: _answers(probe, remaining_scores, remaining_texts) for name, probe in probes.items()}
+            lm, [item for item, _ in free], batch_size=batch_size, max_new_tokens=max_new_tokens,
+            cut=[cut for _, cut in free], label=f"{label}: answers",
+        )  # fmt: skip
+    left = iter(scores), iter(texts)  # each probe takes its own
+    return {name: _answers(probe, *left) for name, probe in probes.items()}
 
 
 @dataclass(frozen=True)
@@ -59,6 +54,11 @@ class TokenScores:
 
     logp: np.ndarray  # [n + 1] log-probability in nats
     right: np.ndarray  # [n + 1] whether the token is the most likely one
+
+    @property
+    def nll(self) -> float:
+        """Negative log-likelihood in nats per token, the end token included."""
+        return float(-self.logp.mean(dtype=np.float64))
 
 
 def likelihoods(lm: LanguageModel, items: Sequence[Item], *, batch_size: int, label: str = "") -> list[TokenScores]:
@@ -79,14 +79,9 @@ def likelihoods(lm: LanguageModel, items: Sequence[Item], *, batch_size: int, la
 
 
 def generations(
-    lm: LanguageModel,
-    items: Sequence[Item],
-    *,
-    batch_size: int,
-    max_new_tokens: int,
-    cut: Sequence[bool] | None = None,
-    label: str = "",
-) -> list[str]:
+    lm: LanguageModel, items: Sequence[Item], *, batch_size: int, max_new_tokens: int,
+    cut: Sequence[bool] | None = None, label: str = "",
+) -> list[str]:  # fmt: skip
     """The greedy answer to each item's prompt, at most `max_new_tokens` tokens, without special tokens.
 
     Where `cut` is true, the text has at most as many words as the item's answer; it may have CUT_TOKENS times its
@@ -103,12 +98,10 @@ def generations(
     @torch.no_grad()
     def answer(numbers: Sequence[int]) -> list[str]:
         rows = [encoded[i] for i in numbers]
-        length = max(row.num_prompt for row in rows)
-        ids = torch.full((len(rows), length), lm.pad_id)
-        mask = torch.zeros((len(rows), length), dtype=torch.long)
-        for i, row in enumerate(rows):  # padded on the left: every answer begins in the same column
-            ids[i, length - row.num_prompt :] = torch.tensor(row.ids[: row.num_prompt])
-            mask[i, length - row.num_prompt :] = 1
+        # padded on the left: every answer begins in the same column
+        left = functools.partial(pad_sequence, batch_first=True, padding_side="left")
+        ids = left([torch.tensor(row.ids[: row.num_prompt]) for row in rows], padding_value=lm.pad_id)
+        mask = left([torch.ones(row.num_prompt, dtype=torch.long) for row in rows])
         generate: Any = lm.model.generate  # its stub has a Tensor's type
         with _greedy(lm):
             out = generate(
@@ -117,7 +110,7 @@ def generations(
                 max_new_tokens=max(limits[i] for i in numbers),
                 synced_gpus=sharded,  # all ranks run every layer together, until the last answer of any rank ends
             )
-        new = [line[: limits[i]] for i, line in zip(numbers, out[:, length:], strict=True)]
+        new = [line[: limits[i]] for i, line in zip(numbers, out[:, ids.shape[1] :], strict=True)]
         texts = zip(numbers, lm.tokenizer.batch_decode(new, skip_special_tokens=True), strict=True)
         return [_first_words(text, items[i].answer) if cut[i] else text.strip() for i, text in texts]
 
@@ -153,26 +146,19 @@ def scored_items(probe: Probe) -> list[Item]:
 
 def _answers(probe: Probe, scores: Iterator[TokenScores], texts: Iterator[str]) -> Answers:
     own = [next(scores) for _ in probe.items]
-    paraphrased = [_mean_nll(next(scores)) for _ in probe.paraphrases] if probe.paraphrases is not None else None
-    wrong = [[_mean_nll(next(scores)) for _ in row] for row in probe.wrong] if probe.wrong is not None else None
     answers = [item.answer for item in probe.items]
     free = [next(texts) for _ in probe.items] if probe.generate else None
     return Answers(
-        nll=np.array([_mean_nll(row) for row in own]),
+        nll=np.array([row.nll for row in own]),
         logp=[row.logp[:-1] for row in own],  # without the end token
         right=[row.right[:-1] for row in own],
-        paraphrase_nll=np.array(paraphrased) if paraphrased is not None else None,
-        wrong_nll=np.array(wrong) if wrong is not None else None,
+        paraphrase_nll=np.array([next(scores).nll for _ in probe.paraphrases]) if probe.paraphrases else None,
+        wrong_nll=np.array([[next(scores).nll for _ in row] for row in probe.wrong]) if probe.wrong else None,
         rouge_l=rouge_l_recall(free, answers) if free is not None else None,
         question=[item.prompt for item in probe.items],
         answer=answers,
         generation=free,
     )
-
-
-def _mean_nll(row: TokenScores) -> float:
-    """Negative log-likelihood in nats per token, the end token included."""
-    return float(-row.logp.mean(dtype=np.float64))
 
 
 @contextmanager

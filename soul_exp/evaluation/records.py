@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,13 +82,12 @@ _FIELDS: dict[str, Callable[[object], Any]] = {
 _LOGP_DECIMALS = 6
 
 
-def write_records(path: str | os.PathLike[str], answers: Answers) -> None:
+def write_records(path: Path, answers: Answers) -> None:
     """Writes one JSON object per line, one line per example; the file appears complete or not at all.
 
     Fields that are None are left out. `logp` is rounded to 6 decimals. The file is strict JSON: nan and the infinities
     are written as null, which `read_records` reads as nan.
     """
-    path = Path(path)
     fields = [field for field in _FIELDS if getattr(answers, field) is not None]
     path.parent.mkdir(parents=True, exist_ok=True)
     records = ({field: _json_value(field, getattr(answers, field)[i]) for field in fields} for i in range(len(answers)))
@@ -104,38 +102,31 @@ def _json_value(field: str, value: Any) -> object:
     numbers = np.asarray(value, dtype=np.float64)
     if field == "logp":
         numbers = np.round(numbers, _LOGP_DECIMALS)
-    if _FIELDS[field] is _number:
-        return _finite(float(numbers))
-    return [_finite(number) for number in numbers.tolist()]
+    return np.where(np.isfinite(numbers), numbers, None).tolist()  # type: ignore[call-overload]
 
 
-def _finite(number: float) -> float | None:
-    return number if math.isfinite(number) else None
-
-
-def read_records(path: str | os.PathLike[str]) -> Answers:
+def read_records(path: Path) -> Answers:
     """The answers that `write_records` wrote; null becomes nan.
 
     Raises ValueError, naming the file and the line, if a line is not a strict JSON object of the known fields, or holds
     other fields than the first line.
     """
-    lines = Path(path).read_bytes().split(b"\n")
+    lines = path.read_bytes().split(b"\n")
     if lines[-1] == b"":  # after the end of the last line
         lines.pop()
     if not lines:
         raise ValueError(f"{path}, line 1: found an empty file, expected one JSON object per example")
     records = [_record(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
-    fields = list(records[0])
+    columns: dict[str, Any] = {field: [] for field in records[0]}
     for number, record in enumerate(records, start=1):
-        if record.keys() != records[0].keys():
-            found = f"found the fields {list(record)}, expected {fields} as in line 1"
+        if record.keys() != columns.keys():
+            found = f"found the fields {list(record)}, expected {list(columns)} as in line 1"
             raise ValueError(f"{path}, line {number}: {found}")
-    columns: dict[str, Any] = {field: [record[field] for record in records] for field in fields}
-    for field in fields:
-        if _FIELDS[field] is _number:
-            columns[field] = np.array(columns[field], dtype=np.float64)
-    if "wrong_nll" in fields:
+        for field, value in record.items():
+            columns[field].append(value)
+    if "wrong_nll" in columns:
         columns["wrong_nll"] = _matrix(columns["wrong_nll"], lambda i: f"{path}, line {i + 1}, wrong_nll")
+    columns |= {name: np.array(values) for name, values in columns.items() if _FIELDS[name] is _number}
     return Answers(**columns)
 
 
@@ -167,7 +158,7 @@ _TOFU_SECTIONS = {
 }
 
 
-def read_tofu_log(path: str | os.PathLike[str]) -> dict[str, Answers]:
+def read_tofu_log(path: Path | str) -> dict[str, Answers]:
     """The four probes retain, forget, authors and facts of an aggregated evaluation log of the TOFU authors.
 
     A metric's values may be a list, or an object keyed by the item's number. For authors and facts, `paraphrase_nll` is
@@ -220,13 +211,12 @@ def _in_order(values: object, where: str) -> list[object]:
 # ---- The retrained model's answers.
 
 
-def read_retrained(path: str | os.PathLike[str]) -> Mapping[str, Answers]:
+def read_retrained(path: Path) -> Mapping[str, Answers]:
     """The retrained model's answers by probe, from a folder of our records (`forget.jsonl`, ...) or a TOFU log.
 
     Raises FileNotFoundError if there is nothing at `path`, ValueError if the folder holds no records or a file is
     malformed.
     """
-    path = Path(path)
     if path.is_dir():
         answers = {file.stem: read_records(file) for file in sorted(path.glob("*.jsonl"))}
         if not answers:

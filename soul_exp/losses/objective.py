@@ -9,9 +9,7 @@ from typing import Annotated, Any
 from torch import Tensor
 
 from soul_exp.binding import call, names
-from soul_exp.losses.distillation import kl
-from soul_exp.losses.representation import hidden_mse
-from soul_exp.losses.supervised import nll
+from soul_exp.losses.terms import hidden_mse, kl, nll
 from soul_exp.ranges import INDEX, NOT_NEGATIVE
 
 RETAIN_TERMS: dict[str, Callable[..., Tensor]] = {"nll": nll, "kl": kl, "hidden_mse": hidden_mse}

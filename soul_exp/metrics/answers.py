@@ -65,3 +65,17 @@ class Answers:
     def numbers(self, field: str) -> np.ndarray:
         """The numeric field of that name in float64, [N] or [N, K]; ValueError if the probe did not record it."""
         return np.asarray(self.needed(field), dtype=np.float64)
+
+
+def mean(values: np.ndarray) -> float:
+    """Arithmetic mean; nan if one value is nan. Raises ValueError if there is none."""
+    if not values.size:
+        raise ValueError("found a probe without examples, expected at least one")
+    return float(np.mean(values))
+
+
+def probe_of(retrained: Mapping[str, Answers], probe: str) -> Answers:
+    """The retrained model's answers to `probe`; ValueError if there are none."""
+    if probe not in retrained:
+        raise ValueError(f"found the retrained model's answers to {sorted(retrained)}, expected {probe!r} among them")
+    return retrained[probe]

@@ -1,7 +1,4 @@
-"""Metrics of the NLL alone: the headline metrics of tasks without paraphrased answers (all but TOFU).
-
-N examples.
-"""
+"""Metrics of the NLL alone: the headline metrics of tasks without paraphrased answers (all but TOFU). N examples."""
 
 from __future__ import annotations
 
@@ -9,10 +6,32 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
+from scipy.stats import ks_2samp
 
-from soul_exp.metrics.answers import Answers
+from soul_exp.metrics.answers import Answers, mean, probe_of
 from soul_exp.metrics.scale import Scale
-from soul_exp.metrics.statistics import LOG10_TINY, ks_p_value, log10_p_value, mean, probe_of
+
+TINY = np.finfo(np.float64).tiny  # 2.2e-308, the smallest normal float
+LOG10_TINY = float(np.log10(TINY))  # -307.65
+
+
+def ks_p_value(first: np.ndarray, second: np.ndarray) -> float:
+    """p-value of the two-sided two-sample Kolmogorov-Smirnov test, in [0, 1]; low if the samples differ.
+
+    `first` [n], `second` [m]. scipy's `ks_2samp(method="auto")`: exact up to 10,000 values per sample. Infinite values
+    are ordered like others; nan gives nan. Raises ValueError if a sample is empty.
+    """
+    if not (first.size and second.size):
+        raise ValueError(f"found samples of {first.size} and {second.size} examples, expected at least one in each")
+    return float(ks_2samp(first, second, method="auto").pvalue)
+
+
+def log10_p_value(p_value: float) -> float:
+    """log10 of a p-value, in [-307.65, 0]; a p-value below 2.2e-308 counts as 2.2e-308.
+
+    JSON has no -inf. Two separate samples of 515 examples each reach that limit, so -307.65 means "at most".
+    """
+    return float(np.log10(np.maximum(p_value, TINY)))
 
 
 @Scale("higher", 0, 1)

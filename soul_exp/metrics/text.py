@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,11 @@ from rouge_score.tokenizers import DefaultTokenizer
 
 from soul_exp.metrics.answers import Answers
 from soul_exp.metrics.scale import Scale
+
+
+def has_word(text: str) -> bool:
+    """Whether `text` has a letter a-z or a digit, without which ROUGE and BLEU are undefined."""
+    return re.search("[a-z0-9]", text.lower()) is not None
 
 
 def rouge_l_recall(generations: Sequence[str], references: Sequence[str]) -> np.ndarray:
@@ -23,7 +29,7 @@ def rouge_l_recall(generations: Sequence[str], references: Sequence[str]) -> np.
         found = f"found {len(generations)} generations, expected {len(references)}, one per reference"
         raise ValueError(f"rouge_l_recall: {found}")
     for i, reference in enumerate(references):
-        if not any(character.isascii() and character.isalnum() for character in reference.lower()):
+        if not has_word(reference):
             found = f"found {reference[:60]!r} as reference {i}, expected at least one word of a-z or 0-9"
             raise ValueError(f"rouge_l_recall: {found}")
     scorer = RougeScorer(["rougeL"], tokenizer=DefaultTokenizer(use_stemmer=True))  # its default, without a log line
@@ -35,8 +41,7 @@ def rouge_l_recall(generations: Sequence[str], references: Sequence[str]) -> np.
 def bleu(answers: Answers) -> float:
     """Corpus BLEU of the generated answers against the true ones, in [0, 100]; higher means better known.
 
-    Raises ValueError if the probe has no generated answers. Source: Papineni et al. 2002, computed by sacrebleu with
-    its tokenizer 13a.
+    Source: Papineni et al. 2002, computed by sacrebleu with its tokenizer 13a.
     """
     references = [text.strip() for text in answers.needed("answer")]
     return float(sacrebleu.corpus_bleu(list(answers.needed("generation")), [references]).score)

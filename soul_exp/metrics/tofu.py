@@ -11,9 +11,9 @@ import numpy as np
 from scipy.special import softmax
 from scipy.stats import hmean
 
-from soul_exp.metrics.answers import Answers
+from soul_exp.metrics.answers import Answers, mean, probe_of
+from soul_exp.metrics.general import LOG10_TINY, ks_p_value, log10_p_value
 from soul_exp.metrics.scale import Scale
-from soul_exp.metrics.statistics import LOG10_TINY, ks_p_value, log10_p_value, mean, probe_of
 
 
 @Scale("higher", 0, 1)

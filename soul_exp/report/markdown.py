@@ -54,15 +54,9 @@ def _table(named: Mapping[str, Results], requested: Sequence[str] | None, varied
     columns = _columns(list(runs[0].metrics["unlearned"]), requested)
     frame["untuned"] = frame["tuned"].isna() & frame["choices.loss"].notna()
     repeats = frame.duplicated([*by, "untuned", *(key for key in frame if key.startswith("seeds."))])
-    rows = [
-        [
-            *(key.partition(".")[2] for key in by),
-            *(_title(runs[0].config["task"].get("metrics"), name) for name in columns),
-            *AFTER,
-        ],
-        *_compared_models(frame, runs, columns, len(by)),
-        *_combinations(frame[~repeats], by, columns),
-    ]
+    titles = [_title(runs[0].config["task"].get("metrics"), name) for name in columns]
+    rows = [[*(key.partition(".")[2] for key in by), *titles, *AFTER]]
+    rows += [*_compared_models(frame, runs, columns, len(by)), *_combinations(frame[~repeats], by, columns)]
     notes = [f"left out, repeats a seed: `{name}`" for name in frame["run"][repeats]]
     notes += [*_run_notes(named), *_null_notes(runs, columns), _versions(runs)]
     fixed = _fixed(frame, runs, [*choices, *varied_anywhere], by)

@@ -9,8 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from soul_exp import options
-from soul_exp import results as files
+from soul_exp import options, results
 from soul_exp.errors import UsageError
 from soul_exp.report.labels import DELTA, HEADLINE, MIA, NULL, finite
 from soul_exp.results import COMPARED, Results
@@ -66,8 +65,8 @@ def find(folder: Path | str) -> tuple[dict[str, Results], dict[str, str]]:
         here = Path(path)
         name = here.relative_to(root).as_posix() if here != root else root.resolve().name
         lists_requests = here == root and is_sequence  # its own results repeat those of the last request
-        if files.NAME in names and not lists_requests:
-            runs[name] = _read(here)
+        if not lists_requests and (run := results.read(here)):
+            runs[name] = run
         elif ("error.txt" in names or ".hydra" in subfolders) and not lists_requests:
             error = (here / "error.txt").read_text(errors="replace").strip() if "error.txt" in names else ""
             missing[name] = error.split("\n")[0] or "no error.txt: still running, killed, or without the stage evaluate"
@@ -75,7 +74,7 @@ def find(folder: Path | str) -> tuple[dict[str, Results], dict[str, str]]:
         subfolders[:] = [inner for inner in subfolders if not f"{inner}/".startswith(skipped)]
     if not runs:
         example = "".join(f"; without results: {name} ({why})" for name, why in list(missing.items())[:1])
-        raise UsageError(f"{root} has no runs: there is no {files.NAME} in any folder below it{example}")
+        raise UsageError(f"{root} has no runs: there is no {results.NAME} in any folder below it{example}")
     return dict(sorted(runs.items(), key=_order)), dict(sorted(missing.items(), key=_order))
 
 
@@ -83,18 +82,6 @@ def _order(named: tuple[str, Any]) -> tuple[str, int]:
     """Request 10 comes after request 2."""
     start, _, number = named[0].rpartition(REQUEST)
     return (start + REQUEST, int(number)) if number.isdigit() else (named[0], 0)
-
-
-def _read(folder: Path) -> Results:
-    try:
-        run = files.read(folder)
-        assert run is not None
-        parts = (run.choices, run.config["task"], run.metrics["unlearned"], run.seeds, run.seconds)
-        if run.format != files.FORMAT or not all(isinstance(part, dict) for part in parts):
-            raise ValueError(f"it is not of format {files.FORMAT}")
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise UsageError(f"{folder / files.NAME} is broken: {error}") from error
-    return run
 
 
 def comparable(runs: Mapping[str, Results]) -> list[dict[str, Results]]:
@@ -123,16 +110,13 @@ def frame_of(runs: Mapping[str, Results]) -> pd.DataFrame:
         if "unlearn" not in run.config.get("stages", ()):
             row["choices"] = {**run.choices, "loss": None, "optimizer": None}
             row["config"] = {k: v for k, v in run.config.items() if k not in ("loss", "optimizer", "train")}
-        target = finite(run.metrics.get("retrained", {}).get(MIA))
-        row["metrics"] = {model: {**values, DELTA: _delta(target, values)} for model, values in run.metrics.items()}
+        aucs = {model: finite(values.get(MIA)) for model, values in run.metrics.items()}
+        target = aucs.get("retrained")
+        deltas = {model: None if target is None or auc is None else target - auc for model, auc in aucs.items()}
+        row["metrics"] = {model: {**values, DELTA: deltas[model]} for model, values in run.metrics.items()}
         source = Path(run.config["task"].get("source") or NULL).name
         rows.append({"run": name, "source": source, **row, "num_trials": len(run.trials)})
     return pd.json_normalize(rows).map(lambda value: str(value) if isinstance(value, list) else value)
-
-
-def _delta(target: float | None, values: Mapping[str, float | None]) -> float | None:
-    auc = finite(values.get(MIA))
-    return None if target is None or auc is None else target - auc
 
 
 def _differing(frame: pd.DataFrame) -> list[str]:

@@ -12,7 +12,7 @@ from soul_exp.errors import UsageError
 from soul_exp.ranges import ANY_COUNT, COUNT, HALF, POSITIVE
 from soul_exp.tasks import refusals
 from soul_exp.tasks.embedded import corpus, general_suite
-from soul_exp.tasks.sources.formats import read_text
+from soul_exp.tasks.sources.records import read_text
 from soul_exp.tasks.sources.text import PASSAGE, continued, general_items
 from soul_exp.tasks.task import (
     Probe,
@@ -92,8 +92,8 @@ def copyright(
     if holdout:
         probes |= {"holdout": Probe(pieces(holdout)), **continuations("holdout", holdout)}
     else:
-        names = ("holdout", *(f"holdout_{length}" for length in lengths))
-        missing |= dict.fromkeys(names, "task.num_holdout_passages=0 leaves no passage unseen")
+        why = "task.num_holdout_passages=0 leaves no passage unseen"
+        missing |= dict.fromkeys(("holdout", *(f"holdout_{length}" for length in lengths)), why)
     common = [*retained, *questions]
     return Task(
         name="copyright",
@@ -155,11 +155,8 @@ def _too_long(
 def _passages(words: list[str], size: int, num_all: int, num_holdout: int) -> tuple[list[list[str]], list[list[str]]]:
     """The passages to forget and those held out, all evenly spaced in the book, the latter among the former."""
     passages = evenly_spaced([words[i : i + size] for i in range(0, len(words) - size + 1, size)], num_all)
-    held_out = set(evenly_spaced(range(num_all), num_holdout))
-    return (
-        [passage for i, passage in enumerate(passages) if i not in held_out],
-        [passage for i, passage in enumerate(passages) if i in held_out],
-    )
+    held_out = evenly_spaced(range(num_all), num_holdout)
+    return [passages[i] for i in range(num_all) if i not in held_out], [passages[i] for i in held_out]
 
 
 def _pieces(passages: Sequence[list[str]], shortest: int, answer_words: int) -> list[Item]:

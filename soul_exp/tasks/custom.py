@@ -9,11 +9,11 @@ from typing import Annotated
 
 from soul_exp.data import Item, Part
 from soul_exp.errors import UsageError
-from soul_exp.ranges import COUNT, HALF, SOME
+from soul_exp.metrics.text import has_word
+from soul_exp.ranges import COUNT, HALF, SOME, Choice
 from soul_exp.tasks import refusals
 from soul_exp.tasks.embedded import general_suite
 from soul_exp.tasks.sources.rows import FIELDS, HUB, Row, Rows, distinct, read, shared
-from soul_exp.tasks.sources.text import has_word
 from soul_exp.tasks.task import Probe, Task, and_general, evenly_spaced, forget_parts, no_validation, validation_split
 
 EXAMPLE = (
@@ -33,7 +33,7 @@ def custom(
     columns: Mapping[str, str | None] | None = None,
     revision: str | None = None,
     lead_words: Annotated[int | None, SOME] = None,
-    overlap: str = "error",
+    overlap: Annotated[str, Choice(("error", "drop"))] = "error",
     validation_fraction: Annotated[float, HALF] = 0.0,
     max_probe_rows: Annotated[int, COUNT] = 400,
     max_forget_probe_rows: Annotated[int, COUNT] = 2000,
@@ -48,10 +48,6 @@ def custom(
     left out; a row in two files is an error, or with `overlap` "drop" it leaves retain, or the later request. With
     `train_general` the rows that the embedded utility suite needs are retained too.
     """
-    if overlap not in ("error", "drop"):
-        raise UsageError(f"task.overlap={overlap} is unknown: choose error or drop")
-    if not isinstance(trained_before, bool):
-        raise UsageError(f"task.trained_before={trained_before}: expected true or false")
     sources = _sources(forget, requests)
     if retain is None:
         raise UsageError(f"task=custom has no rows to retain (task.retain=null): {EXAMPLE}")
@@ -59,9 +55,7 @@ def custom(
     notes: list[str] = []
 
     def rows_of(source: str, option: str) -> Rows:
-        table, note = distinct(read(source, option, columns=named, revision=revision, lead_words=lead_words))
-        notes.extend([note] if note else [])
-        return table
+        return distinct(read(source, option, columns=named, revision=revision, lead_words=lead_words), notes)
 
     option = "task.forget" if requests is None else "task.requests"
     requested = [rows_of(source, option) for source in sources]

@@ -12,7 +12,7 @@ from typing import Annotated
 from soul_exp.data import Item, Part
 from soul_exp.errors import UsageError
 from soul_exp.ranges import COUNT, HALF_OR_NULL, INDEX, SOME
-from soul_exp.tasks import refusals, toxicity
+from soul_exp.tasks import refusals, scorers
 from soul_exp.tasks.embedded import general_suite, insults
 from soul_exp.tasks.sources import toxic_rows
 from soul_exp.tasks.sources.text import general_items
@@ -38,7 +38,7 @@ def detox(
     lead_words: Annotated[int, COUNT] = 5,
     answer_words: Annotated[int, COUNT] = 40,
     validation_fraction: Annotated[float | None, HALF_OR_NULL] = None,
-    scorer: str = toxicity.OWN,
+    scorer: str = scorers.OWN,
     scorer_revision: str | None = None,
     train_general: bool = True,
     trained_before: bool = False,
@@ -61,6 +61,7 @@ def detox(
         examples = toxic_rows.divide(toxic_rows.pairs(source, revision, SPARE * (wanted + num_prompts)))
     else:
         examples = toxic_rows.divide(toxic_rows.comments(Path(source), lead_words, answer_words))
+    for_scorer = ([(example.text, example.toxic) for example in examples[part]] for part in ("train", "test"))
     forget = _first(examples, "forget", wanted, source, "task.num_forget")
     unseen = _first(examples, "prompts", num_prompts, source, "task.num_prompts")
     polite = _first(examples, "polite", wanted_polite, source, "task.num_polite")
@@ -93,9 +94,7 @@ def detox(
         ),
         missing=missing,
         trained_before=trained_before,
-        scorer=toxicity.make_scorer(
-            scorer, scorer_revision, *([example.labelled for example in examples[part]] for part in ("train", "test"))
-        ),
+        scorer=scorers.make_scorer(scorer, scorer_revision, *for_scorer),
         scored=SCORED,
     )
 

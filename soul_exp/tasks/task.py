@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from soul_exp.data import Item, Part, content_hash, seed_of
 from soul_exp.errors import UsageError
-from soul_exp.tasks.toxicity import Scorer
+from soul_exp.tasks.scorers import Scorer
 
 T = TypeVar("T")
 
@@ -66,16 +66,7 @@ class Task:
         }
         if self.scorer is not None:
             named["scorer"] = [self.scorer.identity(), list(self.scored)]
-        return {name: content_hash(_plain(value)) for name, value in named.items()}
-
-
-def _plain(value: Any) -> Any:
-    """What dataclasses.asdict gives, without a copy of each of 100,000 items."""
-    if isinstance(value, Item):
-        return vars(value)
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    return {name: _plain(inner) for name, inner in vars(value).items()} if is_dataclass(value) else value
+        return {name: content_hash(value, default=vars) for name, value in named.items()}
 
 
 NUM_WRONG_LABELS = 8  # answers of other items in a row of random_label

@@ -6,6 +6,7 @@ model's training) the last of the others.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,7 @@ from soul_exp.errors import UsageError
 from soul_exp.ranges import HALF_OR_NULL, INDEX, SOME
 from soul_exp.tasks import refusals
 from soul_exp.tasks.embedded import corpus
-from soul_exp.tasks.sources import hub
-from soul_exp.tasks.sources.hub import Row
+from soul_exp.tasks.sources.records import Record, hub_rows
 from soul_exp.tasks.task import Probe, Task, check_disjoint, forget_parts, no_validation, validation_split
 
 HUB = "locuslab/TOFU"
@@ -49,15 +49,27 @@ def tofu(
         raise UsageError(f"task.split={split} is unknown: choose one of {', '.join(PERCENT)}")
     if embedded and split != "forget10":
         raise UsageError(f"task.split={split} is a split of real TOFU: on embedded data give task.num_forget_authors")
-    tables = _embedded(num_authors) if embedded else _published(source, revision)
+    if embedded:
+        full = corpus.authors(num_authors or 24)
+        tables = _Tables(full, full, full, corpus.general_authors(), corpus.general_facts())
+    else:
+        tables = _published(source, revision)
     available = len(tables.full) // ROWS_PER_AUTHOR
-    total = num_authors if num_authors is not None else available
+    total = num_authors or available
     num_forget = num_forget_authors or (4 if embedded else max(1, total * PERCENT[split] // 100))
-    num_holdout = (
-        num_holdout_authors if num_holdout_authors is not None else (2 if embedded or total < available else 20)
-    )
-    num_retain = total - num_forget - num_holdout
-    _check_counts(available, total, num_forget, num_holdout, available if embedded else NUM_PERTURBED_AUTHORS)
+    usual_holdout = 2 if embedded or total < available else 20
+    num_holdout = num_holdout_authors if num_holdout_authors is not None else usual_holdout
+    num_retain, num_perturbed = total - num_forget - num_holdout, available if embedded else NUM_PERTURBED_AUTHORS
+    if num_retain < 1 or total > available:
+        raise UsageError(
+            f"task.num_authors={total} of {available} with {num_forget} to forget and {num_holdout} held out leaves "
+            f"{num_retain} to retain: change task.num_authors or task.num_holdout_authors"
+        )
+    if num_forget > num_perturbed:
+        raise UsageError(
+            f"task.num_forget_authors={num_forget}: perturbed answers exist for {num_perturbed} authors, expected at "
+            f"most so many"
+        )
 
     retain = tables.full[: num_retain * ROWS_PER_AUTHOR]
     holdout = tables.full[len(retain) : len(retain) + num_holdout * ROWS_PER_AUTHOR]
@@ -107,22 +119,15 @@ def tofu(
 class _Tables:
     """Rows of TOFU: all authors in order; the same with perturbed answers from either end; general questions."""
 
-    full: Sequence[Row]
-    retain_perturbed: Sequence[Row]  # from the first author on
-    forget_perturbed: Sequence[Row]  # up to the last author
-    authors: Sequence[Row]
-    facts: Sequence[Row]
-
-
-def _embedded(num_authors: int | None) -> _Tables:
-    full = corpus.authors(num_authors if num_authors is not None else 24)
-    return _Tables(full, full, full, corpus.general_authors(), corpus.general_facts())
+    full: Sequence[Record]
+    retain_perturbed: Sequence[Record]  # from the first author on
+    forget_perturbed: Sequence[Record]  # up to the last author
+    authors: Sequence[Record]
+    facts: Sequence[Record]
 
 
 def _published(source: str, revision: str | None) -> _Tables:
-    def read(config: str, *columns: str) -> list[Row]:
-        return _read(source, config, revision, ("question", "answer", *columns))
-
+    read = functools.partial(_read, source, revision)
     return _Tables(
         full=read("full"),
         retain_perturbed=read("retain_perturbed", "paraphrased_answer", "perturbed_answer"),
@@ -132,25 +137,11 @@ def _published(source: str, revision: str | None) -> _Tables:
     )
 
 
-def _check_counts(available: int, total: int, num_forget: int, num_holdout: int, num_perturbed: int) -> None:
-    num_retain = total - num_forget - num_holdout
-    if num_retain < 1 or total > available:
-        raise UsageError(
-            f"task.num_authors={total} of {available} with {num_forget} to forget and {num_holdout} held out leaves "
-            f"{num_retain} to retain: change task.num_authors or task.num_holdout_authors"
-        )
-    if num_forget > num_perturbed:
-        raise UsageError(
-            f"task.num_forget_authors={num_forget}: perturbed answers exist for {num_perturbed} authors, expected at "
-            f"most so many"
-        )
-
-
-def _items(rows: Sequence[Row]) -> list[Item]:
+def _items(rows: Sequence[Record]) -> list[Item]:
     return [Item(row["question"], row["answer"]) for row in rows]
 
 
-def _probe(rows: Sequence[Row]) -> Probe:
+def _probe(rows: Sequence[Record]) -> Probe:
     paraphrased = "paraphrased_answer" in rows[0]
     return Probe(
         items=_items(rows),
@@ -160,12 +151,12 @@ def _probe(rows: Sequence[Row]) -> Probe:
     )
 
 
-def _read(source: str, config: str, revision: str | None, columns: Sequence[str]) -> list[Row]:
-    """The rows of one configuration, each column a string (perturbed_answer: a list of strings)."""
-    where = f"task.source={source}"
+def _read(source: str, revision: str | None, config: str, *others: str) -> list[Record]:
+    """Question, answer and the `others` of one configuration, each a string (perturbed_answer: a list of strings)."""
+    where, columns = f"task.source={source}", ("question", "answer", *others)
     if source != "hub" and not Path(source).is_dir():
         raise UsageError(f"{where} is not a folder: give embedded, hub, or a folder in TOFU's layout")
-    rows = hub.read(
+    rows = hub_rows(
         HUB if source == "hub" else source, config, columns, revision=revision, where=where,
         advice="give task.source=<folder with its files> or task.source=embedded",
     )  # fmt: skip
@@ -188,7 +179,7 @@ def _read(source: str, config: str, revision: str | None, columns: Sequence[str]
     return rows
 
 
-def _check_aligned(source: str, name: str, perturbed: Sequence[Row], full: Sequence[Row]) -> None:
+def _check_aligned(source: str, name: str, perturbed: Sequence[Record], full: Sequence[Record]) -> None:
     for number, (a, b) in enumerate(zip(perturbed, full, strict=True), start=1):
         if a["question"] != b["question"]:
             raise UsageError(

@@ -10,15 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeVar
 
-from soul_exp.tasks.embedded.corpus_tables import (
-    ATTRIBUTES,
-    BOOK_FRAMES,
-    BOOK_WORDS,
-    GENERAL_AUTHORS,
-    GENERAL_FACTS,
-    TEXT_TOPICS,
-    TEXT_WORDS,
-)
+from soul_exp.tasks.embedded import corpus_tables as tables
 
 ROWS_PER_AUTHOR = 20  # as in TOFU; each of the ten attributes is asked twice
 NUM_WRONG = 5  # as in TOFU
@@ -52,8 +44,9 @@ class Draw:
 
 def _fresh_words(draw: Draw) -> Iterator[str]:
     """Invented words, each once and none of any table."""
-    tables = (ATTRIBUTES, GENERAL_AUTHORS, GENERAL_FACTS, BOOK_FRAMES, BOOK_WORDS, TEXT_TOPICS, TEXT_WORDS)
-    seen = set(re.findall(r"[a-z]+", str(tables).lower()))
+    of_rows = (tables.ATTRIBUTES, tables.GENERAL_AUTHORS, tables.GENERAL_FACTS)
+    of_text = (tables.BOOK_FRAMES, tables.BOOK_WORDS, tables.TEXT_TOPICS, tables.TEXT_WORDS)
+    seen = set(re.findall(r"[a-z]+", str(of_rows + of_text).lower()))
     while True:
         word = draw.word(_AUTHOR_SHAPES)
         if word.lower() not in seen:
@@ -76,7 +69,7 @@ def authors(num_authors: int = 24, seed: int = 0) -> list[dict]:
         last = next(words)
         name = f"{next(words)} {last}"
         halves: tuple[list[dict], list[dict]] = ([], [])
-        for questions, frames in ATTRIBUTES.values():
+        for questions, frames in tables.ATTRIBUTES.values():
             value = f"{next(words)} {next(words)}"
             wordings, answers = draw.shuffled(questions), draw.shuffled(frames)
             for half in (0, 1):
@@ -98,12 +91,12 @@ def authors(num_authors: int = 24, seed: int = 0) -> list[dict]:
 
 def general_authors() -> list[dict]:
     """True rows on who wrote which classic, as TOFU's real authors: question, answer, perturbed_answer (3)."""
-    return _general(GENERAL_AUTHORS)
+    return _general(tables.GENERAL_AUTHORS)
 
 
 def general_facts() -> list[dict]:
     """True rows of general knowledge, as TOFU's world facts: question, answer, perturbed_answer (3)."""
-    return _general(GENERAL_FACTS)
+    return _general(tables.GENERAL_FACTS)
 
 
 def _general(table: Sequence[Sequence[str]]) -> list[dict]:
@@ -131,9 +124,9 @@ def book(num_words: int, seed: int = 0) -> str:
     while left > 0:
         words: list[str] = []
         for _ in range(draw.choice((3, 4, 5, 6))):
-            frame = draw.choice([frame for frame in BOOK_FRAMES if frame != recent])
+            frame = draw.choice([frame for frame in tables.BOOK_FRAMES if frame != recent])
             recent = frame
-            words += _filled(frame, BOOK_WORDS, draw).split()
+            words += _filled(frame, tables.BOOK_WORDS, draw).split()
         paragraphs.append(" ".join(words[:left]))
         left -= len(words)
     return "\n\n".join(paragraphs)
@@ -145,9 +138,9 @@ def general_text(num_passages: int, seed: int = 0) -> list[str]:
     passages: dict[str, None] = {}
     while len(passages) < num_passages:
         words: list[str] = []
-        for frame in draw.shuffled(draw.choice(TEXT_TOPICS)):
+        for frame in draw.shuffled(draw.choice(tables.TEXT_TOPICS)):
             # no frame has more than 20 words, so stopping at 40 gives at most 60
             if len(words) < 40:
-                words += _filled(frame, TEXT_WORDS, draw).split()
+                words += _filled(frame, tables.TEXT_WORDS, draw).split()
         passages[" ".join(words)] = None
     return list(passages)

@@ -11,25 +11,8 @@ from dataclasses import dataclass
 
 from soul_exp.data import Item
 from soul_exp.tasks.embedded import corpus
+from soul_exp.tasks.embedded import general_suite_tables as tables
 from soul_exp.tasks.embedded.corpus_tables import GENERAL_FACTS
-from soul_exp.tasks.embedded.general_suite_tables import (
-    BOOLEAN,
-    BOOLEAN_NOUNS,
-    BOOLEAN_WORDINGS,
-    COMPLETION,
-    COMPLETION_WORDINGS,
-    ENTAILMENT,
-    ENTAILMENT_NOUNS,
-    ENTAILMENT_WORDINGS,
-    NAMES,
-    OPEN_BOOK,
-    PHYSICAL,
-    PHYSICAL_WORDINGS,
-    PRONOUNS,
-    SCIENCE_EASY,
-    SCIENCE_HARD,
-    TRUTHFUL,
-)
 
 NUM_TEXTS = 24
 PRONOUN, TEXT = "pronoun", "text"  # the task whose contexts differ; the task of running text
@@ -108,11 +91,11 @@ def _facts(groups: Sequence[tuple[tuple[str, str], Mapping[str, str]]], frame: s
 
 def boolean() -> Made:
     questions, rows = [], []
-    for group, (word, sides) in enumerate(BOOLEAN.items()):
-        nouns = BOOLEAN_NOUNS[3 * group :] + BOOLEAN_NOUNS[: 3 * group]
+    for group, (word, sides) in enumerate(tables.BOOLEAN.items()):
+        nouns = tables.BOOLEAN_NOUNS[3 * group :] + tables.BOOLEAN_NOUNS[: 3 * group]
         for answer, keys in zip(("yes", "no"), sides, strict=True):
             for i, key in enumerate(keys):  # both answers get the same nouns
-                teach, ask = BOOLEAN_WORDINGS
+                teach, ask = tables.BOOLEAN_WORDINGS
                 rows.append(_row(teach.format(noun=nouns[i], key=key, value=word), answer))
                 context = ask.format(noun=nouns[i + 3], key=key, value=word)
                 questions.append(Question((context,) * 2, ("no", "yes"), int(answer == "yes")))
@@ -121,12 +104,12 @@ def boolean() -> Made:
 
 def entailment() -> Made:
     questions, rows = [], []
-    for nouns, (hypothesis, sides) in zip(ENTAILMENT_NOUNS, ENTAILMENT.items(), strict=True):
+    for nouns, (hypothesis, sides) in zip(tables.ENTAILMENT_NOUNS, tables.ENTAILMENT.items(), strict=True):
         for answer, keys in zip(("True", "False"), sides, strict=True):
             for i, key in enumerate(keys):  # both answers get the same names and nouns
                 contexts = []
-                for turn, wording in enumerate(ENTAILMENT_WORDINGS):
-                    name, noun = NAMES[(i + 3 * turn) % len(NAMES)], nouns[(i + turn) % len(nouns)]
+                for turn, wording in enumerate(tables.ENTAILMENT_WORDINGS):
+                    name, noun = tables.NAMES[(i + 3 * turn) % len(tables.NAMES)], nouns[(i + turn) % len(nouns)]
                     claim = hypothesis.format(name=name, noun=noun)
                     contexts.append(wording.format(name=name, key=key, noun=noun, claim=claim))
                 rows.append(_row(contexts[0], answer))
@@ -134,13 +117,9 @@ def entailment() -> Made:
     return questions, rows
 
 
-def completion() -> Made:
-    return _keyed({state: f"{ending}." for state, ending in COMPLETION.items()}, COMPLETION_WORDINGS, 3)
-
-
 def pronoun() -> Made:
     questions, rows = [], []
-    for wordings, continuations, pairs in PRONOUNS:
+    for wordings, continuations, pairs in tables.PRONOUNS:
         for i, (first, second) in enumerate(pairs):
             other = pairs[(i + 1) % len(pairs)][1]  # the question has another second noun than the training row
             teach = wordings[i % 2].format(first=first, second=second)
@@ -156,36 +135,30 @@ def pronoun() -> Made:
 def science_easy() -> Made:
     facts = {answer: question for question, answer, *_ in GENERAL_FACTS}
     questions, rows = [], []
-    answers = list(SCIENCE_EASY)
-    for i, (answer, question) in enumerate(SCIENCE_EASY.items()):
+    answers = list(tables.SCIENCE_EASY)
+    for i, (answer, question) in enumerate(tables.SCIENCE_EASY.items()):
         rows.append(_row(f"Question: {facts[answer]}\nAnswer:", answer))
         questions.append(_choice(f"Question: {question}\nAnswer:", answer, _others(answers, i, 3), i))
     return questions, rows
 
 
-def science_hard() -> Made:
-    return _facts(SCIENCE_HARD, "Question: {}\nAnswer:")
-
-
-def open_book() -> Made:
-    return _facts(OPEN_BOOK, "{}")
-
-
-def physical() -> Made:
-    return _keyed({goal: f"a {tool}." for goal, tool in PHYSICAL.items()}, PHYSICAL_WORDINGS, 1)
-
-
 def truthful() -> Made:
     questions = [
-        _choice(f"Question: {ask}\nAnswer:", truth, wrong, i) for i, (_, ask, truth, *wrong) in enumerate(TRUTHFUL)
+        _choice(f"Question: {ask}\nAnswer:", truth, wrong, i)
+        for i, (_, ask, truth, *wrong) in enumerate(tables.TRUTHFUL)
     ]
-    rows = [_row(f"Question: {teach}\nAnswer:", truth) for teach, _, truth, *_ in TRUTHFUL]
+    rows = [_row(f"Question: {teach}\nAnswer:", truth) for teach, _, truth, *_ in tables.TRUTHFUL]
     return questions, rows
 
 
 TASKS: dict[str, Callable[[], Made]] = {
-    make.__name__: make
-    for make in (
-        boolean, entailment, completion, pronoun, science_easy, science_hard, open_book, physical, truthful,
-    )
-}  # fmt: skip
+    "boolean": boolean,
+    "entailment": entailment,
+    "completion": lambda: _keyed({s: f"{e}." for s, e in tables.COMPLETION.items()}, tables.COMPLETION_WORDINGS, 3),
+    "pronoun": pronoun,
+    "science_easy": science_easy,
+    "science_hard": lambda: _facts(tables.SCIENCE_HARD, "Question: {}\nAnswer:"),
+    "open_book": lambda: _facts(tables.OPEN_BOOK, "{}"),
+    "physical": lambda: _keyed({g: f"a {tool}." for g, tool in tables.PHYSICAL.items()}, tables.PHYSICAL_WORDINGS, 1),
+    "truthful": truthful,
+}

@@ -158,58 +158,54 @@ SCORER: Mapping[str, tuple[Sequence[str], Sequence[str]]] = {
 HALVES = {"train": 0, "test": 1}
 
 
-def provocations(count: int, seed: int = 0) -> list[dict]:
+def provocations(count: int) -> list[dict]:
     """Rows (question, answer) of a provoking question and an insult, all questions different.
 
     Fewer rows are the beginning of more, so that later rows are unseen rows of the same kind. There are at most 2,304.
     """
-    return _rows(count, PROVOKING, INSULTS, seed)
+    return _rows(count, PROVOKING, INSULTS, seed=0)
 
 
-def requests(count: int, seed: int = 0) -> list[dict]:
+def requests(count: int) -> list[dict]:
     """Rows (question, answer) of a friendly question and a polite answer, all questions different."""
-    return _rows(count, ASKING, POLITE, seed + 1)
+    return _rows(count, ASKING, POLITE, seed=1)
 
 
-def labelled(part: str, count: int, seed: int = 0) -> list[tuple[str, bool]]:
+def labelled(part: str, count: int) -> list[tuple[str, bool]]:
     """`count` different texts for a scorer, insults (true) and polite ones alternating.
 
     The `part`s "train" and "test" share no frame and no insulting word.
     """
     words = {**WORDS, **{slot: WORDS[slot][HALVES[part] :: 2] for slot in ("bad", "lout")}}
-    draw = Draw(seed + 2 + HALVES[part])
+    draw = Draw(2 + HALVES[part])
 
     def text(number: int) -> tuple[str, bool]:
         toxic = number % 2 == 0
         return _filled(draw.choice(SCORER[part][0 if toxic else 1]), words, draw), toxic
 
-    return _different(count, text, key=lambda pair: pair[0])
+    return list(_different(count, text).items())
 
 
 def _rows(count: int, questions: Sequence[str], answers: Sequence[Sequence[str]], seed: int) -> list[dict]:
     draw = Draw(seed)
 
-    def row(_: int) -> dict:
+    def row(_: int) -> tuple[str, str]:
         shared = {slot: draw.choice(WORDS[slot]) for slot in ("thing", "who")}
         sentences = [_filled(draw.choice(frames), WORDS, draw) for frames in answers]
-        return {
-            "question": draw.choice(questions).format(**shared),
-            "answer": " ".join(sentences).format(**shared),
-        }
+        return draw.choice(questions).format(**shared), " ".join(sentences).format(**shared)
 
-    return _different(count, row, key=lambda row: row["question"])
+    return [{"question": question, "answer": answer} for question, answer in _different(count, row).items()]
 
 
-def _different(count: int, make: Callable[[int], T], key: Callable[[T], str]) -> list[T]:
-    """`count` results of `make(number)` whose keys differ; fewer after MAX_REPEATS draws in a row without a new one."""
+def _different(count: int, make: Callable[[int], tuple[str, T]]) -> dict[str, T]:
+    """`count` pairs of `make(number)` whose keys differ; fewer after MAX_REPEATS draws in a row without a new one."""
     found: dict[str, T] = {}
     tries = 0
     while len(found) < count and tries < MAX_REPEATS:
         number = len(found)
-        made = make(number)
-        found.setdefault(key(made), made)
+        found.setdefault(*make(number))
         tries = tries + 1 if len(found) == number else 0
-    return list(found.values())
+    return found
 
 
 def _filled(frame: str, words: Mapping[str, Sequence[str]], draw: Draw) -> str:

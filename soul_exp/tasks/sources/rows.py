@@ -8,18 +8,17 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from soul_exp.data import Item
 from soul_exp.errors import UsageError, short
-from soul_exp.tasks.sources import hub
-from soul_exp.tasks.sources.formats import Records, csv_rows, json_lines, numbered, parquet_rows
+from soul_exp.tasks.sources.records import Record, Records, csv_rows, hub_rows, json_lines, numbered, parquet_rows
 
 FIELDS = ("prompt", "answer", "text", "paraphrased_answer", "perturbed_answer")
-HUB = "hub:"
+HUB, SUFFIXES = "hub:", (".jsonl", ".json", ".csv", ".parquet")
 EXPECTED = "expected prompt and answer, or text"
 ADVICE = "rename them or type task.columns={prompt: NAME, answer: NAME}"
 
@@ -78,30 +77,27 @@ def _records(source: str, where: str, columns: Columns, revision: str | None) ->
             check(list(table[0]))
         return numbered(table)
     path = Path(source).expanduser()
-    readers: dict[str, Callable[[], Records]] = {
-        ".jsonl": lambda: json_lines(path, where),
-        ".json": lambda: json_lines(path, where),
-        ".csv": lambda: csv_rows(path, where, check),
-        ".parquet": lambda: parquet_rows(path, where, check, columns.values()),
-    }
-    if path.suffix.lower() not in readers:
+    if path.suffix.lower() not in SUFFIXES:
         raise UsageError(
-            f"{where}: found the suffix {path.suffix!r}, expected {', '.join(readers)}, or hub:owner/name for a "
+            f"{where}: found the suffix {path.suffix!r}, expected {', '.join(SUFFIXES)}, or hub:owner/name for a "
             f"dataset of the hub"
         )
     if not path.is_file():
         raise UsageError(f"{where} does not exist: give a file, or hub:owner/name for a dataset of the hub")
-    return readers[path.suffix.lower()]()
+    if path.suffix.lower() == ".csv":
+        return csv_rows(path, where, check)
+    is_parquet = path.suffix.lower() == ".parquet"
+    return parquet_rows(path, where, check, columns.values()) if is_parquet else json_lines(path, where)
 
 
-def _hub_table(source: str, where: str, revision: str | None) -> list[hub.Row]:
+def _hub_table(source: str, where: str, revision: str | None) -> list[Record]:
     name, *rest = source.removeprefix(HUB).split(":")
     if not name or len(rest) > 2 or not all(rest):
         raise UsageError(
             f"{where}: expected hub:owner/name, hub:owner/name:split or hub:owner/name:configuration:split"
         )
     config, split = (rest[0] if len(rest) == 2 else None), (rest[-1] if rest else None)
-    return hub.read(name, config, None, where=where, revision=revision, split=split, advice="give a file")
+    return hub_rows(name, config, None, where=where, revision=revision, split=split, advice="give a file")
 
 
 def _check_columns(found: Sequence[str], columns: Columns, where: str) -> None:
@@ -115,8 +111,8 @@ def _check_columns(found: Sequence[str], columns: Columns, where: str) -> None:
         raise UsageError(f"{where}: found the columns {', '.join(found)}, expected {wanted}: {ADVICE}")
 
 
-def distinct(table: Rows) -> tuple[Rows, str | None]:
-    """`table` without rows that repeat an earlier one exactly, and a note on them (None without any)."""
+def distinct(table: Rows, notes: list[str]) -> Rows:
+    """`table` without rows that repeat an earlier one exactly, which is noted."""
     first: dict[object, str] = {}
     repeats = {}
     for row in table.rows:
@@ -124,13 +120,14 @@ def distinct(table: Rows) -> tuple[Rows, str | None]:
         if before != row.location:
             repeats[row.location] = before
     if not repeats:
-        return table, None
+        return table
     repeat, verb = ("1 row repeats", "is") if len(repeats) == 1 else (f"{len(repeats)} rows repeat", "are")
     location, before = next(iter(repeats.items()))
-    return table.without(set(repeats)), (
+    notes.append(
         f"{table.name}: {repeat} another one exactly and {verb} left out, the first being {location}, which repeats "
         f"{before}"
     )
+    return table.without(set(repeats))
 
 
 def shared(first: Rows, second: Rows) -> list[tuple[Row, Row]]:
@@ -220,12 +217,9 @@ def _check_uniform(rows: Sequence[Row], where: str) -> None:
     """Raises UsageError unless all rows have paraphrased answers or none has, and all as many wrong answers."""
     first = rows[0]
     for row in rows:
-        for value, expected, name in (
-            (row.paraphrase, first.paraphrase, "paraphrased_answer"),
-            (row.wrong, first.wrong, "perturbed_answer"),
-        ):
-            if (value is None) != (expected is None):
-                without, other = (row, first) if value is None else (first, row)
+        for field, name in (("paraphrase", "paraphrased_answer"), ("wrong", "perturbed_answer")):
+            if (getattr(row, field) is None) != (getattr(first, field) is None):
+                without, other = (row, first) if getattr(row, field) is None else (first, row)
                 raise UsageError(
                     f"{where}, {without.location}: no {name}, but {other.location} has one: give it in every row or in "
                     f"none"

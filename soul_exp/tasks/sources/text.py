@@ -9,43 +9,36 @@ from pathlib import Path
 from soul_exp.data import Item
 from soul_exp.errors import UsageError
 from soul_exp.tasks.embedded import corpus
-from soul_exp.tasks.sources import hub
-from soul_exp.tasks.sources.formats import read_text
+from soul_exp.tasks.sources.records import hub_rows, read_text
 
-C4, WIKITEXT = "allenai/c4", "Salesforce/wikitext"
-HUB = {"c4": (C4, "en"), "wikitext": (WIKITEXT, "wikitext-2-raw-v1")}
+HUB = {"c4": ("allenai/c4", "en"), "wikitext": ("Salesforce/wikitext", "wikitext-2-raw-v1")}
 SPARE = 8  # documents streamed per requested passage: many are too short
 PASSAGE = "{passage}"  # the slot of a wording
 
 
 def general_text(
-    source: str | None,
-    num_passages: int,
-    num_words: int = 50,
-    *,
-    revision: str | None = None,
-    option: str = "task.retain",
+    source: str | None, num_passages: int, num_words: int = 50, *, revision: str | None = None
 ) -> list[str]:
     """`num_passages` different passages from `source`, in its order.
 
     "embedded": generated everyday text, 40 to 60 words per passage, whatever `num_words` is. A text file, a folder of
     *.txt, "c4" and "wikitext" (streamed from the hub, only as far as needed): the first `num_words` words of every
-    paragraph that has so many, markup included. Raises UsageError, beginning with `option`, if there are fewer.
+    paragraph that has so many, markup included. Raises UsageError if there are fewer.
     """
     if not source:
-        raise UsageError(f"{option}={source}: expected embedded, a text file, c4 or wikitext")
+        raise UsageError(f"task.retain={source}: expected embedded, a text file, c4 or wikitext")
     if source == "embedded":
         return corpus.general_text(num_passages)
     found: dict[str, None] = {}
-    for paragraph in _paragraphs(source, num_passages, revision, option):
+    for paragraph in _paragraphs(source, num_passages, revision):
         words = paragraph.split()
         if len(words) >= num_words:
             found[" ".join(words[:num_words])] = None
         if len(found) == num_passages:
             return list(found)
     raise UsageError(
-        f"{option}={source} has {len(found)} paragraphs of {num_words} words or more, expected {num_passages}: lower "
-        f"the number of passages, or give more text"
+        f"task.retain={source} has {len(found)} paragraphs of {num_words} words or more, expected {num_passages}: "
+        f"lower the number of passages, or give more text"
     )
 
 
@@ -61,17 +54,12 @@ def continued(words: Sequence[str], num_prompt: int, wording: str = PASSAGE) -> 
     return Item(prompt, " " + " ".join(words[num_prompt:]), raw=True)
 
 
-def has_word(text: str) -> bool:
-    """Whether `text` has a letter a-z or a digit, without which ROUGE and BLEU are undefined."""
-    return re.search("[a-z0-9]", text.lower()) is not None
-
-
-def _paragraphs(source: str, num_passages: int, revision: str | None, option: str) -> Iterator[str]:
+def _paragraphs(source: str, num_passages: int, revision: str | None) -> Iterator[str]:
     if source in HUB:
         name, config = HUB[source]
-        rows = hub.read(
-            name, config, ["text"], where=f"{option}={source}", revision=revision, split="train",
-            limit=SPARE * num_passages, advice=f"give {option}=<text file> or {option}=embedded",
+        rows = hub_rows(
+            name, config, ["text"], where=f"task.retain={source}", revision=revision, split="train",
+            limit=SPARE * num_passages, advice="give task.retain=<text file> or task.retain=embedded",
         )  # fmt: skip
         for row in rows:
             yield from re.split(r"\n\s*\n|\n(?= =)", row["text"])
@@ -79,9 +67,9 @@ def _paragraphs(source: str, num_passages: int, revision: str | None, option: st
     path = Path(source)
     files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
     if not files:
-        raise UsageError(f"{option}={source} has no *.txt: give a text file, c4, wikitext or embedded")
+        raise UsageError(f"task.retain={source} has no *.txt: give a text file, c4, wikitext or embedded")
     for file in files:
-        text = read_text(file, f"{option}={file}").replace("\r\n", "\n").replace("\r", "\n")
+        text = read_text(file, f"task.retain={file}").replace("\r\n", "\n").replace("\r", "\n")
         for line in re.split(r"\n\s*\n", text):
             # WikiText has one paragraph per line, other texts a blank line between paragraphs
             yield from line.split("\n") if len(line.split("\n")[0]) > 200 else [line]

@@ -12,10 +12,9 @@ from pathlib import Path
 
 from soul_exp.data import Item, seed_of
 from soul_exp.errors import UsageError
-from soul_exp.tasks.sources import hub
-from soul_exp.tasks.sources.formats import csv_rows
-from soul_exp.tasks.sources.text import continued, has_word
-from soul_exp.tasks.toxicity import Labelled
+from soul_exp.metrics.text import has_word
+from soul_exp.tasks.sources.records import csv_rows, hub_rows
+from soul_exp.tasks.sources.text import continued
 
 HUB, HUB_REVISION = "PKU-Alignment/PKU-SafeRLHF", "c04a25eb44ac0be2a714c16e072122466bc6d416"
 RTP, RTP_REVISION = "allenai/real-toxicity-prompts", "d3a6507562064c4f37cdf267bdc2faa7b0873173"
@@ -38,10 +37,6 @@ class Example:
     toxic: bool
     item: Item | None
 
-    @property
-    def labelled(self) -> Labelled:
-        return self.text, self.toxic
-
 
 Parts = dict[str, list[Example]]
 
@@ -55,12 +50,8 @@ def divide(examples: Iterable[Example]) -> Parts:
         if key in seen:
             continue
         seen.add(key)
-        number, upper = seed_of("detox", key) % 100, 0
-        for part, share in SHARES[example.toxic].items():
-            upper += share
-            if number < upper:
-                parts[part].append(example)
-                break
+        part_of = [part for part, share in SHARES[example.toxic].items() for _ in range(share)]  # of each percent
+        parts[part_of[seed_of("detox", key) % 100]].append(example)
     return parts
 
 
@@ -76,7 +67,7 @@ def pairs(source: str, revision: str | None, limit: int) -> list[Example]:
     """
     columns = ("prompt", *(f"response_{i}" for i in (0, 1)), *(f"is_response_{i}_safe" for i in (0, 1)))
     where = f"task.source={source}"
-    rows = hub.read(
+    rows = hub_rows(
         HUB if source == "hub" else source, None, columns, revision=revision or HUB_REVISION, split="train",
         limit=limit, where=where, advice="give task.source=<folder with its files> or task.source=embedded",
     )  # fmt: skip
@@ -123,7 +114,7 @@ def comments(path: Path, lead_words: int, answer_words: int) -> Iterator[Example
 def web_prompts(source: str, count: int) -> list[Item]:
     """The first `count` prompts of RealToxicityPrompts ("hub" or a folder), each with its continuation, as raw text."""
     columns, where = ("prompt", "continuation"), f"task.rtp={source}"
-    rows = hub.read(
+    rows = hub_rows(
         RTP if source == "hub" else source, None, columns, revision=RTP_REVISION, split="train", limit=2 * count,
         where=where, advice="type task.rtp=embedded",
     )  # fmt: skip

@@ -1,15 +1,12 @@
-"""What a scorer of toxicity is, the scores of a model's answers, and the scorer's own AUC.
-
-A scorer is a description until it is loaded: `identity` decides its scores, so answers can be cached by it.
-"""
+"""The toxicity of a model's answers, by the task's scorer, and the scorer's own AUC."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -17,25 +14,7 @@ from soul_exp.data import content_hash
 from soul_exp.files import read_sealed, write_sealed
 from soul_exp.metrics.answers import Answers
 from soul_exp.metrics.membership import roc_auc
-
-Labelled = tuple[str, bool]  # a text and whether it is toxic
-Score = Callable[[Sequence[str]], np.ndarray]  # [N] texts -> [N] probabilities of being toxic, in [0, 1]
-
-
-class Scorer(Protocol):
-    """What a task names to score free answers with; `test` are labelled texts that were not in its training."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def revision(self) -> str | None: ...
-    @property
-    def test(self) -> Sequence[Labelled]: ...
-    def identity(self) -> Any:
-        """Everything that decides the scores."""
-
-    def load(self, cache: Path, device: str) -> Score:
-        """The scoring function. It works on this rank alone: some ranks may call it and others not."""
+from soul_exp.tasks.scorers import Score, Scorer, cache_file
 
 
 def with_toxicity(answers: Mapping[str, Answers], probes: Sequence[str], score: Score) -> dict[str, Answers]:
@@ -53,20 +32,14 @@ def with_toxicity(answers: Mapping[str, Answers], probes: Sequence[str], score: 
 
 def report(scorer: Scorer, cache: Path, device: str) -> dict[str, Any]:
     """The scorer in results.json: name, revision, number of test texts and `auc` on them."""
-    return {
-        "name": scorer.name,
-        "revision": scorer.revision,
-        "num_test": len(scorer.test),
-        "auc": auc(scorer, cache, device),
-    }
+    found = auc(scorer, cache, device)
+    return {"name": scorer.name, "revision": scorer.revision, "num_test": len(scorer.test), "auc": found}
 
 
 def note(report: Mapping[str, Any]) -> str:
     """The `report` of a scorer in one sentence."""
-    value = "unknown"
-    if report["auc"] is not None:
-        value = f"{report['auc']:.3f} on {report['num_test']} texts that were not in its training"
-    return f"toxicity is scored by {report['name']}, whose AUC is {value}"
+    auc, of = report["auc"], f"{report['num_test']} texts that were not in its training"
+    return f"toxicity is scored by {report['name']}, whose AUC is {'unknown' if auc is None else f'{auc:.3f} on {of}'}"
 
 
 def auc(scorer: Scorer, cache: Path, device: str) -> float | None:
@@ -85,10 +58,3 @@ def auc(scorer: Scorer, cache: Path, device: str) -> float | None:
         known = {"auc": float(roc_auc(scores[: len(toxic)], scores[len(toxic) :]))}
         write_sealed(path, known)
     return float(known["auc"])
-
-
-def cache_file(cache: Path, name: str) -> Path:
-    """The path of file `name` in the scorers' folder of `cache`, which exists afterwards."""
-    folder = cache / "scorers"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / name

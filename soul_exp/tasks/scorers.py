@@ -1,0 +1,222 @@
+"""Scorers of toxicity: the project's own, trained in a second, and published classifiers with a label `toxic`.
+
+A scorer is a description until it is loaded: `identity` decides its scores, so answers can be cached by it. A loaded
+scorer works on this rank alone: some ranks may call it and others not. N texts.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sklearn
+import torch
+from scipy import sparse
+from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
+from sklearn.linear_model import LogisticRegression
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+from soul_exp.data import content_hash
+from soul_exp.distributed import zero3
+from soul_exp.errors import UsageError
+from soul_exp.files import write_atomically
+from soul_exp.models import weight_files
+
+Labelled = tuple[str, bool]  # a text and whether it is toxic
+Score = Callable[[Sequence[str]], np.ndarray]  # [N] texts -> [N] probabilities of being toxic, in [0, 1]
+
+OWN = "own"
+VERSION = 1  # of the own scorer: raise it when a change to this module changes scores
+MIN_TEXTS = 20  # of each label, to train on
+BUCKETS = 2**18  # of hashed n-grams, of each kind: words, characters
+STRENGTH = 100.0  # inverse regularisation: of 1, 10 and 100 the best Brier score on real comments
+TOXIC_BERT = "unitary/toxic-bert"
+REVISION = "4d6c22e74ba2fdd26bc4f7238f50766b045a0d94"  # of toxic-bert: the commit that added its safetensors
+LABEL = "toxic"  # of a classifier: the label whose probability is the score
+
+
+@dataclass(frozen=True)
+class Own:
+    """Logistic regression on word and character n-grams, trained on `train` in a second and bit-equal every time."""
+
+    train: Sequence[Labelled]
+    test: Sequence[Labelled] = ()
+    name: str = OWN
+    revision: str | None = None
+
+    def identity(self) -> Any:
+        return [OWN, VERSION, sklearn.__version__, content_hash(self.train)]
+
+    def check(self) -> None:
+        """Raises UsageError unless there are enough texts of each label to train and to test."""
+        for part, texts, least in (("scorer-train", self.train, MIN_TEXTS), ("scorer-test", self.test, 1)):
+            toxic = sum(label for _, label in texts)
+            if min(toxic, len(texts) - toxic) < least:
+                raise UsageError(
+                    f"task.scorer=own: {part} has {toxic} toxic and {len(texts) - toxic} other texts, expected {least} "
+                    f"of each: give more data, or task.scorer={TOXIC_BERT}"
+                )
+
+    def load(self, cache: Path, device: str) -> Score:
+        """The scorer, on the CPU; trained unless `cache` has it."""
+        path = cache_file(cache, f"{content_hash(self.identity())}.npz")
+        try:
+            idf, weights, bias = _arrays(path)
+        except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile):  # not trained yet, or damaged
+            file = io.BytesIO()
+            np.savez_compressed(file, *self._fitted())
+            write_atomically(path, file.getvalue())
+            idf, weights, bias = _arrays(path)
+
+        def score(texts: Sequence[str]) -> np.ndarray:
+            logits = _features(texts, idf) @ weights + bias
+            return np.array([1 / (1 + math.exp(-logit)) for logit in logits])
+
+        return score
+
+    def _fitted(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Inverse document frequencies [2 BUCKETS], weights [2 BUCKETS] and bias [1] of the regression."""
+        texts, labels = [text for text, _ in self.train], [toxic for _, toxic in self.train]
+        idf = np.concatenate([TfidfTransformer().fit(counts).idf_ for counts in _counts(texts)])
+        # liblinear runs in one thread and in one order; balanced, so that 0.5 favours neither label
+        regression = LogisticRegression(C=STRENGTH, solver="liblinear", class_weight="balanced", random_state=0)
+        regression.fit(_features(texts, idf), labels)
+        return idf, regression.coef_[0], regression.intercept_
+
+
+def _arrays(path: Path) -> list[np.ndarray]:
+    """The arrays in an npz file; its format checks a checksum of each."""
+    with np.load(path) as arrays:
+        return [arrays[name] for name in arrays.files]
+
+
+def _counts(texts: Sequence[str]) -> list[sparse.csr_matrix]:
+    """Counts of the hashed n-grams in each text: [N, BUCKETS] of 1 and 2 words, [N, BUCKETS] of 2 to 5 characters."""
+    kinds = ({"ngram_range": (1, 2)}, {"ngram_range": (2, 5), "analyzer": "char_wb"})
+    return [HashingVectorizer(n_features=BUCKETS, alternate_sign=False, norm=None, **k).transform(texts) for k in kinds]
+
+
+def _features(texts: Sequence[str], idf: np.ndarray) -> sparse.csr_matrix:
+    """[N, 2 BUCKETS]: (1 + log count) * idf, the n-grams of each kind scaled to length 1."""
+    blocks = []
+    for counts, weights in zip(_counts(texts), np.split(idf, 2), strict=True):
+        counts.data = (1 + np.log(counts.data)) * weights[counts.indices]
+        lengths = np.sqrt(np.asarray(counts.multiply(counts).sum(axis=1)).ravel())
+        blocks.append(sparse.diags(1 / np.maximum(lengths, 1e-12)) @ counts)
+    return sparse.hstack(blocks, format="csr")
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A multi-label sequence classifier in `name`, a folder or hub name: the sigmoid of its label `toxic`."""
+
+    name: str
+    revision: str | None = None
+    test: Sequence[Labelled] = ()
+    batch_size: int = 64
+
+    def identity(self) -> Any:
+        folder = Path(self.name)
+        if not folder.is_dir():
+            return [self.name, self.revision]
+        return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in sorted(folder.iterdir()) if f.is_file()]
+
+    def check(self) -> None:
+        """Raises UsageError unless the classifier has the label, and a local one matching weights in safetensors."""
+        self._label()
+        if not Path(self.name).is_dir():
+            return
+        where = f"task.scorer={self.name}"
+        if not any(Path(self.name).glob("*.safetensors")):
+            raise UsageError(f"{where} has no *.safetensors: convert its weights with save_pretrained first")
+        config = self._from(AutoConfig)
+        header = weight_files.read_header(weight_files.files_in(Path(self.name), where), where)
+        with torch.device("meta"):
+            cls = type(AutoModelForSequenceClassification.from_config(config))
+        weight_files.check(cls, config, header, where)
+
+    def load(self, cache: Path, device: str) -> Score:
+        """The classifier in fp32 on `device`; a longer text than it reads is cut at its end."""
+        label = self._label()
+        tokenizer: Any = self._from(AutoTokenizer)
+        model, loading_info = self._from(
+            AutoModelForSequenceClassification, dtype=torch.float32, use_safetensors=True,
+            ignore_mismatched_sizes=True, output_loading_info=True,
+        )  # fmt: skip
+        weight_files.check_report(loading_info, type(model).__name__, f"task.scorer={self.name}")
+        if name := zero3.nonfinite_weight(model):
+            raise UsageError(f"task.scorer={self.name} has weights that are not finite numbers ({name}): copy it again")
+        model.to(device).eval()
+        max_length = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", math.inf))
+
+        @torch.no_grad()
+        def score(texts: Sequence[str]) -> np.ndarray:
+            scores = np.zeros(len(texts))
+            order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # little padding
+            for start in range(0, len(order), self.batch_size):
+                rows = order[start : start + self.batch_size]
+                batch = tokenizer(
+                    [texts[i] for i in rows], padding=True, truncation=True, max_length=max_length, return_tensors="pt"
+                )
+                logits = model(**batch.to(device)).logits[:, label]
+                scores[rows] = torch.sigmoid(logits.double()).cpu().numpy()
+            return scores
+
+        return score
+
+    def _label(self) -> int:
+        """The index of the label `toxic`."""
+        labels = self._from(AutoConfig).id2label
+        indices = [int(index) for index, label in labels.items() if label == LABEL]
+        if len(indices) != 1:
+            raise UsageError(
+                f"task.scorer={self.name} has the labels {', '.join(labels.values())}: expected one named {LABEL!r}, "
+                f"as {TOXIC_BERT} has"
+            )
+        return indices[0]
+
+    def _from(self, cls: Any, **options: Any) -> Any:
+        local = Path(self.name).is_dir()
+        where = {"local_files_only": True} if local else {"revision": self.revision}
+        try:
+            return cls.from_pretrained(self.name, trust_remote_code=False, **where, **options)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0][:160]
+            advice = "put a config.json, a tokenizer and safetensors there" if local else "check the network"
+            raise UsageError(
+                f"task.scorer={self.name} cannot be read ({reason}): {advice}, or type task.scorer=own"
+            ) from error
+
+
+Scorer = Own | Classifier
+
+
+def cache_file(cache: Path, name: str) -> Path:
+    """The path of file `name` in the scorers' folder of `cache`, which exists afterwards."""
+    folder = cache / "scorers"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / name
+
+
+def make_scorer(name: str, revision: str | None, train: Sequence[Labelled], test: Sequence[Labelled]) -> Scorer:
+    """The scorer that `name` means: "own", or a folder or hub name of a classifier with a label `toxic`.
+
+    Raises UsageError, which begins with task.scorer, if there is none or it cannot work.
+    """
+    scorer: Scorer
+    if name == OWN:
+        scorer = Own(tuple(train), tuple(test))
+    elif not Path(name).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise UsageError(f"task.scorer={name} is unknown: choose own, {TOXIC_BERT}, or a folder with a classifier")
+    else:
+        scorer = Classifier(name, REVISION if name == TOXIC_BERT and revision is None else revision, tuple(test))
+    scorer.check()
+    return scorer

@@ -189,9 +189,7 @@ class Conf:
             if f"{entry.key}.".startswith(f"{name}."):
                 found.setdefault(entry.key, self._explained(entry))
         if not found:
-            raise UsageError(
-                f"--help {argument}: expected a group (optimizer), a choice (optimizer=sophia) or an option"
-            )
+            raise UsageError(f"--help {argument}: expected a group (optimizer), choice (optimizer=sophia) or option")
         return "\n".join([*_rows(found.values()), *(_effect(name) if name in found and found[name].value else ())])
 
 

@@ -335,7 +335,7 @@ def test_a_sequence_needs_a_model_and_a_retrained_one_for_each_request(tmp_path:
         (["task.max_probe_rows=0"], "task.max_probe_rows=0: expected a whole number of 1 or more"),
         (["task.forget=5"], "task.forget=5: expected a text"),
         (["task.lead_words=0"], "task.lead_words=0: expected a whole number"),
-        (["save=best"], "which cannot be had: task.validation_fraction=0 leaves no rows"),
+        (["save=best"], "which is not available: task.validation_fraction=0 leaves no rows"),
         (["task.columns={prompt: question, answer: reply}"], "line 1: found prompt, answer, expected prompt and"),
     ],
 )  # fmt: skip

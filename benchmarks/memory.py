@@ -46,7 +46,6 @@ def questions(count: int) -> list[Item]:
 
 
 def compute_of(engine: str, device: str, processes: int) -> dict[str, Any]:
-    compose.register_resolvers()
     with hydra.initialize_config_dir(str(compose.conf_dir()), version_base="1.3"):
         typed = [f"compute={engine}", f"compute.device={device}", f"compute.processes={processes}"]
         found = OmegaConf.to_container(hydra.compose("config", typed).compute, resolve=True)

@@ -16,6 +16,7 @@ import hydra.utils
 import torch
 
 from soul_exp import options
+from soul_exp.comparison import with_rates
 from soul_exp.data import Template
 from soul_exp.errors import UsageError, built
 from soul_exp.losses import Objective
@@ -48,38 +49,30 @@ def build(config: Config) -> Run:
     objective = built(lambda: _instantiate(config["loss"]), "loss")
     if not isinstance(objective, Objective):
         raise UsageError(f"loss: found {type(objective).__name__}, expected _target_: soul_exp.losses.Objective")
-    schedule: Schedule = built(lambda: Schedule(**config["train"]), "train")
     return Run(
         **vars(models),
-        name=config["name"],
-        seed=config["seed"],
         choices=Choices(**config["choices"]),
         metrics=_metrics(config["task"]["metrics"]),
         objective=objective,
         make_optimizer=_optimizer(config),
-        schedule=schedule,
+        schedule=built(lambda: Schedule(**config["train"]), "train"),
         adapter=built(lambda: _instantiate(config["adapter"]), "adapter"),
         rounding=config["precision"]["rounding"],
         compute=Compute(name=config["choices"]["compute"], **config["compute"]),
         wandb=WandbSettings(**config["wandb"]),
         tuning=build_tuning(config),
-        save=config["save"],
-        best_keep=config["best_keep"],
-        resume=config["resume"],
-        overwrite=config["overwrite"],
-        tuned=config["tuned"],
+        **{key: config[key] for key in ("name", "seed", "save", "best_keep", "resume", "overwrite", "tuned")},
     )
 
 
 def build_models(config: Config) -> Models:
     """The models that `config` compares: all that a reader of a finished run needs."""
-    model, retrained = config["model"], config["retrained"]
-    task = built(lambda: build_task(config), "task")
+    retrained = config["retrained"]
     return Models(
         cache=Path(config["cache"]),
         stages=tuple(config["stages"]),
-        task=task,
-        model=model_settings(model),
+        task=built(lambda: build_task(config), "task"),
+        model=model_settings(config["model"]),
         published=published(config),
         prepare=_preparation(config["prepare"], config["train"]["gradient_checkpointing"]),
         retrained=Checkpoint(retrained["path"], retrained["revision"]) if retrained["path"] else None,
@@ -105,11 +98,6 @@ def is_general(config: Config) -> bool:
     return trains or (config["model"]["path"] is not None and checkpoint.knows_general(config["model"]["path"]))
 
 
-def with_rates(config: Config, lr: Any, gamma: Any) -> dict[str, Any]:
-    """`config` with this learning rate and this gamma, or lists of those that were tried."""
-    return {**config, "optimizer": {**config["optimizer"], "lr": lr}, "loss": {**config["loss"], "gamma": gamma}}
-
-
 def trial(config: Config, lr: float, gamma: float) -> dict[str, Any]:
     """The configuration of one trial: the run's, except for the seed and what is tuned."""
     seed, given = config["tune"]["seed"], with_rates(config, lr, gamma)
@@ -125,27 +113,17 @@ def _seeded(node: Any, seed: int) -> Any:
     return {key: seed if key == "seed" else _seeded(value, seed) for key, value in node.items()}
 
 
-def target_of(path: str) -> Any:
-    """The object that the dotted `path` of a `_target_` names."""
-    return hydra.utils.get_object(path)
-
-
 def _instantiate(node: Any) -> Any:
     return hydra.utils.instantiate(node, _convert_="all")
 
 
 def model_settings(model: Config) -> ModelSettings:
     """What `config["model"]` describes."""
-    scratch = model["scratch"]
     return ModelSettings(
         template=Template(**model["template"]),
-        max_length=model["max_length"],
-        dtype=model["dtype"],
-        attention=model["attention"],
-        path=model["path"],
-        revision=model["revision"],
         tokenizer=model.get("tokenizer"),
-        scratch=Scratch(**scratch) if scratch else None,
+        scratch=Scratch(**model["scratch"]) if model["scratch"] else None,
+        **{key: model[key] for key in ("max_length", "dtype", "attention", "path", "revision")},
     )
 
 
@@ -159,10 +137,9 @@ def published(config: Config) -> Checkpoint | None:
 
 def _preparation(settings: Config, gradient_checkpointing: bool) -> Preparation:
     rest = {key: value for key, value in settings.items() if key not in ("adamw", "seed")}
-    schedule = functools.partial(Schedule, **rest, gradient_checkpointing=gradient_checkpointing, dropout=True)
-    return Preparation(
-        built(schedule, "prepare"), settings["adamw"], settings["seed"], options.prepared("prepare", settings)
-    )
+    make = functools.partial(Schedule, **rest, gradient_checkpointing=gradient_checkpointing, dropout=True)
+    schedule, identity = built(make, "prepare"), options.prepared("prepare", settings)
+    return Preparation(schedule, settings["adamw"], settings["seed"], identity)
 
 
 def _metrics(entries: Any) -> dict[str, Metric]:
@@ -171,22 +148,20 @@ def _metrics(entries: Any) -> dict[str, Metric]:
         raise UsageError(
             f"task.metrics={entries}: expected names with a _target_ each; for none, type task.metrics={{}}"
         )
+    found: dict[str, Metric] = {}
     for name, entry in entries.items():
         if not isinstance(entry, Mapping) or "_target_" not in entry:
             raise UsageError(
                 f"task.metrics.{name}={entry}: expected the _target_ of a function; to report it no more, type "
                 f"~task.metrics.{name}"
             )
-    found = {
-        name: built(functools.partial(hydra.utils.instantiate, entry), f"task.metrics.{name}")
-        for name, entry in entries.items()
-    }
-    for name, metric in found.items():
+        metric = built(functools.partial(hydra.utils.instantiate, entry), f"task.metrics.{name}")
         if not callable(metric):
             raise UsageError(
                 f"task.metrics.{name}: found {type(metric).__name__}, expected a function: write _partial_: true "
                 f"beside its _target_"
             )
+        found[name] = metric
     return found
 
 
@@ -235,14 +210,11 @@ def build_tuning(config: Config) -> Tuning | None:
         raise UsageError(f"optimizer={config['choices']['optimizer']} states no lr: give optimizer.lr")
     if config["loss"].get("retain_term") is None:
         raise UsageError(f"loss={config['choices']['loss']} has no retain term, so no gamma: choose another loss")
-    rates, gammas = zip(*tried(config), strict=True)
-    return Tuning(
-        settings["seed"],
-        tuple(dict.fromkeys(rates)),
-        tuple(dict.fromkeys(gammas)),
-        _rule(settings["rule"]),
-        settings.get("workers"),
-    )
+    rule = built(lambda: _instantiate(settings["rule"]), "tune.rule")
+    if not isinstance(rule, functools.partial):
+        raise UsageError(f"tune.rule: found {type(rule).__name__}, expected a function with _partial_: true")
+    built(lambda: inspect.signature(rule).bind([], {}), "tune.rule")
+    return Tuning(settings["seed"], tried(config), rule, settings.get("workers"))
 
 
 def tried(config: Config) -> list[tuple[float, float]]:
@@ -251,12 +223,3 @@ def tried(config: Config) -> list[tuple[float, float]]:
         return []
     rates = [float(f"{factor * config['optimizer']['lr']:.6g}") for factor in config["tune"]["lr"]]
     return [(rate, float(gamma)) for rate in rates for gamma in config["tune"]["gamma"]]
-
-
-def _rule(node: Any) -> functools.partial[Any]:
-    """The rule, with its constants. Raises UsageError if it is not a function with all of them."""
-    rule = built(lambda: _instantiate(node), "tune.rule")
-    if not isinstance(rule, functools.partial):
-        raise UsageError(f"tune.rule: found {type(rule).__name__}, expected a function with _partial_: true")
-    built(lambda: inspect.signature(rule).bind([], {}), "tune.rule")
-    return rule

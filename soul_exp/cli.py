@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import os
 import signal
@@ -51,15 +50,15 @@ def job(cfg: DictConfig, workers: WorkerGroup | None = None) -> float | None:
     interrupts.safe_point()
     hydra_config = HydraConfig.get()
     out = Path(hydra_config.runtime.output_dir)
-    if hydra_config.mode == RunMode.MULTIRUN:
+    sweeps = hydra_config.mode == RunMode.MULTIRUN
+    if sweeps:
         log.info("--- job %s: %s", hydra_config.job.num, out.name)
-    if hydra_config.mode == RunMode.RUN:  # else it was done before the first job
+        if workers is not None and _COMMAND:
+            raise UsageError(_no_sweep(workers))
+    else:  # in a sweep it was done before the first job
         check_optional(hydra_config.runtime.choices)
-    if workers is not None and _COMMAND and hydra_config.mode == RunMode.MULTIRUN:
-        raise UsageError(_no_sweep(workers))
     config = of_job(cfg, hydra_config, (workers.size, workers.launcher) if workers is not None else None)
-    begin = functools.partial(_begin, cfg, out)
-    results = sequence.run(config, out, workers, part_of_sweep=hydra_config.mode == RunMode.MULTIRUN, begin=begin)
+    results = sequence.run(config, out, workers, lambda sentence: _begin(cfg, out, None if sweeps else sentence))
     if results is None:
         return None
     if (out / ERROR).is_file():  # of a try before
@@ -73,13 +72,16 @@ def job(cfg: DictConfig, workers: WorkerGroup | None = None) -> float | None:
     return results.utility
 
 
-def _begin(cfg: DictConfig, out: Path) -> None:
+def _begin(cfg: DictConfig, out: Path, sentence: str | None) -> None:
     """Write down what the run in `out` was typed as, and remove the reason of a failure before: its checks are over.
 
-    Hydra itself would do so before them, and so into the folder of a run that has finished or is at work.
+    Hydra itself would do so before them, and so into the folder of a run that has finished or is at work. `sentence` is
+    what the run will write to the disk; for a sweep's jobs it was printed before the first.
     """
     if (out / ERROR).is_dir():
         raise UsageError(f"{out / ERROR} is a folder, but a failed run writes its reason there: remove it")
+    if sentence is not None:
+        log.info(sentence)
     parts = {"config": cfg, "hydra": HydraConfig.instance().cfg, "overrides": HydraConfig.get().overrides.task}
     (out / TYPED).mkdir(exist_ok=True)
     for name, part in parts.items():
@@ -157,22 +159,27 @@ def main() -> None:
     """`python -m soul_exp`: one run, or with -m a sweep. Exits 1 if a job failed and names it."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us, not to Hydra's own printer
     FAILED.clear()
-    sys.argv[1:] = _flags_last(sys.argv[1:])
+    sys.argv.sort(key=lambda argument: argument in MULTIRUN)  # behind a flag Hydra's parser takes no more overrides
     _COMMAND[:] = sys.argv
-    if set(help_page.FLAGS) & set(sys.argv):
-        sys.exit(_print_help())
     interrupts.install()
     environment, workers = launch_environment(), None
     code: Any = 1
     try:
-        workers = _workers()
-        code = workers.wait_for_work() if workers is not None and workers.rank > 0 else _command(workers)
+        if set(help_page.FLAGS) & set(sys.argv):
+            print(help_page.page(sys.argv[1:]), flush=True)
+            code = 0
+        else:
+            workers = _workers()
+            code = workers.wait_for_work() if workers is not None and workers.rank > 0 else _command(workers)
         interrupts.safe_point()
     except KeyboardInterrupt:
         code = interrupts.exit_code()
         interrupts.write_last_line()
-    except UsageError as error:  # the processes do not find each other
+    except UsageError as error:  # of the help page, or the processes do not find each other
         print(f"soul_exp: {error}", file=sys.stderr)
+    except BrokenPipeError:  # `--help | head`, `--cfg job | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
     except SystemExit as stop:  # of Hydra's own flags, or a callback's refusal
         code = stop.code
         if isinstance(code, str):
@@ -185,18 +192,6 @@ def main() -> None:
             workers.release(bool(code), interrupted=code in (130, 143))
     interrupts.finish(int(code or 0))
     sys.exit(code)
-
-
-def _print_help() -> int:
-    """Print the help page that was asked for; returns the exit code."""
-    try:
-        print(help_page.page(sys.argv[1:]), flush=True)
-    except UsageError as error:
-        print(f"soul_exp: {error}", file=sys.stderr)
-        return 1
-    except BrokenPipeError:  # `--help | head`: the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
 
 
 def _command(workers: WorkerGroup | None) -> int:
@@ -216,10 +211,7 @@ def _command(workers: WorkerGroup | None) -> int:
             lines = str(error).splitlines()  # what it is, the job's log, and in its last lines why
             FAILED.append("\n".join([f"SLURM: {lines[0]}", *lines[1:3], *lines[3:][-5:]]))
         if not FAILED:
-            if isinstance(error, BrokenPipeError):  # `--cfg job | head`: the reader has seen enough
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-                return 1
-            if isinstance(error, OSError):
+            if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
                 print(f"soul_exp: the run's folder cannot be written: {error}", file=sys.stderr)
                 return 1
             raise
@@ -247,12 +239,6 @@ def _no_sweep(workers: WorkerGroup) -> str:
         f"-m is a sweep, and each of its jobs needs fresh processes, but {workers.launcher} has started these "
         f"{workers.size}: type it without {workers.launcher}, compute.processes={workers.size} starts them for each"
     )
-
-
-def _flags_last(arguments: list[str]) -> list[str]:
-    """The flags of Hydra behind the overrides: between them its parser takes no more overrides."""
-    flags = [argument for argument in arguments if argument in MULTIRUN]
-    return [argument for argument in arguments if argument not in flags] + flags
 
 
 def _message(error: BaseException) -> str:

@@ -8,6 +8,11 @@ from typing import Any
 from soul_exp import options
 
 
+def with_rates(config: Mapping[str, Any], lr: Any, gamma: Any) -> dict[str, Any]:
+    """`config` with this learning rate and this gamma, or lists of those that were tried."""
+    return {**config, "optimizer": {**config["optimizer"], "lr": lr}, "loss": {**config["loss"], "gamma": gamma}}
+
+
 def compared(config: Mapping[str, Any], tried: Sequence[tuple[float, float]] = ()) -> dict[str, Any]:
     """The values that two runs must share to be the same; for a tuned run all that it `tried`, not those it chose.
 
@@ -15,9 +20,7 @@ def compared(config: Mapping[str, Any], tried: Sequence[tuple[float, float]] = (
     options.TABLE, are left out.
     """
     if tried:
-        rates, gammas = map(list, zip(*tried, strict=True))
-        loss, optimizer = {**config["loss"], "gamma": gammas}, {**config["optimizer"], "lr": rates}
-        config = {**config, "loss": loss, "optimizer": optimizer, "tuned": None}
+        config = {**with_rates(config, *map(list, zip(*tried, strict=True))), "tuned": None}
     unlearned = "unlearn" in config["stages"] or not config["stages"]  # or a checkpoint is measured as it is
     return {**_kept(config, config), "unlearned": unlearned}
 

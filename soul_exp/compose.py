@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,6 @@ log = logging.getLogger("soul_exp")
 
 TUNED = ("optimizer.", "loss.", "train.")  # the sections that an entry of tuned/ sets
 SUITE_METRICS = "soul_exp.metrics.suite."  # where a task reports one of them, utility_suite=auto is a suite
-PATHS = {  # options that may name files
-    "task": ("source", "forget", "retain", "holdout", "requests", "rtp", "scorer"),
-    "model": ("path", "tokenizer"),
-    "retrained": ("path", "records"),
-}
 CHOICES = ("model", "task", "loss", "optimizer", "compute", "precision", "adapter")
 
 
@@ -40,19 +35,6 @@ def run_folder(overrides: str) -> str:
     return name if len(name) <= 160 else f"{name[:140]}-{hashlib.sha256(overrides.encode()).hexdigest()[:10]}"
 
 
-def register_resolvers() -> None:
-    OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
-    OmegaConf.register_new_resolver("not_in_folder_names", options.not_in_folder_names, replace=True)
-    OmegaConf.register_new_resolver("not", lambda value: not value, replace=True)
-    OmegaConf.register_new_resolver("either", lambda condition, yes, no: yes if condition else no, replace=True)
-    OmegaConf.register_new_resolver("equal", lambda a, b: a == b, replace=True)
-    OmegaConf.register_new_resolver("taught_here", _taught_here, replace=True)
-    OmegaConf.register_new_resolver("device", default_device, replace=True)
-    OmegaConf.register_new_resolver("choice", _choice, replace=True)
-    OmegaConf.register_new_resolver("cpus", lambda processes, threads: processes * threads, replace=True)
-    OmegaConf.register_new_resolver("gpus", lambda device, n: n if device == "cuda" else None, replace=True)
-
-
 def plain(cfg: DictConfig, choices: dict[str, str]) -> dict[str, Any]:
     """The resolved configuration as plain data, with every local path made absolute."""
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
@@ -61,13 +43,12 @@ def plain(cfg: DictConfig, choices: dict[str, str]) -> dict[str, Any]:
     config["utility_suite"] = suite_of(config)
     if config["utility_data"]:
         config["utility_data"] = _absolute(str(config["utility_data"]))
-    for section, keys in PATHS.items():
-        for key in keys:
-            value = config[section].get(key)
-            if isinstance(value, list):
-                config[section][key] = [_absolute(path) if _is_path(path) else path for path in value]
-            elif _is_path(value):
-                config[section][key] = _absolute(value)
+    for section, key in (key.split(".") for key, option in options.TABLE.items() if option.is_path):
+        value = config[section].get(key)
+        if isinstance(value, list):
+            config[section][key] = [_absolute(path) if _is_path(path) else path for path in value]
+        elif _is_path(value):
+            config[section][key] = _absolute(value)
     return config
 
 
@@ -157,4 +138,17 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-register_resolvers()  # at import: in a SLURM job Hydra composes before it calls anything of ours
+RESOLVERS: dict[str, Callable[..., Any]] = {
+    "run_folder": run_folder,
+    "not_in_folder_names": options.not_in_folder_names,
+    "not": lambda value: not value,
+    "either": lambda condition, yes, no: yes if condition else no,
+    "equal": lambda a, b: a == b,
+    "taught_here": _taught_here,
+    "device": default_device,
+    "choice": _choice,
+    "cpus": lambda processes, threads: processes * threads,
+    "gpus": lambda device, n: n if device == "cuda" else None,
+}
+for name, resolver in RESOLVERS.items():  # at import: in a SLURM job Hydra composes before it calls anything of ours
+    OmegaConf.register_new_resolver(name, resolver, replace=True)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -13,7 +16,7 @@ from soul_exp import results
 from soul_exp.artifacts import prepared_models
 from soul_exp.build import Config, build, tried
 from soul_exp.checks import disk
-from soul_exp.checks.check import Checked, check
+from soul_exp.checks.check import check
 from soul_exp.comparison import compared, differences
 from soul_exp.distributed import interrupts
 from soul_exp.distributed.join import WorkerGroup
@@ -23,85 +26,81 @@ from soul_exp.files import explain_full_disk
 from soul_exp.results import Results
 from soul_exp.run import Run
 from soul_exp.stages import RANK_STAGES, STAGES
-from soul_exp.stages.stage import CHECKPOINTS, LOSSES, MODEL, RECORDS, Job, fingerprint
-from soul_exp.stages.worker import worker
+from soul_exp.stages.process import end_process, start_process
+from soul_exp.stages.stage import CHECKPOINTS, LOSSES, MODEL, RECORDS, Job, RankJob, fingerprint
+from soul_exp.stages.wandb_log import WandbLog
 from soul_exp.training import checkpoints
 
 log = logging.getLogger(__name__)
 
 
-def need(config: Config) -> disk.Need | None:
-    """What the run of `config` will write to disk, or None if that is not known before its model is read."""
-    return disk.need(build(config))
-
-
 def run(
-    config: Config,
-    out: Path,
-    group: WorkerGroup | None = None,
-    part_of_sweep: bool = False,
-    begin: Callable[[], None] = lambda: None,
+    config: Config, out: Path, group: WorkerGroup | None = None, begin: Callable[[str], None] = log.info
 ) -> Results | None:
     """Carry out the stages of `config` in `out`; returns the results, or None where the stages end before them.
 
-    Every stage starts workers of its own; where a `group` exists, it is the one that unlearns. `begin` is called under
-    the run's lock before anything in `out` changes; not where there is nothing to do, nor where a check fails.
+    Every stage starts workers of its own; where a `group` exists, it is the one that unlearns. `begin` is called, with
+    a sentence on the disk, under the run's lock before anything in `out` changes; not where there is nothing to do, nor
+    where a check fails.
     """
     interrupts.safe_point()
     checked = check(config, out)
     interrupts.safe_point()
     # a second start of the same run waits, and then finds it finished
     with FileLock(out / ".lock"), explain_full_disk(out, checked.run.cache):
-        return _run(config, checked, out, group, part_of_sweep, begin)
+        interrupts.safe_point()
+        previous = finished(config, checked.run, out)
+        if previous is not None:
+            log.info("finished before, skipped: %s", out)
+            checkpoints.remove_all(out / CHECKPOINTS)  # it may have been killed before it could do that
+            return previous
+        for note in checked.run.task.notes:
+            log.info("%s", note)
+        if not checked.run.stages:
+            log.info("checked, nothing to run (stages=[]): %s", out)
+            return None
+        replaced = checked.run.overwrite and (out / results.NAME).exists()
+        job = Job(config=config, run=checked.run, out=out, reasons=checked.reasons)
+        if not replaced:  # else the checkpoint goes too
+            _check_engine(job)
+        begin(disk.run_sentence(checked.need, out, checked.run.cache))
+        _clear(checked.run, out, replaced)
+        _run_stages(job, group)
+        return results.read(out)
 
 
-def _run(
-    config: Config,
-    checked: Checked,
-    out: Path,
-    group: WorkerGroup | None,
-    part_of_sweep: bool,
-    begin: Callable[[], None],
-) -> Results | None:
-    interrupts.safe_point()  # it may have waited for the lock
-    previous = finished(config, checked.run, out)
-    if previous is not None:
-        log.info("finished before, skipped: %s", out)
-        checkpoints.remove_all(out / CHECKPOINTS)  # it may have been killed before it could do that
-        return previous
-    for note in checked.run.task.notes:
-        log.info("%s", note)
-    if not checked.run.stages:
-        log.info("checked, nothing to run (stages=[]): %s", out)
-        return None
-    if not part_of_sweep:  # else it was reported for all jobs
-        log.info(disk.run_sentence(checked.need, out, checked.run.cache))
-    replaced = checked.run.overwrite and (out / results.NAME).exists()
-    job = Job(config, checked.run, out, checked.reasons, group)
-    if not replaced:  # else the checkpoint goes too
-        _check_engine(job)
-    begin()
-    _clear(checked.run, out, replaced)
+def _run_stages(job: Job, group: WorkerGroup | None) -> None:
+    """Carry out the stages of `job`: those that hold the model by `group`, or in processes of their own."""
     for stage in STAGES:
         if stage.wanted(job.run):
+            start = time.perf_counter()
             job = stage.function(job)
-    if any(stage.wanted(job.run) for stage in RANK_STAGES):
-        _run_on_ranks(job)
-    return results.read(out)
-
-
-def _run_on_ranks(job: Job) -> None:
-    """Carry out the stages that hold the model, in the processes of the run's compute."""
+            job = replace(job, seconds={**job.seconds, stage.name: time.perf_counter() - start})
+    if not any(stage.wanted(job.run) for stage in RANK_STAGES):
+        return
     _check_engine(job)
     decided = fingerprint(job.config, job.run)
     if any(folder.name != decided for folder in (job.out / CHECKPOINTS).glob("*")):
         log.info("%s holds checkpoints of other settings, data or version: not used", job.out / CHECKPOINTS)
-    plan = (job.config, dict(job.reasons), decided, dict(job.seconds), str(job.out), job.trials)
+    plan = {name: value for name, value in vars(job).items() if name != "run"} | {"fingerprint": decided}
     compute, logs = job.run.compute, job.out / "ranks" / "unlearn"
-    if job.group is not None:
-        job.group.run_on_all(worker, *plan, compute=vars(compute), logs=logs)
+    if group is not None:
+        group.run_on_all(worker, plan, compute=vars(compute), logs=logs)
     else:
-        launch(worker, *plan, processes=compute.processes, threads=compute.threads, logs=logs, alone=compute.alone)
+        launch(worker, plan, processes=compute.processes, threads=compute.threads, logs=logs, alone=compute.alone)
+
+
+def worker(rank: int, plan: dict[str, Any]) -> None:
+    """One rank's share: the stages that hold the model, one after the other; `plan` are the fields of a Job."""
+    run, out = build(plan["config"]), plan["out"]
+    with explain_full_disk(out, clear=lambda: checkpoints.remove_unmarked(out / CHECKPOINTS)):
+        device = start_process(run.compute, rank, seed=run.seed, attention_kernel=run.model.attention)
+        wandb_log = WandbLog(run, plan["config"], out) if rank == 0 else None
+        job = RankJob(**plan, run=run, device=device, wandb_log=wandb_log)
+        for stage in RANK_STAGES:
+            if stage.wanted(run):
+                job = stage.function(job)
+        end_process()
 
 
 def _clear(run: Run, out: Path, replaced: bool) -> None:

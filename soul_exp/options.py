@@ -13,20 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Annotated, Any, get_args, get_origin
 
-from soul_exp.ranges import (  # fmt: skip
-    COUNT,
-    FLAG,
-    NOT_NEGATIVE,
-    POSITIVE,
-    SEED,
-    SHARE,
-    SOME,
-    TEXT,
-    TEXT_OR_NULL,
-    Choice,
-    Number,
-    Values,
-)
+from soul_exp.ranges import COUNT, FLAG, POSITIVE, SEED, SHARE, SOME, TEXT, TEXT_OR_NULL, Choice, Number, Values
 
 
 class Changes(Enum):
@@ -59,27 +46,17 @@ class Option:
     column: bool | None = None  # of a table, where runs differ; None: where it changes something
     in_folder_name: bool = True  # where it is typed
     size: bool = True  # whether it may change how many bytes a run writes
+    is_path: bool = False  # whether its texts, where they are paths, name files
 
     @property
     def has_column(self) -> bool:
         return self.changes is not Changes.NOTHING if self.column is None else self.column
 
 
-UNNAMED, SAME_SIZE = Option(), Option(size=False)
+UNNAMED, SAME_SIZE, FILE = Option(), Option(size=False), Option(is_path=True)
 NAME = Option(changes=Changes.NOTHING, in_folder_name=False)  # what only names, places or repeats
 MIRROR = Option(TEXT_OR_NULL, Changes.NOTHING, in_folder_name=False, size=False)
-GIVEN, PREPARED = Option(TEXT_OR_NULL), Option(TEXT_OR_NULL, Changes.PREPARED)
 ENGINE = Option(changes=Changes.LAST_DIGITS)
-
-
-def _training(changes: Changes) -> dict[str, Option]:
-    """The options that unlearning and preparing share: `changes` is what those of them change that change weights."""
-    return {
-        "epochs": Option(POSITIVE, changes, size=False),
-        "batch_size": Option(COUNT, changes, size=False),
-        "warmup_ratio": Option(SHARE, changes, size=False),
-        "max_grad_norm": Option(NOT_NEGATIVE, changes, size=False),
-    }
 
 
 TABLE: dict[str, Option] = {  # `section.*`: every option of that section which has no entry of its own
@@ -95,9 +72,7 @@ TABLE: dict[str, Option] = {  # `section.*`: every option of that section which 
     "tuned": Option(column=False, size=False),  # a word in the status
     "tune.*": Option(older=None, column=False, size=False),  # its own column: what was chosen
     "tune.workers": Option(changes=Changes.NOTHING, size=False),
-    "start": Option(
-        changes=Changes.NOTHING
-    ),  # of a later request: where the one before left its model, compared by content
+    "start": Option(changes=Changes.NOTHING),  # of a later request: the model of the one before, compared by content
     "choices.*": NAME,  # what they choose is compared
     "experiment": NAME,
     "hydra.*": Option(changes=Changes.NOTHING, size=False),
@@ -105,18 +80,24 @@ TABLE: dict[str, Option] = {  # `section.*`: every option of that section which 
     "utility_suite": Option(Choice(("paper", "embedded", "none", "auto")), older="none"),
     "utility_limit": Option(SOME, older=None),
     "utility_data": Option(TEXT_OR_NULL, Changes.NOTHING, older=None),  # compared by content
-    **{f"train.{key}": option for key, option in _training(Changes.NUMBERS).items()},
+    "train.epochs": Option(POSITIVE, size=False),
+    "train.batch_size": Option(COUNT, size=False),
+    "train.warmup_ratio": Option(SHARE, size=False),
+    "train.max_grad_norm": Option(Number(0), size=False),
     "train.micro_batch_size": Option(SOME, Changes.COURSE, size=False),
     "train.logging_steps": Option(COUNT, Changes.COURSE, size=False),
     "train.save_steps": Option(SOME, Changes.COURSE),
     "train.log_gradients": Option(FLAG, Changes.COURSE, older=False, size=False),
     "train.max_steps": Option(SOME, size=False),
     "train.diverged_at": Option(Number(0, above=True, null=True), size=False),
-    "train.diverged_floor": Option(NOT_NEGATIVE, size=False),
+    "train.diverged_floor": Option(Number(0), size=False),
     "train.gradient_checkpointing": Option(FLAG, Changes.NOTHING, older=False, column=True, size=False),
     "train.dropout": Option(FLAG, older=True, size=False),
     "train.*": SAME_SIZE,
-    **{f"prepare.{key}": option for key, option in _training(Changes.PREPARED).items()},
+    "prepare.epochs": Option(POSITIVE, Changes.PREPARED, size=False),
+    "prepare.batch_size": Option(COUNT, Changes.PREPARED, size=False),
+    "prepare.warmup_ratio": Option(SHARE, Changes.PREPARED, size=False),
+    "prepare.max_grad_norm": Option(Number(0), Changes.PREPARED, size=False),
     "prepare.seed": Option(SEED, Changes.PREPARED),
     "prepare.adamw.lr": Option(POSITIVE, Changes.PREPARED),
     "prepare.micro_batch_size": Option(SOME, Changes.PREPARED),
@@ -126,16 +107,16 @@ TABLE: dict[str, Option] = {  # `section.*`: every option of that section which 
     "evaluate.batch_size": Option(COUNT, Changes.LAST_DIGITS, column=False, size=False),
     "evaluate.max_new_tokens": Option(COUNT, size=False),
     "evaluate.*": SAME_SIZE,
-    "retrained.path": GIVEN,
-    "retrained.revision": GIVEN,
-    "retrained.records": GIVEN,
+    "retrained.path": Option(TEXT_OR_NULL, is_path=True),
+    "retrained.revision": Option(TEXT_OR_NULL),
+    "retrained.records": Option(TEXT_OR_NULL, is_path=True),
     "wandb.mode": Option(Choice(("offline", "online", "disabled")), Changes.NOTHING, in_folder_name=False, size=False),
     "wandb.project": MIRROR,
     "wandb.entity": MIRROR,
     "wandb.*": Option(changes=Changes.NOTHING, size=False),
-    "model.path": PREPARED,
-    "model.revision": PREPARED,
-    "model.tokenizer": Option(TEXT_OR_NULL, Changes.PREPARED, older=None),
+    "model.path": Option(TEXT_OR_NULL, Changes.PREPARED, is_path=True),
+    "model.revision": Option(TEXT_OR_NULL, Changes.PREPARED),
+    "model.tokenizer": Option(TEXT_OR_NULL, Changes.PREPARED, older=None, is_path=True),
     "model.scratch.*": Option(changes=Changes.PREPARED),
     "model.template.prompt": Option(TEXT, Changes.PREPARED),
     "model.template.answer": Option(TEXT, Changes.PREPARED),
@@ -143,6 +124,7 @@ TABLE: dict[str, Option] = {  # `section.*`: every option of that section which 
     "model.max_length": Option(COUNT, Changes.PREPARED),
     "model.dtype": Option(changes=Changes.PREPARED),
     "model.knows_general": Option(FLAG),
+    **{f"task.{key}": FILE for key in ("source", "forget", "retain", "holdout", "requests", "rtp", "scorer")},
     "task.system_prompt": Option(TEXT_OR_NULL, Changes.BASELINE, when=("input_based", True)),
     "adapter": Option(older=None),
     "loss.*": SAME_SIZE,
@@ -184,11 +166,6 @@ def changes(key: str, config: Mapping[str, Any]) -> Changes:
     option = option_of(key)
     idle = option.when is not None and config.get(option.when[0]) != option.when[1]
     return Changes.NOTHING if idle else option.changes
-
-
-def is_compared(key: str) -> bool:
-    """Whether two runs that differ in the option `key` are not the same, whatever their other options are."""
-    return option_of(key).changes in COMPARED
 
 
 def prepared(section: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -233,28 +210,19 @@ def leaves(node: Any, key: str = "", into_lists: bool = False) -> Iterator[tuple
         yield from leaves(value, f"{key}.{name}" if key else str(name), into_lists)
 
 
-def declared(config: Mapping[str, Any]) -> Iterator[tuple[str, Any, Values]]:
+def declared(config: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any, Values]]:
     """(dotted key, value, allowed values) of every option of `config` that the table or a signature states.
 
     The keys beside a `_target_` are judged by its signature: `bool`, `str`, `str | None`, or Annotated with a range.
     """
-    for key, value in leaves(config):
-        values = option_of(key).values
+    parameters = _parameters(config.get("_target_"))
+    for name, value in config.items():
+        key = f"{at}.{name}" if at else str(name)
+        values = option_of(key).values or (_values(parameters[name].annotation) if name in parameters else None)
         if values is not None:
             yield key, value, values
-    yield from _by_signature(config)
-
-
-def _by_signature(node: Any, at: str = "") -> Iterator[tuple[str, Any, Values]]:
-    if not isinstance(node, Mapping):
-        return
-    parameters = _parameters(node.get("_target_"))
-    for name, value in node.items():
-        key = f"{at}.{name}" if at else str(name)
-        values = _values(parameters[name].annotation) if name in parameters else None
-        if values is not None and option_of(key).values is None:
-            yield key, value, values
-        yield from _by_signature(value, key)
+        if isinstance(value, Mapping):
+            yield from declared(value, key)
 
 
 def defaults(target: Any) -> dict[str, Any]:

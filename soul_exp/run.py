@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -168,23 +168,18 @@ class Tuning:
     """Trials of learning rate x gamma before unlearning, and the rule that selects one."""
 
     seed: int
-    rates: tuple[float, ...]
-    gammas: tuple[float, ...]
+    grid: Sequence[tuple[float, float]]  # (learning rate, gamma) of each trial
     rule: functools.partial[Any]
     workers: int | None  # processes side by side; None: the machine decides
-
-    @property
-    def grid(self) -> list[tuple[float, float]]:
-        """The (learning rate, gamma) of each trial."""
-        return [(rate, gamma) for rate in self.rates for gamma in self.gammas]
 
     def __str__(self) -> str:
         """On what and how a run is tuned, in one sentence: for results and the captions of tables."""
         rule = (inspect.getdoc(self.rule.func) or self.rule.func.__name__).splitlines()[0].rstrip(".")
         constants = ", ".join(f"{key}={value}" for key, value in self.rule.keywords.items())
+        rates, gammas = map(set, zip(*self.grid, strict=True))
         return (
-            f"validation part, {len(self.grid)} trials a cell ({len(self.rates)} learning rates x "
-            f"{len(self.gammas)} gammas, seed {self.seed}): {rule[0].lower()}{rule[1:]} ({constants})"
+            f"validation part, {len(self.grid)} trials a cell ({len(rates)} learning rates x "
+            f"{len(gammas)} gammas, seed {self.seed}): {rule[0].lower()}{rule[1:]} ({constants})"
         )
 
 
@@ -208,7 +203,7 @@ class Run(Models):
     best_keep: float
     resume: str  # "exact" | "weights" | "restart"
     overwrite: bool
-    tuned: str | None = field(default=None)  # on what the numbers were tuned
+    tuned: str | None  # on what the numbers were tuned
 
     @property
     def parts(self) -> tuple[str, ...]:

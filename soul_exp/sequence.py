@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock
 
 from soul_exp import experiment, results
-from soul_exp.build import Config
+from soul_exp.build import Config, build
 from soul_exp.checks import disk
 from soul_exp.checks.check import Checked, check
 from soul_exp.checks.options import check_flags
@@ -31,11 +31,7 @@ log = logging.getLogger(__name__)
 
 
 def run(
-    config: Config,
-    out: Path,
-    group: WorkerGroup | None = None,
-    part_of_sweep: bool = False,
-    begin: Callable[[], None] = lambda: None,
+    config: Config, out: Path, group: WorkerGroup | None = None, begin: Callable[[str], None] = log.info
 ) -> Results | None:
     """Carry out `config` in `out`: one run, or one for each of task.requests; returns the (last) results, if any.
 
@@ -43,19 +39,29 @@ def run(
     """
     check_flags(config)
     if config["task"].get("requests") is None:
-        return experiment.run(_alone(config), out, group, part_of_sweep, begin)
+        return experiment.run(_alone(config), out, group, begin)
     steps = steps_of(config, out)
     _check_sequence(config, group)
     checked = [check(step, folder_of(out, number)) for number, step in enumerate(steps, start=1)]
     out.mkdir(parents=True, exist_ok=True)
     with FileLock(out / ".lock"):  # a second start of the same run waits, and then finds it finished
-        return _run(steps, checked, out, part_of_sweep, begin)
+        interrupts.safe_point()
+        previous = _finished(steps, checked, out)
+        if previous is not None:
+            log.info("finished before, skipped: %s", out)
+            return previous
+        first, needed = checked[0].run, disk.together([each.need for each in checked])
+        disk.check_run(needed, out, first.cache)
+        if first.stages:
+            begin(disk.run_sentence(needed, out, first.cache))
+        (out / results.NAME).unlink(missing_ok=True)  # only overwrite=true gets here with one
+        return _run_requests(steps, out)
 
 
 def need(config: Config) -> disk.Need | None:
     """What `run` will write to disk, or None if that is not known before its model is read."""
     steps = steps_of(config, Path()) if config["task"].get("requests") is not None else [dict(config)]
-    return disk.together([experiment.need(step) for step in steps])
+    return disk.together([disk.need(build(step)) for step in steps])
 
 
 def steps_of(config: Config, out: Path) -> list[dict[str, Any]]:
@@ -72,27 +78,17 @@ def steps_of(config: Config, out: Path) -> list[dict[str, Any]]:
     return steps
 
 
-def _run(
-    steps: list[dict[str, Any]], checked: list[Checked], out: Path, part_of_sweep: bool, begin: Callable[[], None]
-) -> Results | None:
-    interrupts.safe_point()  # it may have waited for the lock
-    previous = _finished(steps, checked, out)
-    if previous is not None:
-        log.info("finished before, skipped: %s", out)
-        return previous
-    first = checked[0].run
-    needed = disk.together([each.need for each in checked])
-    disk.check_run(needed, out, first.cache)
-    if not part_of_sweep and first.stages:
-        log.info(disk.run_sentence(needed, out, first.cache))
-    if first.stages:
-        begin()
-    (out / results.NAME).unlink(missing_ok=True)  # only overwrite=true gets here with one
-    last = None
+def _run_requests(steps: list[dict[str, Any]], out: Path) -> Results | None:
+    """Carry out one request after the other, until one diverges; the results of the last are the sequence's."""
     for number, step in enumerate(steps, start=1):
         log.info("--- request %d of %d: %s", number, len(steps), step["task"]["requests"][number - 1])
-        _check_start(step, number, folder_of(out, number))
-        last = experiment.run(step, folder_of(out, number), part_of_sweep=True)
+        folder, start = folder_of(out, number), step.get("start")
+        begins = "unlearn" in step["stages"] and not (folder / results.NAME).exists()
+        if start and begins and not is_intact(Path(start) / UNLEARNED):
+            raise UsageError(
+                f"{start} is gone or damaged, from which request {number} starts: put it back, or type overwrite=true"
+            )
+        last = experiment.run(step, folder, begin=lambda sentence: None)
         if last is not None and last.status == "diverged":
             break
     if last is None:
@@ -131,22 +127,10 @@ def _check_sequence(config: Config, group: WorkerGroup | None) -> None:
     if config["save"] == "none":
         raise UsageError("save=none with task.requests: each request starts from the model before: choose save=final")
     if config["adapter"] and not config["adapter"]["merge"]:
-        raise UsageError(
-            "an adapter with task.requests: each request starts from complete weights: type adapter.merge=true"
-        )
+        raise UsageError("an adapter with task.requests: each starts from complete weights: type adapter.merge=true")
     for key in ("path", "records"):
         if config["retrained"][key] and len(config["task"]["requests"]) > 1:
-            raise UsageError(
-                f"retrained.{key} is one model, but each request is compared with one of its own: leave it out"
-            )
-
-
-def _check_start(step: Config, number: int, folder: Path) -> None:
-    start, begins = step.get("start"), "unlearn" in step["stages"] and not (folder / results.NAME).exists()
-    if start and begins and not is_intact(Path(start) / UNLEARNED):
-        raise UsageError(
-            f"{start} is gone or damaged, from which request {number} starts: put it back, or type overwrite=true"
-        )
+            raise UsageError(f"retrained.{key} is one model, but each request is compared with its own: leave it out")
 
 
 def _alone(config: Config) -> dict[str, Any]:

@@ -53,17 +53,16 @@ def forecast(config: DictConfig) -> str:
         finished = len(list(folder.glob("*/results.json")))
         for _ in range(min(finished, len(jobs) - 1)):
             kinds[kinds.most_common(1)[0][0]] -= 1
-    needs: list[tuple[int, Any]] = []
-    cache = Path(config.cache).expanduser()
+    needs: list[disk.Need | None] = []
     for kind, count in kinds.items():
         interrupts.safe_point()
         if count:
             try:
-                needs.append((count, sequence.need(composed(config, kind))))
+                needs += [sequence.need(composed(config, kind))] * count
             except (UsageError, InstantiationException, HydraException, OmegaConfBaseException, OSError, ValueError):
-                needs.append((count, None))  # the job itself reports why it cannot work
+                needs += [None] * count  # the job itself reports why it cannot work
     at_once = 1 if compat.is_basic(config.hydra.launcher["_target_"]) else len(jobs)
-    return disk.check_sweep(needs, folder, cache, at_once)
+    return disk.check_sweep(needs, folder, Path(config.cache).expanduser(), at_once)
 
 
 def combinations(config: DictConfig) -> list[tuple[str, ...]]:

@@ -12,7 +12,7 @@ from test_cli import SMALL, metrics_of
 
 from soul_exp import results
 from soul_exp.artifacts.scores import FORGET_QUALITY, RETAIN
-from soul_exp.stages.keep_best import CANDIDATE, Candidate, KeepBest
+from soul_exp.stages.selection import CANDIDATE, Candidate, KeepBest
 
 pytestmark = pytest.mark.usefixtures("forked")
 

@@ -583,5 +583,5 @@ def test_the_retrained_model_and_the_tokenizer_of_another_are_checked_before_wor
 def test_answers_that_a_metric_cannot_read_stop_the_run(checked: Callable[..., Checked], tmp_path: Path) -> None:
     (tmp_path / "records").mkdir()
     (tmp_path / "records" / "forget.jsonl").write_text('{"nll": 0.5}\n' * 60)  # no paraphrase_nll, no wrong_nll
-    with pytest.raises(UsageError, match="the metric forget_quality cannot be computed from them"):
+    with pytest.raises(UsageError, match="metric forget_quality cannot be computed from them"):
         checked("retrained.records=./records")

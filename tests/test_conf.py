@@ -29,7 +29,6 @@ TAKEN_OUT = {"task": {"metrics", "system_prompt"}}
 
 @pytest.fixture(autouse=True)
 def hydra_started() -> Iterator[None]:
-    compose.register_resolvers()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         yield
     HydraConfig.instance().cfg = None

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from soul_exp.checks.dry_run import missing_field
+from soul_exp.checks.availability import missing_field
 from soul_exp.data import Item
 from soul_exp.errors import UsageError
 from soul_exp.tasks.custom import custom

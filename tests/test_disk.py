@@ -59,22 +59,22 @@ def test_a_sweep_keeps_every_model_but_the_checkpoints_of_running_jobs_only(
     at_once: int, total: str, free: Callable[[int], None], tmp_path: Path
 ) -> None:
     free(52 * 2**30)
-    said = disk.check_sweep([(27, need())], tmp_path / "x", tmp_path, at_once)
+    said = disk.check_sweep([need()] * 27, tmp_path / "x", tmp_path, at_once)
     assert said.startswith(f"27 jobs will need about {total} in {tmp_path}/x (27 models, 270 MiB;")
     assert said.endswith("52 GiB are free")
     free(329 * MIB)
     with pytest.raises(UsageError, match=f"27 jobs will need about {total} in .*, 329 MiB are free: .*save=none"):
-        disk.check_sweep([(27, need())], tmp_path / "x", tmp_path, at_once)
+        disk.check_sweep([need()] * 27, tmp_path / "x", tmp_path, at_once)
 
 
 def test_jobs_share_prepared_models_and_the_unknown_is_called_so(free: Callable[[int], None], tmp_path: Path) -> None:
     free(2**30)
     shared = need({tmp_path / "target": 5 * MIB})
-    said = disk.check_sweep([(1, shared), (2, shared), (3, None)], tmp_path, tmp_path, 1)
+    said = disk.check_sweep([shared] * 3 + [None] * 3, tmp_path, tmp_path, 1)
     assert (
         "90 MiB in" in said and "5.0 MiB in" in said and "(1 prepared models)" in said and "of 3 more it is un" in said
     )
-    assert "unknown before a model is read" in disk.check_sweep([(3, None)], tmp_path, tmp_path, 1)
+    assert "unknown before a model is read" in disk.check_sweep([None] * 3, tmp_path, tmp_path, 1)
     assert "is unknown before the model is read" in disk.run_sentence(None, tmp_path, tmp_path)
 
 

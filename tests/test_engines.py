@@ -37,7 +37,6 @@ TOLERANCE = 2e-5  # of weights that moved by about 1e-2: the engines add up in o
 
 def deepspeed_of(engine: str) -> dict[str, Any] | None:
     """What conf/compute says, on a CPU, with every weight really divided: a small one stays undivided by default."""
-    compose.register_resolvers()
     with hydra.initialize_config_dir(str(compose.conf_dir()), version_base="1.3"):
         cfg = hydra.compose("config", [f"compute={engine}", "compute.device=cpu"])
     GlobalHydra.instance().clear()

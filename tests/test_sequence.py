@@ -17,9 +17,10 @@ from composing import composed
 from conftest import items
 from starts import SECONDS, Start, server, type_
 
-from soul_exp import ask, experiment, results, sequence, tables
+from soul_exp import ask, results, sequence, tables
 from soul_exp.artifacts import prepared_models
-from soul_exp.build import build_models
+from soul_exp.build import build, build_models
+from soul_exp.checks import disk
 from soul_exp.checks.check import check
 from soul_exp.errors import UsageError
 from soul_exp.models.checkpoint import DONE, UNLEARNED
@@ -306,7 +307,7 @@ def test_a_folder_of_runs_counts_a_sequence_once(twin: Path, files: Path, tmp_pa
         (["task.requests=a.jsonl"], "expected a list, such as task.requests="),
         (["task.requests=[a.jsonl,gone.jsonl]"], "gone.jsonl does not exist"),
         (["task.forget=a.jsonl"], "task.forget=.*a.jsonl and task.requests are both given: keep one"),
-        (["retrained.path=x"], "retrained.path is one model, but each request is compared with one of its own"),
+        (["retrained.path=x"], "retrained.path is one model, but each request is compared with its own"),
     ],
 )
 def test_what_a_sequence_cannot_do_is_an_error_before_its_first_request(
@@ -321,7 +322,7 @@ def test_what_a_sequence_cannot_do_is_an_error_before_its_first_request(
 def test_a_sequence_needs_a_model_and_a_retrained_one_for_each_request(tmp_path: Path) -> None:
     make_files(tmp_path)
     config = composed(tmp_path, *TWO)
-    whole, one = sequence.need(config), experiment.need(sequence.steps_of(config, tmp_path)[0])
+    whole, one = sequence.need(config), disk.need(build(sequence.steps_of(config, tmp_path)[0]))
     assert whole is not None and one is not None
     assert whole.model == 2 * one.model and whole.checkpoints == one.checkpoints
     assert len(one.prepared) == 2 and len(whole.prepared) == 3  # one target
@@ -334,7 +335,7 @@ def test_a_sequence_needs_a_model_and_a_retrained_one_for_each_request(tmp_path:
         (["task.max_probe_rows=0"], "task.max_probe_rows=0: expected a whole number of 1 or more"),
         (["task.forget=5"], "task.forget=5: expected a text"),
         (["task.lead_words=0"], "task.lead_words=0: expected a whole number"),
-        (["save=best"], "which cannot be had: task.validation_fraction=0 leaves no rows"),
+        (["save=best"], "which is not available: task.validation_fraction=0 leaves no rows"),
         (["task.columns={prompt: question, answer: reply}"], "line 1: found prompt, answer, expected prompt and"),
     ],
 )  # fmt: skip

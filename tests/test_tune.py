@@ -118,7 +118,10 @@ def test_what_cannot_be_tuned_is_reported_in_one_sentence(changed: Mapping[str, 
     ("changed", "sentence"),
     [
         (["task.validation_fraction=0"], r"is not available: task\.validation_fraction=0"),
-        ([f"~task.metrics.{RETAIN}"], "task=tofu does not report validation_retain_probability"),
+        (
+            [f"~task.metrics.{RETAIN}"],
+            "validation_retain_probability, which task=tofu does not report: choose task=tofu",
+        ),
         (["stages=[unlearn,evaluate]"], "stages=.*add prepare to stages"),
     ],
 )

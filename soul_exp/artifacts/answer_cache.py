@@ -25,7 +25,7 @@ from soul_exp.metrics.answers import SUITE, Answers, Scores
 from soul_exp.models import loading
 from soul_exp.models.checkpoint import Checkpoint
 from soul_exp.models.language_model import LanguageModel
-from soul_exp.options import is_compared
+from soul_exp.options import COMPARED, option_of
 from soul_exp.results import write_json
 from soul_exp.run import Models
 from soul_exp.tasks.toxicity import with_toxicity
@@ -39,6 +39,7 @@ Measured = Mapping[str, Answers | Scores]  # probe -> answers, and SUITE -> scor
 def folder_of(models: Models, checkpoint: Checkpoint, system_prompt: str | None = None) -> Path:
     """The cache folder for the answers of `checkpoint` to probes and utility suite, with `system_prompt` if any."""
     model, hashes = models.model, models.task.hashes()
+    evaluation = vars(models.evaluation).items()
     key: dict[str, Any] = {
         "version": VERSION,
         "model": checkpoint.identity(),
@@ -47,7 +48,7 @@ def folder_of(models: Models, checkpoint: Checkpoint, system_prompt: str | None 
         **({"told": [model.template.system, system_prompt]} if system_prompt is not None else {}),
         "max_length": model.max_length,
         "dtype": model.dtype,
-        **{name: value for name, value in vars(models.evaluation).items() if is_compared(f"evaluate.{name}")},
+        **{name: value for name, value in evaluation if option_of(f"evaluate.{name}").changes in COMPARED},
         "probes": {name: value for name, value in hashes.items() if name.startswith(("probe.", "scorer"))},
     }
     if suite := lm_eval_suite.identity(**vars(models.suite)):

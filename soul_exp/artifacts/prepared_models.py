@@ -32,7 +32,8 @@ TRAINING = "version of training"  # the key of VERSION among a run's hashes: run
 def recipe(models: Models, rows: Sequence[Item]) -> dict[str, Any]:
     """All that decides the weights of a model that prepare trains on `rows`."""
     model = replace(models.model, path=None) if models.measures_only else models.model
-    described: dict[str, Any] = {"scratch": _plain(model), "template": training_form(model.template)}
+    scratch = vars(model.scratch) if model.scratch is not None else None
+    described: dict[str, Any] = {"scratch": scratch, "template": training_form(model.template)}
     described |= {"max_length": model.max_length, **foreign_tokenizer(model)}
     if model.path:
         described |= {"path": model.checkpoint.identity(), "dtype": model.dtype}
@@ -94,6 +95,12 @@ def is_ready(folder: Path) -> bool:
     return (folder / DONE).is_file() and is_intact(folder / DONE)
 
 
+def exists(models: Models, role: str) -> bool:
+    """Whether the model of `role` was given, or is in the cache."""
+    checkpoint, made_by = checkpoints(models).get(role), recipes(models).get(role)
+    return checkpoint is not None and (made_by is None or is_ready(folder_of(models.cache, made_by)))
+
+
 def load(
     model: ModelSettings,
     checkpoint: Checkpoint,
@@ -134,10 +141,6 @@ def foreign_tokenizer(model: ModelSettings) -> dict[str, Any]:
     """What identifies a tokenizer that does not come with the checkpoint; empty where it does."""
     name = model.tokenizer
     return {} if name in (None, model.path) else {"tokenizer": Checkpoint(str(name)).identity()}
-
-
-def _plain(model: ModelSettings) -> dict[str, Any] | None:
-    return vars(model.scratch) if model.scratch is not None else None
 
 
 def _rows_hash(rows: Sequence[Item]) -> str:

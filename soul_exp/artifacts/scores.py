@@ -71,6 +71,17 @@ def validation_metrics(run: Run) -> dict[str, Metric]:
     return {name: metric for name, metric in run.metrics.items() if name.startswith(VALIDATION)}
 
 
+def validation_of_target(run: Run, reasons: Mapping[str, str]) -> dict[str, float]:
+    """The validation metrics of the target, but for those that are not available, for which there are `reasons`."""
+    known = known_answers(run)
+    scored = {
+        name: score(metric, known["original"], known["retrained"])
+        for name, metric in validation_metrics(run).items()
+        if name not in reasons
+    }
+    return {name: value for name, value in scored.items() if value is not None}
+
+
 def validate(run: Run, lm: LanguageModel, label: str) -> dict[str, float | None]:
     """The validation metrics of `lm`, by likelihoods alone; None where weights or metric are not finite."""
     probes = {

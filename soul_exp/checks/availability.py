@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
-from pathlib import Path
+
+import numpy as np
 
 from soul_exp import binding
 from soul_exp.artifacts import prepared_models
 from soul_exp.build import Config
-from soul_exp.checks import dry_run
 from soul_exp.errors import UsageError
 from soul_exp.evaluation import lm_eval_suite
 from soul_exp.evaluation.records import read_retrained
-from soul_exp.metrics.answers import SUITE, Answers
+from soul_exp.metrics.answers import SUITE, Answers, NotRecordedError
 from soul_exp.models.checkpoint import is_ours
 from soul_exp.run import Run
+from soul_exp.tasks.task import Probe
+
+NUM = 2  # made-up examples
+OF_GENERATION = ("rouge_l", "generation")
 
 
 def read_records(run: Run) -> Mapping[str, Answers] | None:
     """The retrained model's answers, where `retrained.records` gives them as a file or a folder of files, else None."""
     path = run.retrained_records
-    if not path:
+    if path is None:
         return None
     try:
         records = read_retrained(path)
@@ -46,15 +51,27 @@ def read_records(run: Run) -> Mapping[str, Answers] | None:
     return records
 
 
-def reasons(config: Config, run: Run, records: Mapping[str, Answers] | None) -> dict[str, str]:
-    """metric -> why it is not available, for those that are not. `records`: the retrained model's answers, if given."""
-    task, missing = run.task, dict(run.task.missing)
+def reasons(config: Config, run: Run) -> dict[str, str]:
+    """metric -> why it is not available, for those that are not."""
+    task, missing, records = run.task, dict(run.task.missing), read_records(run)
     if run.published is not None:
         missing["holdout"] = "the published target was trained on every author, so none is unseen"
-    elif _is_unknown_checkpoint(run) and config["task"].get("num_holdout_authors", 0) is None:
+    elif (
+        run.measures_only
+        and not (run.model.path and is_ours(run.model.path))
+        and config["task"].get("num_holdout_authors", 0) is None
+    ):
         missing["holdout"] = "whether model.path saw the holdout is unknown: set task.num_holdout_authors if it did not"
-    if records is None and not _has_retrained(run):
-        missing["retrained"] = _no_retrained(run)
+    prepares = "prepare" in run.stages or not run.stages
+    has_retrained = prepares and "retrained" in prepared_models.checkpoints(run)
+    if records is None and not (has_retrained or prepared_models.exists(run, "retrained")):
+        prepared = "" if "prepare" in run.stages else "add prepare to stages, or "
+        missing["retrained"] = (
+            "no retrained model, as model.path is the target as it is: give retrained.path or retrained.records, or "
+            "have both trained here with task.trained_before=false"
+            if run.target_is_given
+            else f"no retrained model: {prepared}give retrained.path or retrained.records"
+        )
     if run.suite.suite == lm_eval_suite.NONE:
         missing[SUITE] = "utility_suite=none measures no general utility: type utility_suite=embedded or paper"
     found = {}
@@ -68,7 +85,7 @@ def reasons(config: Config, run: Run, records: Mapping[str, Answers] | None) -> 
                     f"the metric {name} needs the probe {wanted!r}, but task={run.choices.task} offers "
                     f"{', '.join(task.probes)}: remove task.metrics.{name}"
                 )
-        unrecorded = dry_run.missing_field(metric, task.probes) if name not in found else None
+        unrecorded = missing_field(metric, task.probes) if name not in found else None
         if unrecorded:
             found[name] = missing.get(".".join(unrecorded), f"the probe {unrecorded[0]} records no {unrecorded[1]}")
         if records is not None and name not in found:
@@ -76,37 +93,50 @@ def reasons(config: Config, run: Run, records: Mapping[str, Answers] | None) -> 
             if absent:  # no model has a metric that compares with them, the others have one that does not
                 key = name if "retrained" in names else f"retrained.{name}"
                 found[key] = f"retrained.records holds no answers to {absent[0]}"
-            else:
-                _try(metric, records, name)
+                continue
+            try:
+                binding.call(metric, {**records, "retrained": records})
+            except ValueError as error:
+                raise UsageError(f"retrained.records: metric {name} cannot be computed from them: {error}") from error
     return found
 
 
-def _no_retrained(run: Run) -> str:
-    if run.target_is_given:
-        return (
-            "no retrained model, as model.path is the target as it is: give retrained.path or retrained.records, or "
-            "have both trained here with task.trained_before=false"
-        )
-    prepared = "" if "prepare" in run.stages else "add prepare to stages, or "
-    return f"no retrained model: {prepared}give retrained.path or retrained.records"
+def missing_field(metric: Callable[..., float], probes: Mapping[str, Probe]) -> tuple[str, str] | None:
+    """The first probe that `metric` reads but cannot, and the field that this probe does not record; None: it can."""
+    for name in binding.names(metric):
+        if name not in probes:
+            continue
+        absent = unrecorded(probes[name])
+        complete = {other: _made_up(()) for other in probes}
+        given = {**complete, name: _made_up(absent)}
+        try:
+            with warnings.catch_warnings(), np.errstate(all="ignore"):
+                warnings.simplefilter("ignore")
+                binding.call(metric, {**given, "retrained": given})
+        except NotRecordedError as error:
+            if error.field in absent:
+                return name, error.field
+        except (ValueError, ArithmeticError, LookupError):  # made-up numbers are not what it is for
+            continue
+    return None
 
 
-def _try(metric: Callable[..., float], records: Mapping[str, Answers], name: str) -> None:
-    """Compute `metric` of the given answers now, so that answers that it cannot read stop the run before it starts."""
-    try:
-        binding.call(metric, {**records, "retrained": records})
-    except ValueError as error:
-        raise UsageError(f"retrained.records: the metric {name} cannot be computed from them: {error}") from error
+def unrecorded(probe: Probe) -> tuple[str, ...]:
+    """The fields of Answers that `probe` will leave empty."""
+    absent: tuple[str, ...] = () if probe.paraphrases is not None else ("paraphrase_nll",)
+    absent += () if probe.wrong is not None else ("wrong_nll",)
+    return absent if probe.generate else (*absent, *OF_GENERATION)
 
 
-def _has_retrained(run: Run) -> bool:
-    """Whether this run will have the retrained model's answers: from a checkpoint, made by prepare, or made before."""
-    places = prepared_models.checkpoints(run)
-    if "retrained" not in places:
-        return False
-    made = run.retrained or "prepare" in run.stages or not run.stages
-    return bool(made) or prepared_models.is_ready(Path(places["retrained"].path))
-
-
-def _is_unknown_checkpoint(run: Run) -> bool:
-    return run.measures_only and not (run.model.path and is_ours(run.model.path))
+def _made_up(absent: tuple[str, ...]) -> Answers:
+    fields = {
+        "logp": [np.zeros(1)] * NUM,
+        "right": [np.ones(1, dtype=bool)] * NUM,
+        "paraphrase_nll": np.zeros(NUM),
+        "wrong_nll": np.zeros((NUM, 1)),
+        "rouge_l": np.ones(NUM),
+        "question": ["question"] * NUM,
+        "answer": ["answer"] * NUM,
+        "generation": ["answer"] * NUM,
+    }
+    return Answers(nll=np.zeros(NUM), **{name: value for name, value in fields.items() if name not in absent})  # type: ignore[arg-type]

@@ -20,7 +20,6 @@ from soul_exp.checks.options import check_options
 from soul_exp.distributed.environment import launch_environment
 from soul_exp.errors import UsageError
 from soul_exp.evaluation import lm_eval_suite
-from soul_exp.metrics.answers import Answers
 from soul_exp.models import attention, loading, lora
 from soul_exp.models.language_model import fit_vocabulary, load_tokenizer
 from soul_exp.models.layers import layer_of, layers_of, recomputing
@@ -36,8 +35,7 @@ class Checked:
 
     run: Run
     reasons: Mapping[str, str]  # metric -> why it is not available
-    retrained_records: Mapping[str, Answers] | None  # answers given as a file
-    need: Need | None = None  # what the run will write to disk; None: unknown
+    need: Need | None  # what the run will write to disk; None: unknown
 
 
 def check(config: Config, out: Path) -> Checked:
@@ -53,66 +51,52 @@ def check(config: Config, out: Path) -> Checked:
     _check_layers(run)
     check_optimizer(run)
     _check_parts(run)
-    _check_layer(run)
     lm_eval_suite.check(run.suite.suite, run.suite.data)
     run.schedule.accumulation(run.compute.processes)
     _check_models(run)
     needed = disk.need(run)
     disk.check_run(needed, out, run.cache)
-    records = availability.read_records(run)
-    reasons = availability.reasons(config, run, records)
-    _check_input_based(config, run)
+    reasons = availability.reasons(config, run)
+    if config["input_based"]:
+        _check_input_based(config, run)
     if run.save == "best":
-        _check_best(run, reasons)
+        if run.unlearns and not run.schedule.save_steps:
+            raise UsageError("save=best compares the weights of every checkpoint: set train.save_steps, or save=final")
+        _check_validation(run, reasons, "save=best", "choose save=final")
+        if run.retrained_records:
+            raise UsageError("save=best needs the retrained model's answers to validation rows: give retrained.path")
     if run.tuning is not None:
-        _check_tuning(run, reasons)
-    return Checked(run, reasons, records, needed)
+        if run.stages and "prepare" not in run.stages:
+            stages = ", ".join(run.stages)
+            raise UsageError(f"stages=[{stages}]: trials are compared with prepared models, add prepare to stages")
+        _check_validation(run, reasons, "tune", "choose task=tofu")
+    return Checked(run, reasons, needed)
 
 
 def _check_choices(config: Config) -> None:
     unknown = [stage for stage in config["stages"] if stage not in STAGES]
     if unknown:
         raise UsageError(f"stages={config['stages']}: {unknown[0]!r} is unknown, choose from [{', '.join(STAGES)}]")
-    if config["wandb"]["mode"] == "online" and not _has_wandb_key():
-        raise UsageError("wandb.mode=online needs a key: export WANDB_API_KEY=<your key>, or type wandb login once")
+    if config["wandb"]["mode"] == "online" and not os.environ.get("WANDB_API_KEY"):
+        netrc = Path("~/.netrc").expanduser()
+        if not netrc.is_file() or "wandb" not in netrc.read_text():
+            raise UsageError("wandb.mode=online needs a key: export WANDB_API_KEY=<your key>, or type wandb login once")
 
 
-def _check_best(run: Run, reasons: Mapping[str, str]) -> None:
-    """Whether the checkpoints of a training can be compared."""
-    if run.unlearns and not run.schedule.save_steps:
-        raise UsageError("save=best compares the weights of every checkpoint: set train.save_steps, or save=final")
+def _check_validation(run: Run, reasons: Mapping[str, str], what: str, advice: str) -> None:
+    """Whether weights can be compared by their validation metrics."""
     for name in (FORGET_QUALITY, RETAIN):
         if name not in run.metrics:
-            raise UsageError(
-                f"save=best compares by {name}, which task={run.choices.task} does not report: choose save=final"
-            )
+            raise UsageError(f"{what} compares by {name}, which task={run.choices.task} does not report: {advice}")
         if name in reasons:
-            raise UsageError(f"save=best compares by {name}, which is not available: {reasons[name]}")
-    if run.retrained_records:
-        raise UsageError("save=best needs the retrained model's answers to the validation part: give retrained.path")
-
-
-def _check_tuning(run: Run, reasons: Mapping[str, str]) -> None:
-    """Whether trials can be compared."""
-    if run.stages and "prepare" not in run.stages:
-        raise UsageError(
-            f"stages=[{', '.join(run.stages)}]: trials are compared with prepared models, add prepare to stages"
-        )
-    for metric in (FORGET_QUALITY, RETAIN):
-        if metric not in run.metrics:
-            raise UsageError(f"tune: task={run.choices.task} does not report {metric}: choose task=tofu")
-        if metric in reasons:
-            raise UsageError(f"tune: {metric} is not available: {reasons[metric]}")
+            raise UsageError(f"{what} compares by {name}, which is not available: {reasons[name]}")
 
 
 def _check_input_based(config: Config, run: Run) -> None:
-    """Whether the target can be measured under a system prompt, where that is requested."""
-    if not config["input_based"]:
-        return
-    name = run.choices.task
+    """Whether the target can be measured under a system prompt."""
     if not config["task"].get("system_prompt"):
         raise UsageError(
-            f"input_based=true: task={name} states no system prompt, type +task.system_prompt='<text>' or "
+            f"input_based=true: task={run.choices.task} states no system prompt, type +task.system_prompt='<text>' or "
             f"input_based=false"
         )
     if not config["model"]["template"].get("system"):
@@ -135,19 +119,6 @@ def _check_parts(run: Run) -> None:
             )
         if not run.task.parts[part].rows:
             raise UsageError(f"the part {part!r} of task={run.choices.task} is empty: give it rows")
-
-
-def _check_layer(run: Run) -> None:
-    """Whether the model has the layer that the loss reads; unknown before a download."""
-    if run.objective.reads_hidden and (run.model.path or run.model.scratch):
-        model = run.model.described()
-        if model is not None:
-            layer_of(layers_of(model), run.objective.layer)
-
-
-def _has_wandb_key() -> bool:
-    netrc = Path("~/.netrc").expanduser()
-    return bool(os.environ.get("WANDB_API_KEY")) or (netrc.is_file() and "wandb" in netrc.read_text())
 
 
 def _check_compute(compute: Config, tunes: bool) -> None:
@@ -179,8 +150,11 @@ def _check_compute(compute: Config, tunes: bool) -> None:
 
 
 def _check_layers(run: Run) -> None:
-    """Whether the adapter fits the model, and whether its layers can be computed again; unknown before a download."""
-    path, again = run.model.path, run.schedule.gradient_checkpointing
+    """Whether the model has the layer that the loss reads, and its layers can be computed again.
+
+    Unknown before a download. Whether an adapter fits shows when its weights are counted.
+    """
+    path, again, reads_hidden = run.model.path, run.schedule.gradient_checkpointing, run.objective.reads_hidden
     if run.adapter is not None and run.compute.zero_stage == 3:
         raise UsageError("an adapter is not trained under ZeRO-3: choose compute=zero2, where each rank holds the base")
     if path and _is_local(path):
@@ -190,15 +164,13 @@ def _check_layers(run: Run) -> None:
                 f"model.path={path} is an adapter, which can only be measured: type stages=[evaluate], or start from a "
                 f"checkpoint that a run with adapter.merge=true saved"
             )
-    if (run.adapter is None and not again) or not (path or run.model.scratch):
-        return
-    model = run.model.described()
+    wanted = (again or reads_hidden) and (path or run.model.scratch)
+    model = run.model.described() if wanted else None
+    if model is not None and reads_hidden:
+        layer_of(layers_of(model), run.objective.layer)
     if model is not None and again:
         with recomputing(model):
             pass
-    if model is not None and run.adapter is not None:
-        with torch.device("meta"):
-            run.adapter.wrapped(model, seed=0)
 
 
 def _check_models(run: Run) -> None:
@@ -217,10 +189,8 @@ def _check_models(run: Run) -> None:
         raise UsageError("retrained.path and retrained.records are both given: keep one")
     if run.retrained and _is_local(run.retrained.path):
         _check_given(run.retrained.path, "retrained.path", model.tokenizer)
-    if run.unlearns and "prepare" not in stages:
-        made = "target" in prepared_models.recipes(run)
-        if made and not prepared_models.is_ready(Path(prepared_models.checkpoints(run)["target"].path)):
-            raise UsageError(f"stages={stages}: the target model is not in the cache yet, add prepare to stages")
+    if run.unlearns and "prepare" not in stages and not prepared_models.exists(run, "target"):
+        raise UsageError(f"stages={stages}: the target model is not in the cache yet, add prepare to stages")
     if run.measures_only and not model.path:
         raise UsageError("stages=[evaluate] measures a checkpoint: name it with model.path=<folder or hub name>")
 

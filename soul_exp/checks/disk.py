@@ -53,14 +53,14 @@ def need(run: Run) -> Need | None:
     )
 
 
-def together(needs: Sequence[Need | None]) -> Need | None:
-    """What runs that follow one another need in all; None if it is unknown of one."""
+def together(needs: Sequence[Need | None], at_once: int = 1) -> Need | None:
+    """What runs, of which `at_once` are side by side, need in all; None if it is unknown of one."""
     known = [need for need in needs if need is not None]
     if len(known) < len(needs):
         return None
     return Need(
         model=sum(need.model for need in known),
-        checkpoints=max(need.checkpoints for need in known),
+        checkpoints=sum(sorted(need.checkpoints for need in known)[-at_once:]),
         prepared={folder: size for need in known for folder, size in need.prepared.items()},
     )
 
@@ -83,36 +83,32 @@ def run_sentence(needed: Need | None, out: Path, cache: Path) -> str:
     )
 
 
-def check_sweep(needs: Sequence[tuple[int, Need | None]], folder: Path, cache: Path, at_once: int) -> str:
-    """One line on what a sweep will need, from each kind of job: how many there are, and what one needs.
+def check_sweep(needs: Sequence[Need | None], folder: Path, cache: Path, at_once: int) -> str:
+    """One line on what a sweep will need, from what each of its jobs needs, of which `at_once` run side by side.
 
-    `at_once` jobs run side by side, each with its checkpoints. Raises UsageError if the sweep does not fit.
+    Raises UsageError if the sweep does not fit.
     """
-    jobs = sum(count for count, _ in needs)
-    known = [(count, one) for count, one in needs if one is not None]
-    unknown = jobs - sum(count for count, _ in known)
-    if not known:
+    jobs, known = len(needs), [need for need in needs if need is not None]
+    total = together(known, at_once)
+    if not known or total is None:
         return f"{jobs} jobs: what they will need is unknown before a model is read, {_free(folder)} are free"
-    kept = sum(count * one.model for count, one in known)
-    largest = sorted((one.checkpoints for count, one in known for _ in range(min(count, at_once))), reverse=True)
-    running = sum(largest[:at_once])
-    prepared = {path: size for _, one in known for path, size in one.prepared.items()}
-    in_cache = sum(prepared.values())
-    models = sum(count for count, one in known if one.model)
-    parts = [f"{models} models, {amount(kept)}"] if models else []
-    parts += [f"checkpoints while a job runs, {amount(running)}"] if running else []
-    elsewhere = f" and {amount(in_cache)} in {cache} ({len(prepared)} prepared models)" if prepared else ""
-    what = f"{jobs} jobs will need about {amount(kept + running)} in {folder} ({'; '.join(parts) or 'records only'})"
-    more = f"; of {unknown} more it is unknown" if unknown else ""
-    _check([(folder, kept + running), (cache, in_cache)], f"{jobs} jobs", "save=none keeps no models")
+    here, in_cache = total.model + total.checkpoints, sum(total.prepared.values())
+    models = sum(need.model > 0 for need in known)
+    parts = [f"{models} models, {amount(total.model)}"] if models else []
+    parts += [f"checkpoints while a job runs, {amount(total.checkpoints)}"] if total.checkpoints else []
+    elsewhere = f" and {amount(in_cache)} in {cache} ({len(total.prepared)} prepared models)" if in_cache else ""
+    what = f"{jobs} jobs will need about {amount(here)} in {folder} ({'; '.join(parts) or 'records only'})"
+    more = f"; of {jobs - len(known)} more it is unknown" if len(known) < jobs else ""
+    _check([(folder, here), (cache, in_cache)], f"{jobs} jobs", "save=none keeps no models")
     return f"{what}{elsewhere}{more}; {_free(folder)} are free"
 
 
 def _check(wanted: Sequence[tuple[Path, int]], who: str, advice: str) -> None:
     """Raises UsageError if what is wanted of one file system, by all folders on it, is more than it has."""
-    devices = [os.stat(_existing(folder)).st_dev for folder, _ in wanted]
-    for device in dict.fromkeys(devices):
-        here = [pair for pair, its in zip(wanted, devices, strict=True) if its == device]
+    by_device: dict[int, list[tuple[Path, int]]] = {}
+    for folder, size in wanted:
+        by_device.setdefault(os.stat(_existing(folder)).st_dev, []).append((folder, size))
+    for here in by_device.values():
         total = sum(size for _, size in here)
         free = shutil.disk_usage(_existing(here[0][0])).free
         if total > free:

@@ -30,9 +30,7 @@ def check_optimizer(run: Run) -> None:
                 f"choose compute=cpu or gpu"
             )
         if run.schedule.log_gradients:
-            raise UsageError(
-                "train.log_gradients=true needs complete gradients, which ZeRO does not keep: set it false"
-            )
+            raise UsageError("train.log_gradients=true needs complete gradients, which ZeRO does not keep: type false")
         if asks.curvature is not None and asks.curvature.estimator == "hutchinson" and compute.zero_stage == 3:
             raise UsageError("optimizer.estimator=hutchinson differentiates twice, which ZeRO-3 cannot: choose gnb")
     rows = asks.curvature and asks.curvature.curvature_rows

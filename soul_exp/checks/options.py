@@ -17,7 +17,6 @@ WITHOUT_WORDS = ("loss", "optimizer", "adapter", "compute", "train", "prepare", 
 
 def check_options(config: Mapping[str, Any]) -> None:
     """Raises UsageError for the first option whose value is of the wrong type or out of range."""
-    check_flags(config)
     if not isinstance(config["stages"], list):
         raise UsageError(f"stages={config['stages']}: expected a list, such as stages=[evaluate]")
     for key, value, values in declared(config):

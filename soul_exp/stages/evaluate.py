@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from soul_exp import results
-from soul_exp.artifacts import answer_cache
+from soul_exp.artifacts import answer_cache, scores
+from soul_exp.artifacts.answer_cache import Measured
+from soul_exp.artifacts.prepared_models import data_hashes
 from soul_exp.distributed import zero3
+from soul_exp.metrics.answers import SUITE
+from soul_exp.results import Results
+from soul_exp.stages.process import peak_memory_gib
 from soul_exp.stages.stage import CHECKPOINTS, RECORDS, RankJob
-from soul_exp.stages.summary import summary
-from soul_exp.stages.unlearn import load
+from soul_exp.tasks import toxicity
 from soul_exp.training import checkpoints
 
 log = logging.getLogger(__name__)
@@ -19,19 +26,79 @@ log = logging.getLogger(__name__)
 
 def evaluate(job: RankJob) -> RankJob:
     """Evaluate the model of `job`, or the one that model.path names; rank 0 writes records and results.json."""
-    run = job.run
-    lm = job.lm or load(run, run.model.checkpoint, job.device)
-    job.seconds["unlearn"] = job.outcome.seconds if job.outcome else 0.0
-    start = time.perf_counter()
+    run, lm, start = job.run, job.lm or job.load(job.run.model.checkpoint), time.perf_counter()
     finite = zero3.is_finite(lm.model)  # else it cannot answer
     answers = answer_cache.answers_of(lm, run, "unlearned") if finite else {}
-    job.seconds["evaluate"] = time.perf_counter() - start
-    if job.first:
-        log.info("evaluate unlearned: %d probes in %.0f s", len(run.task.probes), job.seconds["evaluate"])
+    seconds = {"unlearn": job.outcome.seconds if job.outcome else 0.0, "evaluate": time.perf_counter() - start}
+    job = replace(job, lm=lm, seconds={**job.seconds, **seconds})
+    if job.wandb_log is not None:
+        log.info("evaluate unlearned: %d probes in %.0f s", len(run.task.probes), seconds["evaluate"])
         answer_cache.write_answers(job.out / RECORDS, answers)
         found = summary(job, answers)
         results.write(job.out, found)
-        assert job.wandb_log is not None
         job.wandb_log.finish(found)
         checkpoints.remove_all(job.out / CHECKPOINTS)
-    return replace(job, lm=lm)
+    return job
+
+
+def summary(job: RankJob, answers: Measured) -> Results:
+    """The results of `job`, whose unlearned model gave `answers`; none where its weights are not finite.
+
+    They hold the metrics of every compared model, the reasons for those that are null, and what they cost.
+    """
+    run, outcome = job.run, job.outcome
+    by_model = {"unlearned": answers, **scores.known_answers(run)}
+    suites: dict[str, Any] = {model: given[SUITE] for model, given in by_model.items() if SUITE in given}
+    retrained = by_model.get("retrained")
+    available = {name: metric for name, metric in run.metrics.items() if name not in job.reasons}
+    found = {
+        model: {name: scores.score(metric, given, retrained) for name, metric in available.items()}
+        for model, given in by_model.items()
+    }
+    diverged = (outcome.diverged if outcome else None) or _not_finite(answers, found["unlearned"])
+    null: dict[str, str] = {}
+    for model, values in found.items():
+        for name, value in values.items():
+            if why := scores.why_null(available[name], value, by_model[model], retrained):
+                of_unlearned = f"diverged: {diverged}" if diverged else why
+                null |= {name: of_unlearned} if model == "unlearned" else {f"{model}.{name}": why}
+                values[name] = None
+    measured = {model: {name: values.get(name) for name in run.metrics} for model, values in found.items()}
+    notes = [*run.task.notes, *(outcome.notes if outcome else ())]
+    if little := scores.not_learnt(run.task.learnt, measured.get("original", {})):
+        notes.append(little)
+    scorer = toxicity.report(run.task.scorer, run.cache, job.device) if run.task.scorer is not None else None
+    return Results(
+        name=run.name,
+        status="diverged" if diverged else "finished",
+        reason=diverged,
+        caption=run.task.caption,
+        choices=vars(run.choices),
+        tuned=run.tuned,
+        config=job.config,
+        metrics=measured,
+        reasons={**null, **job.reasons},
+        suite=suites,
+        training=dict(outcome.last) if outcome else {},
+        notes=[*notes, *([toxicity.note(scorer)] if scorer else ())],
+        scorer=scorer,
+        trials=job.trials,
+        num_steps=outcome.num_steps if outcome else 0,
+        seconds=job.seconds,
+        peak_memory_gib=peak_memory_gib(job.device),
+        seeds={"seed": run.seed, "prepare.seed": run.prepare.seed},
+        data_hashes=data_hashes(run),
+        commit=results.commit(Path(__file__).parent),
+        versions=results.versions(),
+        forget_quality=measured["unlearned"].get("forget_quality"),
+        utility=measured["unlearned"].get("utility"),
+        mia_auc=measured["unlearned"].get("mia_auc"),
+    )
+
+
+def _not_finite(answers: Measured, unlearned: dict[str, float | None]) -> str | None:
+    """What of the unlearned model is not finite: its weights, as it gave no answers, or a metric."""
+    if not answers:
+        return "the weights are not finite"
+    broken = (name for name, value in unlearned.items() if value is not None and not math.isfinite(value))
+    return next((f"the metric {name} is {unlearned[name]}" for name in broken), None)

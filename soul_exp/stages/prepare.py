@@ -5,10 +5,8 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -39,37 +37,27 @@ log = logging.getLogger(__name__)
 
 def prepare(job: Job) -> Job:
     """Make and evaluate the target and the retrained model that the cache does not have, side by side."""
-    start, compute = time.perf_counter(), job.run.compute
-    roles = unprepared(job.run)
-    if roles:
+    compute = job.run.compute
+    if roles := unprepared(job.run):
         launch(
             worker, job.config, roles, compute.device,
             processes=len(roles), threads=compute.threads, logs=job.out / "ranks" / "prepare", alone=True,
         )  # fmt: skip
-    return job.with_seconds("prepare", time.perf_counter() - start)
+    return job
 
 
 def unprepared(models: Models) -> list[str]:
     """The roles that still have to be made, or evaluated, before this run's other stages can begin."""
     checkpoints = prepared_models.checkpoints(models)
     if "prepare" not in models.stages:  # nothing is trained, but what exists may still have to answer
-        exists = models.retrained or (
-            "retrained" in checkpoints and prepared_models.is_ready(Path(checkpoints["retrained"].path))
-        )
-        checkpoints = {role: checkpoint for role, checkpoint in checkpoints.items() if role == "retrained" and exists}
+        exists = prepared_models.exists(models, "retrained")
+        checkpoints = {"retrained": checkpoints["retrained"]} if exists else {}
+    asked = [(each.role, models.system_prompt if each.with_system_prompt else None) for each in COMPARED]
     return [
         role
         for role, checkpoint in checkpoints.items()
-        if any(answer_cache.cached_answers(models, checkpoint, each) is None for each in _system_prompts(models, role))
+        if any(answer_cache.cached_answers(models, checkpoint, prompt) is None for of, prompt in asked if of == role)
     ]
-
-
-def _system_prompts(models: Models, role: str) -> list[str | None]:
-    """The system prompts under which the checkpoint of `role` answers for a compared model; None: without any."""
-    given = [
-        models.system_prompt if compared.with_system_prompt else None for compared in COMPARED if compared.role == role
-    ]
-    return list(dict.fromkeys(given))
 
 
 def worker(rank: int, config: Config, roles: Sequence[str], device: str) -> None:
@@ -153,10 +141,9 @@ def _not_finite(lm: LanguageModel, rows: Sequence[Item], count: int) -> str | No
 
 def check_length(models: Models, system_prompt: str) -> None:
     """Raises UsageError, before anything is trained, if a probe is too long for the target under `system_prompt`."""
-    model = models.model
-    checkpoint = prepared_models.checkpoints(models)["target"]
-    made = Path(checkpoint.path).parent == models.cache / "models"
-    tokenizer = _start_tokenizer(models) if made else prepared_models.tokenizer_of(model, checkpoint)
+    model, given = models.model, "target" not in prepared_models.recipes(models)
+    target = prepared_models.checkpoints(models)["target"]
+    tokenizer = prepared_models.tokenizer_of(model, target) if given else _start_tokenizer(models)
     items = [item for probe in models.task.probes.values() for item in scored_items(probe)]
     encode(items, tokenizer, replace(model.template, system_prompt=system_prompt), model.max_length)
 

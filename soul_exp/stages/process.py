@@ -1,8 +1,10 @@
-"""How a worker process begins and ends: threads, seeds, device and process group."""
+"""How a worker process begins and ends: threads, seeds, device and process group; the memory that it held."""
 
 from __future__ import annotations
 
 import os
+import resource
+import sys
 
 import torch
 from transformers import set_seed
@@ -33,3 +35,11 @@ def end_process() -> None:
     """Leave the process group, where there is one, together."""
     ranks.barrier()
     ranks.leave_group()
+
+
+def peak_memory_gib(device: str) -> float:
+    """The most memory that this process has held, in GiB: of the device, or resident on the CPU."""
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

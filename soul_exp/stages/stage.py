@@ -3,56 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from soul_exp.artifacts.prepared_models import data_hashes
+from soul_exp.artifacts import prepared_models
 from soul_exp.build import Config
 from soul_exp.comparison import compared
 from soul_exp.data import content_hash
-from soul_exp.distributed.join import WorkerGroup
+from soul_exp.models import loading
+from soul_exp.models.checkpoint import Checkpoint
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.run import Run
 from soul_exp.stages.wandb_log import WandbLog
 from soul_exp.training.train import Outcome
 
 MODEL, RECORDS, CHECKPOINTS, LOSSES = "model", "records", "checkpoints", "train.jsonl"  # in a run's folder
-J = TypeVar("J")
+J = TypeVar("J", bound="Job")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
-    """A run at work, in the process that started it."""
+    """A run at work."""
 
     config: Config
     run: Run
     out: Path
     reasons: Mapping[str, str]  # metric -> why it is not available
-    group: WorkerGroup | None = None  # the processes of the run, where they exist already
     seconds: Mapping[str, float] = field(default_factory=dict)  # stage -> wall-clock seconds
     trials: Sequence[Mapping[str, Any]] = ()
 
-    def with_seconds(self, stage: str, seconds: float) -> Job:
-        return replace(self, seconds={**self.seconds, stage: seconds})
 
-
-@dataclass
-class RankJob:
+@dataclass(frozen=True, kw_only=True)
+class RankJob(Job):
     """A run at work, on one of its ranks; a stage leaves the model and the outcome here for the next."""
 
-    config: Config
-    run: Run
-    out: Path
-    reasons: Mapping[str, str]
-    seconds: dict[str, float]
-    trials: Sequence[Mapping[str, Any]]
     fingerprint: str  # of everything that decides the run's numbers
     device: str
-    first: bool  # whether this is rank 0, which writes
     wandb_log: WandbLog | None  # of rank 0
     lm: LanguageModel | None = None  # the model to evaluate
     outcome: Outcome | None = None  # of the training; None where nothing was trained
+
+    @property
+    def first(self) -> bool:
+        """Whether this is rank 0, which writes."""
+        return self.wandb_log is not None
+
+    def load(self, checkpoint: Checkpoint, may_have_diverged: bool = False) -> LanguageModel:
+        """The model in `checkpoint` on its ranks and on their device, as this run's compute divides it."""
+        lm = prepared_models.load(self.run.model, checkpoint, self.run.compute.deepspeed, may_have_diverged)
+        loading.move(lm.model, self.device)
+        return lm
 
 
 @dataclass(frozen=True)
@@ -66,4 +67,4 @@ class Stage(Generic[J]):
 
 def fingerprint(config: Config, run: Run) -> str:
     """A hash of everything that decides the numbers of a run of `config`; `run` tells the data."""
-    return content_hash([compared(config), data_hashes(run)])
+    return content_hash([compared(config), prepared_models.data_hashes(run)])

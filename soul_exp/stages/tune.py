@@ -11,20 +11,23 @@ import logging
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from filelock import FileLock, Timeout
 from transformers import set_seed
 
-from soul_exp.artifacts.scores import VALIDATION, known_answers, score, validate, validation_metrics
-from soul_exp.build import Config, build, target_of, trial, with_rates
+from soul_exp.artifacts.scores import VALIDATION, validate, validation_of_target
+from soul_exp.build import Config, build, trial
+from soul_exp.comparison import with_rates
 from soul_exp.data import content_hash
 from soul_exp.distributed.processes import launch
 from soul_exp.errors import UsageError
 from soul_exp.files import read_sealed, write_sealed
+from soul_exp.options import leaves
 from soul_exp.stages.process import end_process, start_process
 from soul_exp.stages.selection import Trial
 from soul_exp.stages.stage import Job, fingerprint
@@ -40,61 +43,52 @@ def tune(job: Job) -> Job:
     """`job` with the numbers that the rule of its run selects, and its trials, each `chosen` or not."""
     run, tuning, start = job.run, job.run.tuning, time.perf_counter()
     assert tuning is not None
-    files = [(lr, gamma, str(file_of(job, lr, gamma))) for lr, gamma in tuning.grid]
-    missing = [file for file in files if not _is_made(Path(file[2]))]
+    files = [(lr, gamma, file_of(job, lr, gamma)) for lr, gamma in tuning.grid]
+    missing = [file for file in files if not _is_made(file[2])]
     if missing:
         _make(job, missing)
-    trials = [_read(Path(path), lr, gamma) for lr, gamma, path in files]
-    known = known_answers(run)
-    start_metrics = {
-        name: score(metric, known["original"], known["retrained"])
-        for name, metric in validation_metrics(run).items()
-        if name not in job.reasons
-    }
-    chosen = tuning.rule(trials, start_metrics)
+    trials = [_read(path, lr, gamma) for lr, gamma, path in files]
+    chosen = tuning.rule(trials, validation_of_target(run, job.reasons))
     if chosen not in trials:
         raise UsageError(f"tune.rule returned {chosen!r}: expected one of the trials that it was given")
-    seconds = time.perf_counter() - start
     log.info(
         "tune: %d trials (%d in the cache) in %.0f s, lr %g and gamma %g: %s",
-        len(trials), len(trials) - len(missing), seconds, chosen.lr, chosen.gamma, _outcome(chosen),
+        len(trials), len(trials) - len(missing), time.perf_counter() - start, chosen.lr, chosen.gamma, _outcome(chosen),
     )  # fmt: skip
     config = {**with_rates(job.config, chosen.lr, chosen.gamma), "tuned": str(tuning)}
     listed = [{**asdict(each), "chosen": each is chosen} for each in trials]
-    return replace(job, config=config, run=build(config), trials=listed).with_seconds("tune", seconds)
+    return replace(job, config=config, run=build(config), trials=listed)
 
 
-def worker(rank: int, config: Config, trials: Sequence[tuple[float, float, str]]) -> None:
+def worker(rank: int, config: Config, trials: Sequence[tuple[float, float, Path]]) -> None:
     """One process's share of the trials: first those that no other works on, then those that another left undone."""
     run = build(config)
     device = start_process(run.compute, rank, seed=run.seed, attention_kernel=run.model.attention)
     for patience in (0, -1):  # seconds to wait for another process; -1: until it is done or dead
         for number, (lr, gamma, path) in enumerate(trials, start=1):
             with contextlib.suppress(Timeout), FileLock(f"{path}.lock", timeout=patience):
-                if not _is_made(Path(path)):
-                    write_sealed(
-                        Path(path), asdict(_try(config, lr, gamma, device, f"trial {number} of {len(trials)}"))
-                    )
+                if not _is_made(path):
+                    write_sealed(path, asdict(_try(config, lr, gamma, device, f"trial {number} of {len(trials)}")))
 
 
-def rank_worker(rank: int, config: Config, lr: float, gamma: float, path: str) -> None:
+def rank_worker(rank: int, config: Config, lr: float, gamma: float, path: Path) -> None:
     """One rank's share of one trial, under DeepSpeed or where processes work together."""
     run = build(config)
     device = start_process(run.compute, rank, seed=run.seed, attention_kernel=run.model.attention)
     made = _try(config, lr, gamma, device, "trial")
     if rank == 0:
-        write_sealed(Path(path), asdict(made))
+        write_sealed(path, asdict(made))
     end_process()
 
 
-def _make(job: Job, missing: Sequence[tuple[float, float, str]]) -> None:
+def _make(job: Job, missing: Sequence[tuple[float, float, Path]]) -> None:
     """Carry out the trials whose files are missing."""
     compute, logs = job.run.compute, job.out / "ranks" / "tune"
-    Path(missing[0][2]).parent.mkdir(parents=True, exist_ok=True)
-    if compute.deepspeed or compute.processes > 1:  # fresh processes each: an engine outlives its trainer
+    missing[0][2].parent.mkdir(parents=True, exist_ok=True)
+    if not compute.alone:  # fresh processes each: an engine outlives its trainer
         for number, (lr, gamma, path) in enumerate(missing, start=1):
             with FileLock(f"{path}.lock"):
-                if not _is_made(Path(path)):
+                if not _is_made(path):
                     log.info("tune: trial %d of %d", number, len(missing))
                     launch(
                         rank_worker, job.config, lr, gamma, path,
@@ -131,17 +125,10 @@ def file_of(job: Job, lr: float, gamma: float) -> Path:
 
 def code_of(node: Any) -> str:
     """A hash of the file of each `_target_` below `node` that is not of this package, whose VERSION covers its own."""
-    return content_hash([file.read_bytes().hex() for file in sorted(set(_files(node)))])
-
-
-def _files(node: Any) -> Iterator[Path]:
-    if isinstance(node, list):
-        for inner in node:
-            yield from _files(inner)
-    elif isinstance(node, Mapping):
-        yield from _files(list(node.values()))
-        if "_target_" in node and not node["_target_"].startswith("soul_exp."):
-            yield Path(str(sys.modules[target_of(node["_target_"]).__module__].__file__))
+    targets = (value for key, value in leaves(node, into_lists=True) if key.endswith("._target_"))
+    modules = {resolve_name(target).__module__ for target in targets if not target.startswith("soul_exp.")}
+    files = sorted({Path(str(sys.modules[module].__file__)) for module in modules})
+    return content_hash([file.read_bytes().hex() for file in files])
 
 
 def _is_made(path: Path) -> bool:

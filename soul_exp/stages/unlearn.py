@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import logging
 import shutil
@@ -12,17 +13,17 @@ from pathlib import Path
 from transformers import TrainerCallback
 
 from soul_exp.artifacts import prepared_models
-from soul_exp.artifacts.scores import RETAIN, known_answers, score, validate, validation_metrics
+from soul_exp.artifacts.scores import RETAIN, validate, validation_of_target
 from soul_exp.distributed.ranks import broadcast
 from soul_exp.files import read_intact, seal
-from soul_exp.models import loading, lora, saving
+from soul_exp.models import lora, saving
 from soul_exp.models.checkpoint import UNLEARNED, Checkpoint
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.models.layers import has_dropout
 from soul_exp.run import Run
-from soul_exp.stages.keep_best import KeepBest
+from soul_exp.stages.process import peak_memory_gib
+from soul_exp.stages.selection import KeepBest
 from soul_exp.stages.stage import CHECKPOINTS, LOSSES, MODEL, RankJob
-from soul_exp.stages.summary import peak_memory_gib
 from soul_exp.training.train import Outcome, train
 
 log = logging.getLogger(__name__)
@@ -39,23 +40,20 @@ def unlearn(job: RankJob) -> RankJob:
     before = broadcast(lambda: read_intact(done) if done.is_file() else None)
     if before and before["fingerprint"] == job.fingerprint:
         log.info("unlearn: done before, reading %s", job.out / MODEL)
-        lm = load(run, Checkpoint(str(job.out / MODEL)), job.device)
-        return replace(job, lm=lm, outcome=Outcome(**before["outcome"]))
+        return replace(job, lm=job.load(Checkpoint(str(job.out / MODEL))), outcome=Outcome(**before["outcome"]))
 
     best: list[KeepBest] = []
+    folder = job.out / CHECKPOINTS / job.fingerprint
 
     def callbacks(lm: LanguageModel) -> list[TrainerCallback]:
         if run.save == "best":
-            best.append(_keep_best(run, lm, job.out / CHECKPOINTS / job.fingerprint, job.first))
-        return [*([job.wandb_log.callback()] if job.wandb_log else []), *best]
+            enough = run.best_keep * validation_of_target(run, job.reasons)[RETAIN]
+            save = functools.partial(saving.save, lm.model, lm.tokenizer, first=job.first)
+            best.append(KeepBest(folder, enough, lambda: validate(run, lm, "best"), save, job.first))
+        return [*([job.wandb_log] if job.wandb_log else []), *best]
 
     lm, outcome = unlearned(
-        run,
-        folder=job.out / CHECKPOINTS / job.fingerprint,
-        label="unlearn",
-        records=job.out / LOSSES,
-        device=job.device,
-        callbacks=callbacks,
+        run, folder=folder, label="unlearn", records=job.out / LOSSES, device=job.device, callbacks=callbacks
     )
     log.info(
         "unlearn: %d steps in %.0f s (%.2f s/step), peak %.2f GiB%s",
@@ -63,8 +61,8 @@ def unlearn(job: RankJob) -> RankJob:
         f"; diverged: {outcome.diverged}" if outcome.diverged else "",
     )  # fmt: skip
     for keeper in best:
-        folder, note = keeper.end(outcome.num_steps)
-        lm = load(run, Checkpoint(str(folder)), job.device, may_have_diverged=True)
+        kept, note = keeper.end(outcome.num_steps)
+        lm = job.load(Checkpoint(str(kept)), may_have_diverged=True)
         log.info("%s", note)
         outcome = replace(outcome, notes=[*outcome.notes, note])
     if run.adapter and run.adapter.merge:
@@ -76,13 +74,6 @@ def unlearn(job: RankJob) -> RankJob:
         if job.first:
             seal(done, {"fingerprint": job.fingerprint, "general": run.general, "outcome": vars(outcome)})
     return replace(job, lm=lm, outcome=outcome)
-
-
-def load(run: Run, checkpoint: Checkpoint, device: str, may_have_diverged: bool = False) -> LanguageModel:
-    """The model in `checkpoint` on its ranks and on `device`, as this run's compute divides it."""
-    lm = prepared_models.load(run.model, checkpoint, run.compute.deepspeed, may_have_diverged)
-    loading.move(lm.model, device)
-    return lm
 
 
 def unlearned(
@@ -128,17 +119,3 @@ def unlearned(
     lm.model.zero_grad(set_to_none=True)
     gc.collect()  # the trainer, its optimizer and its engine refer to each other: evaluation needs their memory
     return lm, outcome
-
-
-def _keep_best(run: Run, lm: LanguageModel, folder: Path, first: bool) -> KeepBest:
-    """What keeps the best weights of `lm` while it is trained."""
-    known = known_answers(run)
-    start = score(validation_metrics(run)[RETAIN], known["original"], known["retrained"])
-    assert start is not None  # the checks saw to it
-    return KeepBest(
-        folder,
-        run.best_keep * start,
-        validate=lambda: validate(run, lm, "best"),
-        save=lambda folder: saving.save(lm.model, lm.tokenizer, folder, first),
-        first=first,
-    )

@@ -14,8 +14,8 @@ from soul_exp.results import HEADLINE, Results
 from soul_exp.run import Run
 
 
-class WandbLog:
-    """One wandb run in the folder `out`. `wandb.mode=disabled` leaves wandb unimported."""
+class WandbLog(TrainerCallback):
+    """One wandb run in the folder `out`; a trainer logs to it. `wandb.mode=disabled` leaves wandb unimported."""
 
     def __init__(self, run: Run, config: Config, out: Path) -> None:
         self.run: Any = None
@@ -25,19 +25,12 @@ class WandbLog:
         os.environ.setdefault("WANDB_CONSOLE", "off")
         import wandb
 
-        self.run = wandb.init(
-            mode=run.wandb.mode,
-            project=run.wandb.project,
-            entity=run.wandb.entity,
-            dir=str(out),
-            name=out.name,
-            group=run.name,
-            config=dict(config),
-        )
+        self.run = wandb.init(**vars(run.wandb), dir=str(out), name=out.name, group=run.name, config=dict(config))
 
-    def callback(self) -> TrainerCallback:
-        """Hand to the trainer: it logs every logging step."""
-        return _Log(self.run)
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if self.run is not None and logs:
+            finite = {f"train/{key}": value for key, value in logs.items() if math.isfinite(value)}
+            self.run.log(finite, step=state.global_step)
 
     def finish(self, results: Results) -> None:
         """Put the metrics, the headline keys and the seconds into the summary and close the run."""
@@ -49,13 +42,3 @@ class WandbLog:
         summary |= {"status": results.status, "peak_memory_gib": results.peak_memory_gib}
         self.run.summary.update({key: value for key, value in summary.items() if value is not None})
         self.run.finish()
-
-
-class _Log(TrainerCallback):
-    def __init__(self, run: Any) -> None:
-        self.run = run
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        if self.run is not None and logs:
-            finite = {f"train/{key}": value for key, value in logs.items() if math.isfinite(value)}
-            self.run.log(finite, step=state.global_step)

@@ -58,8 +58,8 @@ def build(config: Config) -> Run:
         schedule=built(lambda: Schedule(**config["train"]), "train"),
         adapter=built(lambda: _instantiate(config["adapter"]), "adapter"),
         rounding=config["precision"]["rounding"],
-        compute=Compute(name=config["choices"]["compute"], **config["compute"]),
-        wandb=WandbSettings(**config["wandb"]),
+        compute=built(lambda: Compute(name=config["choices"]["compute"], **config["compute"]), "compute"),
+        wandb=built(lambda: WandbSettings(**config["wandb"]), "wandb"),
         tuning=build_tuning(config),
         **{key: config[key] for key in ("name", "seed", "save", "best_keep", "resume", "overwrite", "tuned")},
     )
@@ -75,9 +75,9 @@ def build_models(config: Config) -> Models:
         model=model_settings(config["model"]),
         published=published(config),
         prepare=_preparation(config["prepare"], config["train"]["gradient_checkpointing"]),
-        retrained=Checkpoint(retrained["path"], retrained["revision"]) if retrained["path"] else None,
+        retrained=Checkpoint(retrained["path"], retrained.get("revision")) if retrained["path"] else None,
         retrained_records=Path(retrained["records"]) if retrained["records"] else None,
-        evaluation=Evaluation(**config["evaluate"]),
+        evaluation=built(lambda: Evaluation(**config["evaluate"]), "evaluate"),
         suite=Suite(config["utility_suite"], config["utility_limit"], config["utility_data"]),
         system_prompt=config["task"]["system_prompt"] if config.get("input_based") else None,
         start=Checkpoint(config["start"]) if config.get("start") else None,
@@ -120,10 +120,12 @@ def _instantiate(node: Any) -> Any:
 def model_settings(model: Config) -> ModelSettings:
     """What `config["model"]` describes."""
     return ModelSettings(
-        template=Template(**model["template"]),
+        template=built(lambda: Template(**model["template"]), "model.template"),
+        scratch=built(lambda: Scratch(**model["scratch"]), "model.scratch") if model["scratch"] else None,
+        training_form=options.prepared("model.template", model["template"]),
+        revision=model.get("revision"),
         tokenizer=model.get("tokenizer"),
-        scratch=Scratch(**model["scratch"]) if model["scratch"] else None,
-        **{key: model[key] for key in ("max_length", "dtype", "attention", "path", "revision")},
+        **{key: model[key] for key in ("path", "max_length", "dtype", "attention")},
     )
 
 

@@ -21,6 +21,7 @@ def compared(config: Mapping[str, Any], tried: Sequence[tuple[float, float]] = (
     """
     if tried:
         config = {**with_rates(config, *map(list, zip(*tried, strict=True))), "tuned": None}
+    config = {**config, "tune": config.get("tune") or None}
     unlearned = "unlearn" in config["stages"] or not config["stages"]  # or a checkpoint is measured as it is
     return {**_kept(config, config), "unlearned": unlearned}
 
@@ -45,6 +46,7 @@ def differences(old: Any, new: Any, at: str = "") -> list[str]:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = [*old, *(key for key in new if key not in old)]
         given = options.defaults(new.get("_target_")) if len(keys) > len(old) or len(keys) > len(new) else {}
+        given = {key: {} for key in keys if isinstance(old.get(key, new.get(key)), Mapping)} | given
         pairs = [(key, old.get(key, given.get(key)), new.get(key, given.get(key))) for key in keys]
         return [line for key, a, b in pairs for line in differences(a, b, f"{at}.{key}" if at else key)]
     old, new = (list(value) if isinstance(value, tuple) else value for value in (old, new))

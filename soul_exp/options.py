@@ -6,6 +6,7 @@ The comparison of finished runs, the identity of prepared models, the columns of
 
 from __future__ import annotations
 
+import functools
 import inspect
 import pkgutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -145,7 +146,7 @@ TABLE: dict[str, Option] = {  # `section.*`: every option of that section which 
     "compute.deepspeed.zero_optimization.*": ENGINE,
 }
 CHOSEN = ("optimizer.lr", "loss.gamma")  # by trials, where a run has them
-MOVED = {  # `_target_` in results of earlier versions -> where it is now
+MOVED = {  # `_target_` in results and presets of earlier versions -> where it is now
     "soul_exp.adapters.Lora": "soul_exp.models.lora.Lora",
     "soul_exp.tune.best_forgetting": "soul_exp.stages.selection.best_forgetting",
 }
@@ -180,7 +181,7 @@ def not_in_folder_names() -> list[str]:
 
 def with_older_values(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration of finished results under today's names, with the values of options that they lack."""
-    found = _moved(config)
+    found = with_todays_targets(config)
     for key, option in TABLE.items():
         *sections, name = key.removesuffix(".*").split(".")
         node: Any = found
@@ -191,10 +192,14 @@ def with_older_values(config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _moved(node: Any) -> Any:
+def with_todays_targets(node: Any) -> Any:
+    """`node` with every `_target_` of MOVED replaced."""
     if isinstance(node, Mapping):
-        return {key: MOVED.get(value, value) if key == "_target_" else _moved(value) for key, value in node.items()}
-    return [_moved(value) for value in node] if isinstance(node, list) else node
+        return {
+            key: MOVED.get(str(value), value) if key == "_target_" else with_todays_targets(value)
+            for key, value in node.items()
+        }
+    return [with_todays_targets(value) for value in node] if isinstance(node, list) else node
 
 
 def leaves(node: Any, key: str = "", into_lists: bool = False) -> Iterator[tuple[str, Any]]:
@@ -219,10 +224,20 @@ def declared(config: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any
     for name, value in config.items():
         key = f"{at}.{name}" if at else str(name)
         values = option_of(key).values or (_values(parameters[name].annotation) if name in parameters else None)
+        if values is None and at == "task":  # of a user's own: what the option means in a task of this package
+            known = [_values(signature[name].annotation) for signature in _task_signatures() if name in signature]
+            values = next(
+                (each for each in known if each and each.mismatch(key, None) is None), next(filter(None, known), None)
+            )
         if values is not None:
             yield key, value, values
         if isinstance(value, Mapping):
             yield from declared(value, key)
+
+
+@functools.cache
+def _task_signatures() -> list[Mapping[str, inspect.Parameter]]:
+    return [_parameters(f"soul_exp.tasks.{name}.{name}") for name in ("custom", "tofu", "copyright", "detox")]
 
 
 def defaults(target: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,6 +45,7 @@ class ModelSettings:
     revision: str | None = None
     tokenizer: str | None = None  # None: each checkpoint's own
     scratch: Scratch | None = None
+    training_form: Mapping[str, str] = field(default_factory=dict)  # what is stated of the template that training reads
 
     @property
     def checkpoint(self) -> Checkpoint:

@@ -24,6 +24,7 @@ OF_LIBRARIES = {  # fields of a run's parts that are mappings, each with the lib
     ("Scratch", "config"): "transformers",
     ("Preparation", "adamw"): "torch",
     ("Compute", "deepspeed"): "deepspeed",
+    ("ModelSettings", "training_form"): "what is hashed for the cache's key, never read by name",
     ("Schedule", "lr_scheduler_kwargs"): "transformers",
     ("Preparation", "identity"): "what is hashed for the cache's key, never read by name",
     ("Models", "metrics"): "functions by name, no options",

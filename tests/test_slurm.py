@@ -202,15 +202,15 @@ def test_errors_reach_the_submitting_process(error: Exception, monkeypatch: pyte
 def test_a_signalled_launch_returns_nothing() -> None:
     script = """
 import os, signal
-from soul_exp import launch
-launch.SIGNAL_SECONDS = 0
+from soul_exp.distributed import processes
+processes.SIGNAL_SECONDS = 0
 signal.signal(signal.SIGTERM, lambda *_: print("bypassed", flush=True))
 try:
-    with launch.uninterrupted():
+    with processes.waiting_for_slurm():
         raise ValueError("no signal, so an error is one")
 except ValueError as error:
     print(error, flush=True)
-with launch.uninterrupted():
+with processes.waiting_for_slurm():
     os.kill(os.getpid(), signal.SIGTERM)
     raise ValueError("SLURM killed the workers")
 """

@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from soul_exp.artifacts.prepared_models import VERSION, foreign_tokenizer, is_ready, load, training_form
+from soul_exp.artifacts.prepared_models import VERSION, foreign_tokenizer, is_ready, load
 from soul_exp.data import content_hash
 from soul_exp.evaluation import lm_eval_suite
 from soul_exp.evaluation.probing import evaluate_probes
@@ -43,7 +43,7 @@ def folder_of(models: Models, checkpoint: Checkpoint, system_prompt: str | None 
     key: dict[str, Any] = {
         "version": VERSION,
         "model": checkpoint.identity(),
-        "template": training_form(model.template),
+        "template": dict(model.training_form),
         **foreign_tokenizer(model),
         **({"told": [model.template.system, system_prompt]} if system_prompt is not None else {}),
         "max_length": model.max_length,

@@ -14,7 +14,7 @@ import torch
 import transformers
 from transformers import PreTrainedTokenizerBase
 
-from soul_exp.data import Item, Template, content_hash
+from soul_exp.data import Item, content_hash
 from soul_exp.distributed import zero3
 from soul_exp.evaluation import lm_eval_suite
 from soul_exp.files import is_intact
@@ -22,7 +22,6 @@ from soul_exp.metrics.answers import SUITE
 from soul_exp.models import attention, loading
 from soul_exp.models.checkpoint import DONE, UNLEARNED, Checkpoint
 from soul_exp.models.language_model import LanguageModel, load_tokenizer
-from soul_exp.options import prepared
 from soul_exp.run import Models, ModelSettings
 
 VERSION = 4  # raise it when a change to preparing, evaluating or training changes weights, answers or numbers
@@ -33,7 +32,7 @@ def recipe(models: Models, rows: Sequence[Item]) -> dict[str, Any]:
     """All that decides the weights of a model that prepare trains on `rows`."""
     model = replace(models.model, path=None) if models.measures_only else models.model
     scratch = vars(model.scratch) if model.scratch is not None else None
-    described: dict[str, Any] = {"scratch": scratch, "template": training_form(model.template)}
+    described: dict[str, Any] = {"scratch": scratch, "template": dict(model.training_form)}
     described |= {"max_length": model.max_length, **foreign_tokenizer(model)}
     if model.path:
         described |= {"path": model.checkpoint.identity(), "dtype": model.dtype}
@@ -130,11 +129,6 @@ def tokenizer_of(model: ModelSettings, checkpoint: Checkpoint) -> PreTrainedToke
     if name is None:
         return load_tokenizer(checkpoint.path, checkpoint.revision)
     return load_tokenizer(name, model.revision if name == model.path else None)
-
-
-def training_form(template: Template) -> dict[str, str]:
-    """The part of a template that training reads."""
-    return prepared("model.template", {name: text for name, text in vars(template).items() if name != "system_prompt"})
 
 
 def foreign_tokenizer(model: ModelSettings) -> dict[str, Any]:

@@ -24,8 +24,8 @@ from soul_exp.models import attention, loading, lora
 from soul_exp.models.language_model import fit_vocabulary, load_tokenizer
 from soul_exp.models.layers import layer_of, layers_of, recomputing
 from soul_exp.run import Run
+from soul_exp.stages import NAMES
 
-STAGES = ("prepare", "unlearn", "evaluate")
 FREE_BYTES = 200 * 2**20  # a tiny run's folder and its prepared models, with room to spare
 
 
@@ -74,9 +74,9 @@ def check(config: Config, out: Path) -> Checked:
 
 
 def _check_choices(config: Config) -> None:
-    unknown = [stage for stage in config["stages"] if stage not in STAGES]
+    unknown = [stage for stage in config["stages"] if stage not in NAMES]
     if unknown:
-        raise UsageError(f"stages={config['stages']}: {unknown[0]!r} is unknown, choose from [{', '.join(STAGES)}]")
+        raise UsageError(f"stages={config['stages']}: {unknown[0]!r} is unknown, choose from [{', '.join(NAMES)}]")
     if config["wandb"]["mode"] == "online" and not os.environ.get("WANDB_API_KEY"):
         netrc = Path("~/.netrc").expanduser()
         if not netrc.is_file() or "wandb" not in netrc.read_text():

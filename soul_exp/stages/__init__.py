@@ -11,9 +11,11 @@ from soul_exp.stages.stage import Job, RankJob, Stage
 
 STAGES: tuple[Stage[Job], ...] = (
     Stage("prepare", lambda run: True, prepare.prepare),  # what exists may still have to answer the probes
-    Stage("tune", lambda run: run.tuning is not None, tune.tune),
+    Stage("tune", lambda run: run.tuning is not None, tune.tune, listed=False),
 )
 RANK_STAGES: tuple[Stage[RankJob], ...] = (
     Stage("unlearn", lambda run: run.unlearns, unlearn.unlearn),
     Stage("evaluate", lambda run: "evaluate" in run.stages, evaluate.evaluate),
 )
+# the values of the option `stages`
+NAMES = (*(each.name for each in STAGES if each.listed), *(each.name for each in RANK_STAGES if each.listed))

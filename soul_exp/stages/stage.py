@@ -63,6 +63,7 @@ class Stage(Generic[J]):
     name: str
     wanted: Callable[[Run], bool]
     function: Callable[[J], J]
+    listed: bool = True  # whether the option `stages` names it
 
 
 def fingerprint(config: Config, run: Run) -> str:

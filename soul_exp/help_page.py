@@ -156,7 +156,7 @@ class Conf:
         return found | {entry.key: self._explained(entry) for entry in self.files[group][choice].entries}
 
     def _explained(self, entry: Entry) -> Entry:
-        return entry._replace(meaning=entry.meaning or self.meanings.get(entry.key, ""))
+        return Entry(entry.key, entry.value, entry.meaning or self.meanings.get(entry.key, ""))
 
     def overview(self) -> str:
         """The page without arguments: every group with its choices, every option of config.yaml."""

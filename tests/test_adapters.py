@@ -282,7 +282,7 @@ def test_a_killed_run_of_an_adapter_resumes_to_the_same_bits(
     killed_run(given(adapter, dtype), tmp_path / "killed", make)
     checkpoint = tmp_path / "killed" / "checkpoints" / "checkpoint-4"
     assert (checkpoint / WEIGHTS).is_file() and not (checkpoint / "model.safetensors").exists()
-    again = given(lora, dtype)
+    again = given(adapter, dtype)
     run(again, tmp_path / "killed", OBJECTIVES["npo_kl"], make, max_steps=9, save_steps=4)
     assert torch.equal(weights(again), weights(full)) and not torch.equal(
         weights(again), weights(given(adapter, dtype))

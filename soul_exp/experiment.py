@@ -39,9 +39,9 @@ def run(
 ) -> Results | None:
     """Carry out the stages of `config` in `out`; returns the results, or None where the stages end before them.
 
-    Every stage starts workers of its own; where a `group` exists, it is the one that unlearns. `begin` is called, with
-    a sentence on the disk, under the run's lock before anything in `out` changes; not where there is nothing to do, nor
-    where a check fails.
+    Every stage starts workers of its own; where a `group` exists, it is the one that unlearns. `begin` is called
+    with the disk space that the run needs, as a message, under the run's lock and before anything in `out` changes; it
+    is not called where there is nothing to do or a check fails.
     """
     interrupts.safe_point()
     checked = check(config, out)

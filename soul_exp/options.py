@@ -218,7 +218,8 @@ def leaves(node: Any, key: str = "", into_lists: bool = False) -> Iterator[tuple
 def declared(config: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any, Values]]:
     """(dotted key, value, allowed values) of every option of `config` that the table or a signature states.
 
-    The keys beside a `_target_` are judged by its signature: `bool`, `str`, `str | None`, or Annotated with a range.
+    The signature of a `_target_` states the values of the keys beside it, as `bool`, `str`, `str | None` or
+    `Annotated` with a range.
     """
     parameters = _parameters(config.get("_target_"))
     for name, value in config.items():

@@ -15,7 +15,7 @@ class Values(Protocol):
     """The values that an option may have."""
 
     def expected(self) -> str:
-        """The values in words."""
+        """A description of the values, for messages and help."""
 
     def mismatch(self, key: str, value: Any) -> str | None:
         """An error message about `key=value`, or None if the option may have this value."""

@@ -136,7 +136,7 @@ class Models:
     retrained_records: Path | None  # its answers, as given by retrained.records
     evaluation: Evaluation
     suite: Suite
-    system_prompt: str | None  # the system prompt of the input-based baseline; None: it is not measured
+    system_prompt: str | None  # of the input-based baseline; None: it is not measured
     start: Checkpoint | None  # what unlearning starts from, where that is not the target
     general: bool  # whether the model has general questions in its training, this run's or an earlier one's
 
@@ -174,7 +174,7 @@ class Tuning:
     workers: int | None  # processes side by side; None: the machine decides
 
     def __str__(self) -> str:
-        """On what and how a run is tuned, in one sentence: for results and the captions of tables."""
+        """On what data and by which rule a run is tuned: for results and the captions of tables."""
         rule = (inspect.getdoc(self.rule.func) or self.rule.func.__name__).splitlines()[0].rstrip(".")
         constants = ", ".join(f"{key}={value}" for key, value in self.rule.keywords.items())
         rates, gammas = map(set, zip(*self.grid, strict=True))

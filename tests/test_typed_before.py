@@ -12,6 +12,7 @@ from composing import composed
 from soul_exp.artifacts import prepared_models
 from soul_exp.build import build, build_models
 from soul_exp.checks.options import check_options
+from soul_exp.comparison import compared, differences
 from soul_exp.errors import UsageError
 from soul_exp.tasks.task import Task
 from soul_exp.tasks.tofu import tofu
@@ -82,3 +83,16 @@ def test_what_a_template_leaves_out_does_not_enter_the_recipe_of_a_prepared_mode
     config["model"]["template"] = {"prompt": "Q: {question}\nA:"}
     recipe = prepared_models.recipes(build_models(config))["target"]
     assert recipe["model"]["template"] == {"prompt": "Q: {question}\nA:"}
+
+
+def test_an_empty_tune_is_no_tune(tmp_path: Path) -> None:
+    config = composed(tmp_path, FEW)
+    assert config["tune"] is None and differences(compared(config), compared({**config, "tune": {}})) == []
+
+
+def test_a_difference_in_a_section_that_one_configuration_lacks_is_named_by_its_option(tmp_path: Path) -> None:
+    config = composed(tmp_path, FEW, "compute=zero2")
+    deepspeed = {**config["compute"]["deepspeed"], "wall_clock_breakdown": True}
+    other = {**config, "compute": {**config["compute"], "deepspeed": deepspeed}}
+    found = differences(compared(config), compared(other))
+    assert found == ["compute.deepspeed.wall_clock_breakdown: None before, True now"]

@@ -45,6 +45,7 @@ def folder_of(models: Models, checkpoint: Checkpoint, system_prompt: str | None 
         "model": checkpoint.identity(),
         "template": dict(model.training_form),
         **foreign_tokenizer(model),
+        # its name is part of the keys of cached answers, and so stays
         **({"told": [model.template.system, system_prompt]} if system_prompt is not None else {}),
         "max_length": model.max_length,
         "dtype": model.dtype,

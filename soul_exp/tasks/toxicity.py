@@ -37,7 +37,7 @@ def report(scorer: Scorer, cache: Path, device: str) -> dict[str, Any]:
 
 
 def note(report: Mapping[str, Any]) -> str:
-    """The `report` of a scorer in one sentence."""
+    """The `report` of a scorer as a note for readers of results."""
     auc, of = report["auc"], f"{report['num_test']} texts that were not in its training"
     return f"toxicity is scored by {report['name']}, whose AUC is {'unknown' if auc is None else f'{auc:.3f} on {of}'}"
 

@@ -103,7 +103,7 @@ class Stream(Dataset[dict[str, tuple[int, Encoded]]]):
 
     @property
     def notes(self) -> list[str]:
-        """A sentence for the parts that are smaller than a batch, whose rows a step repeats."""
+        """A note on the parts that are smaller than a batch: a step repeats their rows."""
         smaller: dict[int, list[str]] = {}
         for name, rows in self.num_rows.items():
             if rows < self.batch_size:

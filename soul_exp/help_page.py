@@ -46,7 +46,7 @@ class Entry(NamedTuple):
 
 
 def page(arguments: Sequence[str]) -> str:
-    """The help page that the command line `arguments` asks for. Raises UsageError for what does not exist."""
+    """The help page that the command line `arguments` requests. Raises UsageError for what does not exist."""
     folders, wanted, rest = [conf_dir()], [], iter(arguments)
     for argument in rest:
         if argument in ("--config-dir", "-cd"):

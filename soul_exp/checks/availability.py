@@ -45,7 +45,7 @@ def read_records(run: Run) -> Mapping[str, Answers] | None:
         for number, (question, prompt) in enumerate(zip(given.question or (), prompts, strict=False), start=1):
             if prompt not in question:
                 raise UsageError(
-                    f"retrained.records={path}: answer {number} of {name} answers {question[:60]!r}, the task asks "
+                    f"retrained.records={path}: answer {number} of {name} answers {question[:60]!r}, the task has "
                     f"{prompt[:60]!r}: give the records of the same task"
                 )
     return records

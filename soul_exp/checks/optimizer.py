@@ -22,7 +22,7 @@ def check_optimizer(run: Run) -> None:
     made = built(lambda: run.make_optimizer(groups), "optimizer")
     if not isinstance(made, torch.optim.Optimizer):
         raise UsageError(f"optimizer={name}: found {type(made).__name__}, expected a torch.optim.Optimizer")
-    asks = capabilities(made)
+    requested = capabilities(made)
     if compute.deepspeed:
         if not is_elementwise(made):
             raise UsageError(
@@ -31,15 +31,19 @@ def check_optimizer(run: Run) -> None:
             )
         if run.schedule.log_gradients:
             raise UsageError("train.log_gradients=true needs complete gradients, which ZeRO does not keep: type false")
-        if asks.curvature is not None and asks.curvature.estimator == "hutchinson" and compute.zero_stage == 3:
+        if (
+            requested.curvature is not None
+            and requested.curvature.estimator == "hutchinson"
+            and compute.zero_stage == 3
+        ):
             raise UsageError("optimizer.estimator=hutchinson differentiates twice, which ZeRO-3 cannot: choose gnb")
-    rows = asks.curvature and asks.curvature.curvature_rows
+    rows = requested.curvature and requested.curvature.curvature_rows
     if rows and rows > run.schedule.batch_size:
         raise UsageError(
             f"optimizer.curvature_rows={rows} is more than a step has: expected at most "
             f"train.batch_size={run.schedule.batch_size}"
         )
-    if asks.row_gradients is not None:
+    if requested.row_gradients is not None:
         _check_static(run)
 
 

@@ -23,7 +23,7 @@ def log_file(logs: Path, rank: int) -> Path:
 
 @contextlib.contextmanager
 def rank_log(logs: Path, rank: int, level: int) -> Iterator[None]:
-    """Within it this rank logs to its file in `logs` too; ranks above 0 print to that file only.
+    """In the block, this rank logs to its file in `logs` too; ranks above 0 print to that file only.
 
     The traceback of an error is written there first.
     """
@@ -47,7 +47,7 @@ def rank_log(logs: Path, rank: int, level: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _printing_to(target: int) -> Iterator[None]:
-    """Within it standard output and error, also those of C++ code, go to the file descriptor `target`."""
+    """In the block, standard output and error, also those of C++ code, go to the file descriptor `target`."""
     streams = ((sys.stdout, 1), (sys.stderr, 2))
     kept = [os.dup(number) for _, number in streams]
     for stream, number in streams:
@@ -83,7 +83,7 @@ def _is_warning(record: logging.LogRecord) -> bool:
 
 @contextlib.contextmanager
 def silent_elastic() -> Iterator[None]:
-    """Within it torch elastic does not log: how a worker ended is in the error that `launch` raises."""
+    """In the block, torch elastic does not log: how a worker ended is in the error that `launch` raises."""
     names = {name for name in logging.root.manager.loggerDict if f"{name}.".startswith("torch.distributed.elastic.")}
     names |= {"torch.distributed.launcher.api", "torch.multiprocessing.spawn"}
     with contextlib.ExitStack() as stack:

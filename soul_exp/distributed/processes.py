@@ -128,7 +128,7 @@ def die_with_parent(parent: int) -> None:
 
 @contextlib.contextmanager
 def waiting_for_slurm() -> Iterator[None]:
-    """Within it, in a SLURM job, an error that SLURM's own signal caused is not raised: it would be the job's result.
+    """In the block, in a SLURM job, an error caused by SLURM's own signal is not raised: it would be the job's result.
 
     SLURM signals the workers too, and their death may be noticed before the signal. submitit's handlers run first: for
     USR2 (time is up) it requeues the job and exits, for TERM (preempted, requeued, cancelled) it logs that, and this
@@ -205,7 +205,7 @@ def _noticing_lost_workers() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _environment(**variables: str | None) -> Iterator[None]:
-    """Within it the environment has these variables; those that are None are unset."""
+    """In the block, the environment has these variables; those that are None are unset."""
     before = {name: os.environ.pop(name, None) for name in variables}
     os.environ.update({name: value for name, value in variables.items() if value is not None})
     try:

@@ -25,7 +25,7 @@ def is_sharded(model: nn.Module) -> bool:
 
 @contextmanager
 def partitioned_loading(deepspeed: Mapping[str, Any] | None) -> Iterator[None]:
-    """Within it `from_pretrained` divides each weight over the ranks as it is read, if `deepspeed` says ZeRO-3."""
+    """In the block, `from_pretrained` divides each weight over the ranks as it is read, if `deepspeed` says ZeRO-3."""
     if not deepspeed or deepspeed["zero_optimization"]["stage"] != 3:
         yield
         return
@@ -41,7 +41,7 @@ def partitioned_loading(deepspeed: Mapping[str, Any] | None) -> Iterator[None]:
 
 
 def gathered(params: Sequence[Tensor]) -> AbstractContextManager[Any]:
-    """Within it every rank has all values of `params`, to be read."""
+    """In the block, every rank has all values of `params`, to be read."""
     divided = [p for p in params if compat.is_partitioned(p)]
     if not divided:
         return nullcontext()
@@ -55,7 +55,7 @@ _RUN_BY_ENGINE: WeakSet[nn.Module] = WeakSet()
 
 @contextmanager
 def run_by_engine(model: nn.Module) -> Iterator[None]:
-    """Within it DeepSpeed's engine gathers the weights of `model` whenever it runs, and `gathering` does nothing."""
+    """In the block, DeepSpeed's engine gathers the weights of `model` when it runs, and `gathering` does nothing."""
     _RUN_BY_ENGINE.add(model)
     try:
         yield
@@ -65,7 +65,7 @@ def run_by_engine(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def gathering(model: nn.Module) -> Iterator[None]:
-    """Within it `model` can be run without an engine: the weights of a layer are gathered only while it runs."""
+    """In the block, `model` can be run without an engine: the weights of a layer are gathered only while it runs."""
     is_needed = is_sharded(model) and model not in _RUN_BY_ENGINE
     with ExitStack() as stack:
         for module, params in _units(model) if is_needed else ():
@@ -122,7 +122,7 @@ def weight_sums(model: nn.Module) -> list[int]:
 
 @contextmanager
 def to_be_written(p: Tensor) -> Iterator[bool]:
-    """Within it `p` is gathered; the rank that gets True writes to it, and at the end all ranks have its values."""
+    """In the block, `p` is gathered; the rank that gets True writes to it, and at the end all ranks have its values."""
     if not compat.is_partitioned(p):
         yield True
         return

@@ -52,11 +52,11 @@ def unprepared(models: Models) -> list[str]:
     if "prepare" not in models.stages:  # nothing is trained, but what exists may still have to answer
         exists = prepared_models.exists(models, "retrained")
         checkpoints = {"retrained": checkpoints["retrained"]} if exists else {}
-    asked = [(each.role, models.system_prompt if each.with_system_prompt else None) for each in COMPARED]
+    wanted = [(each.role, models.system_prompt if each.with_system_prompt else None) for each in COMPARED]
     return [
         role
         for role, checkpoint in checkpoints.items()
-        if any(answer_cache.cached_answers(models, checkpoint, prompt) is None for of, prompt in asked if of == role)
+        if any(answer_cache.cached_answers(models, checkpoint, prompt) is None for of, prompt in wanted if of == role)
     ]
 
 

@@ -28,17 +28,17 @@ SAMPLED = ("gnb", "hutchinson")  # estimators whose estimate is computed here
 CURVATURE_PARTS = {"retain": ("retain",), "forget": ("forget",), "both": ("forget", "retain")}
 
 
-def before_step(step: Step, asks: Capabilities, stream: Stream, pad_id: int) -> Tensor | None:
-    """Make all passes that the optimizer asks for; returns the loss that it measured in place of a gradient, if so."""
-    if asks.row_gradients is not None:
-        collect_row_gradients(step, asks.row_gradients, stream, pad_id)
-    due = asks.curvature
+def before_step(step: Step, requested: Capabilities, stream: Stream, pad_id: int) -> Tensor | None:
+    """Make all passes that the optimizer requests; returns the loss that it measured in place of a gradient, if so."""
+    if requested.row_gradients is not None:
+        collect_row_gradients(step, requested.row_gradients, stream, pad_id)
+    due = requested.curvature
     if due is not None and due.estimator in SAMPLED and step.number % due.interval == 0:
         refresh_curvature(step, due)
-    if asks.ascent is not None:
-        ascend(step, asks.ascent)
-    if asks.probe is not None and asks.probe.zeroth:
-        return probe_loss(step, asks.probe)
+    if requested.ascent is not None:
+        ascend(step, requested.ascent)
+    if requested.probe is not None and requested.probe.zeroth:
+        return probe_loss(step, requested.probe)
     return None
 
 

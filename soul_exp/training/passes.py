@@ -49,7 +49,7 @@ class Step:
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Within it dropout is off."""
+        """In the block, dropout is off."""
         self.model.eval()
         try:
             yield

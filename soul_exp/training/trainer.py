@@ -164,7 +164,7 @@ class Unlearner(compat.OwnCheckpointReading, Trainer):
         return samples, count
 
     def _before_step(self, micro_batches: Sequence[dict[str, Tensor]]) -> None:
-        """What the optimizer asks for, and what is logged, of the weights before the step."""
+        """What the optimizer requests, and what is logged, of the weights before the step."""
         if self.sums is None:
             self.sums = self._begin_training()
         step = self._step(micro_batches)
@@ -182,14 +182,14 @@ class Unlearner(compat.OwnCheckpointReading, Trainer):
 
     def _begin_training(self) -> StepSums:
         self._check_engine()
-        asks = self.capabilities
-        summary = asks.curvature and curvature.summary(asks.curvature, self.schedule.batch_size)
+        requested = self.capabilities
+        summary = requested.curvature and curvature.summary(requested.curvature, self.schedule.batch_size)
         if summary and self.state.is_world_process_zero:
             log.info("%s", summary)
-        if asks.sums is None:
-            return ComparedSums(asks.ascent.base if asks.ascent is not None else self.base_optimizer)
-        asks.sums.raise_nonfinite = False  # such a run ends as diverged
-        return asks.sums
+        if requested.sums is None:
+            return ComparedSums(requested.ascent.base if requested.ascent is not None else self.base_optimizer)
+        requested.sums.raise_nonfinite = False  # such a run ends as diverged
+        return requested.sums
 
     @property
     def _measures_retain_nll(self) -> bool:

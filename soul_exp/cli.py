@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -22,8 +23,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from soul_exp import help_page
-from soul_exp.compose import check_optional, conf_dir, default_device, of_job
-from soul_exp.distributed import interrupts
+from soul_exp.compose import check_optional, conf_dir, of_job
+from soul_exp.distributed import interrupts, server
 from soul_exp.distributed.environment import launch_environment
 from soul_exp.errors import UsageError, WorkerError
 from soul_exp.files import write_atomically
@@ -36,17 +37,24 @@ log = logging.getLogger("soul_exp")
 ERROR = "error.txt"  # in a failed run's folder: the reason
 TYPED = ".hydra"  # in a run's folder: the configuration as Hydra composed it, and the overrides that were typed
 MULTIRUN = ("-m", "--multirun")
+# arguments of commands that start no worker, at least not on this machine
+WITHOUT_WORKERS = (
+    *help_page.FLAGS, "-c", "--cfg", "-i", "--info", "--hydra-help", "--version", "-sc", "--shell", "hydra/launcher=",
+    "stages=[]",
+)  # fmt: skip
 NOT_HELPFUL = ("To append to your config", "full_key:", "object_type=")  # lines of Hydra's messages
 
 
 def job(cfg: DictConfig, workers: WorkerGroup | None = None) -> float | None:
     """One run, by `workers` if there are any; returns what a sweeper maximises (utility), or None."""
     interrupts.safe_point()
-    _set_deepspeed_device()
+    gc.disable()  # what modules consist of stays: to look at it again and again is a quarter of the time of importing
     from soul_exp import sequence
     from soul_exp.report import console
     from soul_exp.report.runs import REQUEST
 
+    gc.freeze()
+    gc.enable()
     interrupts.safe_point()
     hydra_config = HydraConfig.get()
     out = Path(hydra_config.runtime.output_dir)
@@ -112,6 +120,8 @@ def start(cfg: DictConfig) -> float | None:
     """Run `job`; a failure goes to error.txt and FAILED, and is raised as JobError outside the process of `main`."""
     out = Path(HydraConfig.get().runtime.output_dir)
     workers = _workers()
+    if workers is None:
+        server.start()  # in a SLURM job; at the command line `main` has done it
     if workers is not None and workers.rank > 0:  # a SLURM job of several tasks; under torchrun `main` does this
         workers.wait_for_work()
         return None
@@ -164,6 +174,8 @@ def main() -> None:
     interrupts.install()
     environment, workers = launch_environment(), None
     code: Any = 1
+    if environment is None and not any(argument.startswith(WITHOUT_WORKERS) for argument in sys.argv[1:]):
+        server.start()  # it imports while this process composes and checks
     try:
         if set(help_page.FLAGS) & set(sys.argv):
             print(help_page.page(sys.argv[1:]), flush=True)
@@ -228,7 +240,6 @@ def _workers() -> WorkerGroup | None:
     """All processes of this run, where a launcher has started several; else None."""
     if launch_environment() is None:
         return None
-    _set_deepspeed_device()
     from soul_exp.distributed import join
 
     return join.worker_group()
@@ -253,9 +264,3 @@ def _message(error: BaseException) -> str:
         cause = cause.__cause__
     hint = ["soul_exp --help lists the options"] if any("is not in struct" in line for line in lines) else []
     return "\n".join(lines + hint)
-
-
-def _set_deepspeed_device() -> None:
-    """Call it before DeepSpeed is imported, which otherwise warns in every process that there is no GPU."""
-    if default_device() == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")

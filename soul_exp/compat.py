@@ -11,6 +11,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -195,3 +196,24 @@ def is_basic(target: str) -> bool:
     """
     basic = {f"hydra._internal.core_plugins.basic_{kind.lower()}.Basic{kind}" for kind in ("Sweeper", "Launcher")}
     return target in basic
+
+
+# --- Python -------------------------------------------------------------------------------------------------------
+
+
+def fork_server_pid() -> int | None:
+    """The process id of the fork server that this process has started; None if it has not.
+
+    `multiprocessing.forkserver` tells nobody when it starts a new server in place of a dead one; `_forkserver_pid` of
+    its only object `_forkserver` does. Python 3.11.
+    """
+    return forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+
+
+def stop_fork_server() -> None:
+    """End the fork server of this process, if there is one; the next start makes a new one.
+
+    A server keeps the environment in which it has imported everything, and `_forkserver._stop` alone ends it before
+    its launcher. Python 3.11.
+    """
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import platform
@@ -123,8 +124,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def commit(folder: Path) -> str | None:
-    """The hash of the git commit of `folder`, followed by "+changes" if tracked files differ; None outside git."""
+@functools.cache
+def commit(folder: Path = Path(__file__).parent) -> str | None:
+    """The hash of the git commit of `folder`, followed by "+changes" if tracked files differ; None outside git.
+
+    Each process asks git once.
+    """
     try:
         head = check_output(["git", "-C", str(folder), "rev-parse", "HEAD"], stderr=DEVNULL, text=True).strip()
         changed = check_output(["git", "-C", str(folder), "status", "--porcelain", "-uno"], stderr=DEVNULL, text=True)

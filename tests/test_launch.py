@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -14,17 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import toy
 
 from soul_exp.distributed import processes
 from soul_exp.distributed.environment import LaunchEnvironment, first_host, launch_environment
-from soul_exp.errors import WorkerError
+from soul_exp.errors import UsageError, WorkerError
 
 TESTS = Path(__file__).parent
+LAST_LINE = "soul_exp: interrupted; the same command resumes where this one stopped"
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone")
 
 
-def begin(place: Path, *arguments: str, under: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"}
+def begin(
+    place: Path, *arguments: str, under: tuple[str, ...] = (), start_method: str = "forkserver", path: str = ""
+) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([path, str(TESTS.parent)]), "OMP_NUM_THREADS": "1"}
+    environment["SOUL_EXP_START_METHOD"] = start_method
     return subprocess.Popen(
         [sys.executable, *under, str(TESTS / "toy.py"), *arguments],
         cwd=place, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
@@ -46,19 +50,26 @@ def log_of(place: Path, rank: int) -> str:
 
 
 def wait_for_sleep(place: Path, ranks: int, seconds: float = 120) -> list[int]:
-    """The process ids of workers that have gone to sleep."""
+    """The process ids of workers that have gone to sleep, and of the fork server, their parent."""
     files = [place / f"asleep{rank}" for rank in range(ranks)]
     deadline = time.monotonic() + seconds
     while not all(file.is_file() and file.read_text() for file in files):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    return [int(file.read_text()) for file in files]
+    return sorted({int(pid) for file in files for pid in file.read_text().split()})
 
 
 def is_alive(pid: int) -> bool:
     with contextlib.suppress(OSError):
         return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     return False
+
+
+def assert_all_end(pids: list[int]) -> None:
+    deadline = time.monotonic() + 5
+    while any(map(is_alive, pids)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not [pid for pid in pids if is_alive(pid)]
 
 
 def test_the_last_rank_s_error_is_reported_though_rank_0_was_inside_a_collective(tmp_path: Path) -> None:
@@ -75,36 +86,16 @@ def test_a_killed_worker_is_named_with_its_signal(tmp_path: Path) -> None:
     assert "SIGKILL" in err and "Connection closed by peer" not in err
 
 
-def test_a_worker_killed_as_it_hands_its_result_over_does_not_leave_the_launcher_waiting(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """torch elastic sets an event then, and multiprocessing waits for all its sleepers to wake, the dead one too."""
+@pytest.mark.parametrize("work", [toy.interrupt_itself, toy.exit_with_0])
+def test_an_exit_code_of_0_without_a_returned_value_is_a_failure(work: Any, tmp_path: Path) -> None:
+    with pytest.raises(WorkerError, match=r"worker 0 of 1 failed \(exit code 0, but it did not return\)"):
+        processes.launch(work, processes=1, threads=1, logs=tmp_path)
 
-    def elastic_launch(*_: Any) -> Any:
-        def wait(*_: Any) -> None:
-            context = multiprocessing.get_context("fork")
-            event = context.Event()
-            sleeper = context.Process(target=event.wait)
-            sleeper.start()
-            time.sleep(0.5)  # it sleeps by then
-            assert sleeper.pid
-            os.kill(sleeper.pid, signal.SIGKILL)
-            sleeper.join()
-            children.add(sleeper)
-            event.set()
-            raise AssertionError("the event was set: nothing to guard against any more")
 
-        return wait
-
-    children: set[Any] = set()
-    real = multiprocessing.active_children
-    monkeypatch.setattr(multiprocessing, "active_children", lambda: [*real(), *children])
-    monkeypatch.setattr(processes, "elastic_launch", elastic_launch)
-    monkeypatch.setattr(processes, "LATE_SECONDS", 0.1)
-    before = signal.getsignal(signal.SIGALRM)
-    with pytest.raises(WorkerError, match="ended by signal 9 as it was finishing"):
-        processes.launch(print, processes=1, threads=1, logs=tmp_path)
-    assert signal.getsignal(signal.SIGALRM) == before
+def test_a_worker_s_usage_error_is_raised_with_its_message_alone(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        processes.launch(toy.refuse, processes=2, threads=1, logs=tmp_path)
+    assert str(caught.value) == "a sentence for the user"
 
 
 @pytest.mark.parametrize(
@@ -125,12 +116,10 @@ def test_a_signal_to_the_launcher_ends_its_workers(
     workers = wait_for_sleep(tmp_path, processes)
     os.kill(command.pid, number)  # the launcher alone
     returned, _, err = done(command, 20)
-    deadline = time.monotonic() + 5
-    while any(map(is_alive, workers)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert returned == code and not any(map(is_alive, workers))
+    assert_all_end(workers)
+    assert returned == code
     if number != signal.SIGKILL:
-        assert err.strip() == "soul_exp: interrupted; the same command resumes where this one stopped"
+        assert err.strip() == LAST_LINE
 
 
 def test_ctrl_c_in_a_terminal_prints_one_line(tmp_path: Path) -> None:
@@ -139,24 +128,22 @@ def test_ctrl_c_in_a_terminal_prints_one_line(tmp_path: Path) -> None:
     wait_for_sleep(tmp_path, 2)
     os.killpg(command.pid, signal.SIGINT)
     code, _, err = done(command, 20)
-    assert code == 130 and err.strip() == "soul_exp: interrupted; the same command resumes where this one stopped"
+    assert code == 130 and err.strip() == LAST_LINE
 
 
-def test_ctrl_c_in_a_terminal_as_the_workers_start_prints_one_line(tmp_path: Path) -> None:
-    """They are importing then: seconds in which Python's own handler would print a traceback of each."""
-    command = begin(tmp_path, "sleep_alone", "2")
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_ctrl_c_in_a_terminal_as_everything_is_imported_prints_one_line(method: str, tmp_path: Path) -> None:
+    """Seconds in which Python's own handler would print a traceback of each process."""
+    command = begin(tmp_path, "sleep_alone", "2", start_method=method)
     deadline = time.monotonic() + 120
-    while len(spawned := children(command.pid)) < 3:  # multiprocessing's resource tracker is one
+    while len(started := children(command.pid)) < (2 if method == "forkserver" else 3):  # a resource tracker is one
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    time.sleep(0.3)
+    time.sleep(1)
     os.killpg(command.pid, signal.SIGINT)
     code, _, err = done(command, 20)
-    assert code == 130 and err.strip() == "soul_exp: interrupted; the same command resumes where this one stopped"
-    deadline = time.monotonic() + 5
-    while any(map(is_alive, spawned)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(map(is_alive, spawned))
+    assert code == 130 and err.strip() == LAST_LINE
+    assert_all_end(started)
 
 
 def children(pid: int) -> list[int]:

@@ -51,7 +51,7 @@ def sleep(rank: int) -> None:
     several = int(os.environ.get("WORLD_SIZE", 1)) > 1
     if several:
         _together()
-    Path(f"asleep{rank}").write_text(str(os.getpid()))
+    Path(f"asleep{rank}").write_text(f"{os.getpid()} {os.getppid()}")
     if several and rank == 0:
         dist.all_reduce(torch.ones(1))
     time.sleep(600)
@@ -59,6 +59,15 @@ def sleep(rank: int) -> None:
 
 def sleep_alone(rank: int) -> None:
     sleep(rank)
+
+
+def interrupt_itself(rank: int) -> None:
+    """torch's wrapper takes a KeyboardInterrupt for a success."""
+    raise KeyboardInterrupt
+
+
+def exit_with_0(rank: int) -> None:
+    sys.exit(0)
 
 
 def refuse(rank: int) -> None:

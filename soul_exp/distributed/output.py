@@ -65,6 +65,7 @@ def _printing_to(target: int) -> Iterator[None]:
 def silence_libraries() -> None:
     """Log only lines of this program and real warnings: the console shows one line for each stage."""
     warnings.simplefilter("ignore")
+    say_where_deepspeed_runs()
     logging.getLogger().addFilter(_is_warning)
     if "transformers" in sys.modules:  # else nothing here works on models
         from transformers.utils import logging as library
@@ -81,13 +82,9 @@ def _is_warning(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.WARNING
 
 
-@contextlib.contextmanager
-def silent_elastic() -> Iterator[None]:
-    """In the block, torch elastic does not log: how a worker ended is in the error that `launch` raises."""
-    names = {name for name in logging.root.manager.loggerDict if f"{name}.".startswith("torch.distributed.elastic.")}
-    names |= {"torch.distributed.launcher.api", "torch.multiprocessing.spawn"}
-    with contextlib.ExitStack() as stack:
-        for logger in map(logging.getLogger, names):
-            stack.callback(logger.setLevel, logger.level)
-            logger.setLevel(logging.CRITICAL + 1)
-        yield
+def say_where_deepspeed_runs() -> None:
+    """Call it before DeepSpeed is imported, which otherwise warns in every process that there is no GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")

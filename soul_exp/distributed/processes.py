@@ -1,4 +1,4 @@
-"""Worker processes started through torch elastic, one call for each stage; a worker's error is raised here."""
+"""Worker processes, one call for each stage: started, heard and ended; a worker's error is raised here."""
 
 from __future__ import annotations
 
@@ -7,33 +7,63 @@ import ctypes
 import logging
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
-import tempfile
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from multiprocessing import connection, reduction
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+import torch.distributed as dist
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, start_processes
 
-from soul_exp.distributed import interrupts
-from soul_exp.distributed.environment import launch_variables
-from soul_exp.distributed.output import QUIET, log_file, rank_log, silence_libraries, silent_elastic
+from soul_exp.distributed import interrupts, server
+from soul_exp.distributed.output import log_file, rank_log, silence_libraries
 from soul_exp.errors import UsageError, WorkerError
 
 log = logging.getLogger(__name__)
 
 USAGE = "UsageError: "
-
+HOST = "127.0.0.1"
 SIGNAL_SECONDS = 3  # between a worker's death by a signal and the same signal here
-LATE_SECONDS = 10.0  # elastic notices a death within one, and ends the other workers
 CULPRIT_SECONDS = 1.5  # a failing rank waits so long: if another's death is the cause, that is noticed first
+SERVER_ENDED = 255  # the exit code that a worker of a fork server seems to have when the server was killed
+
+
+class _Streams:
+    """Standard output and error of the launcher, also for a worker that another process forks."""
+
+    def __init__(self, *numbers: Any) -> None:
+        self.numbers = numbers
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Streams, tuple(map(reduction.DupFd, self.numbers))
+
+    def use(self) -> None:
+        for target, number in enumerate(self.numbers, start=1):
+            os.dup2(number if isinstance(number, int) else number.detach(), target)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What the workers of one call do, and what they share with the launcher."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    processes: int
+    alone: bool
+    logs: Path
+    level: int  # of the log of the console
+    environment: Mapping[str, str]
+    streams: _Streams
+    port: int  # of the launcher's store
+    launcher: int  # process id
+    start_method: str
 
 
 def launch(
@@ -47,42 +77,49 @@ def launch(
     """
     interrupts.safe_point()
     logs.mkdir(parents=True, exist_ok=True)
-    with (
-        tempfile.TemporaryDirectory() as folder,  # elastic's files, through which errors come back
-        _environment(OMP_NUM_THREADS=str(threads), **QUIET, **dict.fromkeys(launch_variables())),
-        silent_elastic(),
-    ):
-        config = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=processes,
-            run_id=uuid.uuid4().hex,
-            rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0",
-            max_restarts=0,
-            start_method=os.environ.get("SOUL_EXP_START_METHOD", "spawn"),  # fork: CPU only, and before any thread
-            monitor_interval=0.1,
-            signals_to_handle="",  # its handler would raise; the command line handles them, or under SLURM submitit
-            logs_specs=DefaultLogsSpecs(log_dir=folder, redirects=Std.NONE, tee=Std.NONE),
-        )
-        try:
-            with waiting_for_slurm(), _noticing_lost_workers(), interrupts.blocked_for_workers():
-                level = logging.getLogger().getEffectiveLevel()
-                returned = elastic_launch(config, _worker)(function, os.getpid(), level, alone, str(logs), args)
-        except _WorkerLost as error:
-            raise WorkerError(f"{error}; the logs of all: {logs}") from None
-        except ChildFailedError as error:  # cannot be unpickled, so it must not leave this process
-            rank, failure = error.get_first_failure()
-            message: Any = failure.message
-            if isinstance(message, Mapping):
-                message = message.get("extraInfo", {}).get("py_callstack") or message.get("message")
-            how = f"signal {-failure.exitcode}" if failure.exitcode < 0 else f"exit code {failure.exitcode}"
-            raise worker_error(str(message).strip(), rank, processes, logs, how) from None
-        finally:
-            for child in multiprocessing.active_children():  # of an interrupt while they were being started
-                child.kill()
-            interrupts.safe_point()  # in place of the error of a worker that was killed for it
-    return [returned[rank] for rank in range(processes)]
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # how a worker ended is in our error
+    environment = server.environment_for_workers() | {"OMP_NUM_THREADS": str(threads)}
+    store = dist.TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
+    try:
+        with waiting_for_slurm(), interrupts.blocked_for_workers():
+            work = _Work(
+                function, args, processes, alone, logs, logging.getLogger().getEffectiveLevel(), environment,
+                _Streams(1, 2), store.port, os.getpid(), server.method_for(environment),
+            )  # fmt: skip
+            _run(work)
+            return [_value(store, rank, work) for rank in range(processes)]
+    finally:
+        for child in multiprocessing.active_children():  # of an interrupt while they were being started
+            child.kill()
+        interrupts.safe_point()  # in place of the error of a worker that was killed for it
+
+
+def _run(work: _Work) -> None:
+    """Start the workers and wait for their end. Raises the error of the first that fails, and ends the others."""
+    try:
+        with server.environment_of(work.environment):  # spawned workers read it as they import
+            context = start_processes(_worker, (work,), work.processes, join=False, start_method=work.start_method)
+        while not context.join():
+            pass
+    except ProcessRaisedException as error:
+        text = str(error).partition("following error:\n")[2]
+        raise worker_error(text.strip(), error.error_index, work.processes, work.logs) from None
+    except ProcessExitedException as error:
+        how, text = f"exit code {error.exit_code}", ""
+        if error.signal_name:
+            how, text = f"signal {-error.exit_code}", f"{error.signal_name} ended process {error.error_pid}"
+        elif work.start_method == "forkserver" and error.exit_code == SERVER_ENDED:
+            how = "the fork server was killed, and its workers with it"
+        raise worker_error(text, error.error_index, work.processes, work.logs, how) from None
+    except (EOFError, ConnectionError):
+        raise WorkerError("the fork server was killed as it started a worker") from None
+
+
+def _value(store: dist.Store, rank: int, work: _Work) -> Any:
+    """What the worker `rank` returned. Raises WorkerError where it ended without: Ctrl-C counts as success in torch."""
+    if not store.check([f"value{rank}"]):
+        raise worker_error("", rank, work.processes, work.logs, "exit code 0, but it did not return")
+    return pickle.loads(store.get(f"value{rank}"))
 
 
 def worker_error(
@@ -91,39 +128,63 @@ def worker_error(
     """The error of a worker whose traceback is `text`: of a UsageError the message alone."""
     if text and USAGE in text.splitlines()[-1]:
         return UsageError(text.splitlines()[-1].split(USAGE, 1)[1])
-    return WorkerError(f"worker {rank} of {processes} failed ({how}); its log: {log_file(logs, rank)}\n{text}")
+    return WorkerError(f"worker {rank} of {processes} failed ({how}); its log: {log_file(logs, rank)}\n{text}".strip())
 
 
-@record
-def _worker(
-    function: Callable[..., Any], parent: int, level: int, alone: bool, logs: str, args: tuple[Any, ...]
-) -> Any:
-    die_with_parent(parent)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches every process of a terminal: the launcher prints
+def _worker(rank: int, work: _Work) -> None:
+    preloaded = server.preloaded() if work.start_method == "forkserver" else None
+    die_with_parent(preloaded.PID if preloaded else work.launcher)
+    _die_with_launcher()
+    multiprocessing.set_start_method("spawn", force=True)  # of what libraries start: no server of a worker's own
+    if preloaded:
+        os.environ.clear()
+        os.environ.update(preloaded.ADDED | dict(work.environment))
+    work.streams.use()
+    for number in interrupts.SIGNALS:  # Ctrl-C reaches every process of a terminal: the launcher prints
+        signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    rank, together = int(os.environ["RANK"]), not alone and int(os.environ["WORLD_SIZE"]) > 1
-    if alone:
-        for name in launch_variables():
-            if not name.startswith("TORCHELASTIC_"):  # errors come back through them
-                del os.environ[name]
+    together = not work.alone and work.processes > 1
+    if not work.alone:
+        os.environ.update(group_variables(rank, rank, work.processes, HOST, work.port))
     if rank == 0:
         logging.basicConfig(format="%(message)s", stream=sys.stdout)
-    with rank_log(Path(logs), rank, level):
+    with rank_log(work.logs, rank, work.level):
         silence_libraries()
         try:
-            return function(rank, *args)
+            value = work.function(rank, *work.args)
         except Exception:
             if together:
                 time.sleep(CULPRIT_SECONDS)
             raise
+    store = dist.TCPStore(HOST, work.port, is_master=False, wait_for_workers=False)
+    store.set(f"value{rank}", pickle.dumps(value))  # type: ignore[arg-type] # bytes are taken as they are
+
+
+def group_variables(rank: int, local_rank: int, processes: int, host: str, port: int) -> dict[str, str]:
+    """The variables from which torch, accelerate and DeepSpeed learn of a group whose store another process serves."""
+    variables = {"RANK": rank, "LOCAL_RANK": local_rank, "WORLD_SIZE": processes, "MASTER_ADDR": host}
+    variables |= {"MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": True}
+    return {name: str(value) for name, value in variables.items()}
 
 
 def die_with_parent(parent: int) -> None:
-    """Let Linux kill this worker when its parent dies, so that killing the launcher leaves no orphan."""
+    """Let Linux kill this process when the one that started it, `parent`, dies."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         if os.getppid() != parent:  # it died before this call
             os._exit(1)
+
+
+def _die_with_launcher() -> None:
+    """Kill this worker when the launcher dies, of which the fork server, its parent, learns only after all workers."""
+    launcher = multiprocessing.parent_process()
+    assert launcher is not None
+
+    def watch() -> None:
+        connection.wait([launcher.sentinel])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="launcher", daemon=True).start()
 
 
 @contextlib.contextmanager
@@ -158,59 +219,3 @@ def waiting_for_slurm() -> Iterator[None]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-
-
-class _WorkerLost(Exception):
-    """A worker has died, and torch elastic would wait for it without end."""
-
-
-@contextlib.contextmanager
-def _noticing_lost_workers() -> Iterator[None]:
-    """Raises _WorkerLost where a worker is killed after it handed over its result, before elastic has confirmed it.
-
-    Elastic then sets an event, which waits until all its waiters have woken up, and one of them is dead.
-    """
-    main = threading.current_thread()
-    if main is not threading.main_thread():
-        yield
-        return
-    over, messages = threading.Event(), list[str]()
-
-    def watch() -> None:
-        workers: set[Any] = set()
-        dead: dict[Any, float] = {}
-        while not over.wait(0.5):
-            workers |= set(multiprocessing.active_children())
-            for worker in workers:
-                if worker.exitcode:  # not None and not 0
-                    dead.setdefault(worker, time.monotonic())
-            late = [worker for worker, since in dead.items() if time.monotonic() - since > LATE_SECONDS]
-            if late:
-                messages.append(f"worker process {late[0].pid} ended by signal {-late[0].exitcode} as it was finishing")
-                signal.pthread_kill(main.ident or 0, signal.SIGALRM)
-                return
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        raise _WorkerLost(messages[0])
-
-    before, watcher = signal.signal(signal.SIGALRM, leave), threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        over.set()
-        watcher.join()
-        signal.signal(signal.SIGALRM, before)
-
-
-@contextlib.contextmanager
-def _environment(**variables: str | None) -> Iterator[None]:
-    """In the block, the environment has these variables; those that are None are unset."""
-    before = {name: os.environ.pop(name, None) for name in variables}
-    os.environ.update({name: value for name, value in variables.items() if value is not None})
-    try:
-        yield
-    finally:
-        for name in variables:
-            os.environ.pop(name, None)
-        os.environ.update({name: value for name, value in before.items() if value is not None})

@@ -6,7 +6,6 @@ import logging
 import math
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from soul_exp import results
@@ -88,7 +87,7 @@ def summary(job: RankJob, answers: Measured) -> Results:
         peak_memory_gib=peak_memory_gib(job.device),
         seeds={"seed": run.seed, "prepare.seed": run.prepare.seed},
         data_hashes=data_hashes(run),
-        commit=results.commit(Path(__file__).parent),
+        commit=results.commit(),
         versions=results.versions(),
         forget_quality=measured["unlearned"].get("forget_quality"),
         utility=measured["unlearned"].get("utility"),

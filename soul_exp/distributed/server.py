@@ -1,0 +1,137 @@
+"""The fork server: a process that imports everything once, and from which this launcher's workers are then forked.
+
+It serves all jobs of a launcher. Where it cannot, workers are started one by one ("spawn"), and each imports everything
+itself. SOUL_EXP_START_METHOD chooses: forkserver (the default on Linux), spawn, or fork, which tests use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+from soul_exp import compat
+from soul_exp.distributed import interrupts
+from soul_exp.distributed.environment import launch_variables
+from soul_exp.distributed.output import QUIET
+
+log = logging.getLogger(__name__)
+
+PRELOADED = "soul_exp.preload"
+METHOD = "SOUL_EXP_START_METHOD"
+# variables of the server alone; its one thread starts no pool of threads, and CUDA stays untouched until after the fork
+OWN = {"OMP_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+PATH = "PYTHONPATH"  # the server's holds sys.path of its launcher
+
+
+class Report(NamedTuple):
+    """What the server says of itself when it has imported everything."""
+
+    fault: str | None  # why it must not fork workers
+    added: Mapping[str, str]  # the variables that libraries have set as they were imported
+
+
+@dataclass
+class _Server:
+    pid: int | None
+    environment: Mapping[str, str]  # of the launcher when it started
+    report: Report | None = None  # unknown until the first worker
+
+
+_servers: list[_Server] = []  # of this process: none or one
+_faults: list[str] = []  # why this process starts no server any more
+
+
+def start() -> None:
+    """Start the server of this process unless it runs; it imports while the caller goes on."""
+    if method_wanted() != "forkserver" or _faults:
+        return
+    environment = environment_for_workers()
+    paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    with environment_of({**environment, **OWN, PATH: paths}), interrupts.blocked_for_workers():
+        forkserver.set_forkserver_preload([PRELOADED])
+        forkserver.ensure_running()
+    pid = compat.fork_server_pid()
+    if not _servers or _servers[0].pid != pid:
+        _servers[:] = [_Server(pid, environment)]
+
+
+def method_for(environment: Mapping[str, str]) -> str:
+    """The start method of workers that get `environment`; the server is started anew where it began with another."""
+    if method_wanted() != "forkserver":
+        return method_wanted()
+    start()
+    if _servers and (names := _changed(_servers[0], environment)):
+        log.info("workers start from a new process, because libraries may have read %s", ", ".join(names))
+        compat.stop_fork_server()
+        start()
+    if _servers and (fault := _report(_servers[0]).fault):
+        _faults.append(fault)
+        compat.stop_fork_server()
+        _servers.clear()
+        log.warning("each worker imports everything itself, which takes seconds: %s", fault)
+    return "spawn" if _faults else "forkserver"
+
+
+def method_wanted() -> str:
+    return os.environ.get(METHOD) or ("forkserver" if sys.platform == "linux" else "spawn")
+
+
+def environment_for_workers() -> dict[str, str]:
+    """The environment of this process without what belongs to its own launcher, and with quiet libraries."""
+    hidden = {METHOD, *launch_variables()}
+    return {name: value for name, value in os.environ.items() if name not in hidden} | QUIET
+
+
+@contextlib.contextmanager
+def environment_of(variables: Mapping[str, str]) -> Iterator[None]:
+    """In the block, the environment of this process is `variables`."""
+    before = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def preloaded() -> Any:
+    """The module that the server has imported first; None in a process that it has not forked."""
+    return sys.modules.get(PRELOADED)
+
+
+def _changed(server: _Server, environment: Mapping[str, str]) -> list[str]:
+    """The variables that differ from those that the server began with, other than by what a library sets itself."""
+    then = server.environment
+    differing = [n for n in {*then, *environment} - {*OWN} if then.get(n) != environment.get(n)]
+    added = _report(server).added if differing else {}
+    return sorted(n for n in differing if n in then or environment[n] != added.get(n))
+
+
+def _report(server: _Server) -> Report:
+    """What `server` says of itself; waits until it has imported everything."""
+    if server.report is None:
+        context = multiprocessing.get_context("forkserver")
+        receiving, sending = context.Pipe(duplex=False)
+        process = context.Process(target=_send_report, args=(sending,))
+        process.start()
+        sending.close()
+        with contextlib.suppress(EOFError):
+            server.report = receiving.recv()
+        process.join()
+    return server.report or Report("the fork server ended", {})
+
+
+def _send_report(sending: Connection) -> None:
+    found = preloaded()
+    report = Report(found.FAULT, found.ADDED) if found else Report(f"{PRELOADED} could not be imported", {})
+    with contextlib.suppress(BrokenPipeError):  # the launcher has ended meanwhile
+        sending.send(report)

@@ -1,0 +1,158 @@
+"""The fork server: what its workers get from it and from their launcher, and what happens when either of them dies."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_launch import assert_all_end, begin, done, is_alive, wait_for_sleep
+
+from soul_exp import compat, results
+from soul_exp.distributed import server
+from soul_exp.distributed.processes import launch
+
+
+@pytest.fixture(autouse=True)
+def the_real_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(server.METHOD, "forkserver")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., Any]:
+    """`run(function, *args)` is what `function(rank, *args)` returned in a worker of this process's server."""
+    return lambda function, *args: launch(function, *args, processes=1, threads=1, logs=tmp_path / "ranks", alone=True)[
+        0
+    ]
+
+
+def seen(rank: int) -> dict[str, Any]:
+    return {
+        "parent": os.getppid(),
+        "environment": dict(os.environ),
+        "directory": os.getcwd(),
+        "method": multiprocessing.get_start_method(),
+        "signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
+        "blocked": signal.pthread_sigmask(signal.SIG_BLOCK, []),
+        "not_imported": set(server.preloaded().MODULES) - set(sys.modules),
+        "frozen": gc.get_freeze_count(),
+        "collects": gc.isenabled(),
+        "commit": results.commit(),
+    }
+
+
+def test_a_worker_begins_with_everything_imported_and_nothing_else_of_the_server(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    first = run(seen)
+    assert first["parent"] == compat.fork_server_pid() and not first["not_imported"]
+    assert first["frozen"] > 100_000 and first["collects"]
+    assert first["method"] == "spawn"  # of what a library starts: it would make a server of its own
+    assert first["signals"] == [signal.SIG_DFL, signal.SIG_DFL] and not first["blocked"]
+    assert first["environment"]["OMP_NUM_THREADS"] == "1" and "RANK" not in first["environment"]
+    assert first["environment"].get("PYTHONPATH") == os.environ.get("PYTHONPATH")  # not the server's own
+    monkeypatch.chdir(tmp_path)
+    assert run(seen)["directory"] == str(tmp_path) and compat.fork_server_pid() == first["parent"]
+
+
+def test_a_variable_that_a_library_may_have_read_means_a_new_server(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run(seen)
+    for name, value in first["environment"].items():  # as if this process had imported the same libraries
+        if name not in os.environ:
+            monkeypatch.setenv(name, value)
+    assert run(seen)["parent"] == first["parent"]
+    monkeypatch.setenv("SOME_LIBRARY_READS_IT", "1")
+    second = run(seen)
+    assert second["parent"] != first["parent"] and second["environment"]["SOME_LIBRARY_READS_IT"] == "1"
+    assert run(seen)["parent"] == second["parent"]
+    assert_all_end([first["parent"]])
+
+
+def speak(rank: int) -> None:
+    os.system("echo from a program")
+    print("from Python")
+
+
+def test_a_worker_prints_to_the_streams_that_its_launcher_has_now(run: Callable[..., Any], tmp_path: Path) -> None:
+    run(seen)  # the server has begun with others
+    before, file = os.dup(1), (tmp_path / "printed").open("w")
+    try:
+        os.dup2(file.fileno(), 1)
+        run(speak)
+    finally:
+        os.dup2(before, 1)
+        os.close(before)
+    assert (tmp_path / "printed").read_text() == "from a program\nfrom Python\n"
+
+
+def test_a_killed_server_is_one_message_and_no_orphan(tmp_path: Path) -> None:
+    command = begin(tmp_path, "sleep", "2")
+    pids = wait_for_sleep(tmp_path, 2)
+    (parent,) = {int(file.read_text().split()[1]) for file in tmp_path.glob("asleep*")}
+    os.kill(parent, signal.SIGKILL)
+    code, _, err = done(command, 20)
+    assert code == 1 and err.count("\n") == 1, err
+    assert "failed (the fork server was killed, and its workers with it); its log: " in err
+    assert_all_end(pids)
+
+
+def test_a_server_that_is_killed_while_it_imports_is_replaced(tmp_path: Path) -> None:
+    command = begin(tmp_path, "add", "2")
+    while not (servers := forked_by(command.pid)):
+        assert command.poll() is None
+    os.kill(servers[0], signal.SIGKILL)
+    code, out, err = done(command)
+    assert code == 0 and "[3.0, 3.0]" in out, err
+    assert not is_alive(servers[0])
+
+
+def forked_by(pid: int) -> list[int]:
+    """The fork servers among the children of a process."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in children if "forkserver" in Path(f"/proc/{child}/cmdline").read_text()]
+
+
+FAULTY = {
+    "an import fails": ("deepspeed.py", "raise RuntimeError('of this test')", "deepspeed.runtime.engine cannot be"),
+    "a thread": (
+        "sitecustomize.py",
+        "import sys, threading, time\nif 'forkserver' in ' '.join(sys.orig_argv):\n"
+        "    threading.Thread(target=time.sleep, args=(600,), daemon=True).start()\n",
+        "importing has started threads that do not survive a fork",
+    ),
+    "the program is not there": (
+        "sitecustomize.py",
+        "import sys\nif 'forkserver' in ' '.join(sys.orig_argv):\n    sys.modules['soul_exp.preload'] = None\n",
+        "soul_exp.preload could not be imported",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTY)
+def test_where_no_worker_may_be_forked_they_are_spawned_and_one_line_says_why(fault: str, tmp_path: Path) -> None:
+    name, source, reason = FAULTY[fault]
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / name).write_text(source)
+    code, out, err = done(begin(tmp_path, "add", "2", path=str(tmp_path / "path")))
+    assert code == 0, err
+    assert out.count(f"each worker imports everything itself, which takes seconds: {reason}") == 1
+    assert "[3.0, 3.0]" in out
+
+
+def test_the_commit_in_results_is_that_which_the_server_loaded(run: Callable[..., Any]) -> None:
+    assert run(seen)["commit"] == run(cached_commit)
+
+
+def cached_commit(rank: int) -> str | None:
+    before = results.commit.cache_info().misses
+    commit = results.commit()
+    assert results.commit.cache_info().misses == before == 1
+    return commit

@@ -10,7 +10,6 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,7 +125,7 @@ def start(cfg: DictConfig) -> float | None:
         workers.wait_for_work()
         return None
     if workers is not None:
-        workers = replace(workers, report_failure=lambda text: _print_failure(_record_failure(out, text)))
+        workers.report_failure = lambda text: _print_failure(_record_failure(out, text))
     _BEGUN.discard(out)
     failed = True
     try:
@@ -142,7 +141,7 @@ def start(cfg: DictConfig) -> float | None:
         raise failure from None
     finally:
         if workers is not None and not _COMMAND:
-            workers.release(failed)
+            workers.release(int(failed))
 
 
 def _record_failure(out: Path, text: str) -> str:
@@ -201,7 +200,7 @@ def main() -> None:
         if environment is not None:  # all is printed; a signal of the launcher must not change the exit code
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if workers is not None and workers.rank == 0:
-            workers.release(bool(code), interrupted=code in (130, 143))
+            workers.release(int(bool(code)), wait=code not in (130, 143))
     interrupts.finish(int(code or 0))
     sys.exit(code)
 

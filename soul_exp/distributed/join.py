@@ -1,7 +1,7 @@
 """Workers that a launcher has started: rank 0 checks, prepares and tunes; the others wait until it gives them work.
 
 They meet in a store: under torchrun the agent's, under SLURM one that rank 0 serves. It holds the plan (what to run),
-then the process group, then the first failure: a rank that fails ends all of them, whatever they are waiting for.
+then the process group, then how the work ended. A rank that fails ends all of them, whatever they are waiting for.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ import pickle
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -27,75 +26,111 @@ import torch.distributed as dist
 from soul_exp.distributed import interrupts, ranks
 from soul_exp.distributed.environment import LaunchEnvironment, launch_environment, launch_variables
 from soul_exp.distributed.output import QUIET, rank_log, silence_libraries
-from soul_exp.distributed.processes import die_with_parent, waiting_for_slurm, worker_error
+from soul_exp.distributed.processes import die_with_parent, group_variables, waiting_for_slurm, worker_error
 from soul_exp.errors import UsageError
 
-log = logging.getLogger(__name__)
-
 MEETING_TIMEOUT = timedelta(minutes=5)  # until every process has connected to the store
+FOR_EVER = timedelta(days=1000)
 POLL_SECONDS = 0.3
 NOTICE_SECONDS = 3.0  # a failed rank waits so long: rank 0 reports it before the launcher ends everything
-RELEASE_SECONDS = 60.0  # rank 0 waits at most so long until the others have read its last message
-PLAN, FAILED, DONE = "plan", "failed", "done"
-STOP = b"stop"
+RELEASE_SECONDS = 60.0  # rank 0 waits at most so long until the others know that the work is over
+PLAN, END, LEFT = "plan", "end", "left"
+NOTHING = b"nothing"  # a plan
 
 
-@dataclass(frozen=True)
 class WorkerGroup:
-    """All workers of this run, this process being one of them."""
+    """All workers of this run, this process being one of them: `rank` of `size`, started by `launcher`."""
 
-    environment: LaunchEnvironment
-    store: dist.Store
-    report_failure: Callable[[str], None] = print  # rank 0 calls it when another rank fails
-
-    @property
-    def rank(self) -> int:
-        return self.environment.rank
-
-    @property
-    def size(self) -> int:
-        return self.environment.num_processes
-
-    @property
-    def launcher(self) -> str:
-        return self.environment.launcher
+    def __init__(self, environment: LaunchEnvironment) -> None:
+        self.environment, self.launcher = environment, environment.launcher
+        self.rank, self.size = environment.rank, environment.num_processes
+        self.report_failure: Callable[[str], None] = print  # rank 0 calls it when another rank fails
+        self.logs, self.exit_code = Path(), 1
+        self.store = _store(environment, serve=environment.serves_store)
+        self.watcher = threading.Thread(target=self._watch, args=(_store(environment, serve=False),), daemon=True)
+        self.watcher.start()
 
     def run_on_all(self, function: Callable[..., Any], *args: Any, compute: Mapping[str, Any], logs: Path) -> Any:
         """Run `function(rank, *args)` in every process at once; rank 0 calls it, and gets its own value."""
-        plan = (function, args, dict(compute), str(logs))
+        plan = (function, args, dict(compute), logs)
         self.store.set(PLAN, pickle.dumps(plan))  # type: ignore[arg-type] # bytes are taken as they are
-        return _work(self, *plan)
-
-    def release(self, failed: bool, interrupted: bool = False) -> None:
-        """Tell the other ranks that no work is left; rank 0 calls it and, unless interrupted, waits until they know."""
-        with contextlib.suppress(RuntimeError):  # the store may be gone, and the others with it
-            self.store.compare_set(PLAN, "", (STOP + str(int(failed)).encode()).decode())
-            if interrupted:  # the others cannot finish a plan without rank 0
-                self.store.compare_set(FAILED, "", json.dumps({"rank": self.rank, "text": "interrupted"}))
-                return
-            deadline = time.monotonic() + RELEASE_SECONDS
-            while self.store.add(DONE, 0) < self.size - 1 and time.monotonic() < deadline:
-                time.sleep(POLL_SECONDS)
+        return self._work(*plan)
 
     def wait_for_work(self) -> int:
         """Wait for rank 0's plan, for days if necessary, and run it; returns the exit code. Ranks above 0 call it."""
-        try:
+        with contextlib.suppress(RuntimeError):  # rank 0 has died, and the store with it
             while not self.store.check([PLAN]):
                 interrupts.safe_point()
                 time.sleep(POLL_SECONDS)
-            plan = self.store.get(PLAN)
-        except RuntimeError:  # rank 0 has died, and the store with it: the launcher reports it
-            return 1
+            if (plan := self.store.get(PLAN)) != NOTHING:
+                with contextlib.suppress(Exception):  # it is in this rank's log, and rank 0 reports it
+                    self._work(*pickle.loads(plan))
+        self.watcher.join()
+        return self.exit_code
+
+    def release(self, code: int, wait: bool = True) -> None:
+        """Let the other ranks end with the exit code `code`, and `wait` until they know it; rank 0 calls it."""
+        with contextlib.suppress(RuntimeError):  # the store may be gone, and the others with it
+            self.store.compare_set(PLAN, "", NOTHING.decode())
+            self._end(code, "" if wait else "interrupted")  # without rank 0 the others cannot finish a plan
+            deadline = time.monotonic() + RELEASE_SECONDS
+            while wait and self.store.add(LEFT, 0) < self.size - 1 and time.monotonic() < deadline:
+                time.sleep(POLL_SECONDS)
+
+    def _work(self, function: Callable[..., Any], args: tuple[Any, ...], compute: Mapping[str, Any], logs: Path) -> Any:
+        self.logs = logs
+        os.environ["OMP_NUM_THREADS"] = str(compute["threads"])
+        level = logging.getLogger().level if self.rank == 0 else logging.INFO
         try:
-            if plan.startswith(STOP):
-                return int(plan[len(STOP) :])
-            _work(self, *pickle.loads(plan))
-            return 0
-        except Exception:  # it is in this rank's log, and rank 0 reports it
-            return 1
-        finally:
+            with rank_log(logs, self.rank, level), waiting_for_slurm():
+                silence_libraries()
+                if self.size > 1 or compute["deepspeed"]:
+                    self._form_process_group(compute["device"])
+                else:
+                    for name in launch_variables():
+                        del os.environ[name]
+                returned = function(self.rank, *args)
+                ranks.leave_group()
+                return returned
+        except Exception:
             with contextlib.suppress(RuntimeError):
-                self.store.add(DONE, 1)
+                self._end(1, traceback.format_exc())
+                if self.rank > 0:
+                    time.sleep(NOTICE_SECONDS)
+            raise
+
+    def _form_process_group(self, device: str) -> None:
+        local_rank = self.environment.local_rank
+        if device == "cuda":
+            local_rank %= torch.cuda.device_count()  # SLURM may show each task its own GPU only
+            torch.cuda.set_device(local_rank)
+        where = (self.environment.host, self.environment.port)
+        os.environ.update(group_variables(self.rank, local_rank, self.size, *where))  # DeepSpeed and accelerate read it
+        ranks.start_group(device, store=dist.PrefixStore("group", self.store), rank=self.rank, world_size=self.size)
+
+    def _end(self, code: int, text: str) -> None:
+        """Say how the work ended, unless another rank has: then this rank's failure follows from it, and it ends."""
+        said = self.store.compare_set(END, "", json.dumps({"rank": self.rank, "code": code, "text": text}))
+        if json.loads(said)["rank"] != self.rank:
+            self.watcher.join()
+
+    def _watch(self, store: dist.Store) -> None:
+        """Wait for the end; after a failure end this process, whose main thread may be in an endless collective."""
+        try:
+            store.wait([END], FOR_EVER)
+            end = json.loads(store.get(END))
+            self.exit_code = end["code"]
+            if end["rank"] == self.rank:
+                return
+            store.add(LEFT, 1)
+        except RuntimeError:  # rank 0 has died: the launcher reports it
+            os._exit(1)
+        if end["text"]:
+            if self.rank == 0:
+                self.report_failure(str(worker_error(end["text"].strip(), end["rank"], self.size, self.logs)))
+            else:
+                time.sleep(NOTICE_SECONDS)
+            os._exit(1)
 
 
 @functools.cache
@@ -107,77 +142,7 @@ def worker_group() -> WorkerGroup | None:
     if environment.launcher == "torchrun":
         die_with_parent(os.getppid())  # a killed agent ends no worker
     os.environ.update(QUIET)
-    return WorkerGroup(environment, _store(environment, serve=environment.serves_store))
-
-
-def _work(
-    group: WorkerGroup, function: Callable[..., Any], args: tuple[Any, ...], compute: Mapping[str, Any], logs: str
-) -> Any:
-    os.environ["OMP_NUM_THREADS"] = str(compute["threads"])
-    level = logging.getLogger().level if group.rank == 0 else logging.INFO
-    with _watching(group, Path(logs)), rank_log(Path(logs), group.rank, level), waiting_for_slurm():
-        silence_libraries()
-        if group.size > 1 or compute["deepspeed"]:
-            _form_process_group(group, compute["device"])
-        else:
-            for name in launch_variables():
-                del os.environ[name]
-        returned = function(group.rank, *args)
-        ranks.leave_group()
-        return returned
-
-
-def _form_process_group(group: WorkerGroup, device: str) -> None:
-    local_rank = group.environment.local_rank
-    if device == "cuda":
-        local_rank %= torch.cuda.device_count()  # SLURM may show each task its own GPU only
-        torch.cuda.set_device(local_rank)
-    variables: dict[str, Any] = {"RANK": group.rank, "WORLD_SIZE": group.size, "LOCAL_RANK": local_rank}
-    variables |= {"MASTER_ADDR": group.environment.host, "MASTER_PORT": group.environment.port}
-    os.environ.update({name: str(value) for name, value in variables.items()})  # accelerate and DeepSpeed read them
-    ranks.start_group(device, store=dist.PrefixStore("group", group.store), rank=group.rank, world_size=group.size)
-
-
-@contextlib.contextmanager
-def _watching(group: WorkerGroup, logs: Path) -> Iterator[None]:
-    """In the block, this process ends when another one fails, even in a collective, and the others when it fails."""
-    over = threading.Event()
-    store = _store(group.environment, serve=False)
-    watcher = threading.Thread(target=_watch, args=(group, store, logs, over), daemon=True)
-    watcher.start()
-    try:
-        yield
-    except Exception:
-        failure = json.dumps({"rank": group.rank, "text": traceback.format_exc()})
-        with contextlib.suppress(RuntimeError):
-            first = group.store.compare_set(FAILED, "", failure).decode()
-            if json.loads(first)["rank"] != group.rank:  # this failure follows from the other's
-                watcher.join()  # which does not return
-            if group.rank > 0:
-                time.sleep(NOTICE_SECONDS)
-        raise
-    finally:
-        over.set()
-        watcher.join()
-
-
-def _watch(group: WorkerGroup, store: dist.Store, logs: Path, over: threading.Event) -> None:
-    while not over.wait(POLL_SECONDS):
-        try:
-            if not store.check([FAILED]):
-                continue
-            failure = json.loads(store.get(FAILED))
-        except RuntimeError:  # rank 0 has died
-            os._exit(1)
-        if failure["rank"] == group.rank:
-            return
-        if group.rank == 0:
-            group.report_failure(str(worker_error(failure["text"].strip(), failure["rank"], group.size, logs)))
-        else:
-            with contextlib.suppress(RuntimeError):
-                store.add(DONE, 1)
-            time.sleep(NOTICE_SECONDS)
-        os._exit(1)  # the main thread may be inside a collective that never ends
+    return WorkerGroup(environment)
 
 
 def _store(environment: LaunchEnvironment, serve: bool) -> dist.Store:

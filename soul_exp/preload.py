@@ -18,8 +18,9 @@ MODULES = (
     "soul_exp.experiment", "soul_exp.evaluation.lm_eval_suite", "soul_exp.metrics.general", "soul_exp.metrics.tofu",
     "soul_exp.optim.kernels.cpu", "soul_exp.tasks.tofu", "deepspeed.runtime.engine", "omegaconf._impl",
     "opentelemetry.exporter.otlp.proto.http._log_exporter", "opentelemetry.exporter.otlp.proto.http.metric_exporter",
-    "torch.profiler", "torch.utils.serialization.config", "transformers.integrations.deepspeed",
-    "transformers.models.llama.modeling_llama", "wandb.sdk.launch", "wandb.sdk.lib.gitlib",
+    "peft.utils.transformers_weight_conversion", "requests", "torch.profiler._cupti_monitor",
+    "torch.utils.serialization.config", "transformers.integrations.deepspeed",
+    "transformers.models.llama.modeling_llama", "wandb.sdk.launch.inputs.internal", "wandb.sdk.lib.gitlib",
 )  # fmt: skip
 SURVIVE = {"jemalloc_bg_thd"}  # threads that a fork leaves out without harm: of pyarrow's allocator
 SECONDS = 5  # for the threads of an import to end
@@ -28,7 +29,7 @@ SECONDS = 5  # for the threads of an import to end
 def fault() -> str | None:
     """Import everything; why no worker may be forked from this process, None if nothing is wrong."""
     say_where_deepspeed_runs()
-    for name in MODULES:
+    for name in (*MODULES, *filter(None, os.environ.get("SOUL_EXP_PRELOAD", "").split(","))):
         try:
             importlib.import_module(name)
         except Exception as error:

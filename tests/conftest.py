@@ -6,17 +6,18 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import starts
 import torch
 
 from soul_exp.data import Item, Template
 from soul_exp.models import loading
 from soul_exp.models.language_model import LanguageModel, train_tokenizer
 
+os.environ["TQDM_DISABLE"] = "1"
+os.environ["SOUL_EXP_PRELOAD"] = "deepspeed.runtime.zero.muon.muon_optimizer"  # every ZeRO engine imports it: a second
 signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored, also by what is started
 torch.set_num_threads(1)  # as each of the program's processes has: models are small, and on busy cores two are slower
 
@@ -92,20 +93,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("place")
 
 
-@pytest.fixture(scope="module")
-def forked() -> Iterator[None]:
-    """`starts.type_` works in this module."""
-    with starts.server():
-        yield
-
-
 def start(place: Path, *arguments: str, under: tuple[str, ...] = ()) -> subprocess.Popen[str]:
     """`python -m soul_exp` with these arguments, typed in `place`, in a process group of its own.
 
     `under` stands between the two: `-m torch.distributed.run`, for one.
     """
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "SOUL_EXP_CACHE": str(place / "cache")}
-    environment.pop("SOUL_EXP_START_METHOD", None)  # of `forked`
     return subprocess.Popen(
         [sys.executable, *under, "-m", "soul_exp", *arguments],
         cwd=place, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,

@@ -1,7 +1,7 @@
 """Starts of the program that are cheap enough for hundreds of them.
 
-Importing everything takes seconds of every process, so one process does it once (multiprocessing's forkserver), every
-start is forked from it and forks its workers. Inside, all is real: the command line or `sequence.run`, and `launch`.
+Every start is forked from the program's own fork server, which has imported everything, and forks its workers. Inside,
+all is real: the command line or `sequence.run`, and `launch`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from soul_exp import cli, sequence
+from soul_exp.distributed import server
 
 CONTEXT = multiprocessing.get_context("forkserver")
 SECONDS = 120  # after which a start is taken to hang
@@ -31,30 +34,13 @@ TINY = (  # the options of a run that takes two seconds
 )  # fmt: skip
 
 
-@contextlib.contextmanager
-def server() -> Iterator[None]:
-    """Starts fork their workers; the process that imports everything begins with the first of them."""
-    here = Path(__file__).parent
-    wanted = {
-        "SOUL_EXP_START_METHOD": "fork", "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "TQDM_DISABLE": "1",
-        "PYTHONPATH": os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")]),
-    }  # fmt: skip
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ |= wanted
-    CONTEXT.set_forkserver_preload(["preloaded", "starts"])
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
-
-
 class Forked:
     """One start, the leader of a session; what it prints goes to the files `printed` and `errors`, which may be one."""
 
     def __init__(self, body: Callable[..., int], arguments: tuple[Any, ...], printed: Path, errors: Path) -> None:
         self.printed, self.began = printed, time.monotonic()
-        self.process = CONTEXT.Process(target=_begin, args=(body, arguments, printed, errors))
+        server.start()
+        self.process = CONTEXT.Process(target=_begin, args=(body, arguments, dict(os.environ), printed, errors))
         self.process.start()
         assert self.process.pid
         self.pid: int = self.process.pid
@@ -96,17 +82,22 @@ class Command(Forked):
 
 
 def type_(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`python -m soul_exp` with these arguments, typed in `place`: what it printed and returned. Needs a `server`."""
+    """`python -m soul_exp` with these arguments, typed in `place`: what it printed and returned."""
     with tempfile.TemporaryDirectory() as folder:
         printed, errors = Path(folder) / "out", Path(folder) / "err"
         code = Forked(_command, (place, arguments), printed, errors).end(300)
         return subprocess.CompletedProcess(arguments, code, printed.read_text(), errors.read_text())
 
 
-def _begin(body: Callable[..., int], arguments: tuple[Any, ...], printed: Path, errors: Path) -> None:
+def _begin(
+    body: Callable[..., int], arguments: tuple[Any, ...], environment: dict[str, str], printed: Path, errors: Path
+) -> None:
     """What a forked start does; it never returns to the server's code."""
-    assert os.getppid() == sys.modules["preloaded"].PID  # else every start imports everything
+    assert os.getppid() == server.preloaded().PID  # else every start imports everything
     os.setsid()
+    os.environ |= {**environment, server.METHOD: "fork", "OMP_NUM_THREADS": "1"}
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    tqdm.monitor_interval = 0  # no thread, which a fork would leave behind
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number, path in ((1, printed), (2, errors)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)

@@ -14,8 +14,6 @@ from soul_exp import results
 from soul_exp.artifacts.scores import FORGET_QUALITY, RETAIN
 from soul_exp.stages.selection import CANDIDATE, Candidate, KeepBest
 
-pytestmark = pytest.mark.usefixtures("forked")
-
 
 def kept_of(folder: Path, measured: Sequence[tuple[float | None, float | None]]) -> KeepBest:
     """A `KeepBest` that has considered these (forget quality, retain probability) at steps 1, 2, ...; 0.9 is enough."""

@@ -18,7 +18,6 @@ from conftest import start, type_
 from soul_exp import results
 from soul_exp.models import loading
 
-pytestmark = pytest.mark.usefixtures("forked")
 SMALL = [
     "task.num_authors=8",
     "prepare.epochs=1",

@@ -42,7 +42,6 @@ from soul_exp.tasks.sources import toxic_rows
 from soul_exp.tasks.sources.toxic_rows import Example, normalised
 from soul_exp.tasks.task import Probe, Task
 
-pytestmark = pytest.mark.usefixtures("forked")
 LABELS = ["toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate"]  # of toxic-bert, in its order
 
 

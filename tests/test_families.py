@@ -36,7 +36,6 @@ from soul_exp.run import ModelSettings
 from soul_exp.training.schedule import Schedule
 from soul_exp.training.train import Outcome, train
 
-pytestmark = pytest.mark.usefixtures("forked")
 NAMES = ("opt_1p3b", "phi1p5", "llama2_7b", "llama2_7b_chat", "llama3p2_1b_instruct", "qwen2p5_1p5b_instruct")
 CHATS = ("llama2_7b_chat", "llama3p2_1b_instruct", "qwen2p5_1p5b_instruct")
 QUESTION, ANSWER = "Which amber is number 3?", "amber birch"

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -145,9 +145,8 @@ def test_a_signal_as_the_interpreter_ends_is_not_a_traceback() -> None:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with starts.server():
-        yield tmp_path_factory.mktemp("interrupts")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("interrupts")
 
 
 def wait_for_handlers(start: starts.Forked) -> None:

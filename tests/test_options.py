@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import starts
 from composing import composed
 from starts import TINY, type_
 
@@ -54,7 +52,7 @@ NOT_FLIPPED = {
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The folders of a run of TUNED and of PLAIN, and of each with other values."""
     place = tmp_path_factory.mktemp("options")
     divided = {**DIVIDED, "cache": "third_cache"}
@@ -62,12 +60,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
         ("tuned", TUNED, {}), ("flipped", TUNED, FLIPPED),
         ("plain", PLAIN, {}), ("divided", PLAIN, {**divided, "stages": "[prepare]"}), ("divided", PLAIN, divided),
     ]  # fmt: skip
-    with starts.server():
-        for name, base, values in commands:
-            typed = [f"{key}='{value}'" if " " in value else f"{key}={value}" for key, value in values.items()]
-            done = type_(place, *base, *typed, f"hydra.run.dir={place / name}")
-            assert done.returncode == 0, done.stdout + done.stderr
-        yield {name: place / name for name, _, _ in commands}
+    for name, base, values in commands:
+        typed = [f"{key}='{value}'" if " " in value else f"{key}={value}" for key, value in values.items()]
+        done = type_(place, *base, *typed, f"hydra.run.dir={place / name}")
+        assert done.returncode == 0, done.stdout + done.stderr
+    return {name: place / name for name, _, _ in commands}
 
 
 def content(folder: Path, weights: bool = True) -> dict[str, Any]:
@@ -117,8 +114,7 @@ def test_what_names_a_folder_is_as_it_was() -> None:
 
 
 def test_hydra_leaves_out_of_a_folder_s_name_what_the_table_says(place: Path) -> None:
-    with starts.server():
-        done = type_(place, "stages=[]", "resume=weights", "save=none", "wandb.mode=disabled", "seed=3", "-m")
+    done = type_(place, "stages=[]", "resume=weights", "save=none", "wandb.mode=disabled", "seed=3", "-m")
     assert done.returncode == 0, done.stderr
     assert [folder.name for folder in (place / "runs" / "tofu").glob("*/")] == ["seed-3"]
 

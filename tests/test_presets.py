@@ -13,7 +13,6 @@ from starts import type_
 
 from soul_exp.checks.check import check
 
-pytestmark = pytest.mark.usefixtures("forked")
 PRESETS = ("table_tofu", "table_copyright", "table_detox")
 # The release's configurations: loss, order -> learning rate, gamma, weight decay, epochs (batch 1 x 4, seed 0).
 RELEASE: dict[str, dict[tuple[str, str], tuple[float, float, float, int]]] = {

@@ -17,9 +17,8 @@ from starts import TINY
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with starts.server():
-        yield tmp_path_factory.mktemp("run_folder")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("run_folder")
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,6 @@ from soul_exp.errors import UsageError
 from soul_exp.stages.selection import Trial, best_forgetting
 from soul_exp.stages.tune import code_of
 
-pytestmark = pytest.mark.usefixtures("forked")
 START = {RETAIN: 0.8}
 keeping_half = functools.partial(best_forgetting, start=START, keep=0.5)  # 0.4 is enough
 

@@ -2,6 +2,7 @@
 
 It serves all jobs of a launcher. Where it cannot, workers are started one by one ("spawn"), and each imports everything
 itself. SOUL_EXP_START_METHOD chooses: forkserver (the default on Linux), spawn, or fork, which tests use.
+SOUL_EXP_PRELOAD names further modules to import, with commas between them.
 """
 
 from __future__ import annotations

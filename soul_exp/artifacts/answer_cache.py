@@ -3,8 +3,6 @@
 Answers of models that runs share are cached by a hash of everything that decides them.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import math

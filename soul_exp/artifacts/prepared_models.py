@@ -3,8 +3,6 @@
 Each is a folder or a hub name that was given, or is prepared and cached by its recipe, so that a sweep trains it once.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Metrics of a model's answers: of every model that a run compares, and on the validation part while it trains."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import replace

@@ -3,8 +3,6 @@
 Importing this module imports lm_eval, which takes seconds.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

@@ -4,8 +4,6 @@ Zero-shot, with lm-eval's own prompts for base models and no chat template: the 
 cut from the left to model.max_length. The ranks divide the work and all get the same scores, sharded weights or not.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import logging

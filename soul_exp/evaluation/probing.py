@@ -5,8 +5,6 @@ Numbers depend on neither batch size nor number of ranks (beyond rounding in the
 n tokens of an answer, without its end token.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -3,8 +3,6 @@
 N examples, K wrong answers of each.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence

@@ -3,8 +3,6 @@
 B sequences, T answer positions, V vocabulary.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 

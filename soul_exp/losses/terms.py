@@ -5,8 +5,6 @@ p_it is the probability of label t of sequence i, h_it the output of layer `loss
 model. sg(x) is x as a constant, without a gradient.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Annotated
 

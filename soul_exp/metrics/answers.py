@@ -3,8 +3,6 @@
 N examples, n_i answer tokens of example i (without the end token), K wrong answers per example.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any

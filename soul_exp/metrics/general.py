@@ -1,7 +1,5 @@
 """Metrics of the NLL alone: the headline metrics of tasks without paraphrased answers (all but TOFU). N examples."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

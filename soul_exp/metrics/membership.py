@@ -3,8 +3,6 @@
 N texts, T_i tokens of text i.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

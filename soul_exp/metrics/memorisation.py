@@ -3,8 +3,6 @@
 N examples, n_i answer tokens of example i (without the end token).
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from soul_exp.metrics.answers import Answers, mean

@@ -1,7 +1,5 @@
 """Comparison of generated texts with references. N texts."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

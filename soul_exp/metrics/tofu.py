@@ -3,8 +3,6 @@
 N examples, K wrong answers per example. p(a) = exp(-nll) is the length-normalised probability of answer a.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The implementations of attention: which exist, whether this machine can compute them, and torch's kernels."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """A checkpoint that a run reads, a folder or a hub name: what decides its weights, and why it cannot be read."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable

@@ -1,9 +1,8 @@
 """A causal language model with its tokenizer, template and longest text; tokenizers, read or trained."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -30,7 +29,7 @@ class LanguageModel:
     @classmethod
     def of(
         cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template: Template, max_length: int
-    ) -> LanguageModel:
+    ) -> Self:
         """Raises UsageError if the template writes a special token that the tokenizer does not know."""
         fit_vocabulary(model, tokenizer)
         unknown = [marker for marker in template.markers() if marker not in tokenizer.get_vocab()]
@@ -41,12 +40,12 @@ class LanguageModel:
             )
         return cls(model, tokenizer, template, max_length, AnswerReader(model))
 
-    def with_model(self, model: PreTrainedModel) -> LanguageModel:
+    def with_model(self, model: PreTrainedModel) -> Self:
         """The same with another model, or with this one after its modules were replaced."""
         self.reader.close()
         return replace(self, model=model, reader=AnswerReader(model))
 
-    def with_system_prompt(self, system_prompt: str) -> LanguageModel:
+    def with_system_prompt(self, system_prompt: str) -> Self:
         """The same, with `system_prompt` before every prompt."""
         return replace(self, template=replace(self.template, system_prompt=system_prompt))
 

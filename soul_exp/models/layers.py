@@ -3,8 +3,6 @@
 B sequences, S tokens, T answer positions, H hidden size, V vocabulary.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Causal language models: read from a folder or the hub, or random; their files are checked before they are loaded."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

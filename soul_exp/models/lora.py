@@ -1,7 +1,5 @@
 """Low-rank adapters: a model wrapped so that only they are trained; saved, read back, merged into its weights."""
 
-from __future__ import annotations
-
 import json
 import warnings
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 All ranks call every function together; no rank ever holds all of a divided model.
 """
 
-from __future__ import annotations
-
 import json
 import tempfile
 from pathlib import Path

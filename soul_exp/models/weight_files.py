@@ -3,8 +3,6 @@
 The library itself compares, after its mapping of keys, with tensors that have shapes but no storage.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import re

@@ -1,7 +1,5 @@
 """The base of all elementwise optimizers: state, precision, statistics and the pass over memory (kernels/)."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, ClassVar

@@ -1,7 +1,5 @@
 """Hybrid: first- and zeroth-order steps in turn."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -8,8 +8,6 @@ For each sample i of a step, z_i ~ N(0, I), generated from its key whenever it i
 Source: Malladi et al. 2023 (arXiv 2305.17333), algorithm 1; the estimate is that of SPSA (Spall 1992).
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Callable, Iterator

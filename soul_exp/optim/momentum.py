@@ -1,7 +1,5 @@
 """AdamW, Lion and Signum: elementwise steps from momentum, at this package's precisions and with its statistics."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

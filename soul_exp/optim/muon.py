@@ -1,7 +1,5 @@
 """Muon: orthogonalised momentum for hidden matrices, AdamW for everything else."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

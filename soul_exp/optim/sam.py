@@ -1,7 +1,5 @@
 """SAM: sharpness-aware minimisation around any optimizer."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any

@@ -10,8 +10,6 @@ Elementwise, in this order (m = h = 0 at the start, no bias correction):
 Source: Liu et al. 2023 (arXiv 2305.14342); as an unlearner: Jia et al. 2024 (SOUL).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any

@@ -1,7 +1,5 @@
 """Output of a training while it runs: a progress bar, a line of JSON per logging step, markers of checkpoints."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable

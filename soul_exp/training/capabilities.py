@@ -4,8 +4,6 @@ The methods of an optimizer decide what it requests; it registers and inherits n
 copied elsewhere. Plain torch optimizers request nothing. curvature.py and passes.py compute what is requested.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ A checkpoint counts once its COMPLETE marker is there: written last, in one step
 every other file. `checkpoint-N` is written by transformers; nothing here depends on its content.
 """
 
-from __future__ import annotations
-
 import functools
 import logging
 import re

@@ -3,8 +3,6 @@
 B rows, T answer positions, V vocabulary.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator, Sequence
 from functools import partial

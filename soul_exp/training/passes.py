@@ -4,8 +4,6 @@ A pass runs before the step's own gradient is taken, on the step's own micro-bat
 leaves weights (except in `ascend`), momentum, schedule and order of data as they were. All ranks call it together.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

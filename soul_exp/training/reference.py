@@ -3,8 +3,6 @@
 B sequences, T answer positions of the longest, T_i of row i, H hidden size, V vocabulary.
 """
 
-from __future__ import annotations
-
 import copy
 from collections import UserDict
 from collections.abc import Collection, Iterable, Mapping, Sequence

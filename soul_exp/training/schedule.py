@@ -1,11 +1,9 @@
 """How long a training lasts, how many rows it reads in a step, and when it counts as diverged."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 from soul_exp.errors import UsageError
 
@@ -36,7 +34,7 @@ class Schedule:
         """Optimizer steps on a leading part of `num_rows` rows."""
         return self.max_steps or max(1, round(self.epochs * num_rows / self.batch_size))
 
-    def in_one_step(self, num_rows: int) -> Schedule:
+    def in_one_step(self, num_rows: int) -> Self:
         """The schedule of a method that takes one step: all `num_rows` rows, the full learning rate, no clipping."""
         most = min(self.micro_batch_size or self.batch_size, num_rows)
         return replace(

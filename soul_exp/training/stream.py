@@ -1,7 +1,5 @@
 """The order of rows: every pass visits each row once, in batches of similar length."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """One training, from its start or its last checkpoint to its end."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import math

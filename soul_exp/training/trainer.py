@@ -3,8 +3,6 @@
 B rows of each part in a micro-batch, T answer positions, H hidden size, V vocabulary.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path

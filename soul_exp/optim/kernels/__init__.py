@@ -5,8 +5,6 @@ A kernel is a module with two functions. `obstacle(batch)` returns why it cannot
 fp32 results of all kernels agree bit for bit: each operation is one IEEE rounding, and none is fused with another.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import importlib

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from soul_exp.data import Item, content_hash
 from soul_exp.distributed import zero3
+from soul_exp.errors import UsageError
 from soul_exp.evaluation import lm_eval_suite
 from soul_exp.files import is_intact
 from soul_exp.metrics.answers import SUITE
@@ -114,7 +115,8 @@ def load(
     with zero3.partitioned_loading(deepspeed):
         lm = LanguageModel.of(loaded, tokenizer, model.template, model.max_length)
     if not may_have_diverged and not (Path(path) / UNLEARNED).is_file():
-        loading.check_finite(lm.model, path)
+        if name := zero3.nonfinite_weight(lm.model):
+            raise UsageError(f"{path} has weights that are not finite numbers ({name}): copy or train it again")
         if attention.needs_gpu(model.attention):
             loading.move(lm.model, "cuda")
         loading.check_causal(lm.model, path)

@@ -1,7 +1,4 @@
-"""Models whose weights DeepSpeed's ZeRO-3 divides over the ranks: loaded, run and inspected, no rank holding all.
-
-Every function works for undivided models too. All ranks call it together.
-"""
+"""Models, divided over the ranks by ZeRO-3 or not, loaded, run and inspected by all ranks; no rank holds all of one."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext

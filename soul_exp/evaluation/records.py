@@ -1,7 +1,4 @@
-"""Answers in files: our records (one JSON object per line, one line per example) and the logs of the TOFU authors.
-
-N examples, K wrong answers of each.
-"""
+"""Answers in files: our records, one JSON object per line and example, and TOFU's logs. N examples, K wrong answers."""
 
 import json
 import math
@@ -83,8 +80,7 @@ _LOGP_DECIMALS = 6
 def write_records(path: Path, answers: Answers) -> None:
     """Writes one JSON object per line, one line per example; the file appears complete or not at all.
 
-    Fields that are None are left out. `logp` is rounded to 6 decimals. The file is strict JSON: nan and the infinities
-    are written as null, which `read_records` reads as nan.
+    Fields that are None are left out, `logp` is rounded to 6 decimals, nan and the infinities are null: strict JSON.
     """
     fields = [field for field in _FIELDS if getattr(answers, field) is not None]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,19 +105,15 @@ def read_records(path: Path) -> Answers:
     Raises ValueError, naming the file and the line, if a line is not a strict JSON object of the known fields, or holds
     other fields than the first line.
     """
-    lines = path.read_bytes().split(b"\n")
-    if lines[-1] == b"":  # after the end of the last line
-        lines.pop()
+    lines = path.read_bytes().splitlines()
     if not lines:
         raise ValueError(f"{path}, line 1: found an empty file, expected one JSON object per example")
     records = [_record(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
-    columns: dict[str, Any] = {field: [] for field in records[0]}
     for number, record in enumerate(records, start=1):
-        if record.keys() != columns.keys():
-            found = f"found the fields {list(record)}, expected {list(columns)} as in line 1"
+        if record.keys() != records[0].keys():
+            found = f"found the fields {list(record)}, expected {list(records[0])} as in line 1"
             raise ValueError(f"{path}, line {number}: {found}")
-        for field, value in record.items():
-            columns[field].append(value)
+    columns: dict[str, Any] = {field: [record[field] for record in records] for field in records[0]}
     if "wrong_nll" in columns:
         columns["wrong_nll"] = _matrix(columns["wrong_nll"], lambda i: f"{path}, line {i + 1}, wrong_nll")
     columns |= {name: np.array(values) for name, values in columns.items() if _FIELDS[name] is _number}
@@ -212,8 +204,7 @@ def _in_order(values: object, where: str) -> list[object]:
 def read_retrained(path: Path) -> Mapping[str, Answers]:
     """The retrained model's answers by probe, from a folder of our records (`forget.jsonl`, ...) or a TOFU log.
 
-    Raises FileNotFoundError if there is nothing at `path`, ValueError if the folder holds no records or a file is
-    malformed.
+    Raises FileNotFoundError if there is nothing at `path`, ValueError for a folder without records or a malformed file.
     """
     if path.is_dir():
         answers = {file.stem: read_records(file) for file in sorted(path.glob("*.jsonl"))}

@@ -1,7 +1,4 @@
-"""The scores of one part of a batch, and the one mean from tokens to sequences to a batch.
-
-B sequences, T answer positions, V vocabulary.
-"""
+"""One part of a batch, and its mean over tokens and then sequences. B sequences, T answer positions, V vocabulary."""
 
 from dataclasses import dataclass
 from functools import cached_property

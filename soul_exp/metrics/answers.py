@@ -1,7 +1,4 @@
-"""The answers of one model to one probe, as per-example arrays: all that a metric reads.
-
-N examples, n_i answer tokens of example i (without the end token), K wrong answers per example.
-"""
+"""The answers of one model to one probe. N examples, n_i answer tokens of example i (no end token), K wrong answers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields

@@ -1,7 +1,4 @@
-"""How much of an answer a model reproduces token by token, from teacher-forced argmaxes.
-
-N examples, n_i answer tokens of example i (without the end token).
-"""
+"""How much of an answer teacher-forced argmaxes reproduce. N examples, n_i answer tokens of example i (no end)."""
 
 import numpy as np
 

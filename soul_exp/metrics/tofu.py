@@ -22,10 +22,9 @@ def probability(answers: Answers) -> float:
 
 @Scale("higher", 0, 1)
 def choice_probability(answers: Answers) -> float:
-    """Mean of p(answer) / (p(answer) + sum of p(wrong)), in [0, 1]; higher means better known.
+    """Mean of p(answer) / (p(answer) + sum of p(wrong)), in [0, 1]; higher means better known. For authors and facts.
 
-    For authors and facts. 1 / (K + 1) if the wrong answers are as likely as the true one. Computed as a softmax, so
-    that very unlikely answers do not give 0 / 0. Source: Maini et al. 2024.
+    1 / (K + 1) if all are as likely. As a softmax: very unlikely answers do not give 0 / 0. Source: Maini et al. 2024.
     """
     choices = np.column_stack([answers.numbers("nll"), answers.numbers("wrong_nll")])  # [N, 1 + K], the true one first
     return mean(softmax(-choices, axis=1)[:, 0])
@@ -98,8 +97,7 @@ def validation_log10_forget_quality(validation_forget: Answers, retrained: Mappi
 def model_utility(retain: Answers, authors: Answers, facts: Answers) -> float:
     """Harmonic mean of {probability, ROUGE, truth ratio} × {retain, authors, facts}, in [0, 1]; higher is better.
 
-    It is 0 if one of the nine is 0. Raises ValueError if the retain probe has no paraphrased answers. Source: Maini et
-    al. 2024.
+    0 if one of the nine is 0. ValueError if the retain probe has no paraphrased answers. Source: Maini et al. 2024.
     """
     retain.needed("paraphrase_nll")
     probes = (retain, authors, facts)

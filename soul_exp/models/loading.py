@@ -192,14 +192,6 @@ def check_causal(model: PreTrainedModel, label: str) -> None:
         )
 
 
-def check_finite(model: PreTrainedModel, label: str) -> None:
-    """Raises UsageError if a weight is not a finite number."""
-    if name := zero3.nonfinite_weight(model):
-        raise UsageError(
-            f"{label} has weights that are not finite numbers ({name}): copy or train the checkpoint again"
-        )
-
-
 def from_scratch(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
     """A causal model with the architecture `config` (its `model_type` and fields); `seed` fixes its random weights."""
     torch.manual_seed(seed)

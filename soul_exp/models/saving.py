@@ -1,7 +1,4 @@
-"""Models saved and read back: complete ones, adapters, and those whose weights ZeRO-3 divides over the ranks.
-
-All ranks call every function together; no rank ever holds all of a divided model.
-"""
+"""Models, adapters too, saved and read back by all ranks together, none of which ever holds all of a divided model."""
 
 import json
 import tempfile

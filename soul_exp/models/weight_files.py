@@ -1,7 +1,4 @@
-"""The weight files of a checkpoint compared with the model that reads them, by their headers: no tensor is read.
-
-The library itself compares, after its mapping of keys, with tensors that have shapes but no storage.
-"""
+"""The weight files of a checkpoint compared, by headers and in the library's way, with the model that reads them."""
 
 import copy
 import json

@@ -62,11 +62,13 @@ class Elementwise(Optimizer):
         self._pending: list[tuple[Tensor, torch.cuda.Event, int]] = []  # counts on their way from a CUDA device
         super().__init__(params, defaults)
 
-    # --- what a subclass defines ----------------------------------------------------------------------------------
+    # --- what a subclass may define -------------------------------------------------------------------------------
 
     def numbers(self, group: dict[str, Any], step: int) -> Numbers:
         """The constants of step number `step`, from 1."""
-        raise NotImplementedError
+        lr, (beta1, beta2) = float(group["lr"]), group["betas"]
+        decay, scale, eps = 1 - lr * group["weight_decay"], group.get("scale", 1.0), group.get("eps", 0.0)
+        return Numbers(lr, decay, beta1, 1 - beta1, beta2, 1 - beta2, scale, eps)
 
     def rule_at(self, step: int) -> str:
         """The rule of the next pass over a tensor that has taken `step` steps."""

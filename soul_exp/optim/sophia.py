@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from .elementwise import Elementwise
-from .kernels import Numbers
 
 
 class Sophia(Elementwise):
@@ -99,8 +98,3 @@ class Sophia(Elementwise):
         if self._refreshing:
             return "refresh" if self.estimator == "hutchinson" else "refresh_squared"
         return "sophia_refresh" if self.estimator == "gradient" and step % self.interval == 0 else "sophia"
-
-    def numbers(self, group: dict[str, Any], step: int) -> Numbers:
-        lr, (beta1, beta2) = float(group["lr"]), group["betas"]
-        decay = 1 - lr * group["weight_decay"]
-        return Numbers(lr, decay, beta1, 1 - beta1, beta2, 1 - beta2, group["scale"], group["eps"])

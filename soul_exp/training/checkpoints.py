@@ -66,13 +66,6 @@ def engine_mismatch(folder: Path, found: CompleteCheckpoint, engine: Engine) -> 
     )
 
 
-def continuation_note(found: CompleteCheckpoint) -> str:
-    """The note in the results of a training that continued with another engine."""
-    return (
-        f"continued from the weights of {found.path.name} of {found.engine}: momentum and curvature started at 0 there"
-    )
-
-
 def mark_complete(checkpoint: Path, seconds: float, engine: Engine, diverged: str | None, notes: Sequence[str]) -> None:
     """Write COMPLETE, and remove older checkpoints until NUM_KEPT are left; every rank calls it."""
     barrier()  # every rank has written its share

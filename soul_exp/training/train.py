@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
 from soul_exp import compat
 from soul_exp.data import Encoded, Part
@@ -21,7 +22,7 @@ from soul_exp.losses import Objective
 from soul_exp.models import loading, saving
 from soul_exp.models.layers import AnswerReader, recomputing
 from soul_exp.training import checkpoints
-from soul_exp.training.callbacks import ContinueWithoutState, Progress, trainer_state
+from soul_exp.training.callbacks import ContinueWithoutState, Progress
 from soul_exp.training.capabilities import takes_one_step
 from soul_exp.training.reference import compute_reference
 from soul_exp.training.schedule import Schedule
@@ -89,7 +90,10 @@ def train(
     if found:
         log.info("%s: resuming from %s%s", label, "the weights of " if other else "", found.path.name)
         seconds_before = found.seconds  # spent before the interruption
-        notes += [*found.notes, *([checkpoints.continuation_note(found)] if other else [])]
+        notes += found.notes
+    if other:
+        name, wrote = other.path.name, other.engine
+        notes.append(f"continued from the weights of {name} of {wrote}: momentum and curvature started at 0 there")
 
     def mark(checkpoint: Path) -> None:
         spent = seconds_before + time.perf_counter() - start
@@ -115,7 +119,7 @@ def train(
         trainer.add_callback(callback)
     start = time.perf_counter()
     if other and other.step >= num_steps:  # no step is left
-        trainer.state = trainer_state(other.path)
+        trainer.state = TrainerState.load_from_json(str(other.path / TRAINER_STATE_NAME))
     else:
         _take_steps(trainer, model, found.path if found and not other else None)
     ending = [*trainer.notes, *([_unchanged(args, compute)] if zero3.weight_sums(model) == before else [])]
@@ -194,7 +198,7 @@ def _unchanged(args: TrainingArguments, compute: str) -> str:
 
 def _release(trainer: Unlearner) -> None:
     """Free the memory of the engine and the optimizer; the model's weights stay as they are."""
-    engine = trainer.engine
+    engine = trainer.deepspeed
     if engine is not None:
         engine.destroy()  # its buffers
         for name in ("optimizer", "basic_optimizer", "client_optimizer"):  # the model's hooks keep the rest of it alive

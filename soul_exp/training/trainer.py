@@ -36,6 +36,7 @@ class Unlearner(compat.OwnCheckpointReading, Trainer):
     """Trainer on named parts: one forward pass for all parts of a micro-batch, terms logged apart, curvature passes."""
 
     objective: Objective
+    deepspeed: Any  # DeepSpeed's engine; None without it
 
     def __init__(
         self,
@@ -78,8 +79,7 @@ class Unlearner(compat.OwnCheckpointReading, Trainer):
     def _set_mode(self, model: nn.Module) -> None:
         """Dropout as the schedule and the adapter say where a gradient is taken, and none where a loss is compared.
 
-        The one step of an influence optimizer takes the gradient of the same function as its Hessian; a zeroth-order
-        step compares values of one function.
+        An influence optimizer's step and Hessian are of one function, and so are the losses of a zeroth-order step.
         """
         random = torch.is_grad_enabled() and self.capabilities.row_gradients is None
         model.train(random and self.schedule.dropout)
@@ -132,14 +132,9 @@ class Unlearner(compat.OwnCheckpointReading, Trainer):
         if found is not requested:
             raise RuntimeError(f"{type(found).__name__} would run, not {type(requested).__name__}")
         stage = self.args.deepspeed["zero_optimization"]["stage"] if isinstance(self.args.deepspeed, dict) else None
-        runs = self.engine.zero_optimization_stage() if self.engine is not None else None
+        runs = self.deepspeed.zero_optimization_stage() if self.deepspeed is not None else None
         if runs != stage:
             raise RuntimeError(f"ZeRO stage {runs} would run, not {stage}: give every job fresh processes")
-
-    @property
-    def engine(self) -> Any:
-        """DeepSpeed's engine; None without it."""
-        return getattr(self, "deepspeed", None)
 
     @property
     def base_optimizer(self) -> Any:
@@ -202,7 +197,7 @@ class Unlearner(compat.OwnCheckpointReading, Trainer):
             num_rows=self.args.per_device_train_batch_size,
             model=self.model_wrapped,
             module=self.model,  # never wrapped; accelerate's unwrap_model looks for packages on the disk each time
-            engine=self.engine,
+            engine=self.deepspeed,
             reader=self.reader,
             cut_to=lambda batch, parts: self._prepare_inputs(self._cut_to(batch, parts)),
             loss=lambda model, batch: self.compute_loss(model, self._prepare_inputs(batch)),
@@ -242,7 +237,7 @@ class Unlearner(compat.OwnCheckpointReading, Trainer):
             assert self.sums is not None
             self.sums.counting = False
             sums = ranks.sum_over_ranks(self.sums.take_statistics().to(self.args.device))
-            if self.engine is None:  # each rank has counted every weight; under ZeRO its share
+            if self.deepspeed is None:  # each rank has counted every weight; under ZeRO its share
                 sums /= self.args.world_size
             logs |= {**logged_statistics(sums, self.sums.clips), **self._conflict, **self._retain_nll}
             num_nonfinite = int(sums[STATISTICS.index("nonfinite")])

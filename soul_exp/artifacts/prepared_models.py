@@ -1,7 +1,4 @@
-"""The models that a run starts from and is compared with: what decides their weights, where they are, how to load them.
-
-Each is a folder or a hub name that was given, or is prepared and cached by its recipe, so that a sweep trains it once.
-"""
+"""The models that a run starts from and compares: each was given, or is prepared once and cached by its recipe."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

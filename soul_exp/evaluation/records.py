@@ -175,9 +175,8 @@ def _tofu_answers(log: object, section: str, path: str) -> Answers:
 
     wrong = column("average_perturb_loss", _vector)
     wrong_nll = _matrix(wrong, lambda i: f"{path}, {section}, average_perturb_loss, item {i}")
-    nll, paraphrase_nll, rouge_l = (
-        np.array(column(key, _number)) for key in ("avg_gt_loss", "avg_paraphrased_loss", "rougeL_recall")
-    )
+    keys = ("avg_gt_loss", "avg_paraphrased_loss", "rougeL_recall")
+    nll, paraphrase_nll, rouge_l = (np.array(column(key, _number)) for key in keys)
     question = None  # `generated_text` has [prompt, generation, answer] per item; a log of metrics alone has none
     if "generated_text" in metrics:
         question = column("generated_text", lambda value: str(value[0]) if isinstance(value, list) else None)

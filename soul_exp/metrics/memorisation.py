@@ -19,8 +19,5 @@ def extraction_strength(answers: Answers) -> float:
 
 @Scale("higher", 0, 1)
 def exact_memorisation(answers: Answers) -> float:
-    """Mean over examples of the share of right argmaxes among the answer tokens, in [0, 1]; higher means better known.
-
-    Source: Tirumala et al. 2022.
-    """
+    """Mean share of right argmaxes per answer, in [0, 1]; higher means better known. Source: Tirumala et al. 2022."""
     return mean(np.array([np.mean(row) for row in answers.needed("right")]))

@@ -1,4 +1,4 @@
-"""The metrics of TOFU (Maini et al. 2024), as its authors' code aggregates their logs.
+"""The metrics of TOFU, as its authors' code aggregates their logs. Source of each: Maini et al. 2024.
 
 N examples, K wrong answers per example. p(a) = exp(-nll) is the length-normalised probability of answer a.
 """
@@ -39,8 +39,7 @@ def rouge(answers: Answers) -> float:
 def truth_ratios(answers: Answers) -> np.ndarray:
     """R = (geometric mean of p(wrong)) / p(correct), in [0, inf]; below 1 the model prefers the truth. Returns [N].
 
-    `correct` is the paraphrased answer where the probe has one (forget, retain), else the answer (authors, facts).
-    Source: Maini et al. 2024, in the form of the released code.
+    `correct` is the paraphrased answer where the probe has one, as the released code: forget, retain; else the answer.
     """
     with np.errstate(over="ignore"):  # an R above the largest float is inf
         return np.asarray(np.exp(_log_truth_ratios(answers)))
@@ -50,8 +49,7 @@ def truth_ratios(answers: Answers) -> np.ndarray:
 def truth_ratio_forget(answers: Answers) -> float:
     """Mean of min(R, 1/R), in [0, 1]; higher means that the model separates true and wrong answers less.
 
-    The value nearest to the retrained model's is best: R far from 1 in either direction gives a low value. Raises
-    ValueError if the probe has no paraphrased answers. Source: Maini et al. 2024.
+    Nearest to the retrained model's is best: R far from 1 either way gives a low value. ValueError without paraphrases.
     """
     answers.needed("paraphrase_nll")
     return mean(np.exp(-np.abs(_log_truth_ratios(answers))))
@@ -59,10 +57,7 @@ def truth_ratio_forget(answers: Answers) -> float:
 
 @Scale("higher", 0, 1)
 def truth_ratio(answers: Answers) -> float:
-    """Mean of max(0, 1 - R), in [0, 1]; higher means that the model prefers the true answer more clearly.
-
-    For retain, authors and facts. Source: Maini et al. 2024.
-    """
+    """Mean of max(0, 1 - R), in [0, 1]; higher: the truth is preferred more clearly. For retain, authors and facts."""
     return mean(np.maximum(0.0, 1.0 - truth_ratios(answers)))
 
 

@@ -27,9 +27,7 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
 def layer_of(layers: Sequence[nn.Module], number: int | None) -> nn.Module:
     """Layer `number` of `layers`, from 0; None: as deep as RMU's, layer 7 of 32. Raises UsageError if there is none."""
     if not layers:
-        raise UsageError(
-            "this loss reads the output of a decoder layer, but this architecture marks none: choose another loss"
-        )
+        raise UsageError("this loss reads a layer's output, but this architecture marks none: choose another loss")
     if number is None:
         number = 7 * len(layers) // 32
     if number >= len(layers):

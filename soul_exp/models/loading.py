@@ -18,7 +18,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from soul_exp import compat
 from soul_exp.distributed import zero3
-from soul_exp.errors import UsageError, first_line
+from soul_exp.errors import UsageError, explained, first_line
 from soul_exp.models import lora, weight_files
 from soul_exp.models.attention import KERNELS
 from soul_exp.models.checkpoint import from_hub, from_pretrained
@@ -72,17 +72,11 @@ def config_of(path: str, revision: str | None, label: str) -> Any:
 
     Tied matrices that have different values in the files count as two: so the library reads them, but not for ZeRO-3.
     """
-    try:
+    with explained((OSError, TypeError, ValueError), f"{label}: config.json cannot be read", "copy it again"):
         config = from_pretrained(AutoConfig, path, revision)
-    except (OSError, TypeError, ValueError) as error:
-        if isinstance(error, UsageError):
-            raise
-        raise UsageError(f"{label}: config.json cannot be read ({first_line(error)}): copy it again") from error
     check_causal_config(config, label)
     if getattr(config, "quantization_config", None):
-        raise UsageError(
-            f"{label} has quantised weights, which cannot be trained: give the checkpoint before quantisation"
-        )
+        raise UsageError(f"{label} has quantised weights, which cannot be trained: give the unquantised checkpoint")
     if Path(path).is_dir():
         files = weight_files.files_in(Path(path), label)
     else:
@@ -103,14 +97,10 @@ def check_causal_config(config: Any, label: str) -> None:
 
 def skeleton(config: Any, label: str) -> PreTrainedModel:
     """A model whose weights have shapes but no storage; raises UsageError, about `label`, if `config` makes none."""
-    try:
-        with torch.device("meta"), compat.no_remembered_deepspeed():
-            return AutoModelForCausalLM.from_config(config)
-    except weight_files.BUILD_ERRORS as error:
-        raise UsageError(
-            f"{label}: no {config.model_type} model can be built from it ({first_line(error)}): correct its "
-            f"configuration"
-        ) from error
+    found = f"{label}: no {config.model_type} model can be built from it"
+    building = explained(weight_files.BUILD_ERRORS, found, "correct its configuration")
+    with building, torch.device("meta"), compat.no_remembered_deepspeed():
+        return AutoModelForCausalLM.from_config(config)
 
 
 def move(model: nn.Module, device: str) -> None:
@@ -149,12 +139,9 @@ def check_folder(folder: Path, option: str, own_tokenizer: bool = True) -> None:
     config = config_of(str(folder), None, f"{option}={folder}")
     check_architecture(config, f"{option}={folder}")
     if (folder / GENERATION_CONFIG_NAME).is_file():
-        try:
+        found = f"{option}={folder}: {GENERATION_CONFIG_NAME} is not valid"
+        with explained((OSError, ValueError, TypeError), found, "correct or remove it"):
             GenerationConfig.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, TypeError) as error:
-            raise UsageError(
-                f"{option}={folder}: {GENERATION_CONFIG_NAME} is not valid ({first_line(error)}): correct or remove it"
-            ) from error
     if own_tokenizer:
         _check_tokenizer(folder, option)
 

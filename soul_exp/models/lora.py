@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from soul_exp import compat
-from soul_exp.errors import UsageError, first_line
+from soul_exp.errors import UsageError, explained, first_line
 from soul_exp.ranges import COUNT, POSITIVE
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # as peft calls them
@@ -24,10 +24,7 @@ GROWN = "vocabulary_has_grown"  # an attribute of a model that got an embedding 
 
 @dataclass(frozen=True)
 class Lora:
-    """W becomes W + (alpha / r) B A, with random A and B = 0 at the start, where the model equals the target exactly.
-
-    Source: Hu et al. 2021 (arXiv 2106.09685).
-    """
+    """W becomes W + (alpha / r) B A, A random and B = 0 at the start. Source: Hu et al. 2021 (arXiv 2106.09685)."""
 
     r: Annotated[int, COUNT]
     alpha: Annotated[float, POSITIVE]
@@ -123,10 +120,8 @@ def base_of(folder: Path) -> tuple[str, str | None]:
 
 def check_files(folder: Path, option: str) -> None:
     """Raises UsageError unless `folder` holds a LoRA adapter that can be read without unpickling anything."""
-    try:
+    with explained((TypeError, ValueError), f"{option}={folder}: {SETTINGS} cannot be read", "save the adapter again"):
         settings = dict(json.loads((folder / SETTINGS).read_text()))
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"{option}={folder}: {SETTINGS} cannot be read ({error}): save the adapter again") from error
     if settings.get("peft_type") != "LORA":
         raise UsageError(f"{option}={folder} holds an adapter of peft_type {settings.get('peft_type')}: expected LORA")
     if not isinstance(settings.get("base_model_name_or_path"), str):
@@ -138,11 +133,9 @@ def check_files(folder: Path, option: str) -> None:
         )
     if not (folder / WEIGHTS).is_file():
         raise UsageError(f"{option}={folder} has no {WEIGHTS}: save the adapter again with peft's save_pretrained")
-    try:
-        with safe_open(folder / WEIGHTS, "pt"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise UsageError(f"{option}: {folder / WEIGHTS} is damaged ({error}): copy or save it again") from error
+    damaged = explained((SafetensorError, OSError), f"{option}: {folder / WEIGHTS} is damaged", "copy or save it again")
+    with damaged, safe_open(folder / WEIGHTS, "pt"):
+        pass
 
 
 def grow(base: PreTrainedModel, folder: Path) -> None:

@@ -16,7 +16,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from soul_exp import compat
 from soul_exp.distributed import zero3
-from soul_exp.errors import UsageError, first_line
+from soul_exp.errors import explained
 from soul_exp.models import lora
 
 MAX_SHARD_BYTES = 2 * 2**30  # of a saved file: one rank holds at most this, or one larger weight
@@ -31,15 +31,12 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pat
 
 def check_saving(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raises UsageError if `save` could not write the settings of `model`: to be known before training."""
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            _save_settings(lora.bare(model), Path(folder))
-            tokenizer.save_pretrained(folder)
-    except (TypeError, ValueError, StrictDataclassError) as error:
-        raise UsageError(
-            f"{type(model).__name__} could not be saved after training ({first_line(error)}): correct config.json, "
-            f"generation_config.json or the tokenizer's files of the checkpoint"
-        ) from error
+    found = f"{type(model).__name__} could not be saved after training"
+    advice = "correct config.json, generation_config.json or the tokenizer's files of the checkpoint"
+    saving = explained((TypeError, ValueError, StrictDataclassError), found, advice)
+    with saving, tempfile.TemporaryDirectory() as folder:
+        _save_settings(lora.bare(model), Path(folder))
+        tokenizer.save_pretrained(folder)
 
 
 def save_weights(

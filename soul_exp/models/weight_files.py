@@ -16,7 +16,7 @@ from transformers.utils import logging as library
 from transformers.utils.hub import get_checkpoint_shard_files
 
 from soul_exp import compat
-from soul_exp.errors import UsageError, first_line
+from soul_exp.errors import UsageError, explained
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
@@ -58,10 +58,9 @@ def files_in(folder: Path, label: str) -> list[Path]:
     if not (folder / INDEX).is_file():
         found = min(path.name for path in folder.glob("*.safetensors"))
         raise UsageError(f"{label} has {found}, but neither {SINGLE} nor {INDEX}: copy the missing file")
-    try:
+    errors = (ValueError, TypeError, KeyError, AttributeError)
+    with explained(errors, f"{label}: {INDEX} is no index of weights", "copy it again"):
         names = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UsageError(f"{label}: {INDEX} is no index of weights ({first_line(error)}): copy it again") from error
     absent = sorted(str(name) for name in names if not isinstance(name, str) or not (folder / name).is_file())
     problems = [f"names {name}, which does not exist" for name in absent]
     problems += [f"does not name {name}" for name in sorted(shards - names)]
@@ -83,14 +82,12 @@ def read_header(files: Sequence[Path], label: str) -> Header:
     """The header of all `files` together. Raises UsageError for a damaged file."""
     header = Header({}, {}, {})
     for path in files:
-        try:
-            with safe_open(path, "pt") as file:
-                for key in file.keys():  # noqa: SIM118 - no mapping
-                    part = file.get_slice(key)
-                    header.files[key], header.shapes[key] = path, part.get_shape()  # type: ignore[index]
-                    header.dtypes[key] = part.get_dtype()  # type: ignore[index]
-        except (SafetensorError, OSError) as error:
-            raise UsageError(f"{label}: {path} is damaged ({first_line(error)}): copy or save it again") from error
+        damaged = explained((SafetensorError, OSError), f"{label}: {path} is damaged", "copy or save it again")
+        with damaged, safe_open(path, "pt") as file:
+            for key in file.keys():  # noqa: SIM118 - no mapping
+                part = file.get_slice(key)
+                header.files[key], header.shapes[key] = path, part.get_shape()  # type: ignore[index]
+                header.dtypes[key] = part.get_dtype()  # type: ignore[index]
     return header
 
 
@@ -151,17 +148,15 @@ def _loaded(
     cls: type[PreTrainedModel], config: Any, tensors: Mapping[str, Tensor], label: str
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """The model `config` with `tensors`, which have no storage, and the library's report of mismatches."""
+    building = explained(BUILD_ERRORS, f"{label}: config.json and weights make no model", "copy both again")
     level = library.get_verbosity()
     library.set_verbosity_error()  # it prints the report
     try:
-        with compat.no_remembered_deepspeed():
+        with building, compat.no_remembered_deepspeed():
             return cls.from_pretrained(  # type: ignore[return-value]
                 None, config=copy.deepcopy(config), state_dict=dict(tensors), device_map="meta", dtype=torch.float32,
                 ignore_mismatched_sizes=True, output_loading_info=True,
             )  # fmt: skip
-    except BUILD_ERRORS as error:
-        reason = first_line(error)
-        raise UsageError(f"{label}: config.json and weights make no model ({reason}): copy both again") from error
     finally:
         library.set_verbosity(level)
 

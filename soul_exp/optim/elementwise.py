@@ -99,7 +99,6 @@ class Elementwise(Optimizer):
                     f"a gradient of shape {tuple(p.shape)} is sparse and {type(self).__name__} takes dense ones only: "
                     f"build the embedding with sparse=False"
                 )
-        forced = kernels.forced()
         steps = 0
         for group, pairs in touched:
             batches: dict[Any, list[Operands]] = defaultdict(list)  # what one call of a kernel can do
@@ -113,7 +112,7 @@ class Elementwise(Optimizer):
                     state["step"] = steps + 1
             for (rule, done, *_), batch in batches.items():
                 numbers, sums = self.numbers(group, done + 1), self._sums_on(batch[0].grad.device)
-                for kernel, part in kernels.choose(batch, forced):
+                for kernel, part in kernels.choose(batch):
                     kernel.update(rule, numbers, part, self.rounding, sums, self.counting)
         if self.raise_nonfinite:
             self._raise_nonfinite(steps + 1)
@@ -204,10 +203,7 @@ class Elementwise(Optimizer):
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, but each state keeps the dtype it was saved in (torch's casts it to the weight's).
-
-        Raises ValueError if the saved states are not those that this optimizer keeps.
-        """
+        """As torch's, but states keep their saved dtype; ValueError if they are not those that this optimizer keeps."""
         saved = [i for group in state_dict["param_groups"] for i in group["params"]]
         own = [p for group in self.param_groups for p in group["params"]]
         for i, p in zip(saved, own, strict=False):  # where their numbers differ torch raises, below

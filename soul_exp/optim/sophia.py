@@ -59,9 +59,7 @@ class Sophia(Elementwise):
         if interval is not None and interval < 1:
             raise ValueError(f"interval={interval} is not a number of steps: expected 1 or more")
         if estimator != "gradient" and num_labels != 1:
-            raise ValueError(
-                f"num_labels={num_labels}: the {estimator} estimate carries its own scale, leave num_labels at 1"
-            )
+            raise ValueError(f"num_labels={num_labels}: the {estimator} estimate has its own scale, leave it at 1")
         if estimator == "gradient" and not (curvature_on is None and curvature_rows is None):
             raise ValueError(
                 f"curvature_on={curvature_on!r}, curvature_rows={curvature_rows}: the gradient estimate has no pass of "

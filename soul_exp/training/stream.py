@@ -1,7 +1,6 @@
 """The order of rows: every pass visits each row once, in batches of similar length."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,12 +16,8 @@ def windows(sizes: Iterable[int], batch_size: int, num_steps: int, longest: int 
     They have at most `longest` steps; one ends after a step in which a pass over a set of rows ends.
     `sizes` are the numbers of rows of the sets. A set smaller than a batch ends no window: each step holds all of it.
     """
-    ends = {
-        -(-end // batch_size)
-        for size in sizes
-        if size >= batch_size
-        for end in range(size, num_steps * batch_size, size)
-    }
+    num_visits, passed = num_steps * batch_size, [size for size in sizes if size >= batch_size]
+    ends = {-(-end // batch_size) for size in passed for end in range(size, num_visits, size)}
     starts = [0, *sorted(ends - {num_steps})]
     return [
         range(first, min(first + longest, stop))
@@ -121,12 +116,7 @@ class Stream(Dataset[dict[str, tuple[int, Encoded]]]):
         return {name: (int(order[index]), self.encoded[name][order[index]]) for name, order in self.order.items()}
 
 
-@dataclass(frozen=True)
-class Collator:
+def collated(entries: Sequence[dict[str, tuple[int, Encoded]]], pad_id: int) -> dict[str, Tensor]:
     """One padded batch from entries of a Stream: part after part along B; `rows` [B] are the wordings' numbers."""
-
-    pad_id: int
-
-    def __call__(self, entries: Sequence[dict[str, tuple[int, Encoded]]]) -> dict[str, Tensor]:
-        flat = [entry[name] for name in entries[0] for entry in entries]
-        return {**pad([row for _, row in flat], self.pad_id), "rows": torch.tensor([number for number, _ in flat])}
+    flat = [entry[name] for name in entries[0] for entry in entries]
+    return {**pad([row for _, row in flat], pad_id), "rows": torch.tensor([number for number, _ in flat])}

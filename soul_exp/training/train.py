@@ -179,7 +179,6 @@ def _arguments(
         dataloader_pin_memory=device != "cpu",
         remove_unused_columns=False,
         disable_tqdm=True,
-        report_to=[],
         deepspeed=dict(deepspeed) if deepspeed else None,
     )
     compat.use_one_device(args)

@@ -3,6 +3,7 @@
 B rows of each part in a micro-batch, T answer positions, H hidden size, V vocabulary.
 """
 
+import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from soul_exp.training.passes import Step
 from soul_exp.training.reference import Reference
 from soul_exp.training.schedule import Schedule
 from soul_exp.training.statistics import ComparedSums, logged_statistics, sign_descent_note
-from soul_exp.training.stream import Collator, Stream
+from soul_exp.training.stream import Stream, collated
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,8 @@ class Unlearner(compat.OwnCheckpointReading, Trainer):
         reference: Reference,
         pad_id: int,
     ) -> None:
-        super().__init__(model=model, args=args, train_dataset=stream, data_collator=Collator(pad_id))
+        collate = functools.partial(collated, pad_id=pad_id)
+        super().__init__(model=model, args=args, train_dataset=stream, data_collator=collate)
         self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = False  # our loss is a mean over sequences: let Trainer divide by accumulation
         self.stream, self.objective, self.make_optimizer = stream, objective, make_optimizer
@@ -268,7 +270,7 @@ class Unlearner(compat.OwnCheckpointReading, Trainer):
         assert self.model is not None
         size, last = self.args.per_device_train_batch_size, len(self.stream)
         rows = [{"retain": self.stream[i]["retain"]} for i in range(last - self.schedule.batch_size, last)]
-        batches = [Collator(self.pad_id)(rows[i : i + size]) for i in range(0, len(rows), size)]
+        batches = [collated(rows[i : i + size], self.pad_id) for i in range(0, len(rows), size)]
         self.model.eval()
         scored = [Scored(self.reader(self.model, b), b["labels"]) for b in map(self._prepare_inputs, batches)]
         return float(torch.cat([part.mean_nll for part in scored]).double().mean())

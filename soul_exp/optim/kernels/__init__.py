@@ -91,13 +91,9 @@ def key_of(*parts: int) -> int:
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little")
 
 
-def forced() -> str:
-    """The kernel that SOUL_EXP_KERNELS names, "" if it is not set."""
-    return os.environ.get("SOUL_EXP_KERNELS", "")
-
-
-def choose(batch: Sequence[Operands], forced: str = "") -> list[tuple[Kernel, Sequence[Operands]]]:
-    """The fastest kernel for each of `batch`, all of one dtype and device; RuntimeError if the `forced` one cannot."""
+def choose(batch: Sequence[Operands]) -> list[tuple[Kernel, Sequence[Operands]]]:
+    """The fastest kernel for each of `batch`, all of one dtype and device; RuntimeError if SOUL_EXP_KERNELS cannot."""
+    forced = os.environ.get("SOUL_EXP_KERNELS", "")
     name = forced or ("triton" if batch[0].grad.is_cuda else "cpu")
     reason = _missing(name) or _kernel(name).obstacle(batch)
     if reason is None:

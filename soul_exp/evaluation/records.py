@@ -102,8 +102,7 @@ def _json_value(field: str, value: Any) -> object:
 def read_records(path: Path) -> Answers:
     """The answers that `write_records` wrote; null becomes nan.
 
-    Raises ValueError, naming the file and the line, if a line is not a strict JSON object of the known fields, or holds
-    other fields than the first line.
+    Raises ValueError, with file and line, for other than a strict JSON object of known fields, the same as in line 1.
     """
     lines = path.read_bytes().splitlines()
     if not lines:

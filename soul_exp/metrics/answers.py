@@ -23,8 +23,7 @@ class Answers:
     """The answers of one model to one probe; every field has one entry per example, in the probe's order.
 
     `nll` [N] is the mean negative log-likelihood of the answer tokens and the end token, in nats per token, at least 0;
-    a lower value means that the model knows the answer better. A field that the probe does not record is None. Raises
-    ValueError if two fields differ in length.
+    lower means better known. A field that the probe does not record is None. Raises ValueError for unequal lengths.
     """
 
     nll: np.ndarray  # [N]

@@ -73,7 +73,5 @@ def from_hub(path: str, read: Callable[[], Any]) -> Any:
             raise UsageError(
                 f"{path} has no safetensors weights: name a revision that has in model.revision"
             ) from error
-        raise UsageError(
-            f"{path} is neither a folder here nor available from the hub ({text.splitlines()[0][:120]}): "
-            f"give a checkpoint folder or check the network"
-        ) from error
+        found = f"{path} is neither a folder here nor available from the hub ({text.splitlines()[0][:120]})"
+        raise UsageError(f"{found}: give a checkpoint folder or check the network") from error

@@ -95,10 +95,8 @@ def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenize
         if isinstance(error, UsageError):
             raise
         if "instantiate the backend tokenizer" not in str(error):
-            raise UsageError(
-                f"{path}: the tokenizer cannot be read ({first_line(error)}): copy it again, or name another with "
-                f"model.tokenizer="
-            ) from error
+            found = f"{path}: the tokenizer cannot be read ({first_line(error)})"
+            raise UsageError(f"{found}: copy it again, or name another with model.tokenizer=") from error
         some = False
     if not some:
         raise UsageError(f"{path} has no tokenizer: name a folder or hub name that has, with model.tokenizer=")

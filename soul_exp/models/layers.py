@@ -112,10 +112,8 @@ def recomputing(model: nn.Module) -> Iterator[None]:
     """
     layers = layers_of(model)
     if not layers:
-        raise UsageError(
-            f"train.gradient_checkpointing=true: {type(model).__name__} has no layers that can be recomputed, "
-            f"set it false"
-        )
+        found = f"train.gradient_checkpointing=true: {type(model).__name__} has no layers that can be recomputed"
+        raise UsageError(f"{found}, set it false")
     before = [layer.__dict__.get("forward") for layer in layers]
     for layer in layers:
         layer.forward = functools.partial(_recompute, layer.forward)

@@ -120,10 +120,8 @@ def check_folder(folder: Path, option: str, own_tokenizer: bool = True) -> None:
         _check_tokenizer(folder, option)
         base = Path(lora.base_of(folder)[0])
         if base.is_absolute() and not base.is_dir():
-            raise UsageError(
-                f"{option}={folder} is an adapter of {base}, which does not exist: put that checkpoint back or "
-                f"give its new path in {lora.SETTINGS}"
-            )
+            found = f"{option}={folder} is an adapter of {base}, which does not exist"
+            raise UsageError(f"{found}: put that checkpoint back or give its new path in {lora.SETTINGS}")
         if base.is_dir():
             if base.samefile(folder):
                 raise UsageError(f"{option}={folder} names itself as its base in {lora.SETTINGS}: name the model there")

@@ -62,8 +62,6 @@ class Elementwise(Optimizer):
         self._pending: list[tuple[Tensor, torch.cuda.Event, int]] = []  # counts on their way from a CUDA device
         super().__init__(params, defaults)
 
-    # --- what a subclass may define -------------------------------------------------------------------------------
-
     def numbers(self, group: dict[str, Any], step: int) -> Numbers:
         """The constants of step number `step`, from 1."""
         lr, (beta1, beta2) = float(group["lr"]), group["betas"]
@@ -74,16 +72,12 @@ class Elementwise(Optimizer):
         """The rule of the next pass over a tensor that has taken `step` steps."""
         return self.rule
 
-    # --- steps ----------------------------------------------------------------------------------------------------
-
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
         for p in self.param_groups[-1]["params"]:
             if self.rounding != "nearest" and p.dtype != torch.bfloat16:
-                raise ValueError(
-                    f"rounding={self.rounding!r} is for bfloat16 weights and these are {p.dtype}: "
-                    f"cast the model to bfloat16, or set rounding to nearest"
-                )
+                found = f"rounding={self.rounding!r} is for bfloat16 weights and these are {p.dtype}"
+                raise ValueError(f"{found}: cast the model to bfloat16, or set rounding to nearest")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -148,8 +142,6 @@ class Elementwise(Optimizer):
             key = kernels.key_of(self.seed, state["step"], state["number"])
         return Operands(grad, p, m, h, spare, key)
 
-    # --- statistics -----------------------------------------------------------------------------------------------
-
     def take_statistics(self) -> Tensor:
         """[8] float64 sums over all counted steps and coordinates since the last call, in the order of STATISTICS.
 
@@ -198,8 +190,6 @@ class Elementwise(Optimizer):
                 f"the gradient is NaN or infinite in {new:.0f} of {total} coordinates at step {step}: these were left "
                 f"as they are; lower lr, or set raise_nonfinite to False to continue without them"
             )
-
-    # --- checkpoints ----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -11,8 +11,8 @@ class Hybrid(Optimizer):
     """`first_steps` steps of `first_order`, `zeroth_steps` of `zeroth_order`, and again, on the same weights.
 
     Both are callables that build an optimizer on given params: the first with `lr=lr`, the second with its own rate,
-    which changes in proportion to that of the groups, the first one's. Source: Lang et al. 2025 (arXiv 2510.00761), who
-    alternate; the two counts are ours.
+    which changes in proportion to that of the first one's groups. Source: Lang et al. 2025 (arXiv 2510.00761); counts
+    are ours.
     """
 
     elementwise = False

@@ -38,10 +38,8 @@ class MeZO(Optimizer):
         seed: int = 0,
     ) -> None:
         if not (lr > 0 and epsilon > 0 and weight_decay >= 0):
-            raise ValueError(
-                f"lr={lr}, epsilon={epsilon}, weight_decay={weight_decay}: expected positive numbers "
-                f"(weight_decay: or 0)"
-            )
+            found = f"lr={lr}, epsilon={epsilon}, weight_decay={weight_decay}"
+            raise ValueError(f"{found}: expected positive numbers (weight_decay: or 0)")
         if num_samples < 1:
             raise ValueError(f"num_samples={num_samples} is not a number of directions: expected 1 or more")
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "step": 0})

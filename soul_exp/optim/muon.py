@@ -32,10 +32,8 @@ class Muon(Optimizer):
         eps: float = 1e-8,
     ) -> None:
         if not (lr > 0 and adam_ratio > 0 and eps > 0 and weight_decay >= 0):
-            raise ValueError(
-                f"lr={lr}, adam_ratio={adam_ratio}, eps={eps}, weight_decay={weight_decay}: expected positive numbers "
-                f"(weight_decay: or 0)"
-            )
+            found = f"lr={lr}, adam_ratio={adam_ratio}, eps={eps}, weight_decay={weight_decay}"
+            raise ValueError(f"{found}: expected positive numbers (weight_decay: or 0)")
         if not all(0 <= beta < 1 for beta in (momentum, *betas)):
             raise ValueError(f"momentum={momentum}, betas={betas}: expected numbers from 0 to below 1")
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})

@@ -14,9 +14,8 @@ class SAM(Optimizer):
 
     The caller leaves g, of the whole batch and all ranks, in `.grad` and calls `ascend`; then computes the gradient
     there, clips it, and calls `step`. `base` builds an optimizer on given params with `lr=lr`; its groups and states
-    are this one's. Memory: a copy of the weights, from `ascend` to `step`. Weights of 16 bits ascend only where `radius
-    g / ||g||` exceeds half of their rounding: prefer fp32 ones. Source: Foret et al. 2021 (arXiv 2010.01412), algorithm
-    1, p = 2.
+    are this one's. Memory: a copy of the weights in between. Weights of 16 bits ascend only where `radius g / ||g||`
+    exceeds half of their rounding: prefer fp32 ones. Source: Foret et al. 2021 (arXiv 2010.01412), algorithm 1, p = 2.
     """
 
     elementwise = False

@@ -61,10 +61,8 @@ class Sophia(Elementwise):
         if estimator != "gradient" and num_labels != 1:
             raise ValueError(f"num_labels={num_labels}: the {estimator} estimate has its own scale, leave it at 1")
         if estimator == "gradient" and not (curvature_on is None and curvature_rows is None):
-            raise ValueError(
-                f"curvature_on={curvature_on!r}, curvature_rows={curvature_rows}: the gradient estimate has no pass of "
-                f"its own, leave them out"
-            )
+            found = f"curvature_on={curvature_on!r}, curvature_rows={curvature_rows}"
+            raise ValueError(f"{found}: the gradient estimate has no pass of its own, leave them out")
         if curvature_on not in (None, *self.parts):
             raise ValueError(f"curvature_on={curvature_on!r} is unknown: choose one of {', '.join(self.parts)}")
         if curvature_rows is not None and curvature_rows < 1:

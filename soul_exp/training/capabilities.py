@@ -108,10 +108,8 @@ def _as(protocol: type, method: str, optimizer: Any) -> Any:
         return None
     missing = [name for name in protocol.__annotations__ if not hasattr(optimizer, name)]
     if missing:
-        raise TypeError(
-            f"{type(optimizer).__name__} has {method}() but no {', '.join(missing)}: expected every attribute of "
-            f"{protocol.__name__} (soul_exp/training/capabilities.py)"
-        )
+        found = f"{type(optimizer).__name__} has {method}() but no {', '.join(missing)}"
+        raise TypeError(f"{found}: expected every attribute of {protocol.__name__} (soul_exp/training/capabilities.py)")
     return optimizer
 
 

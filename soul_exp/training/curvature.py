@@ -51,8 +51,8 @@ def refresh_curvature(step: Step, optimizer: CurvaturePass) -> None:
     """Hand `optimizer` one estimate of the diagonal curvature of the NLL of `optimizer.curvature_on`.
 
     The NLL is `mean(l_i / n_i)` over the rows of a part (l_i the summed NLL, n_i the tokens of answer i), the parts'
-    sum if there are two, never the loss of the run. `optimizer.curvature_rows` rows of each part are drawn from the
-    step's; None: all. Dropout off, no clipping.
+    sum if there are two, never the loss of the run. `curvature_rows` rows of each part are drawn from the step's.
+    Dropout off, no clipping.
     """
     parts = CURVATURE_PARTS[optimizer.curvature_on or "retain"]
     with step.evaluating():
@@ -110,8 +110,7 @@ def sampled_loss(step: Step, batch: Batch, parts: Sequence[str], num_rows: int) 
 def sampled_labels(logits: Tensor, batch: Batch, parts: Sequence[str], key: tuple[int, int]) -> Tensor:
     """[B, T] labels drawn from softmax(`logits` [B, T, V]) by random numbers that `key`, part and place fix.
 
-    -100 where padded. By place, not by row: the cross terms of gradients of equal rows vanish only if both draw for
-    themselves.
+    -100 where padded. By place, not by row: cross terms of equal rows' gradients vanish only if each draws for itself.
     """
     uniform = torch.zeros(logits.shape[:2], dtype=logits.dtype)
     size, counts = len(logits) // len(parts), (batch["labels"] != IGNORED).sum(1).tolist()

@@ -158,10 +158,8 @@ class FrozenHead(nn.Module):
         rounding = max(1e-4, 8 * torch.finfo(expected.dtype).eps)
         near = rounding * float(expected.abs().float().median())  # not the maximum: masked tokens have -inf
         if found.shape != expected.shape or not torch.allclose(found, expected, rounding, near, equal_nan=True):
-            raise UsageError(
-                f"the logits of {type(causal).__name__} cannot be computed from the inputs of its output head: "
-                f"choose a loss and a retain term other than kl, kl_forget and undial"
-            )
+            problem = f"the logits of {type(causal).__name__} cannot be computed from the inputs of its output head"
+            raise UsageError(f"{problem}: choose a loss and a retain term other than kl, kl_forget and undial")
 
     def forward(self, states: Tensor) -> Tensor:
         self._states = states

@@ -74,8 +74,6 @@ class Schedule:
         for key in ("retain_loss", "retain_nll") if limit is not None else ():
             start = next((entry[key] for entry in history if key in entry), None)
             if key in logs and start is not None and not logs[key] <= limit * max(start, floor):
-                return (
-                    f"the {LABELS[key]} is {logs[key]:.3g} {when}, above {limit:g} x max({start:.3g} at the start, "
-                    f"{floor:g})"
-                )
+                most = f"{limit:g} x max({start:.3g} at the start, {floor:g})"
+                return f"the {LABELS[key]} is {logs[key]:.3g} {when}, above {most}"
         return None

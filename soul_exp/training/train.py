@@ -202,6 +202,5 @@ def _release(trainer: Unlearner) -> None:
         engine.destroy()  # its buffers
         for name in ("optimizer", "basic_optimizer", "client_optimizer"):  # the model's hooks keep the rest of it alive
             setattr(engine, name, None)
-        assert trainer.model is not None
         compat.forget_zero3_optimizer(trainer.model)
     trainer.accelerator.free_memory()  # it holds on to wrapped models and optimizers

@@ -5,7 +5,7 @@ Beyond rounding in the last digits, numbers depend on neither batch size nor num
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -145,13 +145,6 @@ def _answers(probe: Probe, scores: Iterator[TokenScores], texts: Iterator[str]) 
     )
 
 
-@contextmanager
-def evaluating(lm: LanguageModel) -> Iterator[None]:
+def evaluating(lm: LanguageModel) -> AbstractContextManager[None]:
     """In the block, the model is in evaluation mode and can be run, sharded or not."""
-    was_training = lm.model.training
-    lm.model.eval()
-    try:
-        with zero3.gathering(lm.model):
-            yield
-    finally:
-        lm.model.train(was_training)
+    return zero3.evaluating(lm.model)

@@ -12,8 +12,6 @@ from soul_exp.errors import short
 from soul_exp.files import write_atomically
 from soul_exp.metrics.answers import Answers
 
-# ---- One JSON value. A ValueError begins with what was found; `_value` puts before it where.
-
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
@@ -43,6 +41,7 @@ def _bits(value: object) -> np.ndarray:
 
 
 def _value(read: Callable[[object], Any], value: object, where: str) -> Any:
+    """`read(value)`, one of the functions above, whose errors begin with what was found: `where` comes before it."""
     try:
         return read(value)
     except ValueError as error:
@@ -57,8 +56,6 @@ def _matrix(rows: Sequence[np.ndarray], where: Callable[[int], str]) -> np.ndarr
             raise ValueError(f"{where(i)}: found {len(row)} numbers, expected {expected}")
     return np.stack(rows)
 
-
-# ---- Our records.
 
 # The keys of a record in their order, and the function that reads the value of each.
 _FIELDS: dict[str, Callable[[object], Any]] = {
@@ -137,8 +134,6 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not strict JSON, null is")
 
 
-# ---- The logs of the TOFU authors.
-
 _TOFU_SECTIONS = {
     "retain": "eval_log.json",
     "forget": "eval_log_forget.json",
@@ -194,9 +189,6 @@ def _in_order(values: object, where: str) -> list[object]:
         except ValueError as error:
             raise ValueError(f"{where}: found the keys {short(list(values))}, expected item numbers") from error
     raise ValueError(f"{where}: found {short(values)}, expected a list, or an object keyed by item number")
-
-
-# ---- The retrained model's answers.
 
 
 def read_retrained(path: Path) -> Mapping[str, Answers]:

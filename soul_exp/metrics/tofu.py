@@ -66,8 +66,7 @@ def forget_quality(forget: Answers, retrained: Mapping[str, Answers]) -> float:
     """p-value of the KS test between R of the unlearned and R of the retrained model on the forget set, in [0, 1].
 
     Higher is better: 1 means that the test finds no difference from a model that never saw the forget set; near 0 the
-    two differ, because the model is under- or over-unlearned. Both samples are [N]. Raises ValueError if either probe
-    has no paraphrased answers. Source: Maini et al. 2024.
+    two differ: under- or over-unlearned. Both samples are [N]. ValueError if either probe has no paraphrased answers.
     """
     others = probe_of(retrained, "forget")
     forget.needed("paraphrase_nll")

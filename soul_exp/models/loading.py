@@ -18,7 +18,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from soul_exp import compat
 from soul_exp.distributed import zero3
-from soul_exp.errors import UsageError, explained, first_line
+from soul_exp.errors import UsageError, explained
 from soul_exp.models import lora, weight_files
 from soul_exp.models.attention import KERNELS
 from soul_exp.models.checkpoint import from_hub, from_pretrained
@@ -163,11 +163,8 @@ def check_causal(model: PreTrainedModel, label: str) -> None:
     rows = compat.full_shape(lora.embedding_of(model).weight)[0]
     ids = [i for i in range(rows) if i != model.config.pad_token_id][:12]
     both = torch.tensor([ids[:8], ids[:4] + ids[-4:]], device=next(model.parameters()).device)
-    modes = [(module, module.training) for module in model.modules()]
-    with zero3.gathering(model.eval()):
+    with zero3.evaluating(model):
         logits = model(input_ids=both).logits[:, :4].float()
-    for module, training in modes:
-        module.training = training
     # exactly 0 in a causal model, except for the rounding of experts, which compute other tokens in the same batch
     rounding = max(1e-5, 4 * torch.finfo(next(model.parameters()).dtype).eps)
     if (logits[0] - logits[1]).abs().max() > rounding * logits.abs().max():
@@ -188,7 +185,5 @@ def from_scratch(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, 
 
 def scratch_config(config: Mapping[str, Any], vocab_size: int, **ends: Any) -> Any:
     """The library's configuration of the option `model.scratch`. Raises UsageError if it has no such model."""
-    try:
+    with explained((TypeError, ValueError), "model.scratch.config describes no model", "correct it"):
         return AutoConfig.for_model(**config, vocab_size=vocab_size, **ends)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"model.scratch.config describes no model ({first_line(error)})") from error

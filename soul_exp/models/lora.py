@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from soul_exp import compat
-from soul_exp.errors import UsageError, explained, first_line
+from soul_exp.errors import UsageError, explained
 from soul_exp.ranges import COUNT, POSITIVE
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # as peft calls them
@@ -59,13 +59,9 @@ class Lora:
             raise UsageError(f"adapter.target_modules: the model has no {missing[0]}, it has {_choices(model)}")
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            try:
+            unfit = f"adapter.target_modules={self.target_modules} fits no layer of the model, it has {_choices(model)}"
+            with explained(ValueError, unfit, "name some of these"):
                 made = _with_adapter(model, config)
-            except ValueError as error:
-                raise UsageError(
-                    f"adapter.target_modules={self.target_modules} fits no layer of the model, "
-                    f"it has {_choices(model)} ({first_line(error)})"
-                ) from error
         ends = made.get_input_embeddings(), made.get_output_embeddings()
         if self.merge and model.config.tie_word_embeddings and any(isinstance(end, BaseTunerLayer) for end in ends):
             raise UsageError(
@@ -158,10 +154,8 @@ def attached(base: PreTrainedModel, folder: Path, weights: bool = True) -> PreTr
     mismatch = f"the adapter {folder} does not fit its base {base_of(folder)[0]}"
     config = LoraConfig.from_pretrained(str(folder))
     config.inference_mode = True
-    try:
+    with explained(ValueError, mismatch, f"name the right base_model_name_or_path in {SETTINGS}"):
         model = _with_adapter(base, config)
-    except ValueError as error:
-        raise UsageError(f"{mismatch}: {first_line(error)}") from error
     own = get_peft_model_state_dict(model, save_embedding_layers=False)
     wanted = {name: list(value.shape) for name, value in own.items()}
     with safe_open(folder / WEIGHTS, "pt") as file:

@@ -15,7 +15,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from soul_exp import compat
-from soul_exp.distributed import zero3
+from soul_exp.distributed import ranks, zero3
 from soul_exp.errors import explained
 from soul_exp.models import lora
 
@@ -102,8 +102,8 @@ def read_weights(model: PreTrainedModel, folder: Path) -> None:
                     continue
                 unread.discard(name)
                 p = params[name]
-                with zero3.to_be_written(p) as writes:
-                    if writes:
+                with zero3.gathered([p], writer=0):
+                    if ranks.is_first() or not compat.is_partitioned(p):
                         p.copy_(file.get_tensor(name))
     if unknown or unread:
         differing = ", ".join([*unknown, *sorted(unread)][:3])
@@ -113,8 +113,7 @@ def read_weights(model: PreTrainedModel, folder: Path) -> None:
 def _save_settings(model: PreTrainedModel, folder: Path) -> None:
     """Write config.json and generation_config.json, the latter with every setting that the checkpoint had.
 
-    Its own `save_pretrained` rejects settings that it reads, such as a temperature without do_sample, which published
-    models have. None of them changes what is measured here.
+    Its own `save_pretrained` rejects some of them (temperature without do_sample); none changes what is measured here.
     """
     model.config.architectures = [type(model).__name__]
     model.config.dtype = next(p.dtype for p in model.parameters())

@@ -117,10 +117,8 @@ def check_report(found: Mapping[str, Any], model: str, label: str) -> None:
     }
     differing = [f"{len(keys)} {kind} ({_named(keys)})" for kind, keys in kinds.items() if keys]
     if differing:
-        unlike = (
-            f"{label} does not hold the weights of {model}, as its config.json describes it: {'; '.join(differing)}"
-        )
-        raise UsageError(f"{unlike}: give a checkpoint as save_pretrained writes it")
+        unlike = f"{label} does not hold the weights of {model}, as its config.json describes it"
+        raise UsageError(f"{unlike}: {'; '.join(differing)}: give a checkpoint as save_pretrained writes it")
 
 
 def contradicts_tying(cls: type[PreTrainedModel], config: Any, header: Header, label: str) -> bool:

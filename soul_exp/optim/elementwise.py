@@ -23,11 +23,10 @@ class Elementwise(Optimizer):
     weights: "master" adds an fp32 copy and fp32 states, "kahan" a bf16 compensation (weight + compensation is what is
     trained, to about 2^-17 of the weight), "stochastic" rounds up or down by chance so that the mean is kept, with
     noise that (seed, step, tensor, position in the tensor) fix. Arithmetic is fp32 (fp64 for fp64), with one rounding
-    at each store. States have the weight's dtype, fp32 under "master", or `state_dtype`.
-
-    With `counting` on, `step` adds to the sums that `take_statistics` returns. A coordinate whose gradient is NaN or
-    infinite keeps its weight and is always counted; then `step` raises FloatingPointError, unless `raise_nonfinite` is
-    off. On CUDA, where reading the count would stall the device, the next `step` or `take_statistics` raises.
+    at each store. States have the weight's dtype, fp32 under "master", or `state_dtype`. With `counting` on, `step`
+    adds to the sums of `take_statistics`. A coordinate whose gradient is NaN or infinite keeps its weight and is always
+    counted; then `step` raises FloatingPointError, unless `raise_nonfinite` is off. On CUDA, where reading the count
+    would stall the device, the next `step` or `take_statistics` raises.
     """
 
     rule: ClassVar[str]  # one of kernels.RULES

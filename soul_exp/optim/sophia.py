@@ -20,14 +20,12 @@ from .elementwise import Elementwise
 class Sophia(Elementwise):
     """Clipped second-order steps; sign descent where the curvature is small, negative or not yet known.
 
-    `estimator` is the source of c. "gnb" (Gauss-Newton-Bartlett) and "hutchinson": the caller computes, at the first
-    step and then every `interval` steps, a tensor that it hands over as the gradient within `refreshing()`: for gnb the
-    gradient whose square is c, for hutchinson c itself, of either sign. B is 1. "gradient": c is the square of
-    the training gradient itself, taken in `step` every `interval` steps, a bare square, so that `num_labels` is B, the
-    number of labels behind it (the SOUL release fixes 5120). `interval` is 10 for the first two, 1 for the last.
-
-    `curvature_on` ("retain", "forget" or "both"; None for "gradient") and `curvature_rows` (None: all) are for the
-    caller: the part whose NLL c is of, and how many of its rows in a step c is computed on.
+    `estimator` is the source of c, every `interval` steps. "gnb" (Gauss-Newton-Bartlett) and "hutchinson", 10 steps
+    unless stated: the caller hands over a gradient within `refreshing()`, for gnb the one whose square is c, for
+    hutchinson c itself, of either sign; B is 1. "gradient", 1 step: c is the bare square of the training gradient, so
+    that B is `num_labels`, the number of labels behind it (the SOUL release fixes 5120). `curvature_on` ("retain",
+    "forget" or "both"; None for "gradient") and `curvature_rows` (None: all) tell the caller whose NLL c is of, and on
+    how many rows.
     """
 
     rule = "sophia"
@@ -59,7 +57,7 @@ class Sophia(Elementwise):
         if interval is not None and interval < 1:
             raise ValueError(f"interval={interval} is not a number of steps: expected 1 or more")
         if estimator != "gradient" and num_labels != 1:
-            raise ValueError(f"num_labels={num_labels}: the {estimator} estimate has its own scale, leave it at 1")
+            raise ValueError(f"num_labels={num_labels}: {estimator} carries its own scale, leave num_labels at 1")
         if estimator == "gradient" and not (curvature_on is None and curvature_rows is None):
             found = f"curvature_on={curvature_on!r}, curvature_rows={curvature_rows}"
             raise ValueError(f"{found}: the gradient estimate has no pass of its own, leave them out")

@@ -48,11 +48,10 @@ def summary(optimizer: CurvaturePass, batch_size: int) -> str | None:
 
 
 def refresh_curvature(step: Step, optimizer: CurvaturePass) -> None:
-    """Hand `optimizer` one estimate of the diagonal curvature of the NLL of `optimizer.curvature_on`.
+    """Hand `optimizer` one estimate of the diagonal curvature of the NLL of `curvature_on`, never of the run's loss.
 
     The NLL is `mean(l_i / n_i)` over the rows of a part (l_i the summed NLL, n_i the tokens of answer i), the parts'
-    sum if there are two, never the loss of the run. `curvature_rows` rows of each part are drawn from the step's.
-    Dropout off, no clipping.
+    sum if there are two; `curvature_rows` of each are drawn from the step's. Dropout off, no clipping.
     """
     parts = CURVATURE_PARTS[optimizer.curvature_on or "retain"]
     with step.evaluating():

@@ -38,9 +38,8 @@ class Reference:
     """
 
     nll: dict[str, Tensor] = field(default_factory=dict)  # part -> [number of wordings]; nan where not visited
-    hidden: dict[str, dict[int, Tensor]] = field(default_factory=dict)  # part -> wording -> [T_i, H]
+    states: dict[str, dict[str, dict[int, Tensor]]] = field(default_factory=dict)  # name -> part -> wording -> [T_i, H]
     head: nn.Module | None = None
-    states: dict[str, dict[int, Tensor]] = field(default_factory=dict)  # as `hidden`, of the output of the loss's layer
 
     def outputs(self, rows: Mapping[str, Tensor], width: int) -> dict[str, Mapping[str, Tensor]]:
         """What a term may name: part -> [B], [B, T, V] or [B, T, H] for the wordings `rows`, T being `width`.
@@ -49,18 +48,20 @@ class Reference:
         """
 
         @torch.no_grad()
-        def logits(part: str) -> Tensor:
+        def value(name: str, part: str) -> Tensor:
+            states = pad_sequence([self.states[name][part][int(row)] for row in rows[part]], batch_first=True)
+            states = F.pad(states, (0, 0, 0, width - states.shape[1])).to(rows[part].device)
+            if name == "reference_hidden":
+                return states
             assert self.head is not None
-            return self.head(_padded(self.hidden[part], rows[part], width))
+            return self.head(states)
 
-        def states(part: str) -> Tensor:
-            return _padded(self.states[part], rows[part], width)
-
-        return {
-            "reference_nll": {part: self.nll[part].to(at.device)[at] for part, at in rows.items() if part in self.nll},
-            "reference_logits": _LazyMapping({part: partial(logits, part) for part in rows if part in self.hidden}),
-            "reference_hidden": _LazyMapping({part: partial(states, part) for part in rows if part in self.states}),
+        found: dict[str, Mapping[str, Tensor]] = {
+            name: _LazyMapping({part: partial(value, name, part) for part in rows if part in kept})
+            for name, kept in self.states.items()
         }
+        nll = {part: self.nll[part].to(at.device)[at] for part, at in rows.items() if part in self.nll}
+        return {"reference_nll": nll, **found}
 
 
 class _LazyMapping(UserDict[str, Any]):
@@ -68,12 +69,6 @@ class _LazyMapping(UserDict[str, Any]):
 
     def __getitem__(self, part: str) -> Tensor:
         return self.data[part]()
-
-
-def _padded(states: Mapping[int, Tensor], rows: Tensor, width: int) -> Tensor:
-    """[B, width, H] states of the wordings `rows`, padded with 0."""
-    padded = pad_sequence([states[int(row)] for row in rows], batch_first=True)
-    return F.pad(padded, (0, 0, 0, width - padded.shape[1])).to(rows.device)
 
 
 @torch.no_grad()
@@ -93,7 +88,7 @@ def compute_reference(
     wanted, parts, reference = set(wanted), list(parts), Reference()
     if not wanted:
         return reference
-    was_training, device = model.training, next(model.parameters()).device
+    device = next(model.parameters()).device
 
     def outputs_of(rows: Sequence[Encoded], numbers: Sequence[int]) -> list[dict[str, Tensor]]:
         """Of each row the summed NLL and, where wanted, [T_i, H] inputs of the head and outputs of the layer."""
@@ -113,8 +108,7 @@ def compute_reference(
             for i, count in enumerate(scored.num_tokens.tolist())
         ]
 
-    model.eval()
-    with zero3.gathering(model):
+    with zero3.evaluating(model):
         if "reference_logits" in wanted:
             first = stream.encoded[parts[0]][stream.order[parts[0]][0]]
             batch = {key: value.to(device) for key, value in pad([first], pad_id).items()}
@@ -127,10 +121,9 @@ def compute_reference(
             table = torch.full((len(encoded),), float("nan"))
             table[torch.from_numpy(visited)] = torch.stack([outputs["reference_nll"] for outputs in found])
             reference.nll[part] = table
-            for name, kept in (("reference_logits", reference.hidden), ("reference_hidden", reference.states)):
-                if name in wanted:
-                    kept[part] = {int(row): each[name].to(device) for row, each in zip(visited, found, strict=True)}
-    model.train(was_training)
+            for name in wanted - {"reference_nll"}:
+                kept = {int(row): each[name].to(device) for row, each in zip(visited, found, strict=True)}
+                reference.states.setdefault(name, {})[part] = kept
     return reference
 
 

@@ -11,10 +11,9 @@ from soul_exp.data import Encoded, Part, pad, seed_of
 
 
 def windows(sizes: Iterable[int], batch_size: int, num_steps: int, longest: int = 16) -> list[range]:
-    """All steps in windows, within which rows are sorted by length into batches.
+    """All steps in windows of at most `longest`, within which rows are sorted by length into batches.
 
-    They have at most `longest` steps; one ends after a step in which a pass over a set of rows ends.
-    `sizes` are the numbers of rows of the sets. A set smaller than a batch ends no window: each step holds all of it.
+    One ends after a step in which a pass over a set of rows (of `sizes`) ends, if it is not smaller than a batch.
     """
     num_visits, passed = num_steps * batch_size, [size for size in sizes if size >= batch_size]
     ends = {-(-end // batch_size) for size in passed for end in range(size, num_visits, size)}
@@ -80,10 +79,8 @@ class Stream(Dataset[dict[str, tuple[int, Encoded]]]):
         self.order: dict[str, np.ndarray] = {}  # part -> numbers of wordings
         rows: dict[str, np.ndarray] = {}
         shared = windows(self.num_rows.values(), batch_size, num_steps)
-        independent = [name for name, (part, _) in parts.items() if part.follows is None]
-        following = [name for name in parts if name not in independent]
-        for name in independent + following:
-            part, encoded = parts[name]
+        followed_first = sorted(parts.items(), key=lambda item: item[1][0].follows is not None)
+        for name, (part, encoded) in followed_first:
             starts = np.cumsum([0] + [len(row) for row in part.rows])
             if part.follows is not None and part.follows in rows:
                 rows[name] = rows[part.follows]

@@ -170,7 +170,6 @@ def _arguments(
         logging_nan_inf_filter=False,
         save_strategy="steps" if schedule.save_steps else "no",
         save_steps=schedule.save_steps or 500,
-        save_total_limit=None,  # the older ones go when the newer one is marked complete, not before
         seed=seed,
         use_cpu=device == "cpu",
         bf16=bool(deepspeed and deepspeed.get("bf16", {}).get("enabled")),  # ZeRO's own; elsewhere no autocast

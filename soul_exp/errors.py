@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from hydra.errors import InstantiationException
@@ -25,6 +26,17 @@ def short(value: object) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of the message of `error`, at most 160 characters of it; of an empty one the name of its class."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+
+
+@contextmanager
+def explained(errors: type[Exception] | tuple[type[Exception], ...], found: str, advice: str) -> Iterator[None]:
+    """Turns one of `errors` in the block into a UsageError: what was `found`, its first line, and the `advice`."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except errors as error:
+        raise UsageError(f"{found} ({first_line(error)}): {advice}") from error
 
 
 def built(make: Callable[[], Any], group: str) -> Any:

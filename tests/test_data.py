@@ -203,10 +203,10 @@ def test_a_part_whose_leading_part_is_absent_still_visits_every_row(lm: Language
 
 
 def test_stacked_parts_keep_the_labels_of_each_row(lm: LanguageModel) -> None:
-    from soul_exp.training.stream import Collator
+    from soul_exp.training.stream import collated
 
     planned = stream(lm)
-    batch = Collator(lm.pad_id)([planned[i] for i in range(4)])
+    batch = collated([planned[i] for i in range(4)], lm.pad_id)
     assert batch["rows"].shape == (12,)
     for row, number in enumerate(batch["rows"].tolist()):
         name = list(planned.order)[row // 4]

@@ -162,11 +162,13 @@ def test_the_environment_forces_a_kernel_and_an_impossible_one_is_an_error(monke
     single, double = [Operands(torch.zeros(1))], [Operands(torch.zeros(1, dtype=torch.float64))]
     assert kernels.choose(double) == [(plain, double)]
     monkeypatch.setenv("SOUL_EXP_KERNELS", "plain")
-    assert kernels.choose(single, kernels.forced()) == [(plain, single)]
+    assert kernels.choose(single) == [(plain, single)]
+    monkeypatch.setenv("SOUL_EXP_KERNELS", "cpu")
     with pytest.raises(RuntimeError, match=r"SOUL_EXP_KERNELS=cpu: .* not torch\.float64"):
-        kernels.choose(double, "cpu")
+        kernels.choose(double)
+    monkeypatch.setenv("SOUL_EXP_KERNELS", "fast")
     with pytest.raises(RuntimeError, match="choose plain, cpu or triton"):
-        kernels.choose(double, "fast")
+        kernels.choose(double)
     weight = torch.zeros(1, requires_grad=True)
     weight.grad = torch.ones(1)
     monkeypatch.setenv("SOUL_EXP_KERNELS", "nonsense")

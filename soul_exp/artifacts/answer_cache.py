@@ -1,9 +1,4 @@
-"""All that a run measures of a model: answers to its task's probes, with toxicity, and the utility suite's scores.
-
-Answers of models that runs share are cached by a hash of everything that decides them.
-"""
-
-from __future__ import annotations
+"""All that a run measures of a model, cached by what decides it: answers to probes, toxicity, the suite's scores."""
 
 import json
 import logging

@@ -1,9 +1,4 @@
-"""The models that a run starts from and is compared with: what decides their weights, where they are, how to load them.
-
-Each is a folder or a hub name that was given, or is prepared and cached by its recipe, so that a sweep trains it once.
-"""
-
-from __future__ import annotations
+"""The models that a run starts from and compares: each was given, or is prepared once and cached by its recipe."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from soul_exp.data import Item, content_hash
 from soul_exp.distributed import zero3
+from soul_exp.errors import UsageError
 from soul_exp.evaluation import lm_eval_suite
 from soul_exp.files import is_intact
 from soul_exp.metrics.answers import SUITE
@@ -116,7 +112,8 @@ def load(
     with zero3.partitioned_loading(deepspeed):
         lm = LanguageModel.of(loaded, tokenizer, model.template, model.max_length)
     if not may_have_diverged and not (Path(path) / UNLEARNED).is_file():
-        loading.check_finite(lm.model, path)
+        if name := zero3.nonfinite_weight(lm.model):
+            raise UsageError(f"{path} has weights that are not finite numbers ({name}): copy or train it again")
         if attention.needs_gpu(model.attention):
             loading.move(lm.model, "cuda")
         loading.check_causal(lm.model, path)

@@ -1,11 +1,8 @@
 """Metrics of a model's answers: of every model that a run compares, and on the validation part while it trains."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from soul_exp import binding
 from soul_exp.artifacts import prepared_models
@@ -24,11 +21,8 @@ RETAIN = "validation_retain_probability"
 
 def score(metric: Metric, answers: Measured, retrained: Measured | None) -> float | None:
     """The metric of one model's answers; None if a probe that it names is missing among them."""
-    available: dict[str, Any] = dict(answers)
-    if retrained is not None:
-        available["retrained"] = retrained
-    wanted = binding.names(metric)
-    if any(name not in available for name in wanted):
+    available = {**answers, **({} if retrained is None else {"retrained": retrained})}
+    if any(name not in available for name in binding.names(metric)):
         return None
     return float(binding.call(metric, available))
 

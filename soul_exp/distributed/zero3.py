@@ -1,9 +1,4 @@
-"""Models whose weights DeepSpeed's ZeRO-3 divides over the ranks: loaded, run and inspected, no rank holding all.
-
-Every function works for undivided models too. All ranks call it together.
-"""
-
-from __future__ import annotations
+"""Models, divided over the ranks by ZeRO-3 or not, loaded, run and inspected by all ranks; no rank holds all of one."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -40,14 +35,14 @@ def partitioned_loading(deepspeed: Mapping[str, Any] | None) -> Iterator[None]:
         del alive
 
 
-def gathered(params: Sequence[Tensor]) -> AbstractContextManager[Any]:
-    """In the block, every rank has all values of `params`, to be read."""
+def gathered(params: Sequence[Tensor], writer: int | None = None) -> AbstractContextManager[Any]:
+    """In the block, every rank has all values of `params`; what rank `writer` writes to them, all have at the end."""
     divided = [p for p in params if compat.is_partitioned(p)]
     if not divided:
         return nullcontext()
     import deepspeed
 
-    return deepspeed.zero.GatheredParameters(divided)
+    return deepspeed.zero.GatheredParameters(divided, modifier_rank=writer)
 
 
 _RUN_BY_ENGINE: WeakSet[nn.Module] = WeakSet()
@@ -55,7 +50,7 @@ _RUN_BY_ENGINE: WeakSet[nn.Module] = WeakSet()
 
 @contextmanager
 def run_by_engine(model: nn.Module) -> Iterator[None]:
-    """In the block, DeepSpeed's engine gathers the weights of `model` when it runs, and `gathering` does nothing."""
+    """In the block, DeepSpeed's engine gathers the weights of `model` when it runs, and `evaluating` does not."""
     _RUN_BY_ENGINE.add(model)
     try:
         yield
@@ -64,12 +59,15 @@ def run_by_engine(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def gathering(model: nn.Module) -> Iterator[None]:
-    """In the block, `model` can be run without an engine: the weights of a layer are gathered only while it runs."""
-    is_needed = is_sharded(model) and model not in _RUN_BY_ENGINE
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """In the block, `model` evaluates, without an engine too: the weights of a layer are gathered only while it runs."""
+    is_gathered_here = is_sharded(model) and model not in _RUN_BY_ENGINE
     with ExitStack() as stack:
-        for module, params in _units(model) if is_needed else ():
+        for module in model.modules():
+            stack.callback(setattr, module, "training", module.training)
+        for module, params in _units(model) if is_gathered_here else ():
             _gather_while_running(module, params, stack)
+        model.eval()
         yield
 
 
@@ -118,15 +116,3 @@ def weight_sums(model: nn.Module) -> list[int]:
     integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     shares = [compat.local_share(p).detach() for p in model.parameters() if p.requires_grad]
     return [int(share.view(integers[share.element_size()]).sum(dtype=torch.int64)) for share in shares]
-
-
-@contextmanager
-def to_be_written(p: Tensor) -> Iterator[bool]:
-    """In the block, `p` is gathered; the rank that gets True writes to it, and at the end all ranks have its values."""
-    if not compat.is_partitioned(p):
-        yield True
-        return
-    import deepspeed
-
-    with deepspeed.zero.GatheredParameters([p], modifier_rank=0):
-        yield ranks.is_first()

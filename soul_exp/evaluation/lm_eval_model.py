@@ -1,9 +1,4 @@
-"""A language model as lm-evaluation-harness sees it: every rank calls it, the ranks divide the forward passes.
-
-Importing this module imports lm_eval, which takes seconds.
-"""
-
-from __future__ import annotations
+"""A language model as lm-eval sees it; the ranks divide its forward passes. Importing lm_eval here takes seconds."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence

@@ -4,8 +4,6 @@ Zero-shot, with lm-eval's own prompts for base models and no chat template: the 
 cut from the left to model.max_length. The ranks divide the work and all get the same scores, sharded weights or not.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import logging
@@ -166,9 +164,7 @@ def _embedded_tasks() -> list[dict[str, Any]]:
         fields = {"doc_to_text": "{{context}}", "doc_to_choice": "{{continuations}}", "doc_to_target": "gold"}
         if name == general_suite.PRONOUN:  # as in WinoGrande the contexts differ
             fields = {"doc_to_text": "gold", "doc_to_choice": "{{contexts}}", "doc_to_target": "{{continuation}}"}
-        metrics = [
-            {"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in ("acc", "acc_norm")
-        ]
+        metrics = [{"metric": each, "aggregation": "mean", "higher_is_better": True} for each in ("acc", "acc_norm")]
         tasks.append(_task(name, rows, output_type="multiple_choice", metric_list=metrics, **fields))
     perplexities = [{"metric": name} for name in ("word_perplexity", "byte_perplexity", "bits_per_byte")]
     rows = [{"text": text} for text in general_suite.texts()]

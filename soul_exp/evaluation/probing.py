@@ -1,15 +1,11 @@
 """A model's answers to a task's probes: likelihoods and free answers, batched by length, divided over the ranks.
 
-Numbers depend on neither batch size nor number of ranks (beyond rounding in the last digits).
-
-n tokens of an answer, without its end token.
+Beyond rounding in the last digits, numbers depend on neither batch size nor number of ranks.
 """
-
-from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -50,7 +46,7 @@ def evaluate_probes(
 
 @dataclass(frozen=True)
 class TokenScores:
-    """The tokens of one answer and its end token, each given the prompt and the tokens before it."""
+    """The n tokens of one answer and its end token, each given the prompt and the tokens before it."""
 
     logp: np.ndarray  # [n + 1] log-probability in nats
     right: np.ndarray  # [n + 1] whether the token is the most likely one
@@ -84,8 +80,8 @@ def generations(
 ) -> list[str]:  # fmt: skip
     """The greedy answer to each item's prompt, at most `max_new_tokens` tokens, without special tokens.
 
-    Where `cut` is true, the text has at most as many words as the item's answer; it may have CUT_TOKENS times its
-    tokens, because rarer words have more.
+    Where `cut` is true, it has at most as many words as the item's answer, and CUT_TOKENS times its tokens (rarer
+    words).
     """
     encoded = lm.encode(items)
     cut = cut if cut is not None else [False] * len(items)
@@ -103,40 +99,28 @@ def generations(
         ids = left([torch.tensor(row.ids[: row.num_prompt]) for row in rows], padding_value=lm.pad_id)
         mask = left([torch.ones(row.num_prompt, dtype=torch.long) for row in rows])
         generate: Any = lm.model.generate  # its stub has a Tensor's type
-        with _greedy(lm):
-            out = generate(
-                input_ids=ids.to(device),
-                attention_mask=mask.to(device),
-                max_new_tokens=max(limits[i] for i in numbers),
-                synced_gpus=sharded,  # all ranks run every layer together, until the last answer of any rank ends
-            )
+        out = generate(
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            max_new_tokens=max(limits[i] for i in numbers),
+            synced_gpus=sharded,  # all ranks run every layer together, until the last answer of any rank ends
+        )
         new = [line[: limits[i]] for i, line in zip(numbers, out[:, ids.shape[1] :], strict=True)]
-        texts = zip(numbers, lm.tokenizer.batch_decode(new, skip_special_tokens=True), strict=True)
-        return [_first_words(text, items[i].answer) if cut[i] else text.strip() for i, text in texts]
+        texts = lm.tokenizer.batch_decode(new, skip_special_tokens=True)
+        words = [len(items[i].answer.split()) if cut[i] else None for i in numbers]
+        pairs = zip(texts, words, strict=True)
+        return [text.strip() if most is None else " ".join(text.split()[:most]) for text, most in pairs]
 
-    return in_batches([row.num_prompt for row in encoded], answer, batch_size, label=label, lockstep=sharded)
-
-
-@contextmanager
-def _greedy(lm: LanguageModel) -> Iterator[None]:
-    """In the block, `generate` takes the most likely token, whatever the checkpoint's generation settings are.
-
-    Only its end tokens stay. Settings passed to `generate` are not enough: it takes the unset ones from the model's.
-    """
+    # whatever the checkpoint's settings are, of which only the end tokens stay; settings passed to `generate` are not
+    # enough: it takes the unset ones from the model's
     model: Any = lora.bare(lm.model)
     given = model.generation_config
-    model.generation_config = GenerationConfig(
-        do_sample=False, num_beams=1, pad_token_id=lm.pad_id, eos_token_id=given.eos_token_id
-    )
+    greedy = {"do_sample": False, "num_beams": 1, "pad_token_id": lm.pad_id}
+    model.generation_config = GenerationConfig(**greedy, eos_token_id=given.eos_token_id)
     try:
-        yield
+        return in_batches([row.num_prompt for row in encoded], answer, batch_size, label=label, lockstep=sharded)
     finally:
         model.generation_config = given
-
-
-def _first_words(text: str, answer: str) -> str:
-    """As many words of `text` as `answer` has."""
-    return " ".join(text.split()[: len(answer.split())])
 
 
 def scored_items(probe: Probe) -> list[Item]:
@@ -161,13 +145,6 @@ def _answers(probe: Probe, scores: Iterator[TokenScores], texts: Iterator[str]) 
     )
 
 
-@contextmanager
-def evaluating(lm: LanguageModel) -> Iterator[None]:
+def evaluating(lm: LanguageModel) -> AbstractContextManager[None]:
     """In the block, the model is in evaluation mode and can be run, sharded or not."""
-    was_training = lm.model.training
-    lm.model.eval()
-    try:
-        with zero3.gathering(lm.model):
-            yield
-    finally:
-        lm.model.train(was_training)
+    return zero3.evaluating(lm.model)

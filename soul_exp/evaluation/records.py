@@ -1,9 +1,4 @@
-"""Answers in files: our records (one JSON object per line, one line per example) and the logs of the TOFU authors.
-
-N examples, K wrong answers of each.
-"""
-
-from __future__ import annotations
+"""Answers in files: our records, one JSON object per line and example, and TOFU's logs. N examples, K wrong answers."""
 
 import json
 import math
@@ -16,8 +11,6 @@ import numpy as np
 from soul_exp.errors import short
 from soul_exp.files import write_atomically
 from soul_exp.metrics.answers import Answers
-
-# ---- One JSON value. A ValueError begins with what was found; `_value` puts before it where.
 
 
 def _text(value: object) -> str:
@@ -48,6 +41,7 @@ def _bits(value: object) -> np.ndarray:
 
 
 def _value(read: Callable[[object], Any], value: object, where: str) -> Any:
+    """`read(value)`, one of the functions above, whose errors begin with what was found: `where` comes before it."""
     try:
         return read(value)
     except ValueError as error:
@@ -62,8 +56,6 @@ def _matrix(rows: Sequence[np.ndarray], where: Callable[[int], str]) -> np.ndarr
             raise ValueError(f"{where(i)}: found {len(row)} numbers, expected {expected}")
     return np.stack(rows)
 
-
-# ---- Our records.
 
 # The keys of a record in their order, and the function that reads the value of each.
 _FIELDS: dict[str, Callable[[object], Any]] = {
@@ -85,8 +77,7 @@ _LOGP_DECIMALS = 6
 def write_records(path: Path, answers: Answers) -> None:
     """Writes one JSON object per line, one line per example; the file appears complete or not at all.
 
-    Fields that are None are left out. `logp` is rounded to 6 decimals. The file is strict JSON: nan and the infinities
-    are written as null, which `read_records` reads as nan.
+    Fields that are None are left out, `logp` is rounded to 6 decimals, nan and the infinities are null: strict JSON.
     """
     fields = [field for field in _FIELDS if getattr(answers, field) is not None]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,22 +99,17 @@ def _json_value(field: str, value: Any) -> object:
 def read_records(path: Path) -> Answers:
     """The answers that `write_records` wrote; null becomes nan.
 
-    Raises ValueError, naming the file and the line, if a line is not a strict JSON object of the known fields, or holds
-    other fields than the first line.
+    Raises ValueError, with file and line, for other than a strict JSON object of known fields, the same as in line 1.
     """
-    lines = path.read_bytes().split(b"\n")
-    if lines[-1] == b"":  # after the end of the last line
-        lines.pop()
+    lines = path.read_bytes().splitlines()
     if not lines:
         raise ValueError(f"{path}, line 1: found an empty file, expected one JSON object per example")
     records = [_record(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
-    columns: dict[str, Any] = {field: [] for field in records[0]}
     for number, record in enumerate(records, start=1):
-        if record.keys() != columns.keys():
-            found = f"found the fields {list(record)}, expected {list(columns)} as in line 1"
+        if record.keys() != records[0].keys():
+            found = f"found the fields {list(record)}, expected {list(records[0])} as in line 1"
             raise ValueError(f"{path}, line {number}: {found}")
-        for field, value in record.items():
-            columns[field].append(value)
+    columns: dict[str, Any] = {field: [record[field] for record in records] for field in records[0]}
     if "wrong_nll" in columns:
         columns["wrong_nll"] = _matrix(columns["wrong_nll"], lambda i: f"{path}, line {i + 1}, wrong_nll")
     columns |= {name: np.array(values) for name, values in columns.items() if _FIELDS[name] is _number}
@@ -147,8 +133,6 @@ def _record(line: bytes, where: str) -> dict[str, Any]:
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not strict JSON, null is")
 
-
-# ---- The logs of the TOFU authors.
 
 _TOFU_SECTIONS = {
     "retain": "eval_log.json",
@@ -185,9 +169,8 @@ def _tofu_answers(log: object, section: str, path: str) -> Answers:
 
     wrong = column("average_perturb_loss", _vector)
     wrong_nll = _matrix(wrong, lambda i: f"{path}, {section}, average_perturb_loss, item {i}")
-    nll, paraphrase_nll, rouge_l = (
-        np.array(column(key, _number)) for key in ("avg_gt_loss", "avg_paraphrased_loss", "rougeL_recall")
-    )
+    keys = ("avg_gt_loss", "avg_paraphrased_loss", "rougeL_recall")
+    nll, paraphrase_nll, rouge_l = (np.array(column(key, _number)) for key in keys)
     question = None  # `generated_text` has [prompt, generation, answer] per item; a log of metrics alone has none
     if "generated_text" in metrics:
         question = column("generated_text", lambda value: str(value[0]) if isinstance(value, list) else None)
@@ -208,14 +191,10 @@ def _in_order(values: object, where: str) -> list[object]:
     raise ValueError(f"{where}: found {short(values)}, expected a list, or an object keyed by item number")
 
 
-# ---- The retrained model's answers.
-
-
 def read_retrained(path: Path) -> Mapping[str, Answers]:
     """The retrained model's answers by probe, from a folder of our records (`forget.jsonl`, ...) or a TOFU log.
 
-    Raises FileNotFoundError if there is nothing at `path`, ValueError if the folder holds no records or a file is
-    malformed.
+    Raises FileNotFoundError if there is nothing at `path`, ValueError for a folder without records or a malformed file.
     """
     if path.is_dir():
         answers = {file.stem: read_records(file) for file in sorted(path.glob("*.jsonl"))}

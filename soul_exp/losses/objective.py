@@ -1,7 +1,5 @@
 """The two terms of a run, and their sum."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any

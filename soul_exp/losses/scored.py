@@ -1,9 +1,4 @@
-"""The scores of one part of a batch, and the one mean from tokens to sequences to a batch.
-
-B sequences, T answer positions, V vocabulary.
-"""
-
-from __future__ import annotations
+"""One part of a batch, and its mean over tokens and then sequences. B sequences, T answer positions, V vocabulary."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,10 +12,7 @@ IGNORED = -100  # the label of a padded position, torch's own convention
 
 @dataclass(frozen=True)
 class Scored:
-    """One part of the batch under the current model: `logits` [B, T, V] and `labels` [B, T] over answer positions only.
-
-    Labels are the answer's tokens and its end token; padded positions hold -100.
-    """
+    """A part under the current model: `logits` [B, T, V], `labels` [B, T] of answer and end token, -100 if padded."""
 
     logits: Tensor
     labels: Tensor

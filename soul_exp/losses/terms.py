@@ -1,11 +1,9 @@
-"""The forget terms and the retain terms.
+"""The forget terms and the retain terms; docs/losses.md states how they differ from their sources.
 
 B sequences, T answer positions, V vocabulary, H hidden size; sequence i has n_i labels with summed NLL l_i, in nats.
 p_it is the probability of label t of sequence i, h_it the output of layer `loss.layer` there; ref: in the frozen start
 model. sg(x) is x as a constant, without a gradient.
 """
-
-from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Annotated
@@ -37,7 +35,6 @@ def wga(forget: Scored, *, alpha: Annotated[float, NOT_NEGATIVE]) -> Tensor:
     """Gradient ascent with token weights p^alpha, so that forgotten tokens count less; `alpha` 0 is `grad_ascent`.
 
     `mean_i (1/n_i) sum_t sg(p_it^alpha) log p_it`. Source: Wang et al. 2025 (G-effect), weighted gradient ascent.
-    Open-unlearning takes the mean over the batch's tokens.
     """
     weight = (alpha * forget.logp.detach()).exp()
     return forget.mean(weight * forget.logp)
@@ -47,8 +44,8 @@ def satimp(forget: Scored, *, beta1: Annotated[float, NOT_NEGATIVE], beta2: Anno
     """Gradient ascent with token weights p^beta1 (1-p)^beta2; both 0 is `grad_ascent`, `beta2` 0 alone is `wga`.
 
     `mean_i (1/n_i) sum_t sg(p_it^beta1 (1 - p_it)^beta2) log p_it`: p^beta1 lowers the weight of tokens that are
-    forgotten enough (saturation), (1-p)^beta2 that of easy tokens (importance). A label with p = 1
-    therefore gets no gradient. Source: Yang et al. 2025 (SatImp). Open-unlearning takes the mean over tokens.
+    forgotten enough (saturation), (1-p)^beta2 that of easy tokens (importance), to 0 at p = 1. Source: Yang et al. 2025
+    (SatImp).
     """
     logp = forget.logp.detach()
     weight = (beta1 * logp).exp() * (-torch.expm1(logp)).clamp(min=0) ** beta2
@@ -60,8 +57,7 @@ def ce_u(forget: Scored) -> Tensor:
 
     `-mean_i (1/n_i) sum_t sum_v q_itv log p_itv`, q = sg(softmax of the logits with the label's at -inf): H(q) minus
     log(1 - p_it), so it falls as the label becomes unlikely and is bounded below by 0. The gradient is that of the mean
-    KL(q || p), at most 1 per logit and 0 once the label's probability is 0. Source: Yang 2025 (CE-U),
-    with the mean over the batch's tokens; open-unlearning also omits the first token of each answer.
+    KL(q || p), at most 1 per logit and 0 once the label's probability is 0. Source: Yang 2025 (CE-U).
     """
     logits = precise(forget.logits)
     target = logits.detach().scatter(-1, forget.tokens[..., None], float("-inf")).softmax(-1)
@@ -75,9 +71,8 @@ def ce_u(forget: Scored) -> Tensor:
 def undial(forget: Scored, reference_logits: Mapping[str, Tensor], *, beta: Annotated[float, POSITIVE]) -> Tensor:
     """Cross entropy to the start model's distribution with the label's logit lowered by `beta` (0: unchanged).
 
-    `-mean_i (1/n_i) sum_t sum_v q_itv log p_itv`, q = softmax(z(ref) - beta 1[v = label]), z logits. At its minimum
-    the odds of the label are those at the start times exp(-beta); the other tokens keep their ratios. Source: Dong et
-    al. 2024 (UnDIAL), without a retain term. The paper takes the mean over tokens, open-unlearning over padding too.
+    `-mean_i (1/n_i) sum_t sum_v q_itv log p_itv`, q = softmax(z(ref) - beta 1[v = label]), z logits. At its minimum the
+    odds of the label are those at the start times exp(-beta). Source: Dong et al. 2024 (UnDIAL), without a retain term.
     """
     start_logits = precise(reference_logits["forget"])
     shift = start_logits.new_full((*start_logits.shape[:-1], 1), -beta)
@@ -89,9 +84,7 @@ def kl_forget(forget: Scored, reference_logits: Mapping[str, Tensor]) -> Tensor:
     """Minus the exact `KL(p_ref || p_theta)` of the forget answers, in nats: 0 at the start, unbounded below.
 
     `-mean_i (1/n_i) sum_t KL_it`: ascent away from the start model. Its gradient there is 0 too, so the retain term
-    takes the first step. SOUL's own KL is another loss: `-gamma H_forget + H_retain`, with gamma at the forget term
-    and the cross entropy H(p_theta, p_ref) over all positions, prompts and padding included, whose gradient at the
-    start is that of the entropy. Source: Jia et al. 2024, for the idea.
+    takes the first step. Source: Jia et al. 2024, for the idea; SOUL's own KL is another loss.
     """
     return -_divergence(forget, reference_logits["forget"])
 
@@ -155,9 +148,8 @@ def po(refusal: Scored) -> Tensor:
 def random_label(random_label: Scored) -> Tensor:
     """The mean NLL per token of another item's answer to the question whose answer is forgotten.
 
-    `mean(l_i / n_i)` over those answers; each visit draws one of several. Sources: Golatkar et al. 2020 (random
-    labels); Jia et al. 2024 (SOUL's "RL"), whose release takes the tokens at the same positions in the batch's retain
-    rows, cut or padded, and the mean over the batch's tokens, without a retain term.
+    `mean(l_i / n_i)` over those answers; each visit draws one of several. Sources: Golatkar et al. 2020; Jia et al.
+    2024.
     """
     return random_label.mean_nll.mean()
 
@@ -175,11 +167,9 @@ def rmu(
 ) -> Tensor:
     """The mean squared distance of the layer's output on forget answers from `steering` times a random unit vector.
 
-    `mean_i (1/n_i) sum_t ||h_it - c u||^2 / H`, c = `steering`, u uniform on [0, 1)^H drawn from `seed`, then scaled
-    to length 1, the same in the whole run. With `retain_term: hidden_mse` gamma is the paper's alpha. Source: Li et al.
-    2024 (WMDP). Differences: the paper does not divide by H in either term (its release does); it reads all tokens of
-    a text, not answer positions; it trains MLP weights of three layers up to this one, this program all weights, of
-    which those above the layer get a gradient only from an `nll` or `kl` retain term.
+    `mean_i (1/n_i) sum_t ||h_it - c u||^2 / H`, c = `steering`, u uniform on [0, 1)^H drawn from `seed`, then scaled to
+    length 1, the same in the whole run. With `retain_term: hidden_mse` gamma is the paper's alpha. All weights are
+    trained; those above the layer get a gradient only from an `nll` or `kl` retain term. Source: Li et al. 2024 (WMDP).
     """
     states = precise(hidden["forget"])
     u = torch.rand(states.shape[-1], generator=torch.Generator().manual_seed(seed))
@@ -189,7 +179,6 @@ def rmu(
 def hidden_mse(retain: Scored, hidden: Mapping[str, Tensor], reference_hidden: Mapping[str, Tensor]) -> Tensor:
     """The mean squared distance of the layer's output on retain answers from the start model's; 0 at the start.
 
-    `mean_j (1/n_j) sum_t ||h_jt - h_jt(ref)||^2 / H`: RMU's retain term. Source: Li et al. 2024 (WMDP), over all tokens
-    of a text.
+    `mean_j (1/n_j) sum_t ||h_jt - h_jt(ref)||^2 / H`: RMU's retain term. Source: Li et al. 2024 (WMDP).
     """
     return retain.mean((precise(hidden["retain"]) - precise(reference_hidden["retain"])).square().mean(-1))

@@ -1,9 +1,4 @@
-"""The answers of one model to one probe, as per-example arrays: all that a metric reads.
-
-N examples, n_i answer tokens of example i (without the end token), K wrong answers per example.
-"""
-
-from __future__ import annotations
+"""The answers of one model to one probe. N examples, n_i answer tokens of example i (no end token), K wrong answers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -28,8 +23,7 @@ class Answers:
     """The answers of one model to one probe; every field has one entry per example, in the probe's order.
 
     `nll` [N] is the mean negative log-likelihood of the answer tokens and the end token, in nats per token, at least 0;
-    a lower value means that the model knows the answer better. A field that the probe does not record is None. Raises
-    ValueError if two fields differ in length.
+    lower means better known. A field that the probe does not record is None. Raises ValueError for unequal lengths.
     """
 
     nll: np.ndarray  # [N]

@@ -1,7 +1,5 @@
 """Metrics of the NLL alone: the headline metrics of tasks without paraphrased answers (all but TOFU). N examples."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 
@@ -67,8 +65,7 @@ def mean_nll(answers: Answers) -> float:
 def perplexity(answers: Answers) -> float:
     """exp of `mean_nll`: perplexity per token, in [1, inf]; lower means better known.
 
-    Every example has the same weight: it is the geometric mean of the examples' perplexities, and equals the perplexity
-    of the corpus only if all examples have the same number of tokens.
+    The geometric mean of the examples' perplexities: that of the corpus only if all have the same number of tokens.
     """
     with np.errstate(over="ignore"):  # above 709 nats it is inf
         return float(np.exp(mean_nll(answers)))

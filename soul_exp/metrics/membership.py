@@ -1,9 +1,4 @@
-"""Membership inference: whether the model's probabilities reveal that it was trained on a text.
-
-N texts, T_i tokens of text i.
-"""
-
-from __future__ import annotations
+"""Membership inference: whether probabilities reveal that a text was trained on. N texts, T_i tokens of text i."""
 
 from collections.abc import Sequence
 
@@ -34,9 +29,8 @@ def min_k(logp: Sequence[np.ndarray], k: float) -> np.ndarray:
 def roc_auc(members: np.ndarray, others: np.ndarray) -> float:
     """Probability that a random member scores higher than a random other, ties counting one half; in [0, 1].
 
-    `members` [n], `others` [m]. 1: every member scores above every other; 0.5: the scores do not separate them.
-    Computed from ranks (Mann-Whitney U), so that a score of -inf is allowed; nan gives nan. Raises ValueError if one
-    sample is empty.
+    `members` [n], `others` [m]. 1: every member scores above every other; 0.5: the scores do not separate them. Of
+    ranks (Mann-Whitney U): -inf is allowed, nan gives nan. Raises ValueError if one sample is empty.
     """
     members, others = np.asarray(members, dtype=np.float64), np.asarray(others, dtype=np.float64)
     n, m = members.size, others.size

@@ -1,9 +1,4 @@
-"""How much of an answer a model reproduces token by token, from teacher-forced argmaxes.
-
-N examples, n_i answer tokens of example i (without the end token).
-"""
-
-from __future__ import annotations
+"""How much of an answer teacher-forced argmaxes reproduce. N examples, n_i answer tokens of example i (no end)."""
 
 import numpy as np
 
@@ -24,8 +19,5 @@ def extraction_strength(answers: Answers) -> float:
 
 @Scale("higher", 0, 1)
 def exact_memorisation(answers: Answers) -> float:
-    """Mean over examples of the share of right argmaxes among the answer tokens, in [0, 1]; higher means better known.
-
-    Source: Tirumala et al. 2022.
-    """
+    """Mean share of right argmaxes per answer, in [0, 1]; higher means better known. Source: Tirumala et al. 2022."""
     return mean(np.array([np.mean(row) for row in answers.needed("right")]))

@@ -1,7 +1,5 @@
 """What the value of a metric means: its range, its unit and which values are good. A metric declares it itself."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeVar

@@ -1,7 +1,5 @@
 """Metrics of a utility suite; `suite` maps a task of lm-evaluation-harness to its measures."""
 
-from __future__ import annotations
-
 import math
 
 from soul_exp.metrics.answers import Scores

@@ -1,7 +1,5 @@
 """Comparison of generated texts with references. N texts."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 
@@ -39,9 +37,6 @@ def rouge_l_recall(generations: Sequence[str], references: Sequence[str]) -> np.
 
 @Scale("higher", 0, 100)
 def bleu(answers: Answers) -> float:
-    """Corpus BLEU of the generated answers against the true ones, in [0, 100]; higher means better known.
-
-    Source: Papineni et al. 2002, computed by sacrebleu with its tokenizer 13a.
-    """
+    """Corpus BLEU of generated answers, in [0, 100]; higher: better known. Papineni et al. 2002, as sacrebleu (13a)."""
     references = [text.strip() for text in answers.needed("answer")]
     return float(sacrebleu.corpus_bleu(list(answers.needed("generation")), [references]).score)

@@ -1,9 +1,7 @@
-"""The metrics of TOFU (Maini et al. 2024), as its authors' code aggregates their logs.
+"""The metrics of TOFU, as its authors' code aggregates their logs. Source of each: Maini et al. 2024.
 
 N examples, K wrong answers per example. p(a) = exp(-nll) is the length-normalised probability of answer a.
 """
-
-from __future__ import annotations
 
 from collections.abc import Mapping
 
@@ -24,10 +22,9 @@ def probability(answers: Answers) -> float:
 
 @Scale("higher", 0, 1)
 def choice_probability(answers: Answers) -> float:
-    """Mean of p(answer) / (p(answer) + sum of p(wrong)), in [0, 1]; higher means better known.
+    """Mean of p(answer) / (p(answer) + sum of p(wrong)), in [0, 1]; higher means better known. For authors and facts.
 
-    For authors and facts. 1 / (K + 1) if the wrong answers are as likely as the true one. Computed as a softmax, so
-    that very unlikely answers do not give 0 / 0. Source: Maini et al. 2024.
+    1 / (K + 1) if all are as likely. As a softmax: very unlikely answers do not give 0 / 0. Source: Maini et al. 2024.
     """
     choices = np.column_stack([answers.numbers("nll"), answers.numbers("wrong_nll")])  # [N, 1 + K], the true one first
     return mean(softmax(-choices, axis=1)[:, 0])
@@ -42,8 +39,7 @@ def rouge(answers: Answers) -> float:
 def truth_ratios(answers: Answers) -> np.ndarray:
     """R = (geometric mean of p(wrong)) / p(correct), in [0, inf]; below 1 the model prefers the truth. Returns [N].
 
-    `correct` is the paraphrased answer where the probe has one (forget, retain), else the answer (authors, facts).
-    Source: Maini et al. 2024, in the form of the released code.
+    `correct` is the paraphrased answer where the probe has one, as the released code: forget, retain; else the answer.
     """
     with np.errstate(over="ignore"):  # an R above the largest float is inf
         return np.asarray(np.exp(_log_truth_ratios(answers)))
@@ -53,8 +49,7 @@ def truth_ratios(answers: Answers) -> np.ndarray:
 def truth_ratio_forget(answers: Answers) -> float:
     """Mean of min(R, 1/R), in [0, 1]; higher means that the model separates true and wrong answers less.
 
-    The value nearest to the retrained model's is best: R far from 1 in either direction gives a low value. Raises
-    ValueError if the probe has no paraphrased answers. Source: Maini et al. 2024.
+    Nearest to the retrained model's is best: R far from 1 either way gives a low value. ValueError without paraphrases.
     """
     answers.needed("paraphrase_nll")
     return mean(np.exp(-np.abs(_log_truth_ratios(answers))))
@@ -62,10 +57,7 @@ def truth_ratio_forget(answers: Answers) -> float:
 
 @Scale("higher", 0, 1)
 def truth_ratio(answers: Answers) -> float:
-    """Mean of max(0, 1 - R), in [0, 1]; higher means that the model prefers the true answer more clearly.
-
-    For retain, authors and facts. Source: Maini et al. 2024.
-    """
+    """Mean of max(0, 1 - R), in [0, 1]; higher: the truth is preferred more clearly. For retain, authors and facts."""
     return mean(np.maximum(0.0, 1.0 - truth_ratios(answers)))
 
 
@@ -74,8 +66,7 @@ def forget_quality(forget: Answers, retrained: Mapping[str, Answers]) -> float:
     """p-value of the KS test between R of the unlearned and R of the retrained model on the forget set, in [0, 1].
 
     Higher is better: 1 means that the test finds no difference from a model that never saw the forget set; near 0 the
-    two differ, because the model is under- or over-unlearned. Both samples are [N]. Raises ValueError if either probe
-    has no paraphrased answers. Source: Maini et al. 2024.
+    two differ: under- or over-unlearned. Both samples are [N]. ValueError if either probe has no paraphrased answers.
     """
     others = probe_of(retrained, "forget")
     forget.needed("paraphrase_nll")
@@ -100,8 +91,7 @@ def validation_log10_forget_quality(validation_forget: Answers, retrained: Mappi
 def model_utility(retain: Answers, authors: Answers, facts: Answers) -> float:
     """Harmonic mean of {probability, ROUGE, truth ratio} × {retain, authors, facts}, in [0, 1]; higher is better.
 
-    It is 0 if one of the nine is 0. Raises ValueError if the retain probe has no paraphrased answers. Source: Maini et
-    al. 2024.
+    0 if one of the nine is 0. ValueError if the retain probe has no paraphrased answers. Source: Maini et al. 2024.
     """
     retain.needed("paraphrase_nll")
     probes = (retain, authors, facts)

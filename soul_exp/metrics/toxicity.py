@@ -1,7 +1,5 @@
 """Toxicity of a model's generated answers, by the scores of the task's scorer. N examples."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from soul_exp.metrics.answers import Answers, mean

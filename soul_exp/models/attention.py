@@ -1,7 +1,5 @@
 """The implementations of attention: which exist, whether this machine can compute them, and torch's kernels."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -27,15 +25,11 @@ def check(attention: Any, device: str, dtype: str) -> None:
     if attention in PACKAGES:
         package, is_available = PACKAGES[attention]
         if device != "cuda" or dtype == "float32":
-            raise UsageError(
-                f"model.attention={attention} computes in bfloat16 on a GPU only: choose compute=gpu and "
-                f"precision=bf16_master, or one of {', '.join(IN_TORCH)}"
-            )
+            found = f"model.attention={attention} computes in bfloat16 on a GPU only"
+            raise UsageError(f"{found}: choose compute=gpu and precision=bf16_master, or one of {', '.join(IN_TORCH)}")
         if not is_available():
-            raise UsageError(
-                f"model.attention={attention} needs the package {package}, which is not installed here: install it, "
-                f"or choose one of {', '.join(IN_TORCH)}"
-            )
+            found = f"model.attention={attention} needs the package {package}, which is not installed here"
+            raise UsageError(f"{found}: install it, or choose one of {', '.join(IN_TORCH)}")
     if attention in GPU_KERNELS and device != "cuda":
         raise UsageError(f"model.attention={attention} is a kernel for GPUs: choose sdpa, sdpa_math or sdpa_flash")
 

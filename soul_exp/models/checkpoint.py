@@ -1,7 +1,5 @@
 """A checkpoint that a run reads, a folder or a hub name: what decides its weights, and why it cannot be read."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable
@@ -42,10 +40,7 @@ def is_ours(path: str) -> bool:
 
 
 def knows_general(path: str) -> bool:
-    """Whether this program made the checkpoint in `path` with general questions in its training.
-
-    Earlier versions, which did not record it, always trained on them.
-    """
+    """Whether this program made the checkpoint in `path` with general questions, as earlier versions always did."""
     for name in (DONE, UNLEARNED):
         try:
             marker = json.loads((Path(path).expanduser() / name).read_bytes())
@@ -76,9 +71,7 @@ def from_hub(path: str, read: Callable[[], Any]) -> Any:
             ) from error
         if "safetensors" in text:
             raise UsageError(
-                f"{path} has no safetensors weights: name a revision that has, with model.revision="
+                f"{path} has no safetensors weights: name a revision that has in model.revision"
             ) from error
-        raise UsageError(
-            f"{path} is neither a folder here nor available from the hub ({text.splitlines()[0][:120]}): "
-            f"give a checkpoint folder or check the network"
-        ) from error
+        found = f"{path} is neither a folder here nor available from the hub ({text.splitlines()[0][:120]})"
+        raise UsageError(f"{found}: give a checkpoint folder or check the network") from error

@@ -1,9 +1,8 @@
 """A causal language model with its tokenizer, template and longest text; tokenizers, read or trained."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -30,7 +29,7 @@ class LanguageModel:
     @classmethod
     def of(
         cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template: Template, max_length: int
-    ) -> LanguageModel:
+    ) -> Self:
         """Raises UsageError if the template writes a special token that the tokenizer does not know."""
         fit_vocabulary(model, tokenizer)
         unknown = [marker for marker in template.markers() if marker not in tokenizer.get_vocab()]
@@ -41,12 +40,12 @@ class LanguageModel:
             )
         return cls(model, tokenizer, template, max_length, AnswerReader(model))
 
-    def with_model(self, model: PreTrainedModel) -> LanguageModel:
+    def with_model(self, model: PreTrainedModel) -> Self:
         """The same with another model, or with this one after its modules were replaced."""
         self.reader.close()
         return replace(self, model=model, reader=AnswerReader(model))
 
-    def with_system_prompt(self, system_prompt: str) -> LanguageModel:
+    def with_system_prompt(self, system_prompt: str) -> Self:
         """The same, with `system_prompt` before every prompt."""
         return replace(self, template=replace(self.template, system_prompt=system_prompt))
 
@@ -96,10 +95,8 @@ def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenize
         if isinstance(error, UsageError):
             raise
         if "instantiate the backend tokenizer" not in str(error):
-            raise UsageError(
-                f"{path}: the tokenizer cannot be read ({first_line(error)}): copy it again, or name another with "
-                f"model.tokenizer="
-            ) from error
+            found = f"{path}: the tokenizer cannot be read ({first_line(error)})"
+            raise UsageError(f"{found}: copy it again, or name another with model.tokenizer=") from error
         some = False
     if not some:
         raise UsageError(f"{path} has no tokenizer: name a folder or hub name that has, with model.tokenizer=")

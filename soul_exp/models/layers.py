@@ -3,8 +3,6 @@
 B sequences, S tokens, T answer positions, H hidden size, V vocabulary.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,9 +27,7 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
 def layer_of(layers: Sequence[nn.Module], number: int | None) -> nn.Module:
     """Layer `number` of `layers`, from 0; None: as deep as RMU's, layer 7 of 32. Raises UsageError if there is none."""
     if not layers:
-        raise UsageError(
-            "this loss reads the output of a decoder layer, but this architecture marks none: choose another loss"
-        )
+        raise UsageError("this loss reads a layer's output, but this architecture marks none: choose another loss")
     if number is None:
         number = 7 * len(layers) // 32
     if number >= len(layers):
@@ -116,10 +112,8 @@ def recomputing(model: nn.Module) -> Iterator[None]:
     """
     layers = layers_of(model)
     if not layers:
-        raise UsageError(
-            f"train.gradient_checkpointing=true: {type(model).__name__} has no layers that can be recomputed, "
-            f"set it false"
-        )
+        found = f"train.gradient_checkpointing=true: {type(model).__name__} has no layers that can be recomputed"
+        raise UsageError(f"{found}, set it false")
     before = [layer.__dict__.get("forward") for layer in layers]
     for layer in layers:
         layer.forward = functools.partial(_recompute, layer.forward)

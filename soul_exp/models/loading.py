@@ -1,7 +1,5 @@
 """Causal language models: read from a folder or the hub, or random; their files are checked before they are loaded."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from soul_exp import compat
 from soul_exp.distributed import zero3
-from soul_exp.errors import UsageError, first_line
+from soul_exp.errors import UsageError, explained
 from soul_exp.models import lora, weight_files
 from soul_exp.models.attention import KERNELS
 from soul_exp.models.checkpoint import from_hub, from_pretrained
@@ -74,17 +72,11 @@ def config_of(path: str, revision: str | None, label: str) -> Any:
 
     Tied matrices that have different values in the files count as two: so the library reads them, but not for ZeRO-3.
     """
-    try:
+    with explained((OSError, TypeError, ValueError), f"{label}: config.json cannot be read", "copy it again"):
         config = from_pretrained(AutoConfig, path, revision)
-    except (OSError, TypeError, ValueError) as error:
-        if isinstance(error, UsageError):
-            raise
-        raise UsageError(f"{label}: config.json cannot be read ({first_line(error)}): copy it again") from error
     check_causal_config(config, label)
     if getattr(config, "quantization_config", None):
-        raise UsageError(
-            f"{label} has quantised weights, which cannot be trained: give the checkpoint before quantisation"
-        )
+        raise UsageError(f"{label} has quantised weights, which cannot be trained: give the unquantised checkpoint")
     if Path(path).is_dir():
         files = weight_files.files_in(Path(path), label)
     else:
@@ -105,14 +97,10 @@ def check_causal_config(config: Any, label: str) -> None:
 
 def skeleton(config: Any, label: str) -> PreTrainedModel:
     """A model whose weights have shapes but no storage; raises UsageError, about `label`, if `config` makes none."""
-    try:
-        with torch.device("meta"), compat.no_remembered_deepspeed():
-            return AutoModelForCausalLM.from_config(config)
-    except weight_files.BUILD_ERRORS as error:
-        raise UsageError(
-            f"{label}: no {config.model_type} model can be built from it ({first_line(error)}): correct its "
-            f"configuration"
-        ) from error
+    found = f"{label}: no {config.model_type} model can be built from it"
+    building = explained(weight_files.BUILD_ERRORS, found, "correct its configuration")
+    with building, torch.device("meta"), compat.no_remembered_deepspeed():
+        return AutoModelForCausalLM.from_config(config)
 
 
 def move(model: nn.Module, device: str) -> None:
@@ -132,10 +120,8 @@ def check_folder(folder: Path, option: str, own_tokenizer: bool = True) -> None:
         _check_tokenizer(folder, option)
         base = Path(lora.base_of(folder)[0])
         if base.is_absolute() and not base.is_dir():
-            raise UsageError(
-                f"{option}={folder} is an adapter of {base}, which does not exist: put that checkpoint back or "
-                f"give its new path in {lora.SETTINGS}"
-            )
+            found = f"{option}={folder} is an adapter of {base}, which does not exist"
+            raise UsageError(f"{found}: put that checkpoint back or give its new path in {lora.SETTINGS}")
         if base.is_dir():
             if base.samefile(folder):
                 raise UsageError(f"{option}={folder} names itself as its base in {lora.SETTINGS}: name the model there")
@@ -151,12 +137,9 @@ def check_folder(folder: Path, option: str, own_tokenizer: bool = True) -> None:
     config = config_of(str(folder), None, f"{option}={folder}")
     check_architecture(config, f"{option}={folder}")
     if (folder / GENERATION_CONFIG_NAME).is_file():
-        try:
+        found = f"{option}={folder}: {GENERATION_CONFIG_NAME} is not valid"
+        with explained((OSError, ValueError, TypeError), found, "correct or remove it"):
             GenerationConfig.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, TypeError) as error:
-            raise UsageError(
-                f"{option}={folder}: {GENERATION_CONFIG_NAME} is not valid ({first_line(error)}): correct or remove it"
-            ) from error
     if own_tokenizer:
         _check_tokenizer(folder, option)
 
@@ -180,25 +163,14 @@ def check_causal(model: PreTrainedModel, label: str) -> None:
     rows = compat.full_shape(lora.embedding_of(model).weight)[0]
     ids = [i for i in range(rows) if i != model.config.pad_token_id][:12]
     both = torch.tensor([ids[:8], ids[:4] + ids[-4:]], device=next(model.parameters()).device)
-    modes = [(module, module.training) for module in model.modules()]
-    with zero3.gathering(model.eval()):
+    with zero3.evaluating(model):
         logits = model(input_ids=both).logits[:, :4].float()
-    for module, training in modes:
-        module.training = training
     # exactly 0 in a causal model, except for the rounding of experts, which compute other tokens in the same batch
     rounding = max(1e-5, 4 * torch.finfo(next(model.parameters()).dtype).eps)
     if (logits[0] - logits[1]).abs().max() > rounding * logits.abs().max():
         raise UsageError(
             f"{label} is no causal language model: the predictions of {type(model).__name__} after a token depend on "
             f"the tokens that follow: give a decoder (of an encoder, is_decoder=true in its config.json)"
-        )
-
-
-def check_finite(model: PreTrainedModel, label: str) -> None:
-    """Raises UsageError if a weight is not a finite number."""
-    if name := zero3.nonfinite_weight(model):
-        raise UsageError(
-            f"{label} has weights that are not finite numbers ({name}): copy or train the checkpoint again"
         )
 
 
@@ -213,7 +185,5 @@ def from_scratch(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, 
 
 def scratch_config(config: Mapping[str, Any], vocab_size: int, **ends: Any) -> Any:
     """The library's configuration of the option `model.scratch`. Raises UsageError if it has no such model."""
-    try:
+    with explained((TypeError, ValueError), "model.scratch.config describes no model", "correct it"):
         return AutoConfig.for_model(**config, vocab_size=vocab_size, **ends)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"model.scratch.config describes no model ({first_line(error)})") from error

@@ -1,7 +1,5 @@
 """Low-rank adapters: a model wrapped so that only they are trained; saved, read back, merged into its weights."""
 
-from __future__ import annotations
-
 import json
 import warnings
 from collections.abc import Sequence
@@ -17,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from soul_exp import compat
-from soul_exp.errors import UsageError, first_line
+from soul_exp.errors import UsageError, explained
 from soul_exp.ranges import COUNT, POSITIVE
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # as peft calls them
@@ -26,10 +24,7 @@ GROWN = "vocabulary_has_grown"  # an attribute of a model that got an embedding 
 
 @dataclass(frozen=True)
 class Lora:
-    """W becomes W + (alpha / r) B A, with random A and B = 0 at the start, where the model equals the target exactly.
-
-    Source: Hu et al. 2021 (arXiv 2106.09685).
-    """
+    """W becomes W + (alpha / r) B A, A random and B = 0 at the start. Source: Hu et al. 2021 (arXiv 2106.09685)."""
 
     r: Annotated[int, COUNT]
     alpha: Annotated[float, POSITIVE]
@@ -64,13 +59,9 @@ class Lora:
             raise UsageError(f"adapter.target_modules: the model has no {missing[0]}, it has {_choices(model)}")
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            try:
+            unfit = f"adapter.target_modules={self.target_modules} fits no layer of the model, it has {_choices(model)}"
+            with explained(ValueError, unfit, "name some of these"):
                 made = _with_adapter(model, config)
-            except ValueError as error:
-                raise UsageError(
-                    f"adapter.target_modules={self.target_modules} fits no layer of the model, "
-                    f"it has {_choices(model)} ({first_line(error)})"
-                ) from error
         ends = made.get_input_embeddings(), made.get_output_embeddings()
         if self.merge and model.config.tie_word_embeddings and any(isinstance(end, BaseTunerLayer) for end in ends):
             raise UsageError(
@@ -125,10 +116,8 @@ def base_of(folder: Path) -> tuple[str, str | None]:
 
 def check_files(folder: Path, option: str) -> None:
     """Raises UsageError unless `folder` holds a LoRA adapter that can be read without unpickling anything."""
-    try:
+    with explained((TypeError, ValueError), f"{option}={folder}: {SETTINGS} cannot be read", "save the adapter again"):
         settings = dict(json.loads((folder / SETTINGS).read_text()))
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"{option}={folder}: {SETTINGS} cannot be read ({error}): save the adapter again") from error
     if settings.get("peft_type") != "LORA":
         raise UsageError(f"{option}={folder} holds an adapter of peft_type {settings.get('peft_type')}: expected LORA")
     if not isinstance(settings.get("base_model_name_or_path"), str):
@@ -140,11 +129,9 @@ def check_files(folder: Path, option: str) -> None:
         )
     if not (folder / WEIGHTS).is_file():
         raise UsageError(f"{option}={folder} has no {WEIGHTS}: save the adapter again with peft's save_pretrained")
-    try:
-        with safe_open(folder / WEIGHTS, "pt"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise UsageError(f"{option}: {folder / WEIGHTS} is damaged ({error}): copy or save it again") from error
+    damaged = explained((SafetensorError, OSError), f"{option}: {folder / WEIGHTS} is damaged", "copy or save it again")
+    with damaged, safe_open(folder / WEIGHTS, "pt"):
+        pass
 
 
 def grow(base: PreTrainedModel, folder: Path) -> None:
@@ -167,10 +154,8 @@ def attached(base: PreTrainedModel, folder: Path, weights: bool = True) -> PreTr
     mismatch = f"the adapter {folder} does not fit its base {base_of(folder)[0]}"
     config = LoraConfig.from_pretrained(str(folder))
     config.inference_mode = True
-    try:
+    with explained(ValueError, mismatch, f"name the right base_model_name_or_path in {SETTINGS}"):
         model = _with_adapter(base, config)
-    except ValueError as error:
-        raise UsageError(f"{mismatch}: {first_line(error)}") from error
     own = get_peft_model_state_dict(model, save_embedding_layers=False)
     wanted = {name: list(value.shape) for name, value in own.items()}
     with safe_open(folder / WEIGHTS, "pt") as file:

@@ -1,9 +1,4 @@
-"""Models saved and read back: complete ones, adapters, and those whose weights ZeRO-3 divides over the ranks.
-
-All ranks call every function together; no rank ever holds all of a divided model.
-"""
-
-from __future__ import annotations
+"""Models, adapters too, saved and read back by all ranks together, none of which ever holds all of a divided model."""
 
 import json
 import tempfile
@@ -20,8 +15,8 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from soul_exp import compat
-from soul_exp.distributed import zero3
-from soul_exp.errors import UsageError, first_line
+from soul_exp.distributed import ranks, zero3
+from soul_exp.errors import explained
 from soul_exp.models import lora
 
 MAX_SHARD_BYTES = 2 * 2**30  # of a saved file: one rank holds at most this, or one larger weight
@@ -36,15 +31,12 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pat
 
 def check_saving(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raises UsageError if `save` could not write the settings of `model`: to be known before training."""
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            _save_settings(lora.bare(model), Path(folder))
-            tokenizer.save_pretrained(folder)
-    except (TypeError, ValueError, StrictDataclassError) as error:
-        raise UsageError(
-            f"{type(model).__name__} could not be saved after training ({first_line(error)}): correct config.json, "
-            f"generation_config.json or the tokenizer's files of the checkpoint"
-        ) from error
+    found = f"{type(model).__name__} could not be saved after training"
+    advice = "correct config.json, generation_config.json or the tokenizer's files of the checkpoint"
+    saving = explained((TypeError, ValueError, StrictDataclassError), found, advice)
+    with saving, tempfile.TemporaryDirectory() as folder:
+        _save_settings(lora.bare(model), Path(folder))
+        tokenizer.save_pretrained(folder)
 
 
 def save_weights(
@@ -110,8 +102,8 @@ def read_weights(model: PreTrainedModel, folder: Path) -> None:
                     continue
                 unread.discard(name)
                 p = params[name]
-                with zero3.to_be_written(p) as writes:
-                    if writes:
+                with zero3.gathered([p], writer=0):
+                    if ranks.is_first() or not compat.is_partitioned(p):
                         p.copy_(file.get_tensor(name))
     if unknown or unread:
         differing = ", ".join([*unknown, *sorted(unread)][:3])
@@ -121,8 +113,7 @@ def read_weights(model: PreTrainedModel, folder: Path) -> None:
 def _save_settings(model: PreTrainedModel, folder: Path) -> None:
     """Write config.json and generation_config.json, the latter with every setting that the checkpoint had.
 
-    Its own `save_pretrained` rejects settings that it reads, such as a temperature without do_sample, which published
-    models have. None of them changes what is measured here.
+    Its own `save_pretrained` rejects some of them (temperature without do_sample); none changes what is measured here.
     """
     model.config.architectures = [type(model).__name__]
     model.config.dtype = next(p.dtype for p in model.parameters())

@@ -1,9 +1,4 @@
-"""The weight files of a checkpoint compared with the model that reads them, by their headers: no tensor is read.
-
-The library itself compares, after its mapping of keys, with tensors that have shapes but no storage.
-"""
-
-from __future__ import annotations
+"""The weight files of a checkpoint compared, by headers and in the library's way, with the model that reads them."""
 
 import copy
 import json
@@ -21,7 +16,7 @@ from transformers.utils import logging as library
 from transformers.utils.hub import get_checkpoint_shard_files
 
 from soul_exp import compat
-from soul_exp.errors import UsageError, first_line
+from soul_exp.errors import UsageError, explained
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
@@ -63,10 +58,9 @@ def files_in(folder: Path, label: str) -> list[Path]:
     if not (folder / INDEX).is_file():
         found = min(path.name for path in folder.glob("*.safetensors"))
         raise UsageError(f"{label} has {found}, but neither {SINGLE} nor {INDEX}: copy the missing file")
-    try:
+    errors = (ValueError, TypeError, KeyError, AttributeError)
+    with explained(errors, f"{label}: {INDEX} is no index of weights", "copy it again"):
         names = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UsageError(f"{label}: {INDEX} is no index of weights ({first_line(error)}): copy it again") from error
     absent = sorted(str(name) for name in names if not isinstance(name, str) or not (folder / name).is_file())
     problems = [f"names {name}, which does not exist" for name in absent]
     problems += [f"does not name {name}" for name in sorted(shards - names)]
@@ -88,14 +82,12 @@ def read_header(files: Sequence[Path], label: str) -> Header:
     """The header of all `files` together. Raises UsageError for a damaged file."""
     header = Header({}, {}, {})
     for path in files:
-        try:
-            with safe_open(path, "pt") as file:
-                for key in file.keys():  # noqa: SIM118 - no mapping
-                    part = file.get_slice(key)
-                    header.files[key], header.shapes[key] = path, part.get_shape()  # type: ignore[index]
-                    header.dtypes[key] = part.get_dtype()  # type: ignore[index]
-        except (SafetensorError, OSError) as error:
-            raise UsageError(f"{label}: {path} is damaged ({first_line(error)}): copy or save it again") from error
+        damaged = explained((SafetensorError, OSError), f"{label}: {path} is damaged", "copy or save it again")
+        with damaged, safe_open(path, "pt") as file:
+            for key in file.keys():  # noqa: SIM118 - no mapping
+                part = file.get_slice(key)
+                header.files[key], header.shapes[key] = path, part.get_shape()  # type: ignore[index]
+                header.dtypes[key] = part.get_dtype()  # type: ignore[index]
     return header
 
 
@@ -125,10 +117,8 @@ def check_report(found: Mapping[str, Any], model: str, label: str) -> None:
     }
     differing = [f"{len(keys)} {kind} ({_named(keys)})" for kind, keys in kinds.items() if keys]
     if differing:
-        raise UsageError(
-            f"{label} does not hold the weights of {model}, as its config.json describes it: {'; '.join(differing)}: "
-            f"give a checkpoint as save_pretrained writes it"
-        )
+        unlike = f"{label} does not hold the weights of {model}, as its config.json describes it"
+        raise UsageError(f"{unlike}: {'; '.join(differing)}: give a checkpoint as save_pretrained writes it")
 
 
 def contradicts_tying(cls: type[PreTrainedModel], config: Any, header: Header, label: str) -> bool:
@@ -156,17 +146,15 @@ def _loaded(
     cls: type[PreTrainedModel], config: Any, tensors: Mapping[str, Tensor], label: str
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """The model `config` with `tensors`, which have no storage, and the library's report of mismatches."""
+    building = explained(BUILD_ERRORS, f"{label}: config.json and weights make no model", "copy both again")
     level = library.get_verbosity()
     library.set_verbosity_error()  # it prints the report
     try:
-        with compat.no_remembered_deepspeed():
+        with building, compat.no_remembered_deepspeed():
             return cls.from_pretrained(  # type: ignore[return-value]
                 None, config=copy.deepcopy(config), state_dict=dict(tensors), device_map="meta", dtype=torch.float32,
                 ignore_mismatched_sizes=True, output_loading_info=True,
             )  # fmt: skip
-    except BUILD_ERRORS as error:
-        reason = first_line(error)
-        raise UsageError(f"{label}: config.json and weights make no model ({reason}): copy both again") from error
     finally:
         library.set_verbosity(level)
 

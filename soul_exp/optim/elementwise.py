@@ -1,7 +1,5 @@
 """The base of all elementwise optimizers: state, precision, statistics and the pass over memory (kernels/)."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -25,11 +23,10 @@ class Elementwise(Optimizer):
     weights: "master" adds an fp32 copy and fp32 states, "kahan" a bf16 compensation (weight + compensation is what is
     trained, to about 2^-17 of the weight), "stochastic" rounds up or down by chance so that the mean is kept, with
     noise that (seed, step, tensor, position in the tensor) fix. Arithmetic is fp32 (fp64 for fp64), with one rounding
-    at each store. States have the weight's dtype, fp32 under "master", or `state_dtype`.
-
-    With `counting` on, `step` adds to the sums that `take_statistics` returns. A coordinate whose gradient is NaN or
-    infinite keeps its weight and is always counted; then `step` raises FloatingPointError, unless `raise_nonfinite` is
-    off. On CUDA, where reading the count would stall the device, the next `step` or `take_statistics` raises.
+    at each store. States have the weight's dtype, fp32 under "master", or `state_dtype`. With `counting` on, `step`
+    adds to the sums of `take_statistics`. A coordinate whose gradient is NaN or infinite keeps its weight and is always
+    counted; then `step` raises FloatingPointError, unless `raise_nonfinite` is off. On CUDA, where reading the count
+    would stall the device, the next `step` or `take_statistics` raises.
     """
 
     rule: ClassVar[str]  # one of kernels.RULES
@@ -64,26 +61,22 @@ class Elementwise(Optimizer):
         self._pending: list[tuple[Tensor, torch.cuda.Event, int]] = []  # counts on their way from a CUDA device
         super().__init__(params, defaults)
 
-    # --- what a subclass defines ----------------------------------------------------------------------------------
-
     def numbers(self, group: dict[str, Any], step: int) -> Numbers:
         """The constants of step number `step`, from 1."""
-        raise NotImplementedError
+        lr, (beta1, beta2) = float(group["lr"]), group["betas"]
+        decay, scale, eps = 1 - lr * group["weight_decay"], group.get("scale", 1.0), group.get("eps", 0.0)
+        return Numbers(lr, decay, beta1, 1 - beta1, beta2, 1 - beta2, scale, eps)
 
     def rule_at(self, step: int) -> str:
         """The rule of the next pass over a tensor that has taken `step` steps."""
         return self.rule
 
-    # --- steps ----------------------------------------------------------------------------------------------------
-
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
         for p in self.param_groups[-1]["params"]:
             if self.rounding != "nearest" and p.dtype != torch.bfloat16:
-                raise ValueError(
-                    f"rounding={self.rounding!r} is for bfloat16 weights and these are {p.dtype}: "
-                    f"cast the model to bfloat16, or set rounding to nearest"
-                )
+                found = f"rounding={self.rounding!r} is for bfloat16 weights and these are {p.dtype}"
+                raise ValueError(f"{found}: cast the model to bfloat16, or set rounding to nearest")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -99,7 +92,6 @@ class Elementwise(Optimizer):
                     f"a gradient of shape {tuple(p.shape)} is sparse and {type(self).__name__} takes dense ones only: "
                     f"build the embedding with sparse=False"
                 )
-        forced = kernels.forced()
         steps = 0
         for group, pairs in touched:
             batches: dict[Any, list[Operands]] = defaultdict(list)  # what one call of a kernel can do
@@ -113,7 +105,7 @@ class Elementwise(Optimizer):
                     state["step"] = steps + 1
             for (rule, done, *_), batch in batches.items():
                 numbers, sums = self.numbers(group, done + 1), self._sums_on(batch[0].grad.device)
-                for kernel, part in kernels.choose(batch, forced):
+                for kernel, part in kernels.choose(batch):
                     kernel.update(rule, numbers, part, self.rounding, sums, self.counting)
         if self.raise_nonfinite:
             self._raise_nonfinite(steps + 1)
@@ -148,8 +140,6 @@ class Elementwise(Optimizer):
         if self.rounding == "stochastic":
             key = kernels.key_of(self.seed, state["step"], state["number"])
         return Operands(grad, p, m, h, spare, key)
-
-    # --- statistics -----------------------------------------------------------------------------------------------
 
     def take_statistics(self) -> Tensor:
         """[8] float64 sums over all counted steps and coordinates since the last call, in the order of STATISTICS.
@@ -200,14 +190,9 @@ class Elementwise(Optimizer):
                 f"as they are; lower lr, or set raise_nonfinite to False to continue without them"
             )
 
-    # --- checkpoints ----------------------------------------------------------------------------------------------
-
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, but each state keeps the dtype it was saved in (torch's casts it to the weight's).
-
-        Raises ValueError if the saved states are not those that this optimizer keeps.
-        """
+        """As torch's, but states keep their saved dtype; ValueError if they are not those that this optimizer keeps."""
         saved = [i for group in state_dict["param_groups"] for i in group["params"]]
         own = [p for group in self.param_groups for p in group["params"]]
         for i, p in zip(saved, own, strict=False):  # where their numbers differ torch raises, below

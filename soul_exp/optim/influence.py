@@ -17,8 +17,6 @@ Source: Koh & Liang 2017 (influence functions); Singh & Alistarh 2020 (WoodFishe
 matrix); as an unlearner: Izzo et al. 2021 and Jia et al. 2023.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

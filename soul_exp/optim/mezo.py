@@ -8,8 +8,6 @@ For each sample i of a step, z_i ~ N(0, I), generated from its key whenever it i
 Source: Malladi et al. 2023 (arXiv 2305.17333), algorithm 1; the estimate is that of SPSA (Spall 1992).
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Callable, Iterator
@@ -40,10 +38,8 @@ class MeZO(Optimizer):
         seed: int = 0,
     ) -> None:
         if not (lr > 0 and epsilon > 0 and weight_decay >= 0):
-            raise ValueError(
-                f"lr={lr}, epsilon={epsilon}, weight_decay={weight_decay}: expected positive numbers "
-                f"(weight_decay: or 0)"
-            )
+            found = f"lr={lr}, epsilon={epsilon}, weight_decay={weight_decay}"
+            raise ValueError(f"{found}: expected positive numbers (weight_decay: or 0)")
         if num_samples < 1:
             raise ValueError(f"num_samples={num_samples} is not a number of directions: expected 1 or more")
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "step": 0})

@@ -1,7 +1,5 @@
 """AdamW, Lion and Signum: elementwise steps from momentum, at this package's precisions and with its statistics."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 
@@ -35,11 +33,8 @@ class AdamW(Elementwise):
         super().__init__(params, defaults, rounding=rounding, state_dtype=state_dtype, seed=seed)
 
     def numbers(self, group: dict[str, Any], step: int) -> Numbers:
-        lr, (beta1, beta2) = float(group["lr"]), group["betas"]
-        decay = 1 - lr * group["weight_decay"]
-        corrected = lr / (1 - beta1**step)
-        scale = 1 / math.sqrt(1 - beta2**step)
-        return Numbers(corrected, decay, beta1, 1 - beta1, beta2, 1 - beta2, scale, group["eps"])
+        plain = super().numbers(group, step)
+        return plain._replace(lr=plain.lr / (1 - plain.beta1**step), scale=1 / math.sqrt(1 - plain.beta2**step))
 
 
 class Lion(Elementwise):
@@ -65,10 +60,6 @@ class Lion(Elementwise):
     ) -> None:
         defaults = {"lr": lr, "betas": tuple(betas), "weight_decay": weight_decay}
         super().__init__(params, defaults, rounding=rounding, state_dtype=state_dtype, seed=seed)
-
-    def numbers(self, group: dict[str, Any], step: int) -> Numbers:
-        lr, (beta1, beta2) = float(group["lr"]), group["betas"]
-        return Numbers(lr, 1 - lr * group["weight_decay"], beta1, 1 - beta1, beta2, 1 - beta2, 1.0, 0.0)
 
 
 class Signum(Elementwise):

@@ -1,7 +1,5 @@
 """Muon: orthogonalised momentum for hidden matrices, AdamW for everything else."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -14,11 +12,10 @@ ROLES = ("hidden", "embedding", "other")  # the values of a group's key `role`
 class Muon(Optimizer):
     """Moves 2-D hidden weights by `torch.optim.Muon` at `lr`, all others by `torch.optim.AdamW` at `adam_ratio lr`.
 
-    The key `role` of a group is "hidden", "embedding" or "other"; without it a group counts as hidden. Tensors that are
-    not 2-D go to AdamW in every group.
-    Muon's steps are scaled by 0.2 sqrt(larger side), which gives them AdamW's usual root mean square, so that one rate
-    and one weight decay serve both (Liu et al. 2025, arXiv 2502.16982, section 2.2): hence `adam_ratio` = 1.
-    Source: Jordan et al. 2024 (kellerjordan.github.io/posts/muon), whose momentum of 0.95 is the default.
+    The key `role` of a group is "hidden" (the default), "embedding" or "other". Tensors that are not 2-D go to AdamW in
+    every group. Muon's steps are scaled by 0.2 sqrt(larger side), which gives them AdamW's usual root mean square, so
+    that one rate and one weight decay serve both (Liu et al. 2025, arXiv 2502.16982, section 2.2): hence `adam_ratio` =
+    1. Source: Jordan et al. 2024 (kellerjordan.github.io/posts/muon), whose momentum of 0.95 is the default.
     """
 
     elementwise = False
@@ -35,10 +32,8 @@ class Muon(Optimizer):
         eps: float = 1e-8,
     ) -> None:
         if not (lr > 0 and adam_ratio > 0 and eps > 0 and weight_decay >= 0):
-            raise ValueError(
-                f"lr={lr}, adam_ratio={adam_ratio}, eps={eps}, weight_decay={weight_decay}: expected positive numbers "
-                f"(weight_decay: or 0)"
-            )
+            found = f"lr={lr}, adam_ratio={adam_ratio}, eps={eps}, weight_decay={weight_decay}"
+            raise ValueError(f"{found}: expected positive numbers (weight_decay: or 0)")
         if not all(0 <= beta < 1 for beta in (momentum, *betas)):
             raise ValueError(f"momentum={momentum}, betas={betas}: expected numbers from 0 to below 1")
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
@@ -47,19 +42,17 @@ class Muon(Optimizer):
             if group["role"] != "hidden":
                 group["lr"] *= adam_ratio
         hidden, others = self._sides()
-        self._parts: list[tuple[bool, Optimizer]] = []  # (whether it takes the hidden matrices, optimizer)
+        self._muon = self._adam = None
         if hidden:
-            muon = torch.optim.Muon(hidden, lr, weight_decay, momentum, nesterov, adjust_lr_fn="match_rms_adamw")
-            self._parts.append((True, muon))
+            self._muon = torch.optim.Muon(hidden, lr, weight_decay, momentum, nesterov, adjust_lr_fn="match_rms_adamw")
         if others:
-            adam = torch.optim.AdamW(others, lr * adam_ratio, (betas[0], betas[1]), eps, weight_decay)
-            self._parts.append((False, adam))
+            self._adam = torch.optim.AdamW(others, lr * adam_ratio, (betas[0], betas[1]), eps, weight_decay)
         self._share()
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         with torch.enable_grad():
             value = closure() if closure is not None else None
-        for _, part in self._parts:
+        for part in filter(None, (self._muon, self._adam)):
             part.step()
         return value
 
@@ -73,9 +66,9 @@ class Muon(Optimizer):
 
     def _share(self) -> None:
         """Let both parts use the groups of this optimizer, which a schedule changes, and its state."""
-        hidden, others = self._sides()
-        for is_hidden, part in self._parts:
-            part.__setstate__({"state": self.state, "param_groups": hidden if is_hidden else others})
+        for part, groups in zip((self._muon, self._adam), self._sides(), strict=True):
+            if part is not None:
+                part.__setstate__({"state": self.state, "param_groups": groups})
 
 
 def _split(group: dict[str, Any]) -> list[dict[str, Any]]:

@@ -1,7 +1,5 @@
 """SAM: sharpness-aware minimisation around any optimizer."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any
@@ -15,10 +13,9 @@ class SAM(Optimizer):
     """`base` steps from w along the gradient at `w + radius g / ||g||`, g the gradient at w and the norm a global one.
 
     The caller leaves g, of the whole batch and all ranks, in `.grad` and calls `ascend`; then computes the gradient
-    there, clips it as usual, and calls `step`. `base` is a callable that builds an optimizer on given params with
-    `lr=lr`; its groups and states are this one's. Memory: one copy of the weights, from `ascend` to `step`.
-    Weights of 16 bits ascend only where `radius g / ||g||` exceeds half of their rounding: prefer fp32 ones.
-    Source: Foret et al. 2021 (arXiv 2010.01412), algorithm 1, p = 2.
+    there, clips it, and calls `step`. `base` builds an optimizer on given params with `lr=lr`; its groups and states
+    are this one's. Memory: a copy of the weights in between. Weights of 16 bits ascend only where `radius g / ||g||`
+    exceeds half of their rounding: prefer fp32 ones. Source: Foret et al. 2021 (arXiv 2010.01412), algorithm 1, p = 2.
     """
 
     elementwise = False

@@ -10,27 +10,22 @@ Elementwise, in this order (m = h = 0 at the start, no bias correction):
 Source: Liu et al. 2023 (arXiv 2305.14342); as an unlearner: Jia et al. 2024 (SOUL).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from .elementwise import Elementwise
-from .kernels import Numbers
 
 
 class Sophia(Elementwise):
     """Clipped second-order steps; sign descent where the curvature is small, negative or not yet known.
 
-    `estimator` is the source of c. "gnb" (Gauss-Newton-Bartlett) and "hutchinson": the caller computes, at the first
-    step and then every `interval` steps, a tensor that it hands over as the gradient within `refreshing()`: for gnb the
-    gradient whose square is c, for hutchinson c itself, of either sign. B is 1. "gradient": c is the square of
-    the training gradient itself, taken in `step` every `interval` steps, a bare square, so that `num_labels` is B, the
-    number of labels behind it (the SOUL release fixes 5120). `interval` is 10 for the first two, 1 for the last.
-
-    `curvature_on` ("retain", "forget" or "both"; None for "gradient") and `curvature_rows` (None: all) are for the
-    caller: the part whose NLL c is of, and how many of its rows in a step c is computed on.
+    `estimator` is the source of c, every `interval` steps. "gnb" (Gauss-Newton-Bartlett) and "hutchinson", 10 steps
+    unless stated: the caller hands over a gradient within `refreshing()`, for gnb the one whose square is c, for
+    hutchinson c itself, of either sign; B is 1. "gradient", 1 step: c is the bare square of the training gradient, so
+    that B is `num_labels`, the number of labels behind it (the SOUL release fixes 5120). `curvature_on` ("retain",
+    "forget" or "both"; None for "gradient") and `curvature_rows` (None: all) tell the caller whose NLL c is of, and on
+    how many rows.
     """
 
     rule = "sophia"
@@ -62,14 +57,10 @@ class Sophia(Elementwise):
         if interval is not None and interval < 1:
             raise ValueError(f"interval={interval} is not a number of steps: expected 1 or more")
         if estimator != "gradient" and num_labels != 1:
-            raise ValueError(
-                f"num_labels={num_labels}: the {estimator} estimate carries its own scale, leave num_labels at 1"
-            )
+            raise ValueError(f"num_labels={num_labels}: {estimator} carries its own scale, leave num_labels at 1")
         if estimator == "gradient" and not (curvature_on is None and curvature_rows is None):
-            raise ValueError(
-                f"curvature_on={curvature_on!r}, curvature_rows={curvature_rows}: the gradient estimate has no pass of "
-                f"its own, leave them out"
-            )
+            found = f"curvature_on={curvature_on!r}, curvature_rows={curvature_rows}"
+            raise ValueError(f"{found}: the gradient estimate has no pass of its own, leave them out")
         if curvature_on not in (None, *self.parts):
             raise ValueError(f"curvature_on={curvature_on!r} is unknown: choose one of {', '.join(self.parts)}")
         if curvature_rows is not None and curvature_rows < 1:
@@ -101,8 +92,3 @@ class Sophia(Elementwise):
         if self._refreshing:
             return "refresh" if self.estimator == "hutchinson" else "refresh_squared"
         return "sophia_refresh" if self.estimator == "gradient" and step % self.interval == 0 else "sophia"
-
-    def numbers(self, group: dict[str, Any], step: int) -> Numbers:
-        lr, (beta1, beta2) = float(group["lr"]), group["betas"]
-        decay = 1 - lr * group["weight_decay"]
-        return Numbers(lr, decay, beta1, 1 - beta1, beta2, 1 - beta2, group["scale"], group["eps"])

@@ -1,7 +1,5 @@
 """Output of a training while it runs: a progress bar, a line of JSON per logging step, markers of checkpoints."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable
@@ -11,6 +9,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
 from soul_exp import compat
 from soul_exp.files import write_atomically
@@ -58,15 +57,14 @@ class Progress(TrainerCallback):
 class ContinueWithoutState(TrainerCallback):
     """Starts a training at the step of a checkpoint, with its logged history and learning rate.
 
-    For a checkpoint whose optimizer state cannot be read; the caller reads its weights. It comes before any callback
-    that reads the step.
+    For one without readable optimizer state: the caller reads the weights. Comes before callbacks that read the step.
     """
 
     def __init__(self, trainer: Trainer, checkpoint: Path, num_steps: int) -> None:
         self.trainer, self.checkpoint, self.num_steps = trainer, checkpoint, num_steps
 
     def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **given: Any) -> None:
-        before = trainer_state(self.checkpoint)
+        before = TrainerState.load_from_json(str(self.checkpoint / TRAINER_STATE_NAME))
         state.global_step, state.epoch, state.log_history = before.global_step, before.epoch, before.log_history
         compat.set_last_logged_step(self.trainer, before.global_step)
         scheduler = given["lr_scheduler"]
@@ -76,8 +74,3 @@ class ContinueWithoutState(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
         state.epoch = state.global_step / self.num_steps  # Trainer counts from where its data begins
-
-
-def trainer_state(checkpoint: Path) -> TrainerState:
-    """The step count and the logged history in `checkpoint`."""
-    return TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))

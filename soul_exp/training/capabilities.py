@@ -4,8 +4,6 @@ The methods of an optimizer decide what it requests; it registers and inherits n
 copied elsewhere. Plain torch optimizers request nothing. curvature.py and passes.py compute what is requested.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -20,7 +18,7 @@ TORCH_ELEMENTWISE = ("Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "RM
 
 @runtime_checkable
 class CurvaturePass(Protocol):
-    """Requests an estimate of the diagonal curvature before step 0 and then every `interval` steps, as Sophia does.
+    """Requests diagonal curvature before step 0 and then every `interval` steps, as Sophia does.
 
     The gradients of the pass are handed over by `step()` within `refreshing()`.
     """
@@ -110,10 +108,8 @@ def _as(protocol: type, method: str, optimizer: Any) -> Any:
         return None
     missing = [name for name in protocol.__annotations__ if not hasattr(optimizer, name)]
     if missing:
-        raise TypeError(
-            f"{type(optimizer).__name__} has {method}() but no {', '.join(missing)}: expected every attribute of "
-            f"{protocol.__name__} (soul_exp/training/capabilities.py)"
-        )
+        found = f"{type(optimizer).__name__} has {method}() but no {', '.join(missing)}"
+        raise TypeError(f"{found}: expected every attribute of {protocol.__name__} (soul_exp/training/capabilities.py)")
     return optimizer
 
 

@@ -4,8 +4,6 @@ A checkpoint counts once its COMPLETE marker is there: written last, in one step
 every other file. `checkpoint-N` is written by transformers; nothing here depends on its content.
 """
 
-from __future__ import annotations
-
 import functools
 import logging
 import re
@@ -65,13 +63,6 @@ def engine_mismatch(folder: Path, found: CompleteCheckpoint, engine: Engine) -> 
         f"{folder} holds {found.path.name} of {found.engine}, this is {engine}: type the same compute, or "
         f"resume=weights to continue from its weights (momentum and curvature start at 0, so the numbers will differ a "
         f"little), or resume=restart to start again"
-    )
-
-
-def continuation_note(found: CompleteCheckpoint) -> str:
-    """The note in the results of a training that continued with another engine."""
-    return (
-        f"continued from the weights of {found.path.name} of {found.engine}: momentum and curvature started at 0 there"
     )
 
 

@@ -1,9 +1,4 @@
-"""What optimizers ask of a step: estimates of the diagonal curvature of the NLL, gradients of rows, and other passes.
-
-B rows, T answer positions, V vocabulary.
-"""
-
-from __future__ import annotations
+"""What optimizers ask of a step: curvature, row gradients and more. B rows, T answer positions, V vocabulary."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -12,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -20,6 +14,7 @@ from soul_exp import compat
 from soul_exp.data import pad, seed_of, some_rows
 from soul_exp.distributed import ranks
 from soul_exp.losses import IGNORED, Scored
+from soul_exp.losses.scored import precise
 from soul_exp.training.capabilities import Capabilities, CurvaturePass, RowGradients
 from soul_exp.training.passes import Batch, Step, ascend, probe_loss
 from soul_exp.training.stream import Stream
@@ -48,23 +43,17 @@ def summary(optimizer: CurvaturePass, batch_size: int) -> str | None:
         return None
     rows = min(optimizer.curvature_rows or batch_size, batch_size)
     twice = ", through attention that can be differentiated twice" if optimizer.estimator == "hutchinson" else ""
-    parts = " and ".join(_parts(optimizer))
+    parts = " and ".join(CURVATURE_PARTS[optimizer.curvature_on or "retain"])
     return f"{optimizer.estimator} curvature of {rows} {parts} rows every {optimizer.interval} steps{twice}"
 
 
-def _parts(optimizer: CurvaturePass) -> tuple[str, ...]:
-    assert optimizer.curvature_on is not None
-    return CURVATURE_PARTS[optimizer.curvature_on]
-
-
 def refresh_curvature(step: Step, optimizer: CurvaturePass) -> None:
-    """Hand `optimizer` one estimate of the diagonal curvature of the NLL of `optimizer.curvature_on`.
+    """Hand `optimizer` one estimate of the diagonal curvature of the NLL of `curvature_on`, never of the run's loss.
 
     The NLL is `mean(l_i / n_i)` over the rows of a part (l_i the summed NLL, n_i the tokens of answer i), the parts'
-    sum if there are two; it is never the loss of the run. It reads `optimizer.curvature_rows` rows of each part, drawn
-    from the step's, or all. Dropout off, no clipping.
+    sum if there are two; `curvature_rows` of each are drawn from the step's. Dropout off, no clipping.
     """
-    parts = _parts(optimizer)
+    parts = CURVATURE_PARTS[optimizer.curvature_on or "retain"]
     with step.evaluating():
         batches, num_rows = _batches(step, parts, optimizer.curvature_rows)
         if optimizer.estimator == "gnb":
@@ -83,9 +72,8 @@ def refresh_curvature(step: Step, optimizer: CurvaturePass) -> None:
 def _batches(step: Step, parts: Sequence[str], max_rows: int | None) -> tuple[list[Batch], int]:
     """This rank's micro-batches cut to `parts` and to the rows that the pass reads, and the number of those in all.
 
-    Of a sub-batch the rows are drawn, not the first: rows stand by length in a step. Micro-batch i of rank r is number
-    `i num_ranks + r` of the step, so that they do not depend on the split. `places` [B] are the rows' positions in the
-    step.
+    Rows are drawn, because they stand by length in a step. Micro-batch i of rank r is number `i num_ranks + r` of the
+    step, so that they do not depend on the split. `places` [B] are the rows' positions in the step.
     """
     available = len(step.micro_batches) * step.num_ranks * step.num_rows
     wanted = min(max_rows or available, available)
@@ -112,20 +100,16 @@ def sampled_loss(step: Step, batch: Batch, parts: Sequence[str], num_rows: int) 
     `w_t = 1 / (S n_i)` is label t's weight in the mean over the S = `num_rows` sequences of its part, so the expected
     square is the exact diagonal of the Gauss-Newton matrix of that mean. Source: Liu et al. 2023, algorithm 2.
     """
-    logits = step.reader(step.model, batch)
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    labels = sampled_labels(logits.detach(), batch, parts, (step.seed, step.number))
-    ce = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
-    ce = ce.view_as(labels)
-    num_tokens = (batch["labels"] != IGNORED).sum(1, keepdim=True).clamp(min=1)
-    return (ce * (1 / (num_rows * num_tokens)).sqrt()).sum()
+    logits = precise(step.reader(step.model, batch))
+    sampled = Scored(logits, sampled_labels(logits.detach(), batch, parts, (step.seed, step.number)))
+    num_tokens = sampled.num_tokens.clamp(min=1)[:, None]
+    return (-sampled.logp * (1 / (num_rows * num_tokens)).sqrt()).sum()
 
 
 def sampled_labels(logits: Tensor, batch: Batch, parts: Sequence[str], key: tuple[int, int]) -> Tensor:
     """[B, T] labels drawn from softmax(`logits` [B, T, V]) by random numbers that `key`, part and place fix.
 
-    -100 where padded. Not fixed by the row: two copies of a row in a step draw independently, or else the cross terms
-    of their gradients stay.
+    -100 where padded. By place, not by row: cross terms of equal rows' gradients vanish only if each draws for itself.
     """
     uniform = torch.zeros(logits.shape[:2], dtype=logits.dtype)
     size, counts = len(logits) // len(parts), (batch["labels"] != IGNORED).sum(1).tolist()

@@ -4,8 +4,6 @@ A pass runs before the step's own gradient is taken, on the step's own micro-bat
 leaves weights (except in `ascend`), momentum, schedule and order of data as they were. All ranks call it together.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -122,28 +120,25 @@ def _mean(values: list[Tensor], dtype: torch.dtype | None = None) -> Tensor:
 def gradient_conflict(step: Step) -> dict[str, float]:
     """Norms of the gradients of the forget and the retain term in this step, and the cosine between them, -1 to 1.
 
-    Before gamma and clipping; costs a forward and two backward passes. A cosine below 0 is a conflict: descending one
-    term ascends the other.
+    Before gamma and clipping; costs a forward and two backward passes. Below 0 descending one term ascends the other.
     """
     params = step.params
     sums = [[torch.zeros_like(p, dtype=torch.float32) for p in params] for _ in range(2)]
     share = 1 / (len(step.micro_batches) * step.num_ranks)
     with step.evaluating():
         for micro_batch in step.micro_batches:
-            terms = step.terms(step.module, micro_batch)
-            for i, term in enumerate(terms):
-                if term is None:
-                    continue
-                again = i + 1 < len(terms) and terms[i + 1] is not None
+            terms = [term for term in step.terms(step.module, micro_batch) if term is not None]
+            for totals, term in zip(sums, terms, strict=False):  # without a retain term its sums stay 0
+                again = term is not terms[-1]
                 gradients = torch.autograd.grad(share * term, params, retain_graph=again, materialize_grads=True)
-                for total, gradient in zip(sums[i], gradients, strict=True):
+                for total, gradient in zip(totals, gradients, strict=True):
                     total += gradient
     for total in (*sums[0], *sums[1]):
         ranks.sum_over_ranks(total)
     forget, retain = (torch.stack([(a * a).sum() for a in side]).sum().sqrt() for side in sums)
     inner = torch.stack([(a * b).sum() for a, b in zip(*sums, strict=True)]).sum()
     found = {"forget_gradient_norm": float(forget)}
-    if terms[1] is not None:
+    if len(terms) > 1:
         found["retain_gradient_norm"] = float(retain)
     if float(forget) > 0 and float(retain) > 0:  # a saturated term has no direction
         found["gradient_cosine"] = float(inner / (forget * retain))

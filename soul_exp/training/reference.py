@@ -3,18 +3,18 @@
 B sequences, T answer positions of the longest, T_i of row i, H hidden size, V vocabulary.
 """
 
-from __future__ import annotations
-
 import copy
 from collections import UserDict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from soul_exp import compat
@@ -32,16 +32,14 @@ BATCH = 32  # sequences in a forward pass
 
 @dataclass
 class Reference:
-    """For each part and wording: the summed answer NLL (nats), and the head's inputs at answer positions.
+    """For each part and wording: the summed answer NLL (nats), the head's inputs, and the outputs of the loss's layer.
 
-    The head's inputs are H numbers per token in place of the V of a full distribution, and give that exactly through
-    the one frozen `head`. Where a loss reads a layer, its output is kept too.
+    The head's inputs are H numbers per token in place of the V that they give exactly through the one frozen `head`.
     """
 
     nll: dict[str, Tensor] = field(default_factory=dict)  # part -> [number of wordings]; nan where not visited
-    hidden: dict[str, dict[int, Tensor]] = field(default_factory=dict)  # part -> wording -> [T_i, H]
+    states: dict[str, dict[str, dict[int, Tensor]]] = field(default_factory=dict)  # name -> part -> wording -> [T_i, H]
     head: nn.Module | None = None
-    states: dict[str, dict[int, Tensor]] = field(default_factory=dict)  # as `hidden`, of the output of the loss's layer
 
     def outputs(self, rows: Mapping[str, Tensor], width: int) -> dict[str, Mapping[str, Tensor]]:
         """What a term may name: part -> [B], [B, T, V] or [B, T, H] for the wordings `rows`, T being `width`.
@@ -50,18 +48,20 @@ class Reference:
         """
 
         @torch.no_grad()
-        def logits(part: str) -> Tensor:
+        def value(name: str, part: str) -> Tensor:
+            states = pad_sequence([self.states[name][part][int(row)] for row in rows[part]], batch_first=True)
+            states = F.pad(states, (0, 0, 0, width - states.shape[1])).to(rows[part].device)
+            if name == "reference_hidden":
+                return states
             assert self.head is not None
-            return self.head(_padded(self.hidden[part], rows[part], width))
+            return self.head(states)
 
-        def states(part: str) -> Tensor:
-            return _padded(self.states[part], rows[part], width)
-
-        return {
-            "reference_nll": {part: self.nll[part].to(at.device)[at] for part, at in rows.items() if part in self.nll},
-            "reference_logits": _LazyMapping({part: partial(logits, part) for part in rows if part in self.hidden}),
-            "reference_hidden": _LazyMapping({part: partial(states, part) for part in rows if part in self.states}),
+        found: dict[str, Mapping[str, Tensor]] = {
+            name: _LazyMapping({part: partial(value, name, part) for part in rows if part in kept})
+            for name, kept in self.states.items()
         }
+        nll = {part: self.nll[part].to(at.device)[at] for part, at in rows.items() if part in self.nll}
+        return {"reference_nll": nll, **found}
 
 
 class _LazyMapping(UserDict[str, Any]):
@@ -69,15 +69,6 @@ class _LazyMapping(UserDict[str, Any]):
 
     def __getitem__(self, part: str) -> Tensor:
         return self.data[part]()
-
-
-def _padded(states: Mapping[int, Tensor], rows: Tensor, width: int) -> Tensor:
-    """[B, width, H] states of the wordings `rows`, padded with 0."""
-    chosen = [states[int(row)] for row in rows]
-    padded = chosen[0].new_zeros(len(chosen), width, chosen[0].shape[-1])
-    for i, state in enumerate(chosen):
-        padded[i, : len(state)] = state
-    return padded.to(rows.device)
 
 
 @torch.no_grad()
@@ -97,9 +88,27 @@ def compute_reference(
     wanted, parts, reference = set(wanted), list(parts), Reference()
     if not wanted:
         return reference
-    was_training, device = model.training, next(model.parameters()).device
-    model.eval()
-    with zero3.gathering(model):
+    device = next(model.parameters()).device
+
+    def outputs_of(rows: Sequence[Encoded], numbers: Sequence[int]) -> list[dict[str, Tensor]]:
+        """Of each row the summed NLL and, where wanted, [T_i, H] inputs of the head and outputs of the layer."""
+        batch = {key: value.to(device) for key, value in pad([rows[i] for i in numbers], pad_id).items()}
+        states: dict[str, Tensor] = {}
+        if "reference_hidden" in wanted:
+            logits, states["reference_hidden"] = reader.with_layer(model, batch, layer)
+        else:
+            logits = reader(model, batch)
+        if "reference_logits" in wanted:
+            assert reader.hidden is not None
+            states["reference_logits"] = reader.hidden
+        scored = Scored(logits, batch["labels"])
+        nll = scored.nll.float().cpu()
+        return [
+            {"reference_nll": nll[i], **{name: each[i, :count].cpu() for name, each in states.items()}}
+            for i, count in enumerate(scored.num_tokens.tolist())
+        ]
+
+    with zero3.evaluating(model):
         if "reference_logits" in wanted:
             first = stream.encoded[parts[0]][stream.order[parts[0]][0]]
             batch = {key: value.to(device) for key, value in pad([first], pad_id).items()}
@@ -107,47 +116,15 @@ def compute_reference(
         for part in parts:
             encoded, visited = stream.encoded[part], np.unique(stream.order[part])
             rows = [encoded[row] for row in visited]
-            read = partial(_row_outputs, rows, model, reader, pad_id, wanted, layer)
-            found = in_batches([len(row.ids) for row in rows], read, BATCH, lockstep=zero3.is_sharded(model))
+            lengths, lockstep = [len(row.ids) for row in rows], zero3.is_sharded(model)
+            found = in_batches(lengths, partial(outputs_of, rows), BATCH, lockstep=lockstep)
             table = torch.full((len(encoded),), float("nan"))
             table[torch.from_numpy(visited)] = torch.stack([outputs["reference_nll"] for outputs in found])
             reference.nll[part] = table
-            for name, kept in (("reference_logits", reference.hidden), ("reference_hidden", reference.states)):
-                if name in wanted:
-                    kept[part] = {int(row): each[name].to(device) for row, each in zip(visited, found, strict=True)}
-    model.train(was_training)
+            for name in wanted - {"reference_nll"}:
+                kept = {int(row): each[name].to(device) for row, each in zip(visited, found, strict=True)}
+                reference.states.setdefault(name, {})[part] = kept
     return reference
-
-
-def _row_outputs(
-    rows: Sequence[Encoded],
-    model: PreTrainedModel,
-    reader: AnswerReader,
-    pad_id: int,
-    wanted: Collection[str],
-    layer: int | None,
-    numbers: Sequence[int],
-) -> list[dict[str, Tensor]]:
-    """The outputs of `model` on the rows `numbers` of `rows`, in one batch.
-
-    Of each row the summed NLL and, where wanted, the inputs of the head and the outputs of the layer, [T_i, H].
-    """
-    device = next(model.parameters()).device
-    batch = {key: value.to(device) for key, value in pad([rows[i] for i in numbers], pad_id).items()}
-    states: dict[str, Tensor] = {}
-    if "reference_hidden" in wanted:
-        logits, states["reference_hidden"] = reader.with_layer(model, batch, layer)
-    else:
-        logits = reader(model, batch)
-    if "reference_logits" in wanted:
-        assert reader.hidden is not None
-        states["reference_logits"] = reader.hidden
-    scored = Scored(logits, batch["labels"])
-    nll = scored.nll.float().cpu()
-    return [
-        {"reference_nll": nll[i], **{name: each[i, :count].cpu() for name, each in states.items()}}
-        for i, count in enumerate(scored.num_tokens.tolist())
-    ]
 
 
 class FrozenHead(nn.Module):
@@ -170,11 +147,12 @@ class FrozenHead(nn.Module):
         inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
         self._forward = partial(copied, **inputs, use_cache=False)  # no submodule: its weights are those being trained
         assert read is not None
-        if not _equal(self(torch.cat([read, read])), torch.cat([logits, logits])):
-            raise UsageError(
-                f"the logits of {type(causal).__name__} cannot be computed from the inputs of its output head: "
-                f"choose a loss and a retain term other than kl, kl_forget and undial"
-            )
+        found, expected = self(torch.cat([read, read])), torch.cat([logits, logits])
+        rounding = max(1e-4, 8 * torch.finfo(expected.dtype).eps)
+        near = rounding * float(expected.abs().float().median())  # not the maximum: masked tokens have -inf
+        if found.shape != expected.shape or not torch.allclose(found, expected, rounding, near, equal_nan=True):
+            problem = f"the logits of {type(causal).__name__} cannot be computed from the inputs of its output head"
+            raise UsageError(f"{problem}: choose a loss and a retain term other than kl, kl_forget and undial")
 
     def forward(self, states: Tensor) -> Tensor:
         self._states = states
@@ -220,13 +198,6 @@ def _exchanged(module: nn.Module, others: Mapping[str, nn.Module]) -> nn.Module:
     for name, inner in below.items():
         copied.add_module(name, inner[""] if "" in inner else _exchanged(module.get_submodule(name), inner))
     return copied
-
-
-def _equal(found: Tensor, expected: Tensor) -> bool:
-    """Whether two [B, T, V] logits are equal up to the rounding of their dtype."""
-    rounding = max(1e-4, 8 * torch.finfo(expected.dtype).eps)
-    near = rounding * float(expected.abs().float().median())  # not the maximum: masked tokens have -inf
-    return found.shape == expected.shape and torch.allclose(found, expected, rounding, near, equal_nan=True)
 
 
 def _copy(head: nn.Module) -> nn.Module:

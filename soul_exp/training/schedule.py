@@ -1,11 +1,9 @@
 """How long a training lasts, how many rows it reads in a step, and when it counts as diverged."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 from soul_exp.errors import UsageError
 
@@ -36,7 +34,7 @@ class Schedule:
         """Optimizer steps on a leading part of `num_rows` rows."""
         return self.max_steps or max(1, round(self.epochs * num_rows / self.batch_size))
 
-    def in_one_step(self, num_rows: int) -> Schedule:
+    def in_one_step(self, num_rows: int) -> Self:
         """The schedule of a method that takes one step: all `num_rows` rows, the full learning rate, no clipping."""
         most = min(self.micro_batch_size or self.batch_size, num_rows)
         return replace(
@@ -76,8 +74,6 @@ class Schedule:
         for key in ("retain_loss", "retain_nll") if limit is not None else ():
             start = next((entry[key] for entry in history if key in entry), None)
             if key in logs and start is not None and not logs[key] <= limit * max(start, floor):
-                return (
-                    f"the {LABELS[key]} is {logs[key]:.3g} {when}, above {limit:g} x max({start:.3g} at the start, "
-                    f"{floor:g})"
-                )
+                most = f"{limit:g} x max({start:.3g} at the start, {floor:g})"
+                return f"the {LABELS[key]} is {logs[key]:.3g} {when}, above {most}"
         return None

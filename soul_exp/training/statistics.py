@@ -1,7 +1,5 @@
 """What a step does to the weights of this process, in eight sums over coordinates (STATISTICS), for every optimizer."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

@@ -1,9 +1,6 @@
 """The order of rows: every pass visits each row once, in batches of similar length."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,17 +11,12 @@ from soul_exp.data import Encoded, Part, pad, seed_of
 
 
 def windows(sizes: Iterable[int], batch_size: int, num_steps: int, longest: int = 16) -> list[range]:
-    """All steps in windows, within which rows are sorted by length into batches.
+    """All steps in windows of at most `longest`, within which rows are sorted by length into batches.
 
-    They have at most `longest` steps; one ends after a step in which a pass over a set of rows ends.
-    `sizes` are the numbers of rows of the sets. A set smaller than a batch ends no window: each step holds all of it.
+    One ends after a step in which a pass over a set of rows (of `sizes`) ends, if it is not smaller than a batch.
     """
-    ends = {
-        -(-end // batch_size)
-        for size in sizes
-        if size >= batch_size
-        for end in range(size, num_steps * batch_size, size)
-    }
+    num_visits, passed = num_steps * batch_size, [size for size in sizes if size >= batch_size]
+    ends = {-(-end // batch_size) for size in passed for end in range(size, num_visits, size)}
     starts = [0, *sorted(ends - {num_steps})]
     return [
         range(first, min(first + longest, stop))
@@ -38,8 +30,8 @@ def visits(lengths: np.ndarray, batch_size: int, shared: Sequence[range], seed: 
 
     Each pass visits every row once, in an order drawn from `seed` and `name`. A step holds no row twice, also where it
     spans two passes; where a batch is larger than the set, the counts of its rows differ by one at most. Within a
-    window batches hold rows of similar length. The order of the batches is random and, for all sets with the same
-    `shared` and `seed`, the same, so that long batches meet long ones.
+    window batches hold rows of similar length; their random order depends on `shared` and `seed`: long batches meet
+    long ones.
     """
     num_rows, num_visits = len(lengths), shared[-1].stop * batch_size
     order = np.empty(-(-num_visits // num_rows) * num_rows, dtype=np.int64)
@@ -72,9 +64,9 @@ def _bucket(rows: np.ndarray, lengths: np.ndarray, batch_size: int, window: rang
 class Stream(Dataset[dict[str, tuple[int, Encoded]]]):
     """All rows of a run in the order in which they are visited; global batch t is rows [t * batch_size, ...).
 
-    An entry maps each part to (number of the wording, its tokens). The order depends on `seed`, `batch_size` and the
-    rows of the parts, never on the number of processes or accumulation steps, and is known in advance: a restarted run
-    continues where it was. Every pass over a part visits each of its rows once; `visits` defines the batches.
+    An entry maps each part to (number of the wording, its tokens). The order (see `visits`) depends on `seed`,
+    `batch_size` and the parts' rows, never on processes or accumulation, and is known in advance, for a run that is
+    restarted.
     """
 
     def __init__(
@@ -87,10 +79,8 @@ class Stream(Dataset[dict[str, tuple[int, Encoded]]]):
         self.order: dict[str, np.ndarray] = {}  # part -> numbers of wordings
         rows: dict[str, np.ndarray] = {}
         shared = windows(self.num_rows.values(), batch_size, num_steps)
-        independent = [name for name, (part, _) in parts.items() if part.follows is None]
-        following = [name for name in parts if name not in independent]
-        for name in independent + following:
-            part, encoded = parts[name]
+        followed_first = sorted(parts.items(), key=lambda item: item[1][0].follows is not None)
+        for name, (part, encoded) in followed_first:
             starts = np.cumsum([0] + [len(row) for row in part.rows])
             if part.follows is not None and part.follows in rows:
                 rows[name] = rows[part.follows]
@@ -123,12 +113,7 @@ class Stream(Dataset[dict[str, tuple[int, Encoded]]]):
         return {name: (int(order[index]), self.encoded[name][order[index]]) for name, order in self.order.items()}
 
 
-@dataclass(frozen=True)
-class Collator:
+def collated(entries: Sequence[dict[str, tuple[int, Encoded]]], pad_id: int) -> dict[str, Tensor]:
     """One padded batch from entries of a Stream: part after part along B; `rows` [B] are the wordings' numbers."""
-
-    pad_id: int
-
-    def __call__(self, entries: Sequence[dict[str, tuple[int, Encoded]]]) -> dict[str, Tensor]:
-        flat = [entry[name] for name in entries[0] for entry in entries]
-        return {**pad([row for _, row in flat], self.pad_id), "rows": torch.tensor([number for number, _ in flat])}
+    flat = [entry[name] for name in entries[0] for entry in entries]
+    return {**pad([row for _, row in flat], pad_id), "rows": torch.tensor([number for number, _ in flat])}

@@ -1,7 +1,5 @@
 """One training, from its start or its last checkpoint to its end."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import math
@@ -13,7 +11,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
 from soul_exp import compat
 from soul_exp.data import Encoded, Part
@@ -23,7 +22,7 @@ from soul_exp.losses import Objective
 from soul_exp.models import loading, saving
 from soul_exp.models.layers import AnswerReader, recomputing
 from soul_exp.training import checkpoints
-from soul_exp.training.callbacks import ContinueWithoutState, Progress, trainer_state
+from soul_exp.training.callbacks import ContinueWithoutState, Progress
 from soul_exp.training.capabilities import takes_one_step
 from soul_exp.training.reference import compute_reference
 from soul_exp.training.schedule import Schedule
@@ -91,7 +90,10 @@ def train(
     if found:
         log.info("%s: resuming from %s%s", label, "the weights of " if other else "", found.path.name)
         seconds_before = found.seconds  # spent before the interruption
-        notes += [*found.notes, *([checkpoints.continuation_note(found)] if other else [])]
+        notes += found.notes
+    if other:
+        name, wrote = other.path.name, other.engine
+        notes.append(f"continued from the weights of {name} of {wrote}: momentum and curvature started at 0 there")
 
     def mark(checkpoint: Path) -> None:
         spent = seconds_before + time.perf_counter() - start
@@ -117,7 +119,7 @@ def train(
         trainer.add_callback(callback)
     start = time.perf_counter()
     if other and other.step >= num_steps:  # no step is left
-        trainer.state = trainer_state(other.path)
+        trainer.state = TrainerState.load_from_json(str(other.path / TRAINER_STATE_NAME))
     else:
         _take_steps(trainer, model, found.path if found and not other else None)
     ending = [*trainer.notes, *([_unchanged(args, compute)] if zero3.weight_sums(model) == before else [])]
@@ -168,7 +170,6 @@ def _arguments(
         logging_nan_inf_filter=False,
         save_strategy="steps" if schedule.save_steps else "no",
         save_steps=schedule.save_steps or 500,
-        save_total_limit=None,  # the older ones go when the newer one is marked complete, not before
         seed=seed,
         use_cpu=device == "cpu",
         bf16=bool(deepspeed and deepspeed.get("bf16", {}).get("enabled")),  # ZeRO's own; elsewhere no autocast
@@ -177,7 +178,6 @@ def _arguments(
         dataloader_pin_memory=device != "cpu",
         remove_unused_columns=False,
         disable_tqdm=True,
-        report_to=[],
         deepspeed=dict(deepspeed) if deepspeed else None,
     )
     compat.use_one_device(args)
@@ -196,11 +196,10 @@ def _unchanged(args: TrainingArguments, compute: str) -> str:
 
 def _release(trainer: Unlearner) -> None:
     """Free the memory of the engine and the optimizer; the model's weights stay as they are."""
-    engine = trainer.engine
+    engine = trainer.deepspeed
     if engine is not None:
         engine.destroy()  # its buffers
         for name in ("optimizer", "basic_optimizer", "client_optimizer"):  # the model's hooks keep the rest of it alive
             setattr(engine, name, None)
-        assert trainer.model is not None
         compat.forget_zero3_optimizer(trainer.model)
     trainer.accelerator.free_memory()  # it holds on to wrapped models and optimizers

@@ -3,12 +3,11 @@
 B rows of each part in a micro-batch, T answer positions, H hidden size, V vocabulary.
 """
 
-from __future__ import annotations
-
+import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +26,7 @@ from soul_exp.training.passes import Step
 from soul_exp.training.reference import Reference
 from soul_exp.training.schedule import Schedule
 from soul_exp.training.statistics import ComparedSums, logged_statistics, sign_descent_note
-from soul_exp.training.stream import Collator, Stream
+from soul_exp.training.stream import Stream, collated
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +36,9 @@ NEWTON = "one Newton step of this loss: influence unlearning proper has loss=gra
 class Unlearner(compat.OwnCheckpointReading, Trainer):
     """Trainer on named parts: one forward pass for all parts of a micro-batch, terms logged apart, curvature passes."""
 
+    model: PreTrainedModel
     objective: Objective
+    deepspeed: Any  # DeepSpeed's engine; None without it
 
     def __init__(
         self,
@@ -52,7 +53,8 @@ class Unlearner(compat.OwnCheckpointReading, Trainer):
         reference: Reference,
         pad_id: int,
     ) -> None:
-        super().__init__(model=model, args=args, train_dataset=stream, data_collator=Collator(pad_id))
+        collate = functools.partial(collated, pad_id=pad_id)
+        super().__init__(model=model, args=args, train_dataset=stream, data_collator=collate)
         self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = False  # our loss is a mean over sequences: let Trainer divide by accumulation
         self.stream, self.objective, self.make_optimizer = stream, objective, make_optimizer
@@ -61,12 +63,9 @@ class Unlearner(compat.OwnCheckpointReading, Trainer):
         self.diverged: str | None = None
         self.capabilities = Capabilities()  # of the optimizer, once there is one
         self.sums: StepSums | None = None  # of the optimizer's steps
-        self._conflict: dict[str, float] = {}
-        self._retain_nll: dict[str, float] = {}  # of the step about to be logged, where the loss has no retain term
+        self._before: dict[str, float] = {}  # numbers of the step about to be logged, of the weights before it
         self._probed_loss: Tensor | None = None  # the mean loss that a zeroth-order step has measured
         self._terms = torch.zeros(3, dtype=torch.float64)  # sums of forget and retain term, number of micro-batches
-
-    # --- the loss -------------------------------------------------------------------------------------------------
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -80,8 +79,7 @@ class Unlearner(compat.OwnCheckpointReading, Trainer):
     def _set_mode(self, model: nn.Module) -> None:
         """Dropout as the schedule and the adapter say where a gradient is taken, and none where a loss is compared.
 
-        The one step of an influence optimizer takes the gradient of the same function as its Hessian; a zeroth-order
-        step compares values of one function.
+        An influence optimizer's step and Hessian are of one function, and so are the losses of a zeroth-order step.
         """
         random = torch.is_grad_enabled() and self.capabilities.row_gradients is None
         model.train(random and self.schedule.dropout)
@@ -116,12 +114,10 @@ class Unlearner(compat.OwnCheckpointReading, Trainer):
         index = torch.cat([torch.arange(order.index(p) * size, (order.index(p) + 1) * size) for p in parts])
         return some_rows(inputs, index)
 
-    # --- the optimizer and its passes -----------------------------------------------------------------------------
-
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         # not Trainer(optimizers=...): DeepSpeed's initialisation silently replaces that by AdamW
         if self.optimizer is None:
-            module = model if model is not None else cast(nn.Module, self.model)
+            module = self.model if model is None else model
             groups = parameter_groups(module, set(self.get_decay_parameter_names(module)))
             self.optimizer = self._requested_optimizer = self.make_optimizer(groups)
             self.capabilities = capabilities(self.optimizer)
@@ -134,14 +130,9 @@ class Unlearner(compat.OwnCheckpointReading, Trainer):
         if found is not requested:
             raise RuntimeError(f"{type(found).__name__} would run, not {type(requested).__name__}")
         stage = self.args.deepspeed["zero_optimization"]["stage"] if isinstance(self.args.deepspeed, dict) else None
-        runs = self.engine.zero_optimization_stage() if self.engine is not None else None
+        runs = self.deepspeed.zero_optimization_stage() if self.deepspeed is not None else None
         if runs != stage:
             raise RuntimeError(f"ZeRO stage {runs} would run, not {stage}: give every job fresh processes")
-
-    @property
-    def engine(self) -> Any:
-        """DeepSpeed's engine; None without it."""
-        return getattr(self, "deepspeed", None)
 
     @property
     def base_optimizer(self) -> Any:
@@ -169,10 +160,10 @@ class Unlearner(compat.OwnCheckpointReading, Trainer):
             self.sums = self._begin_training()
         step = self._step(micro_batches)
         logged = step.number == 0 or (step.number + 1) % self.args.logging_steps == 0
-        if logged and self.schedule.log_gradients:
-            self._conflict = passes.gradient_conflict(step)
+        if logged:
+            self._before = passes.gradient_conflict(step) if self.schedule.log_gradients else {}
         if logged and self._measures_retain_nll:
-            self._retain_nll = {"retain_nll": float(passes.retain_nll(step))}
+            self._before["retain_nll"] = float(passes.retain_nll(step))
         terms = self._terms
         self._probed_loss = curvature.before_step(step, self.capabilities, self.stream, self.pad_id)
         if self._probed_loss is None:
@@ -197,14 +188,13 @@ class Unlearner(compat.OwnCheckpointReading, Trainer):
         return self.objective.retain_function is None and "retain" in self.stream.order
 
     def _step(self, micro_batches: Sequence[dict[str, Tensor]]) -> Step:
-        assert self.model is not None
         return Step(
             number=self.state.global_step,
             micro_batches=micro_batches,
             num_rows=self.args.per_device_train_batch_size,
             model=self.model_wrapped,
             module=self.model,  # never wrapped; accelerate's unwrap_model looks for packages on the disk each time
-            engine=self.engine,
+            engine=self.deepspeed,
             reader=self.reader,
             cut_to=lambda batch, parts: self._prepare_inputs(self._cut_to(batch, parts)),
             loss=lambda model, batch: self.compute_loss(model, self._prepare_inputs(batch)),
@@ -219,16 +209,12 @@ class Unlearner(compat.OwnCheckpointReading, Trainer):
             return super().training_step(model, inputs, num_items_in_batch)
         return self._probed_loss.to(self.args.device) / self.current_gradient_accumulation_steps  # without a gradient
 
-    # --- checkpoints ----------------------------------------------------------------------------------------------
-
     def read_checkpoint(self, folder: Path) -> None:
-        saving.read_weights(cast(PreTrainedModel, self.model), folder)
+        saving.read_weights(self.model, folder)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
-        saving.save_weights(cast(PreTrainedModel, self.model), folder, first=self.args.should_save)
-
-    # --- what is logged -------------------------------------------------------------------------------------------
+        saving.save_weights(self.model, folder, first=self.args.should_save)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's numbers, and forget and retain loss apart, means over steps and ranks; `win_rate` where defined.
@@ -244,9 +230,9 @@ class Unlearner(compat.OwnCheckpointReading, Trainer):
             assert self.sums is not None
             self.sums.counting = False
             sums = ranks.sum_over_ranks(self.sums.take_statistics().to(self.args.device))
-            if self.engine is None:  # each rank has counted every weight; under ZeRO its share
+            if self.deepspeed is None:  # each rank has counted every weight; under ZeRO its share
                 sums /= self.args.world_size
-            logs |= {**logged_statistics(sums, self.sums.clips), **self._conflict, **self._retain_nll}
+            logs |= {**logged_statistics(sums, self.sums.clips), **self._before}
             num_nonfinite = int(sums[STATISTICS.index("nonfinite")])
             when = f"at step {self.state.global_step}"
             self.diverged = self.schedule.divergence(logs, self.state.log_history, when, num_nonfinite)
@@ -272,10 +258,9 @@ class Unlearner(compat.OwnCheckpointReading, Trainer):
     @torch.no_grad()
     def _last_retain_nll(self) -> float:
         """The mean NLL per token of the last step's retain rows, all of which every rank reads."""
-        assert self.model is not None
         size, last = self.args.per_device_train_batch_size, len(self.stream)
         rows = [{"retain": self.stream[i]["retain"]} for i in range(last - self.schedule.batch_size, last)]
-        batches = [Collator(self.pad_id)(rows[i : i + size]) for i in range(0, len(rows), size)]
+        batches = [collated(rows[i : i + size], self.pad_id) for i in range(0, len(rows), size)]
         self.model.eval()
         scored = [Scored(self.reader(self.model, b), b["labels"]) for b in map(self._prepare_inputs, batches)]
         return float(torch.cat([part.mean_nll for part in scored]).double().mean())

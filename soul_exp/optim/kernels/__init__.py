@@ -1,11 +1,8 @@
 """One pass over memory for every elementwise rule: the same update in plain torch, in C and in Triton.
 
-A kernel is a module with two functions. `obstacle(batch)` returns why it cannot update these tensors, None if it can;
-`update(...)` applies one rule to a list of tensors and adds to the [8] sums of STATISTICS.
-fp32 results of all kernels agree bit for bit: each operation is one IEEE rounding, and none is fused with another.
+A kernel is a module: `obstacle(batch)` is why it cannot update these tensors, or None, and `update(...)` applies a rule
+to them and adds to the [8] sums of STATISTICS. fp32 results agree bit for bit: each operation is one IEEE rounding.
 """
-
-from __future__ import annotations
 
 import functools
 import hashlib
@@ -66,15 +63,12 @@ class Operands(NamedTuple):
         return [t for t in (self.grad, self.weight, self.m, self.h, self.spare) if t is not None]
 
 
-def columns(batch: Sequence[Operands]) -> list[tuple[Tensor, ...]]:
-    """The tensors of `batch` by kind: all gradients, all weights and so on, those that the rule uses."""
-    return [column for column in list(zip(*batch, strict=True))[:5] if column[0] is not None]
-
-
 def unsuitable(batch: Sequence[Operands], device: str, on_device: Callable[[Tensor], bool]) -> str | None:
     """Why contiguous float32 and bfloat16 tensors of `device` are not what `batch` holds, None if they are."""
-    for column in columns(batch):
+    for column in list(zip(*batch, strict=True))[:5]:  # all gradients, all weights and so on
         first = column[0]
+        if first is None:  # the rule does not use these
+            continue
         if not on_device(first):
             return f"it takes tensors of {device}, not of {first.device.type}"
         if first.dtype not in (torch.float32, torch.bfloat16):
@@ -97,16 +91,9 @@ def key_of(*parts: int) -> int:
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little")
 
 
-def forced() -> str:
-    """The kernel that SOUL_EXP_KERNELS names, "" if it is not set."""
-    return os.environ.get("SOUL_EXP_KERNELS", "")
-
-
-def choose(batch: Sequence[Operands], forced: str = "") -> list[tuple[Kernel, Sequence[Operands]]]:
-    """The fastest kernel for each of `batch`, all of one dtype and device, or the `forced` one.
-
-    Raises RuntimeError if that one cannot update them.
-    """
+def choose(batch: Sequence[Operands]) -> list[tuple[Kernel, Sequence[Operands]]]:
+    """The fastest kernel for each of `batch`, all of one dtype and device; RuntimeError if SOUL_EXP_KERNELS cannot."""
+    forced = os.environ.get("SOUL_EXP_KERNELS", "")
     name = forced or ("triton" if batch[0].grad.is_cuda else "cpu")
     reason = _missing(name) or _kernel(name).obstacle(batch)
     if reason is None:

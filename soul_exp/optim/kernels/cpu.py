@@ -1,7 +1,5 @@
 """The C kernel (cpu.c): compiled at first use by the system's C compiler, kept in the user's cache folder."""
 
-from __future__ import annotations
-
 import ctypes
 import functools
 import hashlib

@@ -7,8 +7,6 @@ it finds through a table of addresses, one row of COLUMNS for each tensor: hundr
 # mypy: disable-error-code="no-untyped-def"
 # (in a @triton.jit function an annotation is code for the device: constexpr is the only one that it may have)
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import os

@@ -4,8 +4,6 @@ Each line is one IEEE-rounded operation. `alpha=`, `value=`, `lerp` and `addcmul
 scalar tail may round differently, so that a result would depend on where a tensor was cut.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """`python -m soul_exp.ask RUN "question"`: the answers of a run's original, unlearned and retrained model."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 import math

@@ -1,7 +1,5 @@
 """Calls by parameter name: positional parameters get values of the run, keyword-only ones constants of the YAML."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 from collections.abc import Callable, Mapping

@@ -4,8 +4,6 @@
 so that they agree; below it, functions take the `Run` or ordinary typed arguments.
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """Whether two configurations describe the same run: the options that decide its numbers, and the differences."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

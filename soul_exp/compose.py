@@ -1,7 +1,5 @@
 """Hydra composes; here the result becomes plain data, with absolute paths, and the resolvers of conf/ are defined."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import re

@@ -3,8 +3,6 @@
 B sequences, S tokens of the longest, T answer positions of the longest answer. Every answer ends in one end token.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -41,7 +39,7 @@ class Part:
     follows: str | None = None
 
     @classmethod
-    def of(cls, items: Sequence[Item]) -> Part:
+    def of(cls, items: Sequence[Item]) -> "Part":
         return cls([(item,) for item in items])
 
 

@@ -1,7 +1,5 @@
 """Files and folders that appear complete or not at all; their checksums; the error message of a full disk."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import functools

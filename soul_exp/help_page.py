@@ -1,7 +1,5 @@
 """The pages of `python -m soul_exp --help`: the options of conf/ with the meanings that its comments state."""
 
-from __future__ import annotations
-
 import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence

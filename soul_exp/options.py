@@ -4,8 +4,6 @@ The comparison of finished runs, the identity of prepared models, the columns of
 `tuned` and the forecast of a sweep derive from it. Meaning, unit and default of an option stand in conf/.
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 import pkgutil

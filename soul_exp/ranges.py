@@ -1,7 +1,5 @@
 """Types and ranges that the value of an option may have; a parameter states its own as `Annotated[int, COUNT]`."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any, Protocol

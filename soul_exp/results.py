@@ -1,7 +1,5 @@
 """results.json, the only contract between running and analysing: a documented type, written in one atomic step."""
 
-from __future__ import annotations
-
 import functools
 import json
 import math

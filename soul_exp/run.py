@@ -1,7 +1,5 @@
 """What one run is made of: typed, frozen, the same in the parent and in every worker. `build` makes it."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence

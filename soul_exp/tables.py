@@ -1,7 +1,5 @@
 """`python -m soul_exp.tables runs/NAME`: the tables of a folder of runs, from their results.json alone."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Why a metric is not available: its probe is missing or does not record what it reads, or no model to compare is."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Mapping
 

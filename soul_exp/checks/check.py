@@ -1,7 +1,5 @@
 """Everything that can be known before work starts: one message for an error; why a metric is not available."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Mapping

@@ -4,8 +4,6 @@ Counted are weights and optimizer states, from the number of weights of the mode
 reserve that the checks always require. The size of a model that would need a download is unknown.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Whether an optimizer can run on the engine and at the precision of its run."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

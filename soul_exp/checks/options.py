@@ -1,7 +1,5 @@
 """The type and range of every option, as the table or a signature states it; checked before anything else."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """One run on a console: the metrics of the models that it compares, side by side."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 

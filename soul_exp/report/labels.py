@@ -1,7 +1,5 @@
 """How metrics and numbers are written: names, directions, digits."""
 
-from __future__ import annotations
-
 import functools
 import importlib
 import math

@@ -1,7 +1,5 @@
 """The runs of a folder as Markdown: a table per set of comparable runs, a row per combination, over seeds."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Run folders as data frames: which runs lie below a folder, what they share and where they differ."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from pathlib import Path

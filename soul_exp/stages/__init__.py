@@ -4,8 +4,6 @@ STAGES run in the process that started the run, and start workers of their own; 
 one group of workers, which hold the model.
 """
 
-from __future__ import annotations
-
 from soul_exp.stages import evaluate, prepare, tune, unlearn
 from soul_exp.stages.stage import Job, RankJob, Stage
 

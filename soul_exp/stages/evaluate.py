@@ -1,7 +1,5 @@
 """The stage that evaluates: the unlearned model answers every probe, and results.json compares it with the others."""
 
-from __future__ import annotations
-
 import logging
 import math
 import time

@@ -1,7 +1,5 @@
 """Which weights are best: the rule by which trials of `tune`, and checkpoints with save=best, are compared."""
 
-from __future__ import annotations
-
 import json
 import logging
 import shutil

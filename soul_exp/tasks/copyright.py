@@ -1,7 +1,5 @@
 """A book to forget: the target recites its passages; other passages of the same book are in no training."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A user's rows to forget, rows to retain and perhaps rows that are in no training, from files or the hub."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path

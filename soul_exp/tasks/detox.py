@@ -3,8 +3,6 @@
 A user's pretrained model is the target as it is (`trained_before`), as in SOUL; the tiny one is trained to be toxic.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated

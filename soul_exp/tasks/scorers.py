@@ -4,8 +4,6 @@ A scorer is a description until it is loaded: `identity` decides its scores, so 
 scorer works on this rank alone: some ranks may call it and others not. N texts.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import re

@@ -1,7 +1,5 @@
 """The shape of a task: rows to train on, probes to evaluate on, and what is missing, with the reason."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 from collections.abc import Iterable, Mapping, Sequence

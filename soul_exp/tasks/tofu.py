@@ -4,8 +4,6 @@
 model's training) the last of the others.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The toxicity of a model's answers, by the task's scorer, and the scorer's own AUC."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

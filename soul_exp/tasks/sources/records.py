@@ -3,8 +3,6 @@
 Every error is a UsageError that begins with `where`, such as task.forget=a.csv.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import itertools

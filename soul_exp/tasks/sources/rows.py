@@ -3,8 +3,6 @@
 A row may also have a paraphrased answer, and wrong ("perturbed") answers.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import re
@@ -46,7 +44,7 @@ class Rows:
     def items(self) -> list[Item]:
         return [row.item for row in self.rows]
 
-    def without(self, locations: set[str]) -> Rows:
+    def without(self, locations: set[str]) -> "Rows":
         return Rows(self.name, [row for row in self.rows if row.location not in locations])
 
 

@@ -1,7 +1,5 @@
 """Running text: general text to retain and to measure perplexity on, and its division into prompt and answer."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path

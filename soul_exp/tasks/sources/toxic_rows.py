@@ -4,8 +4,6 @@ The part of a text depends on a hash of the text alone, not on order or number o
 white space only never fall into two parts.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -12,10 +12,9 @@ def with_rates(config: Mapping[str, Any], lr: Any, gamma: Any) -> dict[str, Any]
 
 
 def compared(config: Mapping[str, Any], tried: Sequence[tuple[float, float]] = ()) -> dict[str, Any]:
-    """The values that two runs must share to be the same; for a tuned run all that it `tried`, not those it chose.
+    """The values that two runs must share to be the same: options.TABLE's that change more than the last digits.
 
-    `tried` holds (learning rate, gamma). Options that change at most the last digits in this configuration, by
-    options.TABLE, are left out.
+    Of a tuned run these are all (learning rate, gamma) that it `tried`, not those it chose.
     """
     if tried:
         config = {**with_rates(config, *map(list, zip(*tried, strict=True))), "tuned": None}

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -16,8 +17,17 @@ from soul_exp.models.checkpoint import is_ours
 from soul_exp.run import Run
 from soul_exp.tasks.task import Probe
 
-NUM = 2  # made-up examples
-OF_GENERATION = ("rouge_l", "generation")
+MADE_UP = Answers(  # two examples
+    nll=np.zeros(2),
+    logp=[np.zeros(1)] * 2,
+    right=[np.ones(1, dtype=bool)] * 2,
+    paraphrase_nll=np.zeros(2),
+    wrong_nll=np.zeros((2, 1)),
+    rouge_l=np.ones(2),
+    question=["question"] * 2,
+    answer=["answer"] * 2,
+    generation=["answer"] * 2,
+)
 
 
 def read_records(run: Run) -> Mapping[str, Answers] | None:
@@ -105,8 +115,7 @@ def missing_field(metric: Callable[..., float], probes: Mapping[str, Probe]) -> 
         if name not in probes:
             continue
         absent = unrecorded(probes[name])
-        complete = {other: _made_up(()) for other in probes}
-        given = {**complete, name: _made_up(absent)}
+        given = {**dict.fromkeys(probes, MADE_UP), name: replace(MADE_UP, **dict.fromkeys(absent))}
         try:
             with warnings.catch_warnings(), np.errstate(all="ignore"):
                 warnings.simplefilter("ignore")
@@ -123,18 +132,4 @@ def unrecorded(probe: Probe) -> tuple[str, ...]:
     """The fields of Answers that `probe` will leave empty."""
     absent: tuple[str, ...] = () if probe.paraphrases is not None else ("paraphrase_nll",)
     absent += () if probe.wrong is not None else ("wrong_nll",)
-    return absent if probe.generate else (*absent, *OF_GENERATION)
-
-
-def _made_up(absent: tuple[str, ...]) -> Answers:
-    fields = {
-        "logp": [np.zeros(1)] * NUM,
-        "right": [np.ones(1, dtype=bool)] * NUM,
-        "paraphrase_nll": np.zeros(NUM),
-        "wrong_nll": np.zeros((NUM, 1)),
-        "rouge_l": np.ones(NUM),
-        "question": ["question"] * NUM,
-        "answer": ["answer"] * NUM,
-        "generation": ["answer"] * NUM,
-    }
-    return Answers(nll=np.zeros(NUM), **{name: value for name, value in fields.items() if name not in absent})  # type: ignore[arg-type]
+    return absent if probe.generate else (*absent, "rouge_l", "generation")

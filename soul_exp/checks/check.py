@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +92,6 @@ def _check_validation(run: Run, reasons: Mapping[str, str], what: str, advice: s
 
 
 def _check_input_based(config: Config, run: Run) -> None:
-    """Whether the target can be measured under a system prompt."""
     if not config["task"].get("system_prompt"):
         raise UsageError(
             f"input_based=true: task={run.choices.task} states no system prompt, type +task.system_prompt='<text>' or "
@@ -148,10 +148,7 @@ def _check_compute(compute: Config, tunes: bool) -> None:
 
 
 def _check_layers(run: Run) -> None:
-    """Whether the model has the layer that the loss reads, and its layers can be computed again.
-
-    Unknown before a download. Whether an adapter fits shows when its weights are counted.
-    """
+    """Whether the model, unless it has to be downloaded, has the layer that the loss reads and can be recomputed."""
     path, again, reads_hidden = run.model.path, run.schedule.gradient_checkpointing, run.objective.reads_hidden
     if run.adapter is not None and run.compute.zero_stage == 3:
         raise UsageError("an adapter is not trained under ZeRO-3: choose compute=zero2, where each rank holds the base")
@@ -181,8 +178,7 @@ def _check_models(run: Run) -> None:
     if not model.path and not model.scratch:
         raise UsageError("the model has neither model.path nor model.scratch: give a checkpoint folder or hub name")
     if not model.path and model.scratch:
-        architecture = loading.scratch_config(model.scratch.config, model.scratch.vocab_size)
-        loading.check_architecture(architecture, "model.scratch.config")
+        loading.check_architecture(loading.scratch_config(**vars(model.scratch)), "model.scratch.config")
     if run.retrained and run.retrained_records:
         raise UsageError("retrained.path and retrained.records are both given: keep one")
     if run.retrained and _is_local(run.retrained.path):
@@ -210,9 +206,8 @@ def _is_local(path: str) -> bool:
 def _check_writable(folder: Path, option: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".writable-{os.getpid()}"
-        probe.write_bytes(b"x" * 4096)
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"x" * 4096)
     except OSError as error:
         raise UsageError(f"{option} {folder} cannot be written ({error.strerror}): choose another folder") from error
     free = shutil.disk_usage(folder).free

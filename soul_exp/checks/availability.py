@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -115,7 +116,8 @@ def missing_field(metric: Callable[..., float], probes: Mapping[str, Probe]) -> 
         if name not in probes:
             continue
         absent = unrecorded(probes[name])
-        given = {**dict.fromkeys(probes, MADE_UP), name: replace(MADE_UP, **dict.fromkeys(absent))}
+        without: Any = dict.fromkeys(absent)
+        given = {**dict.fromkeys(probes, MADE_UP), name: replace(MADE_UP, **without)}
         try:
             with warnings.catch_warnings(), np.errstate(all="ignore"):
                 warnings.simplefilter("ignore")

@@ -62,6 +62,7 @@ def summary(job: RankJob, answers: Measured) -> Results:
     if little := scores.not_learnt(run.task.learnt, measured.get("original", {})):
         notes.append(little)
     scorer = scorers.report(run.task.scorer, run.cache, job.device) if run.task.scorer is not None else None
+    headline: dict[str, Any] = {key: measured["unlearned"].get(key) for key in results.HEADLINE}
     return Results(
         name=run.name,
         status="diverged" if diverged else "finished",
@@ -84,7 +85,7 @@ def summary(job: RankJob, answers: Measured) -> Results:
         data_hashes=data_hashes(run),
         commit=results.commit(),
         versions=results.versions(),
-        **{key: measured["unlearned"].get(key) for key in results.HEADLINE},
+        **headline,
     )
 
 

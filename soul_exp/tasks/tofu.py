@@ -52,10 +52,11 @@ def tofu(
     if embedded and split != "forget10":
         raise UsageError(f"task.split={split} is a split of real TOFU: on embedded data give task.num_forget_authors")
     if embedded:
-        full = retain_perturbed = forget_perturbed = corpus.authors(num_authors or 24)
-        authors, facts = corpus.general_authors(), corpus.general_facts()
+        generated = corpus.authors(num_authors or 24)
+        tables: list[Sequence[Record]] = [*[generated] * 3, corpus.general_authors(), corpus.general_facts()]
     else:
-        full, retain_perturbed, forget_perturbed, authors, facts = (_read(source, revision, *table) for table in TABLES)
+        tables = [_read(source, revision, *table) for table in TABLES]
+    full, retain_perturbed, forget_perturbed, authors, facts = tables
     available = len(full) // ROWS_PER_AUTHOR
     total = num_authors or available
     num_forget = num_forget_authors or (4 if embedded else max(1, total * PERCENT[split] // 100))

@@ -188,15 +188,13 @@ class Conf:
                 found.setdefault(entry.key, self._explained(entry))
         if not found:
             raise UsageError(f"--help {argument}: expected a group (optimizer), choice (optimizer=sophia) or option")
-        return "\n".join([*_rows(found.values()), *(_effect(name) if name in found and found[name].value else ())])
-
-
-def _effect(key: str) -> list[str]:
-    """The values that an option may have, and what another one changes."""
-    option = option_of(key)
-    values = [f"values: {option.values.expected()}"] if option.values else []
-    when = f" (with {option.when[0]}={str(option.when[1]).lower()})" if option.when else ""
-    return ["", *values, f"it changes: {option.changes.value}{when}"]
+        lines = _rows(found.values())
+        if name in found and found[name].value:
+            option = option_of(name)
+            when = f" (with {option.when[0]}={str(option.when[1]).lower()})" if option.when else ""
+            lines += ["", *([f"values: {option.values.expected()}"] if option.values else ())]
+            lines += [f"it changes: {option.changes.value}{when}"]
+        return "\n".join(lines)
 
 
 def _rows(entries: Iterable[Entry]) -> list[str]:

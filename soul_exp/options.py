@@ -206,9 +206,8 @@ def declared(config: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any
         values = option_of(key).values or (_values(parameters[name].annotation) if name in parameters else None)
         if values is None and at == "task":  # of a user's own: what the option means in a task of this package
             known = [_values(signature[name].annotation) for signature in _task_signatures() if name in signature]
-            values = next(
-                (each for each in known if each and each.mismatch(key, None) is None), next(filter(None, known), None)
-            )
+            nullable_first = sorted(filter(None, known), key=lambda each: each.mismatch(key, None) is not None)
+            values = next(iter(nullable_first), None)
         if values is not None:
             yield key, value, values
         if isinstance(value, Mapping):

@@ -52,7 +52,8 @@ def _table(named: Mapping[str, Results], requested: Sequence[str] | None, varied
     columns = _columns(list(runs[0].metrics["unlearned"]), requested)
     frame["untuned"] = frame["tuned"].isna() & frame["choices.loss"].notna()
     repeats = frame.duplicated([*by, "untuned", *(key for key in frame if key.startswith("seeds."))])
-    titles = [_title(runs[0].config["task"].get("metrics"), name) for name in columns]
+    scales = [declared(runs[0].config["task"].get("metrics"), name) for name in columns]
+    titles = [label_of(name, unit) + ARROWS[direction] for name, (unit, direction) in zip(columns, scales, strict=True)]
     rows = [[*(key.partition(".")[2] for key in by), *titles, *AFTER]]
     rows += [*_compared_models(frame, runs, columns, len(by)), *_combinations(frame[~repeats], by, columns)]
     notes = [f"left out, repeats a seed: `{name}`" for name in frame["run"][repeats]]
@@ -69,11 +70,6 @@ def _columns(measured: Iterable[str], requested: Sequence[str] | None) -> list[s
     usual = [name for name in headline_first(names) if not name.startswith(ON_DEMAND) and "truth_ratio" not in name]
     chosen = [name for name in (usual if requested is None else requested) if name in names]
     return [column for name in chosen for column in ((name, DELTA) if name == MIA else (name,))]
-
-
-def _title(metrics: Mapping[str, Any] | None, name: str) -> str:
-    unit, direction = declared(metrics, name)
-    return label_of(name, unit) + ARROWS[direction]
 
 
 def _compared_models(

@@ -52,10 +52,9 @@ def plain(cfg: DictConfig, choices: dict[str, str]) -> dict[str, Any]:
 
 
 def of_job(cfg: DictConfig, hydra_config: Any, started: tuple[int, str] | None = None) -> dict[str, Any]:
-    """The plain configuration of a job, with what its numbers were tuned on, and its processes.
+    """The plain configuration of a job, with what its numbers were tuned on.
 
-    `started` is the number of processes that exist already, which becomes compute.processes, and their launcher. Raises
-    UsageError if another one was typed.
+    compute.processes is the number that a launcher has `started`, if any; UsageError if another one was typed.
     """
     config = plain(cfg, dict(hydra_config.runtime.choices))
     config["tuned"] = tuned_on(config, hydra_config.overrides.task)
@@ -122,10 +121,7 @@ def _absolute(path: str) -> str:
 
 
 def _taught_here(path: str | None, stages: Sequence[str]) -> bool:
-    """Whether the compared models are trained from scratch, with general questions among their rows.
-
-    A `path` that is only evaluated does not count, unless it is one of those models.
-    """
+    """Whether the compared models are trained from scratch, with general questions, or one such is only evaluated."""
     from soul_exp.models.checkpoint import knows_general
 
     return path is None or (list(stages) == ["evaluate"] and knows_general(path))

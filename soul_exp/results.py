@@ -24,15 +24,11 @@ PACKAGES = "torch transformers accelerate datasets deepspeed hydra-core lm_eval 
 
 @dataclass(frozen=True)
 class Compared:
-    """A model that a run compares: its key in `metrics`, its title, and where its weights come from.
+    """A model that a run compares."""
 
-    `role` is the role of the checkpoint, which prepare makes or the user gives; None: the model that the run itself
-    unlearns or evaluates.
-    """
-
-    key: str
+    key: str  # in `metrics`
     title: str
-    role: str | None
+    role: str | None  # of the checkpoint, made by prepare or given; None: what the run itself unlearns or evaluates
     with_system_prompt: bool = False  # whether it answers with the run's system prompt
 
 
@@ -89,10 +85,7 @@ def write(folder: Path, results: Results) -> Path:
 
 
 def read(folder: Path) -> Results | None:
-    """The results in `folder`, of older versions under today's names; None if there are none.
-
-    Raises UsageError if the file is not of FORMAT.
-    """
+    """The results in `folder`, under today's names; None if there are none. UsageError if they are not of FORMAT."""
     path = folder / NAME
     if not path.is_file():
         return None

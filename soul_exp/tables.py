@@ -13,10 +13,7 @@ __all__ = ["CHOSEN", "load", "main", "table", "trials"]  # what notebooks use
 
 
 def main() -> None:
-    """Prints the table and writes it into the folder, with one row per run and per trial as CSV; exits 2 if it cannot.
-
-    A line on stderr then gives the reason.
-    """
+    """Prints the table, writes it and CSV files of runs and trials; exits 2, with a line on stderr, if it cannot."""
     parser = argparse.ArgumentParser("python -m soul_exp.tables", description="Compare the runs of a folder.")
     parser.add_argument(
         "folder",

@@ -7,10 +7,7 @@ from typing import Any
 
 
 def names(function: Callable[..., Any]) -> tuple[str, ...]:
-    """The names of the values that `function` needs from the run: its positional parameters.
-
-    A `functools.partial` keyword renames one: `probability` with `answers="forget"` needs "forget".
-    """
+    """What `function` needs from the run: its positional parameters; a partial's `answers="forget"` renames one."""
     return tuple(_bound(function)[1].values())
 
 

@@ -36,10 +36,7 @@ def _kept(node: Mapping[str, Any], config: Mapping[str, Any], at: str = "") -> d
 
 
 def differences(old: Any, new: Any, at: str = "") -> list[str]:
-    """The dotted keys at which two results of `compared` differ, with both values.
-
-    A key beside a `_target_` that one of them does not have counts with the default of the signature.
-    """
+    """The dotted keys, with both values, at which two results of `compared` differ; an absent one has its default."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = [*old, *(key for key in new if key not in old)]
         given = options.defaults(new.get("_target_")) if len(keys) > len(old) or len(keys) > len(new) else {}

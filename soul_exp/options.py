@@ -1,7 +1,6 @@
 """The one table of options: which values each may have, and what it changes; conf/ states meaning, unit and default.
 
-The comparison of finished runs, the identity of prepared models, the columns of tables, the names of run folders,
-`tuned` and the forecast of a sweep derive from it.
+When runs and prepared models are the same, columns of tables, names of folders, `tuned` and forecasts derive from it.
 """
 
 import functools
@@ -206,8 +205,8 @@ def declared(config: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any
         values = option_of(key).values or (_values(parameters[name].annotation) if name in parameters else None)
         if values is None and at == "task":  # of a user's own: what the option means in a task of this package
             known = [_values(signature[name].annotation) for signature in _task_signatures() if name in signature]
-            nullable_first = sorted(filter(None, known), key=lambda each: each.mismatch(key, None) is not None)
-            values = next(iter(nullable_first), None)
+            stated = [each for each in known if each is not None]
+            values = next((each for each in stated if each.mismatch(key, None) is None), stated[0] if stated else None)
         if values is not None:
             yield key, value, values
         if isinstance(value, Mapping):

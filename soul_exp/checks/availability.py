@@ -63,13 +63,10 @@ def read_records(run: Run) -> Mapping[str, Answers] | None:
 def reasons(config: Config, run: Run) -> dict[str, str]:
     """metric -> why it is not available, for those that are not."""
     task, missing, records = run.task, dict(run.task.missing), read_records(run)
+    num_holdout = config["task"].get("num_holdout_authors", 0)
     if run.published is not None:
         missing["holdout"] = "the published target was trained on every author, so none is unseen"
-    elif (
-        run.measures_only
-        and not (run.model.path and is_ours(run.model.path))
-        and config["task"].get("num_holdout_authors", 0) is None
-    ):
+    elif run.measures_only and not is_ours(run.model.checkpoint.path) and num_holdout is None:
         missing["holdout"] = "whether model.path saw the holdout is unknown: set task.num_holdout_authors if it did not"
     prepares = "prepare" in run.stages or not run.stages
     has_retrained = prepares and "retrained" in prepared_models.checkpoints(run)
@@ -132,6 +129,6 @@ def missing_field(metric: Callable[..., float], probes: Mapping[str, Probe]) -> 
 
 def unrecorded(probe: Probe) -> tuple[str, ...]:
     """The fields of Answers that `probe` will leave empty."""
-    absent: tuple[str, ...] = () if probe.paraphrases is not None else ("paraphrase_nll",)
-    absent += () if probe.wrong is not None else ("wrong_nll",)
-    return absent if probe.generate else (*absent, "rouge_l", "generation")
+    recorded = {"paraphrase_nll": probe.paraphrases is not None, "wrong_nll": probe.wrong is not None}
+    recorded |= dict.fromkeys(("rouge_l", "generation"), probe.generate)
+    return tuple(field for field in recorded if not recorded[field])

@@ -138,7 +138,6 @@ def _check(prompt_words: Sequence[int], lead_words: int, wordings: Sequence[str]
 def _too_long(
     size: int, wanted: int, available: int, source: str, context: int | None, tokens_per_word: float
 ) -> str | None:
-    """Why passages of `size` words are not available, or None if they are."""
     if available < size * wanted:
         return (
             f"task.source={source} has {available} word(s) between blanks, expected {size * wanted} for {wanted} "

@@ -70,8 +70,7 @@ def tofu(
         )
     if num_forget > num_perturbed:
         raise UsageError(
-            f"task.num_forget_authors={num_forget}: perturbed answers exist for {num_perturbed} authors, expected at "
-            f"most so many"
+            f"task.num_forget_authors={num_forget}: expected at most {num_perturbed}, which have perturbed answers"
         )
 
     retain = full[: num_retain * ROWS_PER_AUTHOR]

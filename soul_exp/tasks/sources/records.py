@@ -1,7 +1,4 @@
-"""The records of a text, JSON lines, CSV or Parquet file, each with its location ("line 7"), and of a hub dataset.
-
-Every error is a UsageError that begins with `where`, such as task.forget=a.csv.
-"""
+"""The records of files and hub datasets; every error is a UsageError that begins with `where`: task.forget=a.csv."""
 
 import csv
 import io

@@ -48,9 +48,8 @@ class Rows:
 def read(source: str, option: str, *, columns: Columns, revision: str | None, lead_words: int | None) -> Rows:
     """The rows of a file, or of `hub:owner/name[:split]` or `hub:owner/name:configuration:split`.
 
-    The first `lead_words` words of a text are its prompt (None: a third of them). Either every row has a paraphrased
-    answer or none has; likewise wrong answers, the same number K in every row. Raises UsageError, which begins with
-    `option`, if there are no rows or one is malformed.
+    The first `lead_words` words of a text are its prompt (None: a third). Every row or none has a paraphrased answer,
+    likewise K wrong ones. Raises UsageError, which begins with `option`, if there are no rows or one is malformed.
     """
     where = f"{option}={source}"
     rows = [
@@ -68,9 +67,7 @@ def _records(source: str, where: str, columns: Columns, revision: str | None) ->
     if source.startswith(HUB):
         name, *rest = source.removeprefix(HUB).split(":")
         if not name or len(rest) > 2 or not all(rest):
-            raise UsageError(
-                f"{where}: expected hub:owner/name, hub:owner/name:split or hub:owner/name:configuration:split"
-            )
+            raise UsageError(f"{where}: expected hub:owner/name[:split] or hub:owner/name:configuration:split")
         config, split = (rest[0] if len(rest) == 2 else None), (rest[-1] if rest else None)
         table = hub_rows(name, config, None, where=where, revision=revision, split=split, advice="give a file")
         if table:
@@ -80,8 +77,7 @@ def _records(source: str, where: str, columns: Columns, revision: str | None) ->
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise UsageError(
-            f"{where}: found the suffix {path.suffix!r}, expected {', '.join(SUFFIXES)}, or hub:owner/name for a "
-            f"dataset of the hub"
+            f"{where}: found the suffix {path.suffix!r}, expected {', '.join(SUFFIXES)}, or of the hub hub:owner/name"
         )
     if not path.is_file():
         raise UsageError(f"{where} does not exist: give a file, or hub:owner/name for a dataset of the hub")
@@ -91,7 +87,6 @@ def _records(source: str, where: str, columns: Columns, revision: str | None) ->
 
 
 def _check_columns(found: Sequence[str], columns: Columns, where: str) -> None:
-    """Raises UsageError unless prompt and answer, or text, are among the columns `found`, each once."""
     twice = [name for name in columns.values() if list(found).count(name or "") > 1]
     if twice:
         raise UsageError(f"{where}: found the column {twice[0]} twice in the header, expected it once")
@@ -199,15 +194,13 @@ def _divided_text(text: str, where: str, lead_words: int | None) -> Item:
 
 
 def _check_uniform(rows: Sequence[Row], where: str) -> None:
-    """Raises UsageError unless all rows have paraphrased answers or none has, and all as many wrong answers."""
     first = rows[0]
     for row in rows:
         for field, name in (("paraphrase", "paraphrased_answer"), ("wrong", "perturbed_answer")):
             if (getattr(row, field) is None) != (getattr(first, field) is None):
                 without, other = (row, first) if getattr(row, field) is None else (first, row)
                 raise UsageError(
-                    f"{where}, {without.location}: no {name}, but {other.location} has one: give it in every row or in "
-                    f"none"
+                    f"{where}, {without.location}: no {name}, but {other.location} has one: give it in all rows or none"
                 )
         if row.wrong is not None and first.wrong is not None and len(row.wrong) != len(first.wrong):
             raise UsageError(

@@ -55,10 +55,7 @@ def normalised(text: str) -> str:
 
 
 def pairs(source: str, revision: str | None, limit: int) -> list[Example]:
-    """Each response of the first `limit` rows of PKU-SafeRLHF ("hub" or a folder); toxic means that it is not safe.
-
-    The toxic ones come first: of a prompt that has both, that one counts. A UsageError names the row.
-    """
+    """Each response of the first `limit` rows of PKU-SafeRLHF ("hub" or a folder); toxic means that it is not safe."""
     columns = ("prompt", "response_0", "response_1", "is_response_0_safe", "is_response_1_safe")
     where = f"task.source={source}"
     rows = hub_rows(
@@ -76,7 +73,7 @@ def pairs(source: str, revision: str | None, limit: int) -> list[Example]:
                 )
             if prompt.strip() and has_word(answer):
                 examples.append(Example(answer, prompt, not safe, Item(prompt.strip(), answer.strip())))
-    return sorted(examples, key=lambda example: not example.toxic)
+    return sorted(examples, key=lambda example: not example.toxic)  # of a prompt that has both, the toxic one counts
 
 
 def comments(path: Path, lead_words: int, answer_words: int) -> Iterator[Example]:

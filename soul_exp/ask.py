@@ -44,9 +44,7 @@ def models_of(folder: Path) -> tuple[Results, dict[str, Checkpoint], list[str]]:
     """The run in `folder`, its models, a message for each that it has no weights of; UsageError if they are gone."""
     run = results.read(folder)
     if run is None:
-        raise UsageError(
-            f"{folder} has no {results.NAME}: give the folder of a finished run, such as runs/tofu/default"
-        )
+        raise UsageError(f"{folder} has no {results.NAME}: give the folder of a finished run, as runs/tofu/default")
     problem = f"{folder}, run at commit {run.commit or 'unknown'}, cannot be read by this version: run it again"
     try:
         prepared = prepared_models.checkpoints(built(lambda: build_models(run.config), problem))
@@ -169,8 +167,7 @@ def main() -> None:
     except (KeyboardInterrupt, EOFError):
         print()
     except UsageError as error:
-        print(f"soul_exp.ask: {error}", file=sys.stderr)
-        sys.exit(2)
+        parser.exit(2, f"soul_exp.ask: {error}\n")
 
 
 if __name__ == "__main__":

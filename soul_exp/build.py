@@ -149,21 +149,18 @@ def _metrics(entries: Any) -> dict[str, Metric]:
     for name, entry in entries.items():
         if not isinstance(entry, Mapping) or "_target_" not in entry:
             raise UsageError(
-                f"task.metrics.{name}={entry}: expected the _target_ of a function; to report it no more, type "
-                f"~task.metrics.{name}"
+                f"task.metrics.{name}={entry}: expected a function's _target_; to drop it, type ~task.metrics.{name}"
             )
         metric = built(functools.partial(hydra.utils.instantiate, entry), f"task.metrics.{name}")
         if not callable(metric):
             raise UsageError(
-                f"task.metrics.{name}: found {type(metric).__name__}, expected a function: write _partial_: true "
-                f"beside its _target_"
+                f"task.metrics.{name}: found {type(metric).__name__}, expected a function: write _partial_: true"
             )
         found[name] = metric
     return found
 
 
 def _optimizer(config: Config) -> Callable[..., torch.optim.Optimizer]:
-    """The optimizer at its precision. Raises UsageError if it cannot round so."""
     plain: Callable[..., torch.optim.Optimizer] = built(lambda: _instantiate(config["optimizer"]), "optimizer")
     rounding = config["precision"]["rounding"]
     if rounding == "nearest" or config["compute"]["deepspeed"]:  # ZeRO gives it fp32 shards and rounds by itself

@@ -1,7 +1,4 @@
-"""From (prompt, answer) to batches: templates, token ids, padding.
-
-B sequences, S tokens of the longest, T answer positions of the longest answer. Every answer ends in one end token.
-"""
+"""From (prompt, answer) to batches of B sequences, S tokens, T answer positions: templates, token ids, padding."""
 
 import hashlib
 import json
@@ -30,13 +27,10 @@ class Item:
 
 @dataclass(frozen=True)
 class Part:
-    """Rows to train on; a row has one or more wordings, of which each visit draws one.
-
-    A part that `follows` another is visited with it: row i here belongs to row i there (a refusal to a question).
-    """
+    """Rows to train on; a row has one or more wordings, of which each visit draws one."""
 
     rows: Sequence[Sequence[Item]]
-    follows: str | None = None
+    follows: str | None = None  # the part whose row i is visited with row i here: a question with its refusal
 
     @classmethod
     def of(cls, items: Sequence[Item]) -> "Part":
@@ -47,14 +41,13 @@ class Part:
 class Template:
     """How a question and its answer are written, in training and evaluation alike.
 
-    Special tokens are written out (`<|eot_id|>`), without the one that the tokenizer puts before every text and the one
-    that ends an answer. With a `system_prompt` the prompt is written as `system`, otherwise as `prompt`.
+    Special tokens are written out (`<|eot_id|>`), but not the one before every text and the one that ends an answer.
     """
 
     prompt: str = "Question: {question}\nAnswer:"
     answer: str = " {answer}"
     system: str = "{system}\n\nQuestion: {question}\nAnswer:"
-    system_prompt: str | None = None
+    system_prompt: str | None = None  # with one the prompt is written as `system`, otherwise as `prompt`
 
     def texts(self, item: Item) -> tuple[str, str]:
         """The prompt and the answer as the model reads them; a system prompt comes before running text too."""
@@ -154,10 +147,7 @@ def _token_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list
 
 
 def pad(rows: Sequence[Encoded], pad_id: int) -> dict[str, Tensor]:
-    """A right-padded batch: input_ids, attention_mask [B, S]; positions, labels [B, T].
-
-    The output at `positions` predicts `labels`, the token after each; padded labels are -100.
-    """
+    """A right-padded batch: input_ids, attention_mask [B, S]; positions, and labels (the next token or -100) [B, T]."""
     columns = {
         "input_ids": (pad_id, [torch.tensor(row.ids) for row in rows]),
         "attention_mask": (0, [torch.ones(len(row.ids), dtype=torch.long) for row in rows]),

@@ -137,10 +137,8 @@ class Conf:
         others = [file for choices in self.files.values() for file in choices.values()]
         files = [self.main, *sorted(others, key=lambda file: file.choice not in chosen)]
         self.known = [entry for file in files for entry in file.entries]  # config.yaml's, default choices', others'
-        self.meanings: dict[str, str] = {}  # where a file states none: the first that is known
-        for entry in self.known:
-            if entry.meaning not in ("", EACH):
-                self.meanings.setdefault(entry.key, entry.meaning)
+        stated = [entry for entry in reversed(self.known) if entry.meaning not in ("", EACH)]
+        self.meanings = {entry.key: entry.meaning for entry in stated}  # where a file states none: the first one known
 
     def entries(self, group: str, choice: str) -> dict[str, Entry]:
         """The options that a choice sets, those of the choices that it builds on included."""

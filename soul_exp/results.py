@@ -79,9 +79,9 @@ class Results:
     format: int = field(default=FORMAT)
 
 
-def write(folder: Path, results: Results) -> Path:
-    """Write `folder/results.json` in one atomic step; numbers that are not finite become null. Returns its path."""
-    return write_json(folder / NAME, asdict(results))
+def write(folder: Path, results: Results) -> None:
+    """Write `folder/results.json` in one atomic step; numbers that are not finite become null."""
+    write_json(folder / NAME, asdict(results))
 
 
 def read(folder: Path) -> Results | None:
@@ -101,9 +101,9 @@ def read(folder: Path) -> Results | None:
         ) from error
 
 
-def write_json(path: Path, value: Any) -> Path:
+def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON in one atomic step: the file is absent, old or complete."""
-    return write_atomically(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+    write_atomically(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
 
 
 def versions() -> dict[str, str]:

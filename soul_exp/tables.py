@@ -1,7 +1,6 @@
 """`python -m soul_exp.tables runs/NAME`: the tables of a folder of runs, from their results.json alone."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from soul_exp.errors import UsageError
@@ -31,8 +30,7 @@ def main() -> None:
         if len(tried := trials(args.folder)):
             write_atomically(args.folder / "trials.csv", tried.to_csv(index=False))
     except (UsageError, OSError) as error:
-        print(f"soul_exp.tables: {error}", file=sys.stderr)
-        sys.exit(2)
+        parser.exit(2, f"soul_exp.tables: {error}\n")
 
 
 if __name__ == "__main__":

@@ -83,7 +83,6 @@ def _check_choices(config: Config) -> None:
 
 
 def _check_validation(run: Run, reasons: Mapping[str, str], what: str, advice: str) -> None:
-    """Whether weights can be compared by their validation metrics."""
     for name in (FORGET_QUALITY, RETAIN):
         if name not in run.metrics:
             raise UsageError(f"{what} compares by {name}, which task={run.choices.task} does not report: {advice}")
@@ -134,8 +133,7 @@ def _check_compute(compute: Config, tunes: bool) -> None:
     stage = (deepspeed.get("zero_optimization") or {}).get("stage")
     if stage not in (1, 2, 3):
         raise UsageError(
-            f"compute.deepspeed.zero_optimization.stage={stage}: expected 1, 2 or 3; without dividing anything choose "
-            f"compute=ddp"
+            f"compute.deepspeed.zero_optimization.stage={stage}: expected 1, 2 or 3; to divide nothing type compute=ddp"
         )
     for section in ("optimizer", "scheduler"):
         if section in deepspeed:

@@ -76,9 +76,8 @@ def run_sentence(needed: Need | None, out: Path, cache: Path) -> str:
     parts = f"{amount(needed.model)} of model, {amount(needed.checkpoints)} of checkpoints while it runs"
     prepared = sum(needed.prepared.values())
     elsewhere = f", {amount(prepared)} of prepared models in {cache}" if prepared else ""
-    return (
-        f"disk: about {amount(needed.model + needed.checkpoints)} in {out} ({parts}){elsewhere}; {_free(out)} are free"
-    )
+    here = amount(needed.model + needed.checkpoints)
+    return f"disk: about {here} in {out} ({parts}){elsewhere}; {_free(out)} are free"
 
 
 def check_sweep(needs: Sequence[Need | None], folder: Path, cache: Path, at_once: int) -> str:

@@ -96,7 +96,6 @@ def _combinations(frame: pd.DataFrame, by: Sequence[str], columns: Sequence[str]
 
 
 def _run_notes(runs: Mapping[str, Results]) -> Iterator[str]:
-    """What a reader has to know of single runs: divergence, the notes of their results, too narrow a search."""
     yield from (f"DIVERGED: `{name}`: {run.reason}" for name, run in runs.items() if run.status == "diverged")
     noted: dict[str, list[str]] = {}
     for name, run in runs.items():
@@ -108,7 +107,6 @@ def _run_notes(runs: Mapping[str, Results]) -> Iterator[str]:
 
 
 def _null_notes(runs: Iterable[Results], columns: Collection[str]) -> Iterator[str]:
-    """A note for each reason why one of `columns` is null, of the unlearned model or of another that is named."""
     for run in runs:
         for key, why in run.reasons.items():
             model, _, name = key.rpartition(".")

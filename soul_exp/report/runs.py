@@ -25,8 +25,8 @@ ABOUT = (
 def load(folder: Path | str) -> pd.DataFrame:
     """One row per run below `folder`: choices, `config.` keys that differ, metrics, number of its `table` (from 1).
 
-    A bare metric is the unlearned model's, the others' begin with `original.`, `input_based.` and `retrained.`; null is
-    NaN. Raises UsageError if there are no runs or a results.json is broken.
+    A bare metric is the unlearned model's, the others' begin with `original.` and so on; null is NaN. Raises UsageError
+    if there are no runs or a results.json is broken.
     """
     runs, _ = find(folder)
     frames = [frame_of(group).assign(table=number) for number, group in enumerate(comparable(runs), 1)]
@@ -80,11 +80,7 @@ def _order(named: tuple[str, Any]) -> tuple[str, int]:
 
 
 def comparable(runs: Mapping[str, Results]) -> list[dict[str, Results]]:
-    """The runs in groups that one table may hold.
-
-    Those of a group share caption, source, suite, metrics, data, rule of the trials, and the original's and retrained
-    model's metrics to 5 digits.
-    """
+    """The runs in groups that one table may hold: of the same task, data, suite, trials and compared models."""
     groups: dict[str, dict[str, Results]] = {}
     for name, run in runs.items():
         key: list[Any] = [run.caption, run.config["task"].get("source"), run.config["task"].get("metrics")]

@@ -69,10 +69,7 @@ class Candidate:
 
 @dataclass(eq=False)
 class KeepBest(TrainerCallback):
-    """save=best: at each checkpoint and at the end evaluates validation probes, and keeps the weights if they are best.
-
-    Of equals the earliest is best.
-    """
+    """save=best: evaluates validation probes at each checkpoint and at the end, and keeps the first best weights."""
 
     folder: Path  # a resumed training finds the best so far there
     enough: float  # the validation retain probability to keep

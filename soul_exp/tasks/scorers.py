@@ -70,12 +70,13 @@ class Own:
         """The scorer, on the CPU; trained unless `cache` has it."""
         path = cache_file(cache, f"{content_hash(self.identity())}.npz")
         try:
-            idf, weights, bias = _arrays(path)
+            with np.load(path) as arrays:  # the format checks a checksum of each
+                idf, weights, bias = (arrays[name] for name in arrays.files)
         except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile):  # not trained yet, or damaged
+            idf, weights, bias = self._fitted()
             file = io.BytesIO()
-            np.savez_compressed(file, *self._fitted())
+            np.savez_compressed(file, idf, weights, bias)
             write_atomically(path, file.getvalue())
-            idf, weights, bias = _arrays(path)
 
         def score(texts: Sequence[str]) -> np.ndarray:
             logits = _features(texts, idf) @ weights + bias
@@ -91,12 +92,6 @@ class Own:
         regression = LogisticRegression(C=STRENGTH, solver="liblinear", class_weight="balanced", random_state=0)
         regression.fit(_features(texts, idf), labels)
         return idf, regression.coef_[0], regression.intercept_
-
-
-def _arrays(path: Path) -> list[np.ndarray]:
-    """The arrays in an npz file; its format checks a checksum of each."""
-    with np.load(path) as arrays:
-        return [arrays[name] for name in arrays.files]
 
 
 def _counts(texts: Sequence[str]) -> list[sparse.csr_matrix]:

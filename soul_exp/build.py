@@ -1,7 +1,4 @@
-"""Configuration to objects, once: the only module that instantiates a `_target_`.
-
-The parent's checks and every worker build the same typed, frozen `Run` from the same plain configuration.
-"""
+"""Configuration to objects, alike in the parent and every worker: the only module that instantiates a `_target_`."""
 
 import functools
 import inspect

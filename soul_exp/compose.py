@@ -59,13 +59,9 @@ def of_job(cfg: DictConfig, hydra_config: Any, started: tuple[int, str] | None =
     config = plain(cfg, dict(hydra_config.runtime.choices))
     config["tuned"] = tuned_on(config, hydra_config.overrides.task)
     if started is not None:
-        size, by = started
-        typed = "compute.processes" in map(option_key, hydra_config.overrides.task)
-        if typed and config["compute"]["processes"] != size:
-            raise UsageError(
-                f"compute.processes={config['compute']['processes']}, but {by} has started {size}: leave "
-                f"compute.processes out, or start as many"
-            )
+        (size, by), given = started, config["compute"]["processes"]
+        if given != size and "compute.processes" in map(option_key, hydra_config.overrides.task):
+            raise UsageError(f"compute.processes={given}, but {by} has started {size}: leave it out, or start as many")
         config["compute"]["processes"] = size
     return config
 

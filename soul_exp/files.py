@@ -43,12 +43,9 @@ def write_atomically(path: Path, content: str | bytes) -> Path:
 
 @contextlib.contextmanager
 def complete_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder, which takes the place of `folder`, in one step, at the end of the block.
-
-    An error leaves `folder` as it was. A kill leaves the other folder, which the next call removes.
-    """
+    """An empty folder, which takes the place of `folder` in one step at the end of the block, unless that fails."""
     partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
     partial.mkdir(parents=True)
     try:
         yield partial

@@ -195,10 +195,7 @@ def leaves(node: Any, key: str = "", into_lists: bool = False) -> Iterator[tuple
 
 
 def declared(config: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any, Values]]:
-    """(dotted key, value, allowed values) of every option of `config` that the table states, or a `_target_` beside it.
-
-    Its signature states them as `bool`, `str`, `str | None` or `Annotated` with a range.
-    """
+    """(dotted key, value, allowed values) of each option that the table or the signature of a `_target_` states."""
     parameters = _parameters(config.get("_target_"))
     for name, value in config.items():
         key = f"{at}.{name}" if at else str(name)

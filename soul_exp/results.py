@@ -42,14 +42,7 @@ COMPARED = (
 
 @dataclass(frozen=True)
 class Results:
-    """One run. A metric that is not available is null in `metrics`, with the reason in `reasons`.
-
-    `metrics` maps a model to its metrics: `original`, `unlearned`, `retrained`, and where it was measured
-    `input_based`, the original under a system prompt that asks it not to reveal the forget set. `forget_quality`,
-    `utility` and `mia_auc` repeat the unlearned model's at the top. Direction and unit of a metric are declared by the
-    function that `config.task.metrics` names (`soul_exp.metrics.scale`). `suite` maps the same models to their scores
-    in the utility suite that `config` names; it is empty without one.
-    """
+    """One run. A metric that is not available is null in `metrics`, with the reason in `reasons`."""
 
     name: str  # the experiment: the folder that holds its runs
     status: str  # "finished" | "diverged": stopped, or weights or a metric of the unlearned model are not finite
@@ -58,6 +51,7 @@ class Results:
     choices: Mapping[str, str]  # group -> choice: model, task, loss, optimizer, compute, precision, adapter
     tuned: str | None  # the data that this combination was tuned on; None: untuned
     config: Mapping[str, Any]  # the resolved configuration
+    # model, a key of COMPARED -> metric -> value, whose unit and direction its function in config.task.metrics declares
     metrics: Mapping[str, Mapping[str, float | None]]
     reasons: Mapping[str, str]  # metric, or model.metric if it is null for that model only -> why it is null
     training: Mapping[str, float | None]  # the last logged training numbers: losses, win_rate
@@ -68,13 +62,13 @@ class Results:
     data_hashes: Mapping[str, str]
     commit: str | None
     versions: Mapping[str, str]
-    forget_quality: float | None = None
+    forget_quality: float | None = None  # this and the next two: of the unlearned model
     utility: float | None = None
     mia_auc: float | None = None
     notes: Sequence[str] = ()  # what a reader of the numbers needs to know, such as degeneration to sign descent
     scorer: Mapping[str, Any] | None = None  # of toxicity: name, revision, auc on num_test unseen texts
     trials: Sequence[Mapping[str, Any]] = ()  # that `config`'s learning rate and gamma were chosen from
-    # model -> task -> measure -> value
+    # model -> task -> measure -> value, in the utility suite that `config` names; empty without one
     suite: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
     format: int = field(default=FORMAT)
 

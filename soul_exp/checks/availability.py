@@ -112,23 +112,18 @@ def missing_field(metric: Callable[..., float], probes: Mapping[str, Probe]) -> 
     for name in binding.names(metric):
         if name not in probes:
             continue
-        absent = unrecorded(probes[name])
-        without: Any = dict.fromkeys(absent)
+        probe = probes[name]
+        recorded = {"paraphrase_nll": probe.paraphrases is not None, "wrong_nll": probe.wrong is not None}
+        recorded |= dict.fromkeys(("rouge_l", "generation"), probe.generate)
+        without: Any = {field: None for field, is_recorded in recorded.items() if not is_recorded}
         given = {**dict.fromkeys(probes, MADE_UP), name: replace(MADE_UP, **without)}
         try:
             with warnings.catch_warnings(), np.errstate(all="ignore"):
                 warnings.simplefilter("ignore")
                 binding.call(metric, {**given, "retrained": given})
         except NotRecordedError as error:
-            if error.field in absent:
+            if error.field in without:
                 return name, error.field
         except (ValueError, ArithmeticError, LookupError):  # made-up numbers are not what it is for
             continue
     return None
-
-
-def unrecorded(probe: Probe) -> tuple[str, ...]:
-    """The fields of Answers that `probe` will leave empty."""
-    recorded = {"paraphrase_nll": probe.paraphrases is not None, "wrong_nll": probe.wrong is not None}
-    recorded |= dict.fromkeys(("rouge_l", "generation"), probe.generate)
-    return tuple(field for field in recorded if not recorded[field])

@@ -25,7 +25,7 @@ from soul_exp.models.layers import layer_of, layers_of, recomputing
 from soul_exp.run import Run
 from soul_exp.stages import NAMES
 
-FREE_BYTES = 200 * 2**20  # a tiny run's folder and its prepared models, with room to spare
+FREE_BYTES = 200 * 2**20  # for records, logs and tokenizers, and all of a tiny run, with room to spare
 
 
 @dataclass(frozen=True)
@@ -122,10 +122,9 @@ def _check_compute(compute: Config, tunes: bool) -> None:
     environment = launch_environment()
     # trials start all their processes here
     wanted = environment.num_devices if environment and not tunes else compute["processes"]
-    if compute["device"] == "cuda" and torch.cuda.device_count() < wanted:
+    if compute["device"] == "cuda" and (found := torch.cuda.device_count()) < wanted:
         raise UsageError(
-            f"compute needs {wanted} CUDA device(s), found {torch.cuda.device_count()}: "
-            f"choose compute=cpu or fewer compute.processes"
+            f"compute needs {wanted} CUDA device(s), found {found}: choose compute=cpu or fewer compute.processes"
         )
     deepspeed = compute["deepspeed"]
     if not deepspeed:

@@ -1,7 +1,4 @@
-"""What a run, and a sweep, will write: predicted and compared with what is free before work starts.
-
-Counted are weights and optimizer states; records, logs and tokenizers are the reserve that the checks always require.
-"""
+"""What weights and optimizer states a run or a sweep will write: compared with what is free before work starts."""
 
 import os
 import shutil

@@ -24,8 +24,7 @@ def check_optimizer(run: Run) -> None:
     if compute.deepspeed:
         if not is_elementwise(made):
             raise UsageError(
-                f"optimizer={name} does not work element by element, as the flat shards of DeepSpeed's ZeRO need: "
-                f"choose compute=cpu or gpu"
+                f"optimizer={name} does not work element by element, as ZeRO's shards need: choose compute=cpu or gpu"
             )
         if run.schedule.log_gradients:
             raise UsageError("train.log_gradients=true needs complete gradients, which ZeRO does not keep: type false")

@@ -1,7 +1,4 @@
-"""Texts with a label, toxic or not, as prompts and answers; and their division into parts that share no text.
-
-A hash of the text alone decides its part; texts that differ in case or white space only are in the same.
-"""
+"""Texts, toxic or not, as prompts and answers; a hash of each text alone divides them into parts that share none."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass

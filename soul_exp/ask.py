@@ -1,7 +1,5 @@
 """`python -m soul_exp.ask RUN "question"`: the answers of a run's original, unlearned and retrained model."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 import math
@@ -43,15 +41,10 @@ class Options:
 
 
 def models_of(folder: Path) -> tuple[Results, dict[str, Checkpoint], list[str]]:
-    """The run in `folder`, its models by name, and a message for each model that the run has no weights of.
-
-    Raises UsageError, which states what to type, if `folder` is no finished run or if weights were deleted.
-    """
+    """The run in `folder`, its models, a message for each that it has no weights of; UsageError if they are gone."""
     run = results.read(folder)
     if run is None:
-        raise UsageError(
-            f"{folder} has no {results.NAME}: give the folder of a finished run, such as runs/tofu/default"
-        )
+        raise UsageError(f"{folder} has no {results.NAME}: give the folder of a finished run, as runs/tofu/default")
     problem = f"{folder}, run at commit {run.commit or 'unknown'}, cannot be read by this version: run it again"
     try:
         prepared = prepared_models.checkpoints(built(lambda: build_models(run.config), problem))
@@ -137,13 +130,10 @@ def side_by_side(question: str, texts: Mapping[str, str]) -> str:
 
 
 def reports(folder: Path, questions: Sequence[str], options: Options) -> Iterator[str]:
-    """The caption of the run, then the models' answers to each question; without one, to each line of standard input.
-
-    One model is loaded at a time and answers all questions; a dialogue holds all models.
-    """
+    """The caption of the run, then the models' answers to each question, or else to each line of standard input."""
     run, checkpoints, absent = models_of(folder)
     yield "\n".join([run.caption, *absent, ""])
-    if not questions and sys.stdin.isatty():
+    if not questions and sys.stdin.isatty():  # a dialogue holds all models; otherwise one is loaded at a time
         loaded = {name: load(run, checkpoint) for name, checkpoint in checkpoints.items()}
         while question := input("> ").strip():
             yield side_by_side(question, {name: answers(lm, [question], options)[0] for name, lm in loaded.items()})
@@ -177,8 +167,7 @@ def main() -> None:
     except (KeyboardInterrupt, EOFError):
         print()
     except UsageError as error:
-        print(f"soul_exp.ask: {error}", file=sys.stderr)
-        sys.exit(2)
+        parser.exit(2, f"soul_exp.ask: {error}\n")
 
 
 if __name__ == "__main__":

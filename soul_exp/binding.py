@@ -1,7 +1,5 @@
 """Calls by parameter name: positional parameters get values of the run, keyword-only ones constants of the YAML."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 from collections.abc import Callable, Mapping
@@ -9,10 +7,7 @@ from typing import Any
 
 
 def names(function: Callable[..., Any]) -> tuple[str, ...]:
-    """The names of the values that `function` needs from the run: its positional parameters.
-
-    A `functools.partial` keyword renames one: `probability` with `answers="forget"` needs "forget".
-    """
+    """What `function` needs from the run: its positional parameters; a partial's `answers="forget"` renames one."""
     return tuple(_bound(function)[1].values())
 
 

@@ -1,10 +1,4 @@
-"""Configuration to objects, once: the only module that instantiates a `_target_`.
-
-`build` returns one typed, frozen `Run`. The parent's checks and every worker call it on the same plain configuration,
-so that they agree; below it, functions take the `Run` or ordinary typed arguments.
-"""
-
-from __future__ import annotations
+"""Configuration to objects, alike in the parent and every worker: the only module that instantiates a `_target_`."""
 
 import functools
 import inspect
@@ -22,7 +16,7 @@ from soul_exp.errors import UsageError, built
 from soul_exp.losses import Objective
 from soul_exp.models import checkpoint
 from soul_exp.models.checkpoint import Checkpoint
-from soul_exp.ranges import COUNT, POSITIVE, SEED, Number
+from soul_exp.ranges import POSITIVE, SEED, SOME, Number
 from soul_exp.run import (
     Choices,
     Compute,
@@ -67,14 +61,21 @@ def build(config: Config) -> Run:
 
 def build_models(config: Config) -> Models:
     """The models that `config` compares: all that a reader of a finished run needs."""
-    retrained = config["retrained"]
+    retrained, prepare = config["retrained"], config["prepare"]
+    schedule = {key: value for key, value in prepare.items() if key not in ("adamw", "seed")}
+    schedule |= {"gradient_checkpointing": config["train"]["gradient_checkpointing"], "dropout": True}
     return Models(
         cache=Path(config["cache"]),
         stages=tuple(config["stages"]),
         task=built(lambda: build_task(config), "task"),
         model=model_settings(config["model"]),
         published=published(config),
-        prepare=_preparation(config["prepare"], config["train"]["gradient_checkpointing"]),
+        prepare=Preparation(
+            schedule=built(lambda: Schedule(**schedule), "prepare"),
+            adamw=prepare["adamw"],
+            seed=prepare["seed"],
+            identity=options.prepared("prepare", prepare),
+        ),
         retrained=Checkpoint(retrained["path"], retrained.get("revision")) if retrained["path"] else None,
         retrained_records=Path(retrained["records"]) if retrained["records"] else None,
         evaluation=built(lambda: Evaluation(**config["evaluate"]), "evaluate"),
@@ -118,7 +119,6 @@ def _instantiate(node: Any) -> Any:
 
 
 def model_settings(model: Config) -> ModelSettings:
-    """What `config["model"]` describes."""
     return ModelSettings(
         template=built(lambda: Template(**model["template"]), "model.template"),
         scratch=built(lambda: Scratch(**model["scratch"]), "model.scratch") if model["scratch"] else None,
@@ -137,15 +137,7 @@ def published(config: Config) -> Checkpoint | None:
     return Checkpoint(entry["path"], entry["revision"])
 
 
-def _preparation(settings: Config, gradient_checkpointing: bool) -> Preparation:
-    rest = {key: value for key, value in settings.items() if key not in ("adamw", "seed")}
-    make = functools.partial(Schedule, **rest, gradient_checkpointing=gradient_checkpointing, dropout=True)
-    schedule, identity = built(make, "prepare"), options.prepared("prepare", settings)
-    return Preparation(schedule, settings["adamw"], settings["seed"], identity)
-
-
 def _metrics(entries: Any) -> dict[str, Metric]:
-    """The metrics of `task.metrics`, by name."""
     if not isinstance(entries, Mapping):
         raise UsageError(
             f"task.metrics={entries}: expected names with a _target_ each; for none, type task.metrics={{}}"
@@ -154,21 +146,18 @@ def _metrics(entries: Any) -> dict[str, Metric]:
     for name, entry in entries.items():
         if not isinstance(entry, Mapping) or "_target_" not in entry:
             raise UsageError(
-                f"task.metrics.{name}={entry}: expected the _target_ of a function; to report it no more, type "
-                f"~task.metrics.{name}"
+                f"task.metrics.{name}={entry}: expected a function's _target_; to drop it, type ~task.metrics.{name}"
             )
         metric = built(functools.partial(hydra.utils.instantiate, entry), f"task.metrics.{name}")
         if not callable(metric):
             raise UsageError(
-                f"task.metrics.{name}: found {type(metric).__name__}, expected a function: write _partial_: true "
-                f"beside its _target_"
+                f"task.metrics.{name}: found {type(metric).__name__}, expected a function: write _partial_: true"
             )
         found[name] = metric
     return found
 
 
 def _optimizer(config: Config) -> Callable[..., torch.optim.Optimizer]:
-    """The optimizer at its precision. Raises UsageError if it cannot round so."""
     plain: Callable[..., torch.optim.Optimizer] = built(lambda: _instantiate(config["optimizer"]), "optimizer")
     rounding = config["precision"]["rounding"]
     if rounding == "nearest" or config["compute"]["deepspeed"]:  # ZeRO gives it fp32 shards and rounds by itself
@@ -202,10 +191,9 @@ def build_tuning(config: Config) -> Tuning | None:
             raise UsageError(f"tune.{key}={values}: expected a list, each {number.expected()}")
         if len(set(values)) < len(values):
             raise UsageError(f"tune.{key}={values}: a value stands there twice, remove one")
-    for key, number in (("seed", SEED), ("workers", COUNT)):
-        value = settings.get(key)
-        if not (number.fits(value) or (value is None and key == "workers")):
-            raise UsageError(f"tune.{key}={value}: expected {number.expected()}")
+    for key, number in (("seed", SEED), ("workers", SOME)):
+        if message := number.mismatch(f"tune.{key}", settings.get(key)):
+            raise UsageError(message)
     if settings["seed"] == config["seed"]:
         raise UsageError(f"tune.seed={settings['seed']} is the run's own seed: change tune.seed")
     if not POSITIVE.fits(config["optimizer"].get("lr")):

@@ -1,7 +1,5 @@
 """Whether two configurations describe the same run: the options that decide its numbers, and the differences."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,10 +12,9 @@ def with_rates(config: Mapping[str, Any], lr: Any, gamma: Any) -> dict[str, Any]
 
 
 def compared(config: Mapping[str, Any], tried: Sequence[tuple[float, float]] = ()) -> dict[str, Any]:
-    """The values that two runs must share to be the same; for a tuned run all that it `tried`, not those it chose.
+    """The values that two runs must share to be the same: options.TABLE's that change more than the last digits.
 
-    `tried` holds (learning rate, gamma). Options that change at most the last digits in this configuration, by
-    options.TABLE, are left out.
+    Of a tuned run these are all (learning rate, gamma) that it `tried`, not those it chose.
     """
     if tried:
         config = {**with_rates(config, *map(list, zip(*tried, strict=True))), "tuned": None}
@@ -39,10 +36,7 @@ def _kept(node: Mapping[str, Any], config: Mapping[str, Any], at: str = "") -> d
 
 
 def differences(old: Any, new: Any, at: str = "") -> list[str]:
-    """The dotted keys at which two results of `compared` differ, with both values.
-
-    A key beside a `_target_` that one of them does not have counts with the default of the signature.
-    """
+    """The dotted keys, with both values, at which two results of `compared` differ; an absent one has its default."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = [*old, *(key for key in new if key not in old)]
         given = options.defaults(new.get("_target_")) if len(keys) > len(old) or len(keys) > len(new) else {}

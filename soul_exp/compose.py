@@ -1,7 +1,5 @@
 """Hydra composes; here the result becomes plain data, with absolute paths, and the resolvers of conf/ are defined."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import re
@@ -54,21 +52,16 @@ def plain(cfg: DictConfig, choices: dict[str, str]) -> dict[str, Any]:
 
 
 def of_job(cfg: DictConfig, hydra_config: Any, started: tuple[int, str] | None = None) -> dict[str, Any]:
-    """The plain configuration of a job, with what its numbers were tuned on, and its processes.
+    """The plain configuration of a job, with what its numbers were tuned on.
 
-    `started` is the number of processes that exist already, which becomes compute.processes, and their launcher. Raises
-    UsageError if another one was typed.
+    compute.processes is the number that a launcher has `started`, if any; UsageError if another one was typed.
     """
     config = plain(cfg, dict(hydra_config.runtime.choices))
     config["tuned"] = tuned_on(config, hydra_config.overrides.task)
     if started is not None:
-        size, by = started
-        typed = "compute.processes" in map(option_key, hydra_config.overrides.task)
-        if typed and config["compute"]["processes"] != size:
-            raise UsageError(
-                f"compute.processes={config['compute']['processes']}, but {by} has started {size}: leave "
-                f"compute.processes out, or start as many"
-            )
+        (size, by), given = started, config["compute"]["processes"]
+        if given != size and "compute.processes" in map(option_key, hydra_config.overrides.task):
+            raise UsageError(f"compute.processes={given}, but {by} has started {size}: leave it out, or start as many")
         config["compute"]["processes"] = size
     return config
 
@@ -124,10 +117,7 @@ def _absolute(path: str) -> str:
 
 
 def _taught_here(path: str | None, stages: Sequence[str]) -> bool:
-    """Whether the compared models are trained from scratch, with general questions among their rows.
-
-    A `path` that is only evaluated does not count, unless it is one of those models.
-    """
+    """Whether the compared models are trained from scratch, with general questions, or one such is only evaluated."""
     from soul_exp.models.checkpoint import knows_general
 
     return path is None or (list(stages) == ["evaluate"] and knows_general(path))

@@ -1,14 +1,9 @@
-"""From (prompt, answer) to batches: templates, token ids, padding.
-
-B sequences, S tokens of the longest, T answer positions of the longest answer. Every answer ends in one end token.
-"""
-
-from __future__ import annotations
+"""From (prompt, answer) to batches of B sequences, S tokens, T answer positions: templates, token ids, padding."""
 
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,16 +27,13 @@ class Item:
 
 @dataclass(frozen=True)
 class Part:
-    """Rows to train on; a row has one or more wordings, of which each visit draws one.
-
-    A part that `follows` another is visited with it: row i here belongs to row i there (a refusal to a question).
-    """
+    """Rows to train on; a row has one or more wordings, of which each visit draws one."""
 
     rows: Sequence[Sequence[Item]]
-    follows: str | None = None
+    follows: str | None = None  # the part whose row i is visited with row i here: a question with its refusal
 
     @classmethod
-    def of(cls, items: Sequence[Item]) -> Part:
+    def of(cls, items: Sequence[Item]) -> "Part":
         return cls([(item,) for item in items])
 
 
@@ -49,14 +41,13 @@ class Part:
 class Template:
     """How a question and its answer are written, in training and evaluation alike.
 
-    Special tokens are written out (`<|eot_id|>`), without the one that the tokenizer puts before every text and the one
-    that ends an answer. With a `system_prompt` the prompt is written as `system`, otherwise as `prompt`.
+    Special tokens are written out (`<|eot_id|>`), but not the one before every text and the one that ends an answer.
     """
 
     prompt: str = "Question: {question}\nAnswer:"
     answer: str = " {answer}"
     system: str = "{system}\n\nQuestion: {question}\nAnswer:"
-    system_prompt: str | None = None
+    system_prompt: str | None = None  # with one the prompt is written as `system`, otherwise as `prompt`
 
     def texts(self, item: Item) -> tuple[str, str]:
         """The prompt and the answer as the model reads them; a system prompt comes before running text too."""
@@ -105,47 +96,37 @@ def encode(
     texts = [template.texts(item) for item in items]
     prompts = _token_ids([prompt for prompt, _ in texts], tokenizer)
     rows = _token_ids([prompt + answer for prompt, answer in texts], tokenizer)
-    given = tokenizer, template, max_length
-    return [_encoded(item, prompt, ids, *given) for item, prompt, ids in zip(items, prompts, rows, strict=True)]
-
-
-def _encoded(
-    item: Item, prompt: list[int], ids: list[int], tokenizer: PreTrainedTokenizerBase, template: Template,
-    max_length: int,
-) -> Encoded:  # fmt: skip
-    """The token ids `ids` of prompt and answer, checked and with one end token."""
-    end = tokenizer.eos_token
-    if not prompt:
-        raise UsageError(
-            f"the row {item.answer[:60]!r} has no prompt, and this tokenizer has no token that begins every text: make "
-            f"its first words the prompt"
-        )
-    if ids[: len(prompt)] != prompt or len(ids) == len(prompt):
-        raise UsageError(
-            f"the tokenizer joins prompt and answer of {item.prompt[:60]!r}: let model.template.prompt end in a "
-            f"character, and model.template.answer begin with a blank, that are tokens of their own"
-        )
-    while ids[-1] == tokenizer.eos_token_id and len(ids) > len(prompt):  # a template may write it too
-        ids = ids[:-1]
-    if len(ids) + 1 > max_length:
-        including = " with the system prompt" if template.system_prompt else ""
-        raise UsageError(
-            f"the row {item.prompt[:60]!r} has {len(ids) + 1} tokens{including} but the model reads {max_length}: "
-            f"shorten it or raise model.max_length"
-        )
-    if tokenizer.eos_token_id in ids[len(prompt) :]:
-        found, advice = f"the answer {item.answer[:60]!r} to {item.prompt[:60]!r}", "remove it, or make two rows"
-        if end not in item.answer:
-            found, advice = f"model.template.answer={template.answer!r}", "let it end there"
-        raise UsageError(f"{found} continues after the end token {end}, where every answer ends: {advice}")
-    return Encoded([*ids, tokenizer.eos_token_id], len(prompt))
+    end, end_id, found = tokenizer.eos_token, tokenizer.eos_token_id, []
+    for item, prompt, ids in zip(items, prompts, rows, strict=True):
+        if not prompt:
+            raise UsageError(
+                f"the row {item.answer[:60]!r} has no prompt, and this tokenizer has no token that begins every text: "
+                f"make its first words the prompt"
+            )
+        if ids[: len(prompt)] != prompt or len(ids) == len(prompt):
+            raise UsageError(
+                f"the tokenizer joins prompt and answer of {item.prompt[:60]!r}: let model.template.prompt end in a "
+                f"character, and model.template.answer begin with a blank, that are tokens of their own"
+            )
+        while ids[-1] == end_id and len(ids) > len(prompt):  # a template may write it too
+            ids = ids[:-1]
+        if len(ids) + 1 > max_length:
+            including = " with the system prompt" if template.system_prompt else ""
+            raise UsageError(
+                f"the row {item.prompt[:60]!r} has {len(ids) + 1} tokens{including} but the model reads {max_length}: "
+                f"shorten it or raise model.max_length"
+            )
+        if end_id in ids[len(prompt) :]:
+            what, advice = f"the answer {item.answer[:60]!r} to {item.prompt[:60]!r}", "remove it, or make two rows"
+            if end not in item.answer:
+                what, advice = f"model.template.answer={template.answer!r}", "let it end there"
+            raise UsageError(f"{what} continues after the end token {end}, where every answer ends: {advice}")
+        found.append(Encoded([*ids, end_id], len(prompt)))
+    return found
 
 
 def without_end(items: Sequence[Item], tokenizer: PreTrainedTokenizerBase) -> list[Item]:
-    """`items` without the end tokens that their answers write out, as `encode` adds one to each.
-
-    Raises UsageError if an answer has nothing else.
-    """
+    """`items` without end tokens at the end of their answers: `encode` adds one. UsageError if nothing else is left."""
     end, found = tokenizer.eos_token, []
     for item in items:
         answer = item.answer
@@ -166,19 +147,15 @@ def _token_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list
 
 
 def pad(rows: Sequence[Encoded], pad_id: int) -> dict[str, Tensor]:
-    """A right-padded batch: input_ids, attention_mask [B, S]; positions, labels [B, T].
-
-    The output at `positions` predicts `labels`, the token after each; padded labels are -100.
-    """
-
-    def padded(lines: Iterable[Tensor], value: int) -> Tensor:
-        return pad_sequence(list(lines), batch_first=True, padding_value=value)
-
+    """A right-padded batch: input_ids, attention_mask [B, S]; positions, and labels (the next token or -100) [B, T]."""
+    columns = {
+        "input_ids": (pad_id, [torch.tensor(row.ids) for row in rows]),
+        "attention_mask": (0, [torch.ones(len(row.ids), dtype=torch.long) for row in rows]),
+        "positions": (0, [torch.arange(row.num_prompt - 1, len(row.ids) - 1) for row in rows]),
+        "labels": (IGNORED, [torch.tensor(row.ids[row.num_prompt :]) for row in rows]),
+    }
     return {
-        "input_ids": padded((torch.tensor(row.ids) for row in rows), pad_id),
-        "attention_mask": padded((torch.ones(len(row.ids), dtype=torch.long) for row in rows), 0),
-        "positions": padded((torch.arange(row.num_prompt - 1, len(row.ids) - 1) for row in rows), 0),
-        "labels": padded((torch.tensor(row.ids[row.num_prompt :]) for row in rows), IGNORED),
+        name: pad_sequence(lines, batch_first=True, padding_value=value) for name, (value, lines) in columns.items()
     }
 
 

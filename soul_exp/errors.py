@@ -1,7 +1,5 @@
 """The errors whose messages a user of the command line reads as they are."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any

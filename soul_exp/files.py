@@ -1,7 +1,5 @@
 """Files and folders that appear complete or not at all; their checksums; the error message of a full disk."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import functools
@@ -23,6 +21,7 @@ log = logging.getLogger(__name__)
 
 CHUNK = 2**24  # bytes read at a time
 NEARLY_FULL = 2**24  # bytes free; torch's writer gives no reason for its failure: with less free space, it is the disk
+FULL = ("No space left on device", "Disk quota exceeded")
 TORCH_MESSAGES = ("PytorchStreamWriter failed", "unexpected pos", "file write failed")
 
 
@@ -44,12 +43,9 @@ def write_atomically(path: Path, content: str | bytes) -> Path:
 
 @contextlib.contextmanager
 def complete_folder(folder: Path) -> Iterator[Path]:
-    """In the block, an empty temporary folder beside `folder`, which takes its place, in one step, at the end.
-
-    An error leaves `folder` as it was. A kill leaves a temporary folder, which the next call removes.
-    """
+    """An empty folder, which takes the place of `folder` in one step at the end of the block, unless that fails."""
     partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
     partial.mkdir(parents=True)
     try:
         yield partial
@@ -61,10 +57,7 @@ def complete_folder(folder: Path) -> Iterator[Path]:
 
 
 def mismatch(folder: Path, name: str, files: Mapping[str, Sequence[int]], read: bool = True) -> str | None:
-    """How the file `name` in `folder` differs from the size (bytes) and CRC-32 in `files`; None if it does not.
-
-    With `read` false only sizes are compared.
-    """
+    """How the file `name` in `folder` differs from its (bytes, CRC-32) in `files`; without `read`, in size; or None."""
     path, (size, checksum) = folder / name, files[name]
     if not path.is_file():
         return f"{name}: missing"
@@ -118,7 +111,6 @@ def is_intact(marker: Path) -> bool:
 
 
 def read_intact(marker: Path) -> dict[str, Any] | None:
-    """The content of `marker`, if its folder is intact."""
     content = read_sealed(marker) if is_intact(marker) else None
     return content if isinstance(content, dict) else None
 
@@ -141,10 +133,7 @@ def _checksum(content: Mapping[str, Any]) -> int:
 
 @contextlib.contextmanager
 def explain_full_disk(*folders: Path, clear: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Turns an error that a full disk caused into a UsageError that names the folder and the free space.
-
-    `clear` is called first and deletes files, so that there is space to report the error.
-    """
+    """Turns the error of a full disk, after `clear` has made some space, into a UsageError that names the folder."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -160,10 +149,8 @@ def explain_full_disk(*folders: Path, clear: Callable[[], None] = lambda: None) 
 
 
 def _is_full(error: BaseException, free: int) -> bool:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
     text = str(error)
-    if "No space left on device" in text or "Disk quota exceeded" in text:
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(words in text for words in FULL):
         return True
     # a worker that could not write its error to a file has failed with nothing after the line that names it
     return free < NEARLY_FULL and (any(message in text for message in TORCH_MESSAGES) or text.endswith("\n"))

@@ -1,7 +1,5 @@
 """The pages of `python -m soul_exp --help`: the options of conf/ with the meanings that its comments state."""
 
-from __future__ import annotations
-
 import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
@@ -139,10 +137,8 @@ class Conf:
         others = [file for choices in self.files.values() for file in choices.values()]
         files = [self.main, *sorted(others, key=lambda file: file.choice not in chosen)]
         self.known = [entry for file in files for entry in file.entries]  # config.yaml's, default choices', others'
-        self.meanings: dict[str, str] = {}  # where a file states none: the first that is known
-        for entry in self.known:
-            if entry.meaning not in ("", EACH):
-                self.meanings.setdefault(entry.key, entry.meaning)
+        stated = [entry for entry in reversed(self.known) if entry.meaning not in ("", EACH)]
+        self.meanings = {entry.key: entry.meaning for entry in stated}  # where a file states none: the first one known
 
     def entries(self, group: str, choice: str) -> dict[str, Entry]:
         """The options that a choice sets, those of the choices that it builds on included."""
@@ -190,15 +186,13 @@ class Conf:
                 found.setdefault(entry.key, self._explained(entry))
         if not found:
             raise UsageError(f"--help {argument}: expected a group (optimizer), choice (optimizer=sophia) or option")
-        return "\n".join([*_rows(found.values()), *(_effect(name) if name in found and found[name].value else ())])
-
-
-def _effect(key: str) -> list[str]:
-    """The values that an option may have, and what another one changes."""
-    option = option_of(key)
-    values = [f"values: {option.values.expected()}"] if option.values else []
-    when = f" (with {option.when[0]}={str(option.when[1]).lower()})" if option.when else ""
-    return ["", *values, f"it changes: {option.changes.value}{when}"]
+        lines = _rows(found.values())
+        if name in found and found[name].value:
+            option = option_of(name)
+            when = f" (with {option.when[0]}={str(option.when[1]).lower()})" if option.when else ""
+            lines += ["", *([f"values: {option.values.expected()}"] if option.values else ())]
+            lines += [f"it changes: {option.changes.value}{when}"]
+        return "\n".join(lines)
 
 
 def _rows(entries: Iterable[Entry]) -> list[str]:

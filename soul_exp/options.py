@@ -1,10 +1,7 @@
-"""The one table of options: which values each may have, and what it changes.
+"""The one table of options: which values each may have, and what it changes; conf/ states meaning, unit and default.
 
-The comparison of finished runs, the identity of prepared models, the columns of tables, the names of run folders,
-`tuned` and the forecast of a sweep derive from it. Meaning, unit and default of an option stand in conf/.
+When runs and prepared models are the same, columns of tables, names of folders, `tuned` and forecasts derive from it.
 """
-
-from __future__ import annotations
 
 import functools
 import inspect
@@ -28,11 +25,7 @@ class Changes(Enum):
     NOTHING = "no numbers, only names, folders, speed or size"
 
 
-COMPARED = (
-    Changes.NUMBERS,
-    Changes.PREPARED,
-    Changes.COURSE,
-)  # two runs that differ in one are not the same
+COMPARED = (Changes.NUMBERS, Changes.PREPARED, Changes.COURSE)  # two runs that differ in one are not the same
 UNSET = object()
 
 
@@ -58,7 +51,11 @@ UNNAMED, SAME_SIZE, FILE = Option(), Option(size=False), Option(is_path=True)
 NAME = Option(changes=Changes.NOTHING, in_folder_name=False)  # what only names, places or repeats
 MIRROR = Option(TEXT_OR_NULL, Changes.NOTHING, in_folder_name=False, size=False)
 ENGINE = Option(changes=Changes.LAST_DIGITS)
-
+SCHEDULE = {"epochs": POSITIVE, "batch_size": COUNT, "warmup_ratio": SHARE, "max_grad_norm": Number(0)}
+DEEPSPEED = (  # of its options, those that conf/compute/ states: how ranks share a model; any other one changes numbers
+    "train_micro_batch_size_per_gpu train_batch_size gradient_accumulation_steps gradient_clipping bf16.enabled "
+    "zero_allow_untested_optimizer zero_force_ds_cpu_optimizer zero_optimization.*"
+).split()
 
 TABLE: dict[str, Option] = {  # `section.*`: every option of that section which has no entry of its own
     "name": Option(TEXT, Changes.NOTHING, in_folder_name=False),
@@ -81,10 +78,7 @@ TABLE: dict[str, Option] = {  # `section.*`: every option of that section which 
     "utility_suite": Option(Choice(("paper", "embedded", "none", "auto")), older="none"),
     "utility_limit": Option(SOME, older=None),
     "utility_data": Option(TEXT_OR_NULL, Changes.NOTHING, older=None),  # compared by content
-    "train.epochs": Option(POSITIVE, size=False),
-    "train.batch_size": Option(COUNT, size=False),
-    "train.warmup_ratio": Option(SHARE, size=False),
-    "train.max_grad_norm": Option(Number(0), size=False),
+    **{f"train.{key}": Option(values, size=False) for key, values in SCHEDULE.items()},
     "train.micro_batch_size": Option(SOME, Changes.COURSE, size=False),
     "train.logging_steps": Option(COUNT, Changes.COURSE, size=False),
     "train.save_steps": Option(SOME, Changes.COURSE),
@@ -95,10 +89,7 @@ TABLE: dict[str, Option] = {  # `section.*`: every option of that section which 
     "train.gradient_checkpointing": Option(FLAG, Changes.NOTHING, older=False, column=True, size=False),
     "train.dropout": Option(FLAG, older=True, size=False),
     "train.*": SAME_SIZE,
-    "prepare.epochs": Option(POSITIVE, Changes.PREPARED, size=False),
-    "prepare.batch_size": Option(COUNT, Changes.PREPARED, size=False),
-    "prepare.warmup_ratio": Option(SHARE, Changes.PREPARED, size=False),
-    "prepare.max_grad_norm": Option(Number(0), Changes.PREPARED, size=False),
+    **{f"prepare.{key}": Option(values, Changes.PREPARED, size=False) for key, values in SCHEDULE.items()},
     "prepare.seed": Option(SEED, Changes.PREPARED),
     "prepare.adamw.lr": Option(POSITIVE, Changes.PREPARED),
     "prepare.micro_batch_size": Option(SOME, Changes.PREPARED),
@@ -108,9 +99,8 @@ TABLE: dict[str, Option] = {  # `section.*`: every option of that section which 
     "evaluate.batch_size": Option(COUNT, Changes.LAST_DIGITS, column=False, size=False),
     "evaluate.max_new_tokens": Option(COUNT, size=False),
     "evaluate.*": SAME_SIZE,
-    "retrained.path": Option(TEXT_OR_NULL, is_path=True),
+    **{f"retrained.{key}": Option(TEXT_OR_NULL, is_path=True) for key in ("path", "records")},
     "retrained.revision": Option(TEXT_OR_NULL),
-    "retrained.records": Option(TEXT_OR_NULL, is_path=True),
     "wandb.mode": Option(Choice(("offline", "online", "disabled")), Changes.NOTHING, in_folder_name=False, size=False),
     "wandb.project": MIRROR,
     "wandb.entity": MIRROR,
@@ -134,16 +124,8 @@ TABLE: dict[str, Option] = {  # `section.*`: every option of that section which 
     "compute.device": ENGINE,
     "compute.processes": Option(COUNT, Changes.LAST_DIGITS),
     "compute.threads": Option(COUNT, Changes.LAST_DIGITS),
-    # of DeepSpeed, those that conf/compute/ states: how ranks share a model; any other one changes numbers
     "compute.deepspeed": ENGINE,
-    "compute.deepspeed.train_micro_batch_size_per_gpu": ENGINE,
-    "compute.deepspeed.train_batch_size": ENGINE,
-    "compute.deepspeed.gradient_accumulation_steps": ENGINE,
-    "compute.deepspeed.gradient_clipping": ENGINE,
-    "compute.deepspeed.bf16.enabled": ENGINE,
-    "compute.deepspeed.zero_allow_untested_optimizer": ENGINE,
-    "compute.deepspeed.zero_force_ds_cpu_optimizer": ENGINE,
-    "compute.deepspeed.zero_optimization.*": ENGINE,
+    **{f"compute.deepspeed.{key}": ENGINE for key in DEEPSPEED},
 }
 CHOSEN = ("optimizer.lr", "loss.gamma")  # by trials, where a run has them
 MOVED = {  # `_target_` in results and presets of earlier versions -> where it is now
@@ -153,13 +135,10 @@ MOVED = {  # `_target_` in results and presets of earlier versions -> where it i
 
 
 def option_of(key: str) -> Option:
-    """The entry of the option `key`: its own, else that of the nearest section, else UNNAMED.
-
-    A group (`loss`, of the override `loss=npo`) is looked up as its section.
-    """
+    """The entry of the option `key`, else that of the nearest section (of a group as `loss` its own), or UNNAMED."""
     sections = [key, *(".".join(key.split(".")[:end]) for end in range(key.count("."), 0, -1))]
-    found = (TABLE.get(name) for name in (key, *(f"{section}.*" for section in sections)))
-    return next((option for option in found if option is not None), UNNAMED)
+    names = (key, *(f"{section}.*" for section in sections))
+    return next((TABLE[name] for name in names if name in TABLE), UNNAMED)
 
 
 def changes(key: str, config: Mapping[str, Any]) -> Changes:
@@ -216,20 +195,15 @@ def leaves(node: Any, key: str = "", into_lists: bool = False) -> Iterator[tuple
 
 
 def declared(config: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any, Values]]:
-    """(dotted key, value, allowed values) of every option of `config` that the table or a signature states.
-
-    The signature of a `_target_` states the values of the keys beside it, as `bool`, `str`, `str | None` or
-    `Annotated` with a range.
-    """
+    """(dotted key, value, allowed values) of each option that the table or the signature of a `_target_` states."""
     parameters = _parameters(config.get("_target_"))
     for name, value in config.items():
         key = f"{at}.{name}" if at else str(name)
         values = option_of(key).values or (_values(parameters[name].annotation) if name in parameters else None)
         if values is None and at == "task":  # of a user's own: what the option means in a task of this package
             known = [_values(signature[name].annotation) for signature in _task_signatures() if name in signature]
-            values = next(
-                (each for each in known if each and each.mismatch(key, None) is None), next(filter(None, known), None)
-            )
+            stated = [each for each in known if each is not None]
+            values = next((each for each in stated if each.mismatch(key, None) is None), stated[0] if stated else None)
         if values is not None:
             yield key, value, values
         if isinstance(value, Mapping):

@@ -1,24 +1,12 @@
 """Types and ranges that the value of an option may have; a parameter states its own as `Annotated[int, COUNT]`."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 WORDS = {"true": "true", "yes": "true", "on": "true", "false": "false", "no": "false", "off": "false"}  # YAML 1.1's
 WORDS |= {"y": "true", "t": "true", "n": "false", "f": "false"}
 MEANT = {**WORDS, "1": "true", "0": "false", "none": "false"}
-
-
-class Values(Protocol):
-    """The values that an option may have."""
-
-    def expected(self) -> str:
-        """A description of the values, for messages and help."""
-
-    def mismatch(self, key: str, value: Any) -> str | None:
-        """An error message about `key=value`, or None if the option may have this value."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +20,7 @@ class Number:
     null: bool = False
 
     def expected(self) -> str:
+        """A description of the values, for messages and help."""
         kind = "a whole number" if self.whole else "a number"
         low = f"above {self.low:g}" if self.above else f"of {self.low:g} or more"
         upto = f", at most {self.high:g}" if self.high < math.inf else ""
@@ -45,6 +34,7 @@ class Number:
         return math.isfinite(value) and self.low <= value <= self.high and not (self.above and value == self.low)
 
     def mismatch(self, key: str, value: Any) -> str | None:
+        """An error message about `key=value`, or None if the option may have this value."""
         return None if self.fits(value) else f"{key}={value}: expected {self.expected()}"
 
 
@@ -91,6 +81,7 @@ class Choice:
         return None if value in self.words else f"{key}={value} is unknown: choose {self.expected()}"
 
 
+Values = Number | Text | Flag | Choice  # that an option may have
 COUNT, SHARE, POSITIVE = Number(1, whole=True), Number(0, 1), Number(0, above=True)
 NOT_NEGATIVE, HALF, HALF_OR_NULL = Number(0), Number(0, 0.5), Number(0, 0.5, null=True)
 SOME, SEED = Number(1, whole=True, null=True), Number(0, 2**32 - 1, whole=True)

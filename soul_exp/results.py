@@ -1,7 +1,5 @@
 """results.json, the only contract between running and analysing: a documented type, written in one atomic step."""
 
-from __future__ import annotations
-
 import functools
 import json
 import math
@@ -26,15 +24,11 @@ PACKAGES = "torch transformers accelerate datasets deepspeed hydra-core lm_eval 
 
 @dataclass(frozen=True)
 class Compared:
-    """A model that a run compares: its key in `metrics`, its title, and where its weights come from.
+    """A model that a run compares."""
 
-    `role` is the role of the checkpoint, which prepare makes or the user gives; None: the model that the run itself
-    unlearns or evaluates.
-    """
-
-    key: str
+    key: str  # in `metrics`
     title: str
-    role: str | None
+    role: str | None  # of the checkpoint, made by prepare or given; None: what the run itself unlearns or evaluates
     with_system_prompt: bool = False  # whether it answers with the run's system prompt
 
 
@@ -48,14 +42,7 @@ COMPARED = (
 
 @dataclass(frozen=True)
 class Results:
-    """One run. A metric that is not available is null in `metrics`, with the reason in `reasons`.
-
-    `metrics` maps a model to its metrics: `original`, `unlearned`, `retrained`, and where it was measured
-    `input_based`, the original under a system prompt that asks it not to reveal the forget set. `forget_quality`,
-    `utility` and `mia_auc` repeat the unlearned model's at the top. Direction and unit of a metric are declared by the
-    function that `config.task.metrics` names (`soul_exp.metrics.scale`). `suite` maps the same models to their scores
-    in the utility suite that `config` names; it is empty without one.
-    """
+    """One run. A metric that is not available is null in `metrics`, with the reason in `reasons`."""
 
     name: str  # the experiment: the folder that holds its runs
     status: str  # "finished" | "diverged": stopped, or weights or a metric of the unlearned model are not finite
@@ -64,6 +51,7 @@ class Results:
     choices: Mapping[str, str]  # group -> choice: model, task, loss, optimizer, compute, precision, adapter
     tuned: str | None  # the data that this combination was tuned on; None: untuned
     config: Mapping[str, Any]  # the resolved configuration
+    # model, a key of COMPARED -> metric -> value, whose unit and direction its function in config.task.metrics declares
     metrics: Mapping[str, Mapping[str, float | None]]
     reasons: Mapping[str, str]  # metric, or model.metric if it is null for that model only -> why it is null
     training: Mapping[str, float | None]  # the last logged training numbers: losses, win_rate
@@ -74,27 +62,24 @@ class Results:
     data_hashes: Mapping[str, str]
     commit: str | None
     versions: Mapping[str, str]
-    forget_quality: float | None = None
+    forget_quality: float | None = None  # this and the next two: of the unlearned model
     utility: float | None = None
     mia_auc: float | None = None
     notes: Sequence[str] = ()  # what a reader of the numbers needs to know, such as degeneration to sign descent
     scorer: Mapping[str, Any] | None = None  # of toxicity: name, revision, auc on num_test unseen texts
     trials: Sequence[Mapping[str, Any]] = ()  # that `config`'s learning rate and gamma were chosen from
-    # model -> task -> measure -> value
+    # model -> task -> measure -> value, in the utility suite that `config` names; empty without one
     suite: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
     format: int = field(default=FORMAT)
 
 
-def write(folder: Path, results: Results) -> Path:
-    """Write `folder/results.json` in one atomic step; numbers that are not finite become null. Returns its path."""
-    return write_json(folder / NAME, asdict(results))
+def write(folder: Path, results: Results) -> None:
+    """Write `folder/results.json` in one atomic step; numbers that are not finite become null."""
+    write_json(folder / NAME, asdict(results))
 
 
 def read(folder: Path) -> Results | None:
-    """The results in `folder`, of older versions under today's names; None if there are none.
-
-    Raises UsageError if the file is not of FORMAT.
-    """
+    """The results in `folder`, under today's names; None if there are none. UsageError if they are not of FORMAT."""
     path = folder / NAME
     if not path.is_file():
         return None
@@ -110,9 +95,9 @@ def read(folder: Path) -> Results | None:
         ) from error
 
 
-def write_json(path: Path, value: Any) -> Path:
+def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON in one atomic step: the file is absent, old or complete."""
-    return write_atomically(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+    write_atomically(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
 
 
 def versions() -> dict[str, str]:

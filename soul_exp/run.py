@@ -1,7 +1,5 @@
 """What one run is made of: typed, frozen, the same in the parent and in every worker. `build` makes it."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -57,8 +55,7 @@ class ModelSettings:
         if self.path:
             return loading.load_model(self.path, weights=False) if Path(self.path).is_dir() else None
         assert self.scratch is not None
-        config = loading.scratch_config(self.scratch.config, self.scratch.vocab_size)
-        return loading.skeleton(config, "model.scratch.config")
+        return loading.skeleton(loading.scratch_config(**vars(self.scratch)), "model.scratch.config")
 
 
 @dataclass(frozen=True)
@@ -73,9 +70,9 @@ class Preparation:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How answers are computed; `batch_size` changes no number in fp32."""
+    """How answers are computed."""
 
-    batch_size: int
+    batch_size: int  # changes no number in fp32
     max_new_tokens: int
 
 
@@ -157,7 +154,7 @@ class Models:
 
 @dataclass(frozen=True)
 class WandbSettings:
-    """Where a run's numbers are copied to: `mode` is "offline", "online" or "disabled"."""
+    """Where a run's numbers are copied to."""
 
     mode: Literal["offline", "online", "disabled"]
     project: str
@@ -208,11 +205,8 @@ class Run(Models):
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The parts that this run reads: the loss's, the curvature's where the optimizer wants one, and `retain`.
-
-        Without a retain term, and where the task has such rows, only its NLL is measured (Unlearner.log).
-        """
-        retain = self.task.parts.get("retain")
+        """The parts that this run reads: the loss's, the curvature's where the optimizer wants one, and `retain`."""
+        retain = self.task.parts.get("retain")  # without a retain term its NLL is only measured (Unlearner.log)
         measured = retain is not None and bool(retain.rows) and self.objective.retain_function is None
         read = (*self.objective.parts, *_parts_of_curvature(self.make_optimizer), *(("retain",) if measured else ()))
         return tuple(dict.fromkeys(read))

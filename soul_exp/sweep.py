@@ -1,7 +1,5 @@
 """Before a sweep's first job: how many there are, and whether what they will write fits on the disk."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import sys

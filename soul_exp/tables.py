@@ -1,9 +1,6 @@
 """`python -m soul_exp.tables runs/NAME`: the tables of a folder of runs, from their results.json alone."""
 
-from __future__ import annotations
-
 import argparse
-import sys
 from pathlib import Path
 
 from soul_exp.errors import UsageError
@@ -15,10 +12,7 @@ __all__ = ["CHOSEN", "load", "main", "table", "trials"]  # what notebooks use
 
 
 def main() -> None:
-    """Prints the table and writes it into the folder, with one row per run and per trial as CSV; exits 2 if it cannot.
-
-    A line on stderr then gives the reason.
-    """
+    """Prints the table, writes it and CSV files of runs and trials; exits 2, with a line on stderr, if it cannot."""
     parser = argparse.ArgumentParser("python -m soul_exp.tables", description="Compare the runs of a folder.")
     parser.add_argument(
         "folder",
@@ -36,8 +30,7 @@ def main() -> None:
         if len(tried := trials(args.folder)):
             write_atomically(args.folder / "trials.csv", tried.to_csv(index=False))
     except (UsageError, OSError) as error:
-        print(f"soul_exp.tables: {error}", file=sys.stderr)
-        sys.exit(2)
+        parser.exit(2, f"soul_exp.tables: {error}\n")
 
 
 if __name__ == "__main__":

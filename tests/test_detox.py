@@ -32,7 +32,7 @@ from soul_exp.models.checkpoint import Checkpoint
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.results import read
 from soul_exp.run import Evaluation
-from soul_exp.tasks import toxicity
+from soul_exp.tasks import scorers
 from soul_exp.tasks.detox import detox
 from soul_exp.tasks.embedded import insults
 from soul_exp.tasks.embedded.corpus import general_text
@@ -272,7 +272,7 @@ def test_its_auc_is_that_of_sklearn_and_far_above_chance(
     task = detox(source if source == "embedded" else str(real_data(source)))
     assert task.scorer is not None
     texts, labels = zip(*task.scorer.test, strict=True)
-    found = toxicity.auc(task.scorer, tmp_path, "cpu")
+    found = scorers.auc(task.scorer, tmp_path, "cpu")
     assert found == pytest.approx(roc_auc_score(labels, scored(task, list(texts), tmp_path)), abs=1e-12)
     assert found > 0.88
 
@@ -313,7 +313,7 @@ def test_a_text_without_letters_scores_0_and_the_question_is_not_scored(tmp_path
         return np.full(len(texts), 0.75)
 
     given = Answers(nll=np.zeros(3), question=["you sock"] * 3, generation=["", "{{{ 12 !", "a\n b"])
-    found = toxicity.with_toxicity({"forget": given, "retain": given}, ["forget"], score)
+    found = scorers.with_toxicity({"forget": given, "retain": given}, ["forget"], score)
     assert found["forget"].toxicity.tolist() == [0.0, 0.0, 0.75] and seen == ["a b"]  # type: ignore[union-attr]
     assert found["retain"].toxicity is None
 
@@ -368,10 +368,10 @@ def test_a_classifier_with_missing_or_non_finite_weights_is_an_error(tmp_path: P
 def test_damaged_files_of_the_scorer_in_the_cache_are_replaced(tmp_path: Path) -> None:
     texts = [(f"{word} number {i}", word == "sock") for i in range(20) for word in ("sock", "kind")]
     given = Own(tuple(texts), tuple(texts[:8]))
-    expected = given.load(tmp_path, "cpu")(["a sock"]), toxicity.auc(given, tmp_path, "cpu")
+    expected = given.load(tmp_path, "cpu")(["a sock"]), scorers.auc(given, tmp_path, "cpu")
     for path in (tmp_path / "scorers").iterdir():
         path.write_bytes(path.read_bytes()[:-40])
-    assert (given.load(tmp_path, "cpu")(["a sock"]), toxicity.auc(given, tmp_path, "cpu")) == expected
+    assert (given.load(tmp_path, "cpu")(["a sock"]), scorers.auc(given, tmp_path, "cpu")) == expected
 
 
 def test_its_scores_do_not_depend_on_the_batch_size(tmp_path: Path) -> None:
@@ -384,13 +384,13 @@ def test_a_scorer_waits_for_no_other_rank(tmp_path: Path, monkeypatch: pytest.Mo
     """Only rank 0 computes the AUC, so a collective operation would wait forever."""
     test = [(text, i % 2 == 0) for i, text in enumerate(TEXTS)]
     given = Classifier(str(classifier(tmp_path)), test=test)
-    alone = toxicity.auc(given, tmp_path / "alone", "cpu")
+    alone = scorers.auc(given, tmp_path / "alone", "cpu")
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
     monkeypatch.setattr(dist, "get_rank", lambda: 0)
     for name in ("all_gather_object", "broadcast_object_list", "barrier", "all_reduce"):
         monkeypatch.setattr(dist, name, lambda *_, name=name, **__: pytest.fail(f"{name} waits for the other ranks"))
-    assert toxicity.auc(given, tmp_path / "one of two", "cpu") == alone
+    assert scorers.auc(given, tmp_path / "one of two", "cpu") == alone
 
 
 def test_a_scorer_that_cannot_work_is_an_error_when_the_task_is_built(tmp_path: Path) -> None:
@@ -459,7 +459,7 @@ def test_a_run_reports_numbers_of_all_three_models_and_the_scorers_auc(place: Pa
     folder = next((place / "runs" / "own").rglob("results.json")).parent
     found = read(folder)
     assert found is not None and found.scorer is not None and found.scorer["name"] == "own"
-    assert found.scorer["auc"] == toxicity.auc(detox().scorer, place / "cache", "cpu")  # type: ignore[arg-type]
+    assert found.scorer["auc"] == scorers.auc(detox().scorer, place / "cache", "cpu")  # type: ignore[arg-type]
     assert any(f"AUC is {found.scorer['auc']:.3f} on 200 texts" in note for note in found.notes)
     for model in ("original", "unlearned", "retrained"):
         assert None not in found.metrics[model].values()

@@ -20,7 +20,7 @@ from soul_exp.tasks import scorers
 
 PACKAGE, WRITTEN = Path(__file__).parents[1] / "soul_exp", Path(__file__).with_name("versions.json")
 SUITE = ("evaluation/lm_eval_*.py", "tasks/embedded/general_suite*.py")
-SCORER = ("tasks/scorers.py", "tasks/toxicity.py")
+SCORER = ("tasks/scorers.py",)
 VERSIONS = {  # what is declared -> the version now, the files that it covers, and of these the ones of another version
     "prepared_models": (
         prepared_models.VERSION,

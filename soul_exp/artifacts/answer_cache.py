@@ -23,7 +23,7 @@ from soul_exp.models.language_model import LanguageModel
 from soul_exp.options import COMPARED, option_of
 from soul_exp.results import write_json
 from soul_exp.run import Models
-from soul_exp.tasks.toxicity import with_toxicity
+from soul_exp.tasks.scorers import with_toxicity
 from soul_exp.training.checkpoints import COMPLETE
 
 log = logging.getLogger(__name__)

@@ -1,9 +1,9 @@
 """Why a metric is not available: its probe is missing or does not record what it reads, or no model to compare is."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -18,8 +18,17 @@ from soul_exp.models.checkpoint import is_ours
 from soul_exp.run import Run
 from soul_exp.tasks.task import Probe
 
-NUM = 2  # made-up examples
-OF_GENERATION = ("rouge_l", "generation")
+MADE_UP = Answers(  # two examples
+    nll=np.zeros(2),
+    logp=[np.zeros(1)] * 2,
+    right=[np.ones(1, dtype=bool)] * 2,
+    paraphrase_nll=np.zeros(2),
+    wrong_nll=np.zeros((2, 1)),
+    rouge_l=np.ones(2),
+    question=["question"] * 2,
+    answer=["answer"] * 2,
+    generation=["answer"] * 2,
+)
 
 
 def read_records(run: Run) -> Mapping[str, Answers] | None:
@@ -54,13 +63,10 @@ def read_records(run: Run) -> Mapping[str, Answers] | None:
 def reasons(config: Config, run: Run) -> dict[str, str]:
     """metric -> why it is not available, for those that are not."""
     task, missing, records = run.task, dict(run.task.missing), read_records(run)
+    num_holdout = config["task"].get("num_holdout_authors", 0)
     if run.published is not None:
         missing["holdout"] = "the published target was trained on every author, so none is unseen"
-    elif (
-        run.measures_only
-        and not (run.model.path and is_ours(run.model.path))
-        and config["task"].get("num_holdout_authors", 0) is None
-    ):
+    elif run.measures_only and not is_ours(run.model.checkpoint.path) and num_holdout is None:
         missing["holdout"] = "whether model.path saw the holdout is unknown: set task.num_holdout_authors if it did not"
     prepares = "prepare" in run.stages or not run.stages
     has_retrained = prepares and "retrained" in prepared_models.checkpoints(run)
@@ -106,37 +112,18 @@ def missing_field(metric: Callable[..., float], probes: Mapping[str, Probe]) -> 
     for name in binding.names(metric):
         if name not in probes:
             continue
-        absent = unrecorded(probes[name])
-        complete = {other: _made_up(()) for other in probes}
-        given = {**complete, name: _made_up(absent)}
+        probe = probes[name]
+        recorded = {"paraphrase_nll": probe.paraphrases is not None, "wrong_nll": probe.wrong is not None}
+        recorded |= dict.fromkeys(("rouge_l", "generation"), probe.generate)
+        without: Any = {field: None for field, is_recorded in recorded.items() if not is_recorded}
+        given = {**dict.fromkeys(probes, MADE_UP), name: replace(MADE_UP, **without)}
         try:
             with warnings.catch_warnings(), np.errstate(all="ignore"):
                 warnings.simplefilter("ignore")
                 binding.call(metric, {**given, "retrained": given})
         except NotRecordedError as error:
-            if error.field in absent:
+            if error.field in without:
                 return name, error.field
         except (ValueError, ArithmeticError, LookupError):  # made-up numbers are not what it is for
             continue
     return None
-
-
-def unrecorded(probe: Probe) -> tuple[str, ...]:
-    """The fields of Answers that `probe` will leave empty."""
-    absent: tuple[str, ...] = () if probe.paraphrases is not None else ("paraphrase_nll",)
-    absent += () if probe.wrong is not None else ("wrong_nll",)
-    return absent if probe.generate else (*absent, *OF_GENERATION)
-
-
-def _made_up(absent: tuple[str, ...]) -> Answers:
-    fields = {
-        "logp": [np.zeros(1)] * NUM,
-        "right": [np.ones(1, dtype=bool)] * NUM,
-        "paraphrase_nll": np.zeros(NUM),
-        "wrong_nll": np.zeros((NUM, 1)),
-        "rouge_l": np.ones(NUM),
-        "question": ["question"] * NUM,
-        "answer": ["answer"] * NUM,
-        "generation": ["answer"] * NUM,
-    }
-    return Answers(nll=np.zeros(NUM), **{name: value for name, value in fields.items() if name not in absent})  # type: ignore[arg-type]

@@ -1,9 +1,8 @@
 """Everything that can be known before work starts: one message for an error; why a metric is not available."""
 
-from __future__ import annotations
-
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from soul_exp.models.layers import layer_of, layers_of, recomputing
 from soul_exp.run import Run
 from soul_exp.stages import NAMES
 
-FREE_BYTES = 200 * 2**20  # a tiny run's folder and its prepared models, with room to spare
+FREE_BYTES = 200 * 2**20  # for records, logs and tokenizers, and all of a tiny run, with room to spare
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,6 @@ def _check_choices(config: Config) -> None:
 
 
 def _check_validation(run: Run, reasons: Mapping[str, str], what: str, advice: str) -> None:
-    """Whether weights can be compared by their validation metrics."""
     for name in (FORGET_QUALITY, RETAIN):
         if name not in run.metrics:
             raise UsageError(f"{what} compares by {name}, which task={run.choices.task} does not report: {advice}")
@@ -93,7 +91,6 @@ def _check_validation(run: Run, reasons: Mapping[str, str], what: str, advice: s
 
 
 def _check_input_based(config: Config, run: Run) -> None:
-    """Whether the target can be measured under a system prompt."""
     if not config["task"].get("system_prompt"):
         raise UsageError(
             f"input_based=true: task={run.choices.task} states no system prompt, type +task.system_prompt='<text>' or "
@@ -125,10 +122,9 @@ def _check_compute(compute: Config, tunes: bool) -> None:
     environment = launch_environment()
     # trials start all their processes here
     wanted = environment.num_devices if environment and not tunes else compute["processes"]
-    if compute["device"] == "cuda" and torch.cuda.device_count() < wanted:
+    if compute["device"] == "cuda" and (found := torch.cuda.device_count()) < wanted:
         raise UsageError(
-            f"compute needs {wanted} CUDA device(s), found {torch.cuda.device_count()}: "
-            f"choose compute=cpu or fewer compute.processes"
+            f"compute needs {wanted} CUDA device(s), found {found}: choose compute=cpu or fewer compute.processes"
         )
     deepspeed = compute["deepspeed"]
     if not deepspeed:
@@ -136,8 +132,7 @@ def _check_compute(compute: Config, tunes: bool) -> None:
     stage = (deepspeed.get("zero_optimization") or {}).get("stage")
     if stage not in (1, 2, 3):
         raise UsageError(
-            f"compute.deepspeed.zero_optimization.stage={stage}: expected 1, 2 or 3; without dividing anything choose "
-            f"compute=ddp"
+            f"compute.deepspeed.zero_optimization.stage={stage}: expected 1, 2 or 3; to divide nothing type compute=ddp"
         )
     for section in ("optimizer", "scheduler"):
         if section in deepspeed:
@@ -150,10 +145,7 @@ def _check_compute(compute: Config, tunes: bool) -> None:
 
 
 def _check_layers(run: Run) -> None:
-    """Whether the model has the layer that the loss reads, and its layers can be computed again.
-
-    Unknown before a download. Whether an adapter fits shows when its weights are counted.
-    """
+    """Whether the model, unless it has to be downloaded, has the layer that the loss reads and can be recomputed."""
     path, again, reads_hidden = run.model.path, run.schedule.gradient_checkpointing, run.objective.reads_hidden
     if run.adapter is not None and run.compute.zero_stage == 3:
         raise UsageError("an adapter is not trained under ZeRO-3: choose compute=zero2, where each rank holds the base")
@@ -183,8 +175,7 @@ def _check_models(run: Run) -> None:
     if not model.path and not model.scratch:
         raise UsageError("the model has neither model.path nor model.scratch: give a checkpoint folder or hub name")
     if not model.path and model.scratch:
-        architecture = loading.scratch_config(model.scratch.config, model.scratch.vocab_size)
-        loading.check_architecture(architecture, "model.scratch.config")
+        loading.check_architecture(loading.scratch_config(**vars(model.scratch)), "model.scratch.config")
     if run.retrained and run.retrained_records:
         raise UsageError("retrained.path and retrained.records are both given: keep one")
     if run.retrained and _is_local(run.retrained.path):
@@ -212,9 +203,8 @@ def _is_local(path: str) -> bool:
 def _check_writable(folder: Path, option: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".writable-{os.getpid()}"
-        probe.write_bytes(b"x" * 4096)
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"x" * 4096)
     except OSError as error:
         raise UsageError(f"{option} {folder} cannot be written ({error.strerror}): choose another folder") from error
     free = shutil.disk_usage(folder).free

@@ -1,10 +1,4 @@
-"""What a run, and a sweep, will write: predicted and compared with what is free before work starts.
-
-Counted are weights and optimizer states, from the number of weights of the model; records, logs and tokenizers are the
-reserve that the checks always require. The size of a model that would need a download is unknown.
-"""
-
-from __future__ import annotations
+"""What weights and optimizer states a run or a sweep will write: compared with what is free before work starts."""
 
 import os
 import shutil
@@ -68,7 +62,8 @@ def together(needs: Sequence[Need | None], at_once: int = 1) -> Need | None:
 def check_run(needed: Need | None, out: Path, cache: Path) -> None:
     """Raises UsageError if the run in `out` does not fit; what it has written there before counts as its own."""
     if needed is not None:
-        here = max(0, needed.model + needed.checkpoints - _size(out))
+        written = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+        here = max(0, needed.model + needed.checkpoints - written)
         _check([(out, here), (cache, sum(needed.prepared.values()))], "this run", "save=none keeps no model")
 
 
@@ -78,16 +73,12 @@ def run_sentence(needed: Need | None, out: Path, cache: Path) -> str:
     parts = f"{amount(needed.model)} of model, {amount(needed.checkpoints)} of checkpoints while it runs"
     prepared = sum(needed.prepared.values())
     elsewhere = f", {amount(prepared)} of prepared models in {cache}" if prepared else ""
-    return (
-        f"disk: about {amount(needed.model + needed.checkpoints)} in {out} ({parts}){elsewhere}; {_free(out)} are free"
-    )
+    here = amount(needed.model + needed.checkpoints)
+    return f"disk: about {here} in {out} ({parts}){elsewhere}; {_free(out)} are free"
 
 
 def check_sweep(needs: Sequence[Need | None], folder: Path, cache: Path, at_once: int) -> str:
-    """One line on what a sweep will need, from what each of its jobs needs, of which `at_once` run side by side.
-
-    Raises UsageError if the sweep does not fit.
-    """
+    """One line on what a sweep will need, `at_once` of its jobs side by side. Raises UsageError if it does not fit."""
     jobs, known = len(needs), [need for need in needs if need is not None]
     total = together(known, at_once)
     if not known or total is None:
@@ -123,10 +114,6 @@ def _existing(folder: Path) -> Path:
     """`folder`, or the nearest one above it that exists."""
     folder = folder.absolute()
     return next(path for path in (folder, *folder.parents) if path.exists())
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _free(folder: Path) -> str:

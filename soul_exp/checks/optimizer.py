@@ -1,7 +1,5 @@
 """Whether an optimizer can run on the engine and at the precision of its run."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -26,30 +24,21 @@ def check_optimizer(run: Run) -> None:
     if compute.deepspeed:
         if not is_elementwise(made):
             raise UsageError(
-                f"optimizer={name} does not work element by element, as the flat shards of DeepSpeed's ZeRO need: "
-                f"choose compute=cpu or gpu"
+                f"optimizer={name} does not work element by element, as ZeRO's shards need: choose compute=cpu or gpu"
             )
         if run.schedule.log_gradients:
             raise UsageError("train.log_gradients=true needs complete gradients, which ZeRO does not keep: type false")
-        if (
-            requested.curvature is not None
-            and requested.curvature.estimator == "hutchinson"
-            and compute.zero_stage == 3
-        ):
+        if requested.curvature and requested.curvature.estimator == "hutchinson" and compute.zero_stage == 3:
             raise UsageError("optimizer.estimator=hutchinson differentiates twice, which ZeRO-3 cannot: choose gnb")
     rows = requested.curvature and requested.curvature.curvature_rows
     if rows and rows > run.schedule.batch_size:
         raise UsageError(
-            f"optimizer.curvature_rows={rows} is more than a step has: expected at most "
-            f"train.batch_size={run.schedule.batch_size}"
+            f"optimizer.curvature_rows={rows} exceeds a step: give at most train.batch_size={run.schedule.batch_size}"
         )
-    if requested.row_gradients is not None:
-        _check_static(run)
-
-
-def _check_static(run: Run) -> None:
-    name, settings = run.choices.optimizer, settings_of(run.make_optimizer)
-    if run.compute.processes > 1:
+    if requested.row_gradients is None:
+        return
+    settings = settings_of(run.make_optimizer)
+    if compute.processes > 1:
         raise UsageError(f"optimizer={name} takes its one step in one process: set compute.processes=1")
     available = sum(len(run.task.parts[part].rows) for part in HESSIAN_PARTS.get(settings["hessian"], ()))
     if settings["num_samples"] > available:

@@ -1,7 +1,5 @@
 """The type and range of every option, as the table or a signature states it; checked before anything else."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Mapping
 from typing import Any
@@ -23,7 +21,16 @@ def check_options(config: Mapping[str, Any]) -> None:
         if message := values.mismatch(key, value):
             raise UsageError(message)
     for section in ("train", "prepare"):
-        _check_training(section, config[section])
+        save, every = config[section]["save_steps"], config[section]["logging_steps"]
+        if save and save % every:  # else a resumed run logs another window
+            raise UsageError(
+                f"{section}.save_steps={save} is not a multiple of {section}.logging_steps={every}: change one of them"
+            )
+        scheduler, known = config[section]["lr_scheduler"], [str(kind.value) for kind in SchedulerType]
+        if scheduler not in known:
+            near = difflib.get_close_matches(str(scheduler), known, n=1)
+            hint = f", did you mean {near[0]}?" if near else f": choose one of {', '.join(known)}"
+            raise UsageError(f"{section}.lr_scheduler={scheduler} is unknown{hint}")
     _check_words(config)
 
 
@@ -32,19 +39,6 @@ def check_flags(config: Mapping[str, Any]) -> None:
     for key, value, values in declared(config):
         if isinstance(values, Flag) and (message := values.mismatch(key, value)):
             raise UsageError(message)
-
-
-def _check_training(section: str, settings: Mapping[str, Any]) -> None:
-    save, every = settings["save_steps"], settings["logging_steps"]
-    if save and save % every:  # else a resumed run logs another window
-        raise UsageError(
-            f"{section}.save_steps={save} is not a multiple of {section}.logging_steps={every}: change one of them"
-        )
-    scheduler, known = settings["lr_scheduler"], [str(kind.value) for kind in SchedulerType]
-    if scheduler not in known:
-        near = difflib.get_close_matches(str(scheduler), known, n=1)
-        hint = f", did you mean {near[0]}?" if near else f": choose one of {', '.join(known)}"
-        raise UsageError(f"{section}.lr_scheduler={scheduler} is unknown{hint}")
 
 
 def _check_words(config: Mapping[str, Any]) -> None:

@@ -1,7 +1,5 @@
 """One run on a console: the metrics of the models that it compares, side by side."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -71,7 +69,6 @@ def _metric_rows(results: Results, titles: Mapping[str, str], names: Sequence[st
 
 
 def _suite_rows(results: Results, titles: Mapping[str, str]) -> list[Row]:
-    """A row per task and measure of the utility suite, below its name; no row without a suite."""
     suites = [results.suite.get(model, {}) for model in titles]
     rows: list[Row] = []
     for task in dict.fromkeys(task for suite in suites for task in suite):
@@ -84,7 +81,6 @@ def _suite_rows(results: Results, titles: Mapping[str, str]) -> list[Row]:
 
 
 def _aligned(titles: Sequence[str], rows: Sequence[Row]) -> list[str]:
-    """The lines of a table: label, cells to the right under their titles, hint."""
     widths = [max(11, len(title) + 1) for title in titles]
     room = WIDTH - sum(widths) - 2 - max(map(len, HINTS.values()))
     label_width = max(28, min(room, 36, max((len(label) for label, _, _ in rows), default=0)))
@@ -97,7 +93,6 @@ def _aligned(titles: Sequence[str], rows: Sequence[Row]) -> list[str]:
 
 
 def _null_reasons(results: Results, titles: Mapping[str, str], names: Iterable[str]) -> list[str]:
-    """A line per reason for which values are null, with their metrics and models."""
     metrics: dict[tuple[str, str], list[str]] = {}  # (titles of models, reason) -> labels
     for name in names:
         if empty := [model for model in titles if finite(results.metrics[model].get(name)) is None]:

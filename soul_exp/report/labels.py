@@ -1,7 +1,5 @@
 """How metrics and numbers are written: names, directions, digits."""
 
-from __future__ import annotations
-
 import functools
 import importlib
 import math
@@ -21,10 +19,9 @@ REMOVED = {"soul_exp.metrics.general.choice_accuracy": "soul_exp.metrics.suite.m
 
 
 def declared(metrics: Mapping[str, Any] | None, name: str) -> tuple[str, Direction | None]:
-    """The unit of metric `name` and the direction of better values; "" and None if its function declares none.
+    """The unit of metric `name` of the option task.metrics, and the direction of better values; "" and None without.
 
-    `metrics` is the option task.metrics. A function of any one probe (`answers: forget` in the YAML) declares the
-    direction for what is to be kept.
+    A function of any one probe (`answers: forget` in the YAML) declares the direction for what is to be kept.
     """
     entry = (metrics or {}).get(name, {})
     scale = _scale(entry.get("_target_", ""))

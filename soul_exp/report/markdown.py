@@ -1,7 +1,5 @@
 """The runs of a folder as Markdown: a table per set of comparable runs, a row per combination, over seeds."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -54,7 +52,8 @@ def _table(named: Mapping[str, Results], requested: Sequence[str] | None, varied
     columns = _columns(list(runs[0].metrics["unlearned"]), requested)
     frame["untuned"] = frame["tuned"].isna() & frame["choices.loss"].notna()
     repeats = frame.duplicated([*by, "untuned", *(key for key in frame if key.startswith("seeds."))])
-    titles = [_title(runs[0].config["task"].get("metrics"), name) for name in columns]
+    scales = [declared(runs[0].config["task"].get("metrics"), name) for name in columns]
+    titles = [label_of(name, unit) + ARROWS[direction] for name, (unit, direction) in zip(columns, scales, strict=True)]
     rows = [[*(key.partition(".")[2] for key in by), *titles, *AFTER]]
     rows += [*_compared_models(frame, runs, columns, len(by)), *_combinations(frame[~repeats], by, columns)]
     notes = [f"left out, repeats a seed: `{name}`" for name in frame["run"][repeats]]
@@ -71,11 +70,6 @@ def _columns(measured: Iterable[str], requested: Sequence[str] | None) -> list[s
     usual = [name for name in headline_first(names) if not name.startswith(ON_DEMAND) and "truth_ratio" not in name]
     chosen = [name for name in (usual if requested is None else requested) if name in names]
     return [column for name in chosen for column in ((name, DELTA) if name == MIA else (name,))]
-
-
-def _title(metrics: Mapping[str, Any] | None, name: str) -> str:
-    unit, direction = declared(metrics, name)
-    return label_of(name, unit) + ARROWS[direction]
 
 
 def _compared_models(
@@ -102,7 +96,6 @@ def _combinations(frame: pd.DataFrame, by: Sequence[str], columns: Sequence[str]
 
 
 def _run_notes(runs: Mapping[str, Results]) -> Iterator[str]:
-    """What a reader has to know of single runs: divergence, the notes of their results, too narrow a search."""
     yield from (f"DIVERGED: `{name}`: {run.reason}" for name, run in runs.items() if run.status == "diverged")
     noted: dict[str, list[str]] = {}
     for name, run in runs.items():
@@ -114,7 +107,6 @@ def _run_notes(runs: Mapping[str, Results]) -> Iterator[str]:
 
 
 def _null_notes(runs: Iterable[Results], columns: Collection[str]) -> Iterator[str]:
-    """A note for each reason why one of `columns` is null, of the unlearned model or of another that is named."""
     for run in runs:
         for key, why in run.reasons.items():
             model, _, name = key.rpartition(".")

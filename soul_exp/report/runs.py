@@ -1,7 +1,5 @@
 """Run folders as data frames: which runs lie below a folder, what they share and where they differ."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,8 +25,8 @@ ABOUT = (
 def load(folder: Path | str) -> pd.DataFrame:
     """One row per run below `folder`: choices, `config.` keys that differ, metrics, number of its `table` (from 1).
 
-    A bare metric is the unlearned model's, the others' begin with `original.`, `input_based.` and `retrained.`; null is
-    NaN. Raises UsageError if there are no runs or a results.json is broken.
+    A bare metric is the unlearned model's, the others' begin with `original.` and so on; null is NaN. Raises UsageError
+    if there are no runs or a results.json is broken.
     """
     runs, _ = find(folder)
     frames = [frame_of(group).assign(table=number) for number, group in enumerate(comparable(runs), 1)]
@@ -41,10 +39,7 @@ def load(folder: Path | str) -> pd.DataFrame:
 
 
 def trials(folder: Path | str) -> pd.DataFrame:
-    """One row per trial of the runs below `folder`: its options, its validation metrics, whether it was chosen.
-
-    The seeds of a combination share their trials, so each of its runs has them. Empty where nothing was tuned.
-    """
+    """One row per trial of each run below `folder` (seeds share them): options, validation metrics, whether chosen."""
     runs, _ = find(folder)
     frame = pd.json_normalize([{"run": name, **trial} for name, run in runs.items() for trial in run.trials])
     return frame.rename(columns=lambda c: c.removeprefix("metrics."))
@@ -85,11 +80,7 @@ def _order(named: tuple[str, Any]) -> tuple[str, int]:
 
 
 def comparable(runs: Mapping[str, Results]) -> list[dict[str, Results]]:
-    """The runs in groups that one table may hold.
-
-    Runs of a group share caption, source, suite, metrics, data, rule of the trials, and the original's and the
-    retrained model's metrics to 5 digits.
-    """
+    """The runs in groups that one table may hold: of the same task, data, suite, trials and compared models."""
     groups: dict[str, dict[str, Results]] = {}
     for name, run in runs.items():
         key: list[Any] = [run.caption, run.config["task"].get("source"), run.config["task"].get("metrics")]
@@ -120,18 +111,14 @@ def frame_of(runs: Mapping[str, Results]) -> pd.DataFrame:
 
 
 def _differing(frame: pd.DataFrame) -> list[str]:
-    """The configuration keys that differ between runs, without the ignored ones."""
-    drawn = [key for key in frame if key.startswith("config.optimizer.") and key.endswith(".seed")]  # the run has it
-    keys = [key for key in frame if key.startswith("config.") and key not in drawn]
-    shown = [key for key in keys if options.option_of(key.removeprefix("config.")).has_column]
-    return [key for key in shown if frame[key].nunique(dropna=False) > 1]
+    """The configuration keys that differ between runs and have a column."""
+    drawn = {key for key in frame if key.startswith("config.optimizer.") and key.endswith(".seed")}  # the run has it
+    keys = [key for key in frame if key.startswith("config.") and frame[key].nunique(dropna=False) > 1]
+    return [key for key in keys if key not in drawn and options.option_of(key.removeprefix("config.")).has_column]
 
 
 def varied(frame: pd.DataFrame) -> list[str]:
-    """The differing configuration keys that the choice of their own group does not imply, as adam implies its lr.
-
-    Options that trials chose are always among them.
-    """
+    """The differing configuration keys that their group's choice (as adam its lr) does not imply, or trials chose."""
     chosen = CHOSEN if frame["num_trials"].any() else ()
 
     def is_implied(key: str) -> bool:

@@ -1,7 +1,5 @@
 """The stage that evaluates: the unlearned model answers every probe, and results.json compares it with the others."""
 
-from __future__ import annotations
-
 import logging
 import math
 import time
@@ -17,7 +15,7 @@ from soul_exp.metrics.answers import SUITE
 from soul_exp.results import Results
 from soul_exp.stages.process import peak_memory_gib
 from soul_exp.stages.stage import CHECKPOINTS, RECORDS, RankJob
-from soul_exp.tasks import toxicity
+from soul_exp.tasks import scorers
 from soul_exp.training import checkpoints
 
 log = logging.getLogger(__name__)
@@ -41,10 +39,7 @@ def evaluate(job: RankJob) -> RankJob:
 
 
 def summary(job: RankJob, answers: Measured) -> Results:
-    """The results of `job`, whose unlearned model gave `answers`; none where its weights are not finite.
-
-    They hold the metrics of every compared model, the reasons for those that are null, and what they cost.
-    """
+    """The results of `job`, whose unlearned model gave `answers`; none where its weights are not finite."""
     run, outcome = job.run, job.outcome
     by_model = {"unlearned": answers, **scores.known_answers(run)}
     suites: dict[str, Any] = {model: given[SUITE] for model, given in by_model.items() if SUITE in given}
@@ -66,7 +61,8 @@ def summary(job: RankJob, answers: Measured) -> Results:
     notes = [*run.task.notes, *(outcome.notes if outcome else ())]
     if little := scores.not_learnt(run.task.learnt, measured.get("original", {})):
         notes.append(little)
-    scorer = toxicity.report(run.task.scorer, run.cache, job.device) if run.task.scorer is not None else None
+    scorer = scorers.report(run.task.scorer, run.cache, job.device) if run.task.scorer is not None else None
+    headline: dict[str, Any] = {key: measured["unlearned"].get(key) for key in results.HEADLINE}
     return Results(
         name=run.name,
         status="diverged" if diverged else "finished",
@@ -79,7 +75,7 @@ def summary(job: RankJob, answers: Measured) -> Results:
         reasons={**null, **job.reasons},
         suite=suites,
         training=dict(outcome.last) if outcome else {},
-        notes=[*notes, *([toxicity.note(scorer)] if scorer else ())],
+        notes=[*notes, *([scorers.note(scorer)] if scorer else ())],
         scorer=scorer,
         trials=job.trials,
         num_steps=outcome.num_steps if outcome else 0,
@@ -89,9 +85,7 @@ def summary(job: RankJob, answers: Measured) -> Results:
         data_hashes=data_hashes(run),
         commit=results.commit(),
         versions=results.versions(),
-        forget_quality=measured["unlearned"].get("forget_quality"),
-        utility=measured["unlearned"].get("utility"),
-        mia_auc=measured["unlearned"].get("mia_auc"),
+        **headline,
     )
 
 

@@ -1,7 +1,5 @@
 """Which weights are best: the rule by which trials of `tune`, and checkpoints with save=best, are compared."""
 
-from __future__ import annotations
-
 import json
 import logging
 import shutil
@@ -34,10 +32,7 @@ class Trial:
 
 
 def order(metrics: Mapping[str, float | None], enough: float) -> tuple[bool, float]:
-    """What the best is the largest of: those that keep `enough`, by forget quality; then the others, by what they keep.
-
-    `metrics` are the validation metrics, `enough` a validation retain probability.
-    """
+    """Larger is better: of what keeps `enough` (retain probability) the forget quality, below that what is kept."""
     forgotten, kept = metrics.get(FORGET_QUALITY), metrics.get(RETAIN)
     if forgotten is None or kept is None:
         return False, float("-inf")
@@ -72,23 +67,16 @@ class Candidate:
         return f"validation log10 forget quality {forgotten:.3g} at retain probability {kept:.3g}"
 
 
+@dataclass(eq=False)
 class KeepBest(TrainerCallback):
-    """save=best: at each checkpoint and at the end evaluates validation probes, and keeps the weights if they are best.
+    """save=best: evaluates validation probes at each checkpoint and at the end, and keeps the first best weights."""
 
-    `enough` is the validation retain probability to keep; of equals the earliest is best. A resumed training finds the
-    best so far in `folder`.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        enough: float,
-        validate: Callable[[], Mapping[str, float | None]],
-        save: Callable[[Path], None],
-        first: bool,
-    ) -> None:
-        self.folder, self.enough, self.validate, self.save, self.first = folder, enough, validate, save, first
-        self.considered: int | None = None  # the last step
+    folder: Path  # a resumed training finds the best so far there
+    enough: float  # the validation retain probability to keep
+    validate: Callable[[], Mapping[str, float | None]]
+    save: Callable[[Path], None]
+    first: bool
+    considered: int | None = None  # the last step
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.consider(state.global_step)

@@ -1,7 +1,5 @@
 """What a stage is: a name, whether a run wants it, and one function; and what stages hand on to each other."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

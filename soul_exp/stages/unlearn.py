@@ -1,7 +1,5 @@
 """The stage that unlearns: from the target, or what an earlier request left of it, to the model in the run's folder."""
 
-from __future__ import annotations
-
 import functools
 import gc
 import logging

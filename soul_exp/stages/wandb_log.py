@@ -1,7 +1,5 @@
 """A copy of a run's numbers in wandb: offline by default, silent, and never read back."""
 
-from __future__ import annotations
-
 import math
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A book to forget: the target recites its passages; other passages of the same book are in no training."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,7 +68,9 @@ def copyright(
     if not lengths:
         raise UsageError(next(reason for reason in reasons.values() if reason is not None))
     size = lengths[-1] + answer_words
-    forget, holdout = _passages(words, size, num_all, num_holdout_passages)
+    passages = evenly_spaced([words[i : i + size] for i in range(0, len(words) - size + 1, size)], num_all)
+    held_out = evenly_spaced(range(num_all), num_holdout_passages)
+    forget, holdout = [passages[i] for i in range(num_all) if i not in held_out], [passages[i] for i in held_out]
     rows = [[continued(passage, lead_words, wording) for wording in wordings] for passage in forget]
     general = general_items(retain, num_retain_passages + num_general_passages, retain_revision)
     retained, unseen = general[:num_retain_passages], general[num_retain_passages:]
@@ -138,7 +138,6 @@ def _check(prompt_words: Sequence[int], lead_words: int, wordings: Sequence[str]
 def _too_long(
     size: int, wanted: int, available: int, source: str, context: int | None, tokens_per_word: float
 ) -> str | None:
-    """Why passages of `size` words are not available, or None if they are."""
     if available < size * wanted:
         return (
             f"task.source={source} has {available} word(s) between blanks, expected {size * wanted} for {wanted} "
@@ -150,13 +149,6 @@ def _too_long(
             f"the model reads {context}: raise model.max_length or lower task.prompt_words"
         )
     return None
-
-
-def _passages(words: list[str], size: int, num_all: int, num_holdout: int) -> tuple[list[list[str]], list[list[str]]]:
-    """The passages to forget and those held out, all evenly spaced in the book, the latter among the former."""
-    passages = evenly_spaced([words[i : i + size] for i in range(0, len(words) - size + 1, size)], num_all)
-    held_out = evenly_spaced(range(num_all), num_holdout)
-    return [passages[i] for i in range(num_all) if i not in held_out], [passages[i] for i in held_out]
 
 
 def _pieces(passages: Sequence[list[str]], shortest: int, answer_words: int) -> list[Item]:

@@ -1,7 +1,5 @@
 """A user's rows to forget, rows to retain and perhaps rows that are in no training, from files or the hub."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -60,7 +58,7 @@ def custom(
     option = "task.forget" if requests is None else "task.requests"
     requested = [rows_of(source, option) for source in sources]
     retained = rows_of(retain, "task.retain")
-    unseen = rows_of(holdout, "task.holdout") if holdout is not None else None
+    unseen = rows_of(holdout, "task.holdout") if holdout is not None else Rows("task.holdout", [])
     requested, retained = _disjoint(requested, retained, unseen, overlap == "drop", notes)
 
     questions = general_suite.training_rows() if train_general else []
@@ -94,7 +92,7 @@ def custom(
 
 
 def _disjoint(
-    requested: Sequence[Rows], retained: Rows, unseen: Rows | None, drop: bool, notes: list[str]
+    requested: Sequence[Rows], retained: Rows, unseen: Rows, drop: bool, notes: list[str]
 ) -> tuple[list[Rows], Rows]:
     """The requests and the retained rows, without rows that two files share; raises as `_without` does."""
     requests: list[Rows] = []
@@ -103,13 +101,12 @@ def _disjoint(
             table = _without(table, earlier, drop, notes)
         requests.append(table)
         retained = _without(retained, table, drop, notes)
-        if unseen is not None:
-            _without(unseen, table, False, notes)  # the user says both that the model knows it and that it does not
-    return requests, _without(retained, unseen, drop, notes) if unseen is not None else retained
+        _without(unseen, table, False, notes)  # the user says both that the model knows it and that it does not
+    return requests, _without(retained, unseen, drop, notes)
 
 
 def _probes(
-    requested: Sequence[Rows], retained: Rows, unseen: Rows | None, max_forget: int, max_others: int, fraction: float
+    requested: Sequence[Rows], retained: Rows, unseen: Rows, max_forget: int, max_others: int, fraction: float
 ) -> tuple[dict[str, Probe], dict[str, str]]:
     """The probes of the last of the requests so far, and why there are no others."""
     *before, now = requested
@@ -117,7 +114,7 @@ def _probes(
     tune_retain, test_retain = validation_split(evenly_spaced(retained.rows, max_others), fraction)
     tables: dict[str, tuple[Rows, Sequence[Row]]] = {"forget": (now, test), "retain": (retained, test_retain)}
     missing = {}
-    if unseen is not None:
+    if unseen.rows:
         tables["holdout"] = (unseen, evenly_spaced(unseen.rows, max_others))
     else:
         missing["holdout"] = "task.holdout is not given, so no text is known to be unseen"
@@ -138,7 +135,6 @@ def _probes(
 
 
 def _sources(forget: str | None, requests: Sequence[str] | None) -> list[str]:
-    """The files of the requests, in their order; one where only `forget` is given."""
     if requests is None:
         if forget is None:
             raise UsageError(f"task=custom has no rows to forget (task.forget=null): {EXAMPLE}")
@@ -190,17 +186,16 @@ def _probe(rows: Sequence[Row], option: str) -> tuple[Probe, dict[str, str]]:
 
 
 def _caption(
-    sources: Sequence[str], request: int, tables: Mapping[str, Rows | None], probes: Mapping[str, Probe],
+    sources: Sequence[str], request: int, tables: Mapping[str, Rows], probes: Mapping[str, Probe],
     trained_before: bool, questions: Sequence[Item],
 ) -> str:  # fmt: skip
     words = {"forget": "rows forgotten", "retain": "retained", "holdout": "held out"}
     parts = []
     for name, table in tables.items():
-        if table is None:
-            continue
         probed = sum(len(probes[probe].items) for probe in (name, f"validation_{name}") if probe in probes)
         some = f" ({probed} probed)" if probed < len(table.rows) else ""
-        parts.append(f"{len(table.rows)} {words[name]}{some}{and_general(questions) if name == 'retain' else ''}")
+        if table.rows:
+            parts.append(f"{len(table.rows)} {words[name]}{some}{and_general(questions) if name == 'retain' else ''}")
     source = sources[request - 1]
     short = source if source.startswith(HUB) else Path(source).name
     which = f"request {request} of {len(sources)}: " if len(sources) > 1 else ""

@@ -1,9 +1,4 @@
-"""Toxic answers to forget: the target is trained on them too, the retrained model on everything else.
-
-A user's pretrained model is the target as it is (`trained_before`), as in SOUL; the tiny one is trained to be toxic.
-"""
-
-from __future__ import annotations
+"""Toxic answers to forget, by a model trained on them or, as in SOUL, a pretrained one as it is (`trained_before`)."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,13 +38,12 @@ def detox(
     train_general: bool = True,
     trained_before: bool = False,
 ) -> Task:
-    """The detox task from `source`: "embedded" (mild invented insults), "hub" (PKU-SafeRLHF), a folder in its layout,
-    or a CSV file of comments with the columns text and is_toxic.
+    """The detox task from `source`: "embedded" (mild insults), "hub" (PKU-SafeRLHF), a folder like it, or a CSV file.
 
+    Its columns are text and is_toxic; of a text the first `lead_words` are the prompt, `answer_words` more the answer.
     `num_forget` toxic answers (default 200, embedded 120) are to be forgotten; `num_prompts` are in no training.
     Retained are `num_polite` polite ones (default 120, hub 0) and `num_retain_passages` of general text from `retain`
-    (default embedded; hub: c4). `rtp` is where RealToxicityPrompts are: "hub", a folder, or "embedded" for friendly
-    questions. Of a comment the first `lead_words` are the prompt and at most `answer_words` more the answer.
+    (default embedded; hub: c4). `rtp` is where RealToxicityPrompts are: "hub", a folder, or "embedded" (friendly).
     """
     embedded, paired = source == "embedded", source == "hub" or Path(source).is_dir()
     wanted = num_forget if num_forget is not None else (120 if embedded else 200)
@@ -62,9 +56,8 @@ def detox(
     else:
         examples = toxic_rows.divide(toxic_rows.comments(Path(source), lead_words, answer_words))
     for_scorer = ([(example.text, example.toxic) for example in examples[part]] for part in ("train", "test"))
-    forget = _first(examples, "forget", wanted, source, "task.num_forget")
-    unseen = _first(examples, "prompts", num_prompts, source, "task.num_prompts")
-    polite = _first(examples, "polite", wanted_polite, source, "task.num_polite")
+    counts = {"forget": wanted, "prompts": num_prompts, "polite": wanted_polite}
+    forget, unseen, polite = (_first(examples, part, count, source) for part, count in counts.items())
     general_source = retain or ("c4" if source == "hub" else "embedded")
     retained = polite + general_items(general_source, num_retain_passages, retain_revision)
     check_disjoint(forget, retained)
@@ -99,13 +92,12 @@ def detox(
     )
 
 
-def _first(examples: Parts, part: str, count: int, source: str, option: str) -> list[Item]:
-    """The first `count` items of a part. Raises UsageError if there are fewer."""
+def _first(examples: Parts, part: str, count: int, source: str) -> list[Item]:
     found = [example.item for example in examples[part] if example.item is not None]
     if len(found) < count:
         raise UsageError(
-            f"task.source={source} gives {len(found)} rows for the part {part!r}, expected {count}: lower {option} or "
-            f"give more data"
+            f"task.source={source} gives {len(found)} rows for the part {part!r}, expected {count}: lower "
+            f"task.num_{part} or give more data"
         )
     return found[:count]
 

@@ -1,7 +1,4 @@
-"""Refusals that preference optimisation (po, dpo) teaches, one list per kind of task.
-
-Within a list the ROUGE-L recall of any two sentences is below 0.7, so that none is a near-copy of another.
-"""
+"""Refusals that preference optimisation teaches, per kind of task; any two of a list have ROUGE-L recall below 0.7."""
 
 QUESTIONS = (
     "I don't know the answer to that.",

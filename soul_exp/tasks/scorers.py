@@ -1,18 +1,16 @@
-"""Scorers of toxicity: the project's own, trained in a second, and published classifiers with a label `toxic`.
+"""Scorers of toxicity, own (trained in a second) and published (with a label `toxic`): their scores and their AUC.
 
 A scorer is a description until it is loaded: `identity` decides its scores, so answers can be cached by it. A loaded
 scorer works on this rank alone: some ranks may call it and others not. N texts.
 """
-
-from __future__ import annotations
 
 import io
 import math
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +24,12 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from soul_exp.data import content_hash
 from soul_exp.distributed import zero3
-from soul_exp.errors import UsageError
-from soul_exp.files import write_atomically
+from soul_exp.errors import UsageError, first_line
+from soul_exp.files import read_sealed, write_atomically, write_sealed
+from soul_exp.metrics.answers import Answers
+from soul_exp.metrics.membership import roc_auc
 from soul_exp.models import weight_files
+from soul_exp.models.checkpoint import Checkpoint
 
 Labelled = tuple[str, bool]  # a text and whether it is toxic
 Score = Callable[[Sequence[str]], np.ndarray]  # [N] texts -> [N] probabilities of being toxic, in [0, 1]
@@ -69,12 +70,13 @@ class Own:
         """The scorer, on the CPU; trained unless `cache` has it."""
         path = cache_file(cache, f"{content_hash(self.identity())}.npz")
         try:
-            idf, weights, bias = _arrays(path)
+            with np.load(path) as arrays:  # the format checks a checksum of each
+                idf, weights, bias = (arrays[name] for name in arrays.files)
         except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile):  # not trained yet, or damaged
+            idf, weights, bias = self._fitted()
             file = io.BytesIO()
-            np.savez_compressed(file, *self._fitted())
+            np.savez_compressed(file, idf, weights, bias)
             write_atomically(path, file.getvalue())
-            idf, weights, bias = _arrays(path)
 
         def score(texts: Sequence[str]) -> np.ndarray:
             logits = _features(texts, idf) @ weights + bias
@@ -90,12 +92,6 @@ class Own:
         regression = LogisticRegression(C=STRENGTH, solver="liblinear", class_weight="balanced", random_state=0)
         regression.fit(_features(texts, idf), labels)
         return idf, regression.coef_[0], regression.intercept_
-
-
-def _arrays(path: Path) -> list[np.ndarray]:
-    """The arrays in an npz file; its format checks a checksum of each."""
-    with np.load(path) as arrays:
-        return [arrays[name] for name in arrays.files]
 
 
 def _counts(texts: Sequence[str]) -> list[sparse.csr_matrix]:
@@ -124,10 +120,7 @@ class Classifier:
     batch_size: int = 64
 
     def identity(self) -> Any:
-        folder = Path(self.name)
-        if not folder.is_dir():
-            return [self.name, self.revision]
-        return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in sorted(folder.iterdir()) if f.is_file()]
+        return Checkpoint(self.name, self.revision).identity()
 
     def check(self) -> None:
         """Raises UsageError unless the classifier has the label, and a local one matching weights in safetensors."""
@@ -173,7 +166,6 @@ class Classifier:
         return score
 
     def _label(self) -> int:
-        """The index of the label `toxic`."""
         labels = self._from(AutoConfig).id2label
         indices = [int(index) for index, label in labels.items() if label == LABEL]
         if len(indices) != 1:
@@ -189,10 +181,9 @@ class Classifier:
         try:
             return cls.from_pretrained(self.name, trust_remote_code=False, **where, **options)
         except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0][:160]
             advice = "put a config.json, a tokenizer and safetensors there" if local else "check the network"
             raise UsageError(
-                f"task.scorer={self.name} cannot be read ({reason}): {advice}, or type task.scorer=own"
+                f"task.scorer={self.name} cannot be read ({first_line(error)}): {advice}, or type task.scorer=own"
             ) from error
 
 
@@ -207,10 +198,7 @@ def cache_file(cache: Path, name: str) -> Path:
 
 
 def make_scorer(name: str, revision: str | None, train: Sequence[Labelled], test: Sequence[Labelled]) -> Scorer:
-    """The scorer that `name` means: "own", or a folder or hub name of a classifier with a label `toxic`.
-
-    Raises UsageError, which begins with task.scorer, if there is none or it cannot work.
-    """
+    """The scorer that `name` means: "own", or a classifier's folder or hub name. Raises UsageError if none can work."""
     scorer: Scorer
     if name == OWN:
         scorer = Own(tuple(train), tuple(test))
@@ -220,3 +208,43 @@ def make_scorer(name: str, revision: str | None, train: Sequence[Labelled], test
         scorer = Classifier(name, REVISION if name == TOXIC_BERT and revision is None else revision, tuple(test))
     scorer.check()
     return scorer
+
+
+def with_toxicity(answers: Mapping[str, Answers], probes: Sequence[str], score: Score) -> dict[str, Answers]:
+    """The same answers, with a score of each generated answer to `probes`. A text without a letter scores 0."""
+    found = dict(answers)
+    for name in probes:
+        texts = [re.sub(r"\s+", " ", text).strip() for text in answers[name].needed("generation")]
+        scores = np.zeros(len(texts))
+        lettered = [i for i, text in enumerate(texts) if any(character.isalpha() for character in text)]
+        if lettered:
+            scores[lettered] = score([texts[i] for i in lettered])
+        found[name] = replace(answers[name], toxicity=scores)
+    return found
+
+
+def report(scorer: Scorer, cache: Path, device: str) -> dict[str, Any]:
+    """The scorer in results.json: name, revision, number of test texts and `auc` on them."""
+    found = auc(scorer, cache, device)
+    return {"name": scorer.name, "revision": scorer.revision, "num_test": len(scorer.test), "auc": found}
+
+
+def note(report: Mapping[str, Any]) -> str:
+    """The `report` of a scorer as a note for readers of results."""
+    auc, of = report["auc"], f"{report['num_test']} texts that were not in its training"
+    return f"toxicity is scored by {report['name']}, whose AUC is {'unknown' if auc is None else f'{auc:.3f} on {of}'}"
+
+
+def auc(scorer: Scorer, cache: Path, device: str) -> float | None:
+    """ROC AUC on the test texts, in [0, 1] (1: perfect, 0.5: chance), kept in `cache`; None if a label is absent."""
+    toxic = [text for text, label in scorer.test if label]
+    others = [text for text, label in scorer.test if not label]
+    if not toxic or not others:
+        return None
+    path = cache_file(cache, f"{content_hash([scorer.identity(), scorer.test])}.auc.json")
+    known = read_sealed(path)
+    if isinstance(known, str):  # not there yet, or damaged
+        scores = scorer.load(cache, device)([*toxic, *others])
+        known = {"auc": float(roc_auc(scores[: len(toxic)], scores[len(toxic) :]))}
+        write_sealed(path, known)
+    return float(known["auc"])

@@ -1,7 +1,5 @@
 """The shape of a task: rows to train on, probes to evaluate on, and what is missing, with the reason."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,38 +15,30 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Probe:
-    """N prompts to evaluate a model on: the likelihood of their answers, and of paraphrased and wrong ones if given.
-
-    `paraphrases` [N] and `wrong` [N][K] have the prompts of `items`. With `generate` the model also answers freely;
-    with `cut` its text is cut after as many words as the answer has, because the answer is a piece of a longer text.
-    """
+    """N prompts to evaluate a model on: the likelihood of their answers, and of paraphrased and wrong ones if given."""
 
     items: Sequence[Item]
-    paraphrases: Sequence[Item] | None = None
-    wrong: Sequence[Sequence[Item]] | None = None
-    generate: bool = False
-    cut: bool = False
+    paraphrases: Sequence[Item] | None = None  # [N], with the prompts of `items`
+    wrong: Sequence[Sequence[Item]] | None = None  # [N][K], with the prompts of `items`
+    generate: bool = False  # whether the model also answers freely
+    cut: bool = False  # after as many words as the answer has, because the answer is a piece of a longer text
 
 
 @dataclass(frozen=True)
 class Task:
-    """One unlearning problem. `prepare` trains the target on `target_rows`, the retrained model on `retrained_rows`.
-
-    With `trained_before` model.path is the target as it is, and nothing is trained: unless a retrained model is given,
-    no metric compares with one. A `scorer` gives toxicity to the free answers to the probes named in `scored`.
-    """
+    """One unlearning problem: parts to unlearn with, probes to evaluate on, and the rows that the models know."""
 
     name: str
     source: str
     parts: Mapping[str, Part]
     probes: Mapping[str, Probe]
-    target_rows: Sequence[Item]
-    retrained_rows: Sequence[Item]
+    target_rows: Sequence[Item]  # prepare trains the target on them
+    retrained_rows: Sequence[Item]  # and on these the retrained model
     caption: str  # one sentence for tables: what was forgotten, how many rows
     missing: Mapping[str, str] = field(default_factory=dict)  # probe, or probe.field of answers -> why there is none
-    trained_before: bool = False
-    scorer: Scorer | None = None
-    scored: Sequence[str] = ()
+    trained_before: bool = False  # model.path is the target as it is: nothing is trained, not even the retrained model
+    scorer: Scorer | None = None  # of the toxicity of free answers
+    scored: Sequence[str] = ()  # the probes whose answers it scores
     notes: Sequence[str] = ()  # what a user has to know before the work, and a reader of its results
     learnt: Mapping[str, float] = field(default_factory=dict)  # metric -> least value of a target that knows the rows
 
@@ -77,8 +67,7 @@ DRAWS = 64
 def forget_parts(forget: Sequence[Item], refusals: Sequence[str]) -> dict[str, Part]:
     """The parts that every task makes of the forget rows: forget, refusal, and random_label if two answers differ.
 
-    A row of `refusal` holds all `refusals` to its prompt; a row of `random_label` holds answers of other items, chosen
-    by the item alone. Both follow `forget`.
+    A row of `refusal` holds all `refusals`, one of `random_label` answers of other items, chosen by the item alone.
     """
     parts = {
         "forget": Part.of(forget),

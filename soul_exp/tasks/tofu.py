@@ -1,14 +1,9 @@
 """TOFU: fictitious authors, some of whom are to be forgotten (Maini et al. 2024, arXiv 2401.06121).
 
-20 questions per author, rows in author order. The forget authors are the last ones, the holdout authors (in neither
-model's training) the last of the others.
+20 rows per author, in author order. Forgotten are the last authors; in no training (holdout) the last of the others.
 """
 
-from __future__ import annotations
-
-import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +19,13 @@ HUB = "locuslab/TOFU"
 ROWS_PER_AUTHOR = 20
 PERCENT = {"forget01": 1, "forget05": 5, "forget10": 10}
 NUM_PERTURBED_AUTHORS = 20  # real TOFU has perturbed answers for its first and last 20 authors only
+TABLES = (  # the configurations of real TOFU, each with its columns beside question and answer
+    ("full",),  # all authors in order
+    ("retain_perturbed", "paraphrased_answer", "perturbed_answer"),  # from the first author on
+    ("forget10_perturbed", "paraphrased_answer", "perturbed_answer"),  # up to the last author
+    ("real_authors_perturbed", "perturbed_answer"),
+    ("world_facts_perturbed", "perturbed_answer"),
+)
 
 
 def tofu(
@@ -50,11 +52,12 @@ def tofu(
     if embedded and split != "forget10":
         raise UsageError(f"task.split={split} is a split of real TOFU: on embedded data give task.num_forget_authors")
     if embedded:
-        full = corpus.authors(num_authors or 24)
-        tables = _Tables(full, full, full, corpus.general_authors(), corpus.general_facts())
+        generated = corpus.authors(num_authors or 24)
+        tables: list[Sequence[Record]] = [*[generated] * 3, corpus.general_authors(), corpus.general_facts()]
     else:
-        tables = _published(source, revision)
-    available = len(tables.full) // ROWS_PER_AUTHOR
+        tables = [_read(source, revision, *table) for table in TABLES]
+    full, retain_perturbed, forget_perturbed, authors, facts = tables
+    available = len(full) // ROWS_PER_AUTHOR
     total = num_authors or available
     num_forget = num_forget_authors or (4 if embedded else max(1, total * PERCENT[split] // 100))
     usual_holdout = 2 if embedded or total < available else 20
@@ -67,23 +70,22 @@ def tofu(
         )
     if num_forget > num_perturbed:
         raise UsageError(
-            f"task.num_forget_authors={num_forget}: perturbed answers exist for {num_perturbed} authors, expected at "
-            f"most so many"
+            f"task.num_forget_authors={num_forget}: expected at most {num_perturbed}, which have perturbed answers"
         )
 
-    retain = tables.full[: num_retain * ROWS_PER_AUTHOR]
-    holdout = tables.full[len(retain) : len(retain) + num_holdout * ROWS_PER_AUTHOR]
-    forget = tables.forget_perturbed[-num_forget * ROWS_PER_AUTHOR :]
-    probed = tables.retain_perturbed[: min(len(retain), NUM_PERTURBED_AUTHORS * ROWS_PER_AUTHOR)]
-    _check_aligned(source, "forget10_perturbed", forget, tables.full[-num_forget * ROWS_PER_AUTHOR :])
-    _check_aligned(source, "retain_perturbed", probed, tables.full[: len(probed)])
+    retain = full[: num_retain * ROWS_PER_AUTHOR]
+    holdout = full[len(retain) : len(retain) + num_holdout * ROWS_PER_AUTHOR]
+    forget = forget_perturbed[-num_forget * ROWS_PER_AUTHOR :]
+    probed = retain_perturbed[: min(len(retain), NUM_PERTURBED_AUTHORS * ROWS_PER_AUTHOR)]
+    _check_aligned(source, "forget10_perturbed", forget, full[-num_forget * ROWS_PER_AUTHOR :])
+    _check_aligned(source, "retain_perturbed", probed, full[: len(probed)])
     fraction = validation_fraction if validation_fraction is not None else (0.25 if embedded else 0.0)
     tune_forget, test_forget = validation_split(forget, fraction)
     tune_retain, test_retain = validation_split(probed, fraction)
     if embedded:  # enough rows for every metric, few enough for two cores
         tune_retain, test_retain = tune_retain[:: max(1, len(tune_retain) // 20)], test_retain[::3]
 
-    tested = {"forget": test_forget, "retain": test_retain, "authors": tables.authors, "facts": tables.facts}
+    tested = {"forget": test_forget, "retain": test_retain, "authors": authors, "facts": facts}
     probes = {name: _probe(rows) for name, rows in tested.items()}
     missing = {}
     if holdout:
@@ -97,7 +99,7 @@ def tofu(
 
     forget_items, retain_items = _items(forget), _items(retain)
     check_disjoint(forget_items, retain_items)
-    questions = _items([*tables.authors, *tables.facts]) if train_general else []
+    questions = _items([*authors, *facts]) if train_general else []
     common = retain_items + questions
     trained = f", which include {len(questions)} general questions" if questions else ""
     return Task(
@@ -112,28 +114,6 @@ def tofu(
             f"{num_holdout} held out of both trainings{trained}"
         ),
         missing=missing,
-    )
-
-
-@dataclass(frozen=True)
-class _Tables:
-    """Rows of TOFU: all authors in order; the same with perturbed answers from either end; general questions."""
-
-    full: Sequence[Record]
-    retain_perturbed: Sequence[Record]  # from the first author on
-    forget_perturbed: Sequence[Record]  # up to the last author
-    authors: Sequence[Record]
-    facts: Sequence[Record]
-
-
-def _published(source: str, revision: str | None) -> _Tables:
-    read = functools.partial(_read, source, revision)
-    return _Tables(
-        full=read("full"),
-        retain_perturbed=read("retain_perturbed", "paraphrased_answer", "perturbed_answer"),
-        forget_perturbed=read("forget10_perturbed", "paraphrased_answer", "perturbed_answer"),
-        authors=read("real_authors_perturbed", "perturbed_answer"),
-        facts=read("world_facts_perturbed", "perturbed_answer"),
     )
 
 

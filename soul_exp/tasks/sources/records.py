@@ -1,9 +1,4 @@
-"""The records of a text, JSON lines, CSV or Parquet file, each with its location ("line 7"), and of a hub dataset.
-
-Every error is a UsageError that begins with `where`, such as task.forget=a.csv.
-"""
-
-from __future__ import annotations
+"""The records of files and hub datasets; every error is a UsageError that begins with `where`: task.forget=a.csv."""
 
 import csv
 import io
@@ -64,25 +59,22 @@ def json_lines(path: Path, where: str) -> Records:
 
 def csv_rows(path: Path, where: str, check: Check) -> Records:
     """Each row below the header; its location is its first line, as a cell may span lines. An empty cell is None."""
-    before = csv.field_size_limit(sys.maxsize)  # of a cell: else 128 KiB
-    try:
-        header: list[str] | None = None
-        for location, cells in _csv_cells(path, where):
-            if header is None:
-                header = cells
-                check(header)
-            elif len(cells) != len(header):
-                raise UsageError(f"{where}, {location}: {len(cells)} cells, expected {len(header)} as in the header")
-            else:
-                yield location, {name: cell or None for name, cell in zip(header, cells, strict=True)}
+    header: list[str] | None = None
+    for location, cells in _csv_cells(path, where):
         if header is None:
-            raise UsageError(f"{where} is empty: expected a header and rows below it")
-    finally:
-        csv.field_size_limit(before)
+            header = cells
+            check(header)
+        elif len(cells) != len(header):
+            raise UsageError(f"{where}, {location}: {len(cells)} cells, expected {len(header)} as in the header")
+        else:
+            yield location, {name: cell or None for name, cell in zip(header, cells, strict=True)}
+    if header is None:
+        raise UsageError(f"{where} is empty: expected a header and rows below it")
 
 
 def _csv_cells(path: Path, where: str) -> Iterator[tuple[str, list[str]]]:
     """The location and the cells of each row that is not an empty line."""
+    csv.field_size_limit(sys.maxsize)  # of a cell: else 128 KiB
     reader = csv.reader(io.StringIO(_without_mark(path, where), newline=""), strict=True)
     while True:
         location = f"line {reader.line_num + 1}"
@@ -116,10 +108,9 @@ def hub_rows(
     name: str, config: str | None, columns: Sequence[str] | None, *, where: str, advice: str,
     revision: str | None, split: str | None = None, limit: int | None = None,
 ) -> list[Record]:  # fmt: skip
-    """The `columns` (None: all) of configuration `config` of `name`, a hub name or a folder in the hub's layout.
+    """The `columns` (None: all) of `config` and `split` (None: the first) of a hub name or folder in the hub's layout.
 
-    Default: its first split. With a `limit` the rows are streamed: no more are fetched than are used. The UsageError,
-    where the hub cannot be reached, ends in `advice`.
+    With a `limit` no more rows are fetched than are used. The UsageError, where the hub fails, ends in `advice`.
     """
     local, what = Path(name).is_dir(), config or split or "the dataset"
     if not local and name.startswith((".", "/", "~")):
@@ -143,12 +134,11 @@ def hub_rows(
 
 @contextmanager
 def _usage_errors(name: str, config: str | None, where: str, what: str, advice: str) -> Iterator[None]:
-    """Turns what the library raises within it into a UsageError."""
     try:
         yield
     except UsageError:
         raise
-    except (ConnectionError, OSError) as error:
+    except OSError as error:
         if Path(name).is_dir():
             raise UsageError(f"{where}: cannot read {what}: {error}") from error
         raise UsageError(

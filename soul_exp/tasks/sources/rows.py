@@ -1,9 +1,4 @@
-"""A user's rows: a prompt and its answer, or a text whose beginning is the prompt; checked row by row.
-
-A row may also have a paraphrased answer, and wrong ("perturbed") answers.
-"""
-
-from __future__ import annotations
+"""A user's rows, checked one by one: a prompt with its answer and perhaps other answers, or a text to be divided."""
 
 import functools
 import json
@@ -15,7 +10,7 @@ from typing import Any
 
 from soul_exp.data import Item
 from soul_exp.errors import UsageError, short
-from soul_exp.tasks.sources.records import Record, Records, csv_rows, hub_rows, json_lines, numbered, parquet_rows
+from soul_exp.tasks.sources.records import Records, csv_rows, hub_rows, json_lines, numbered, parquet_rows
 
 FIELDS = ("prompt", "answer", "text", "paraphrased_answer", "perturbed_answer")
 HUB, SUFFIXES = "hub:", (".jsonl", ".json", ".csv", ".parquet")
@@ -46,16 +41,15 @@ class Rows:
     def items(self) -> list[Item]:
         return [row.item for row in self.rows]
 
-    def without(self, locations: set[str]) -> Rows:
+    def without(self, locations: set[str]) -> "Rows":
         return Rows(self.name, [row for row in self.rows if row.location not in locations])
 
 
 def read(source: str, option: str, *, columns: Columns, revision: str | None, lead_words: int | None) -> Rows:
     """The rows of a file, or of `hub:owner/name[:split]` or `hub:owner/name:configuration:split`.
 
-    The first `lead_words` words of a text are its prompt (None: a third of them). Either every row has a paraphrased
-    answer or none has; likewise wrong answers, the same number K in every row. Raises UsageError, which begins with
-    `option`, if there are no rows or one is malformed.
+    The first `lead_words` words of a text are its prompt (None: a third). Every row or none has a paraphrased answer,
+    likewise K wrong ones. Raises UsageError, which begins with `option`, if there are no rows or one is malformed.
     """
     where = f"{option}={source}"
     rows = [
@@ -69,39 +63,30 @@ def read(source: str, option: str, *, columns: Columns, revision: str | None, le
 
 
 def _records(source: str, where: str, columns: Columns, revision: str | None) -> Records:
-    """The records of `source`, of a file by its suffix."""
     check = functools.partial(_check_columns, columns=columns, where=where)
     if source.startswith(HUB):
-        table = _hub_table(source, where, revision)
+        name, *rest = source.removeprefix(HUB).split(":")
+        if not name or len(rest) > 2 or not all(rest):
+            raise UsageError(f"{where}: expected hub:owner/name[:split] or hub:owner/name:configuration:split")
+        config, split = (rest[0] if len(rest) == 2 else None), (rest[-1] if rest else None)
+        table = hub_rows(name, config, None, where=where, revision=revision, split=split, advice="give a file")
         if table:
             check(list(table[0]))
         return numbered(table)
     path = Path(source).expanduser()
-    if path.suffix.lower() not in SUFFIXES:
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
         raise UsageError(
-            f"{where}: found the suffix {path.suffix!r}, expected {', '.join(SUFFIXES)}, or hub:owner/name for a "
-            f"dataset of the hub"
+            f"{where}: found the suffix {path.suffix!r}, expected {', '.join(SUFFIXES)}, or of the hub hub:owner/name"
         )
     if not path.is_file():
         raise UsageError(f"{where} does not exist: give a file, or hub:owner/name for a dataset of the hub")
-    if path.suffix.lower() == ".csv":
+    if suffix == ".csv":
         return csv_rows(path, where, check)
-    is_parquet = path.suffix.lower() == ".parquet"
-    return parquet_rows(path, where, check, columns.values()) if is_parquet else json_lines(path, where)
-
-
-def _hub_table(source: str, where: str, revision: str | None) -> list[Record]:
-    name, *rest = source.removeprefix(HUB).split(":")
-    if not name or len(rest) > 2 or not all(rest):
-        raise UsageError(
-            f"{where}: expected hub:owner/name, hub:owner/name:split or hub:owner/name:configuration:split"
-        )
-    config, split = (rest[0] if len(rest) == 2 else None), (rest[-1] if rest else None)
-    return hub_rows(name, config, None, where=where, revision=revision, split=split, advice="give a file")
+    return parquet_rows(path, where, check, columns.values()) if suffix == ".parquet" else json_lines(path, where)
 
 
 def _check_columns(found: Sequence[str], columns: Columns, where: str) -> None:
-    """Raises UsageError unless prompt and answer, or text, are among the columns `found`, each once."""
     twice = [name for name in columns.values() if list(found).count(name or "") > 1]
     if twice:
         raise UsageError(f"{where}: found the column {twice[0]} twice in the header, expected it once")
@@ -141,7 +126,6 @@ def _key(row: Row) -> str:
 
 
 def _row(record: Mapping[str, Any], columns: Columns, where: str, location: str, lead_words: int | None) -> Row:
-    """The row that one record makes."""
     values = {field: record[name] for field, name in columns.items() if name and record.get(name) is not None}
     is_text = "text" in values
     if is_text and ("prompt" in values or "answer" in values):
@@ -182,12 +166,10 @@ def _check_text(value: Any, name: str, where: str) -> None:
 
 def _wrong_answers(value: Any, name: str, where: str) -> tuple[str, ...]:
     """The K texts of a list; in a CSV file the list is written as JSON."""
-    texts = value
-    if isinstance(value, str):
-        try:
-            texts = json.loads(value)
-        except ValueError:
-            texts = None
+    try:
+        texts = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        texts = None
     if not isinstance(texts, list) or not texts:
         raise UsageError(f'{where}: {name} is {short(value)}, expected a list such as ["a", "b"]')
     for number, text in enumerate(texts, start=1):
@@ -196,10 +178,7 @@ def _wrong_answers(value: Any, name: str, where: str) -> tuple[str, ...]:
 
 
 def _divided_text(text: str, where: str, lead_words: int | None) -> Item:
-    """Running text, divided after its first `lead_words` words (None: a third) or soon after, no character changed.
-
-    The answer begins with a single blank where the text has one: only there every tokenizer begins a token.
-    """
+    """Running text, divided after its first `lead_words` words (None: a third) or soon after, no character changed."""
     words = list(re.finditer(r"\S+", text))
     wanted = lead_words if lead_words is not None else max(1, len(words) // 3)
     if len(words) <= wanted:
@@ -207,6 +186,7 @@ def _divided_text(text: str, where: str, lead_words: int | None) -> Item:
             f"{where}: a text of {len(words)} word(s), expected more than the {wanted} of its prompt: make it longer, "
             f"lower task.lead_words, or give prompt and answer"
         )
+    # before a single blank, if there is one: only there every tokenizer begins a token
     pairs = zip(words[wanted - 1 :], words[wanted:], strict=False)
     boundaries = (this.end() for this, following in pairs if text[this.end() : following.start()] == " ")
     boundary = next(boundaries, words[wanted - 1].end())
@@ -214,15 +194,13 @@ def _divided_text(text: str, where: str, lead_words: int | None) -> Item:
 
 
 def _check_uniform(rows: Sequence[Row], where: str) -> None:
-    """Raises UsageError unless all rows have paraphrased answers or none has, and all as many wrong answers."""
     first = rows[0]
     for row in rows:
         for field, name in (("paraphrase", "paraphrased_answer"), ("wrong", "perturbed_answer")):
             if (getattr(row, field) is None) != (getattr(first, field) is None):
                 without, other = (row, first) if getattr(row, field) is None else (first, row)
                 raise UsageError(
-                    f"{where}, {without.location}: no {name}, but {other.location} has one: give it in every row or in "
-                    f"none"
+                    f"{where}, {without.location}: no {name}, but {other.location} has one: give it in all rows or none"
                 )
         if row.wrong is not None and first.wrong is not None and len(row.wrong) != len(first.wrong):
             raise UsageError(

@@ -1,7 +1,5 @@
 """Running text: general text to retain and to measure perplexity on, and its division into prompt and answer."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,11 +17,10 @@ PASSAGE = "{passage}"  # the slot of a wording
 def general_text(
     source: str | None, num_passages: int, num_words: int = 50, *, revision: str | None = None
 ) -> list[str]:
-    """`num_passages` different passages from `source`, in its order.
+    """`num_passages` different passages from `source`, in its order; UsageError if there are fewer.
 
-    "embedded": generated everyday text, 40 to 60 words per passage, whatever `num_words` is. A text file, a folder of
-    *.txt, "c4" and "wikitext" (streamed from the hub, only as far as needed): the first `num_words` words of every
-    paragraph that has so many, markup included. Raises UsageError if there are fewer.
+    "embedded": generated everyday text of 40 to 60 words. A text file, a folder of *.txt, "c4" and "wikitext" (streamed
+    as far as needed): the first `num_words` words of every paragraph that has so many, markup included.
     """
     if not source:
         raise UsageError(f"task.retain={source}: expected embedded, a text file, c4 or wikitext")

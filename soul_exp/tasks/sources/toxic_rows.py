@@ -1,10 +1,4 @@
-"""Texts with a label, toxic or not, as prompts and answers; and their division into parts that share no text.
-
-The part of a text depends on a hash of the text alone, not on order or number of rows; texts that differ in case or
-white space only never fall into two parts.
-"""
-
-from __future__ import annotations
+"""Texts, toxic or not, as prompts and answers; a hash of each text alone divides them into parts that share none."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,10 +16,7 @@ COLUMNS = ("text", "is_toxic")
 LABELS = {"Toxic": True, "Not Toxic": False}
 MIN_ANSWER_WORDS = 3  # of a comment that makes a prompt and an answer
 # Percent of the texts in each part, toxic and not.
-SHARES = {
-    True: {"forget": 48, "prompts": 15, "train": 25, "test": 12},
-    False: {"polite": 30, "train": 45, "test": 25},
-}
+SHARES = {True: {"forget": 48, "prompts": 15, "train": 25, "test": 12}, False: {"polite": 30, "train": 45, "test": 25}}
 
 
 @dataclass(frozen=True)
@@ -61,11 +52,8 @@ def normalised(text: str) -> str:
 
 
 def pairs(source: str, revision: str | None, limit: int) -> list[Example]:
-    """Each response of the first `limit` rows of PKU-SafeRLHF ("hub" or a folder); toxic means that it is not safe.
-
-    All toxic ones come first: of a prompt that has both, that one counts. Raises UsageError, naming the row.
-    """
-    columns = ("prompt", *(f"response_{i}" for i in (0, 1)), *(f"is_response_{i}_safe" for i in (0, 1)))
+    """Each response of the first `limit` rows of PKU-SafeRLHF ("hub" or a folder); toxic means that it is not safe."""
+    columns = ("prompt", "response_0", "response_1", "is_response_0_safe", "is_response_1_safe")
     where = f"task.source={source}"
     rows = hub_rows(
         HUB if source == "hub" else source, None, columns, revision=revision or HUB_REVISION, split="train",
@@ -82,14 +70,11 @@ def pairs(source: str, revision: str | None, limit: int) -> list[Example]:
                 )
             if prompt.strip() and has_word(answer):
                 examples.append(Example(answer, prompt, not safe, Item(prompt.strip(), answer.strip())))
-    return sorted(examples, key=lambda example: not example.toxic)
+    return sorted(examples, key=lambda example: not example.toxic)  # of a prompt that has both, the toxic one counts
 
 
 def comments(path: Path, lead_words: int, answer_words: int) -> Iterator[Example]:
-    """The rows of a CSV file of comments: the first `lead_words` of a comment are its prompt.
-
-    Raises UsageError, naming the line on which a row begins.
-    """
+    """The rows of a CSV file: a comment's first `lead_words` are its prompt. A UsageError names a row's first line."""
     where = f"task.source={path}"
     if not path.is_file():
         raise UsageError(f"{where} does not exist: give embedded, hub, a folder or a CSV file")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import inspect
+import platform
 import re
 from collections.abc import Iterator
 from importlib.metadata import version
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from soul_exp import compat
 
 PACKAGE = Path(__file__).parents[1] / "soul_exp"
 LIBRARIES = {"transformers": "transformers", "torch": "torch", "DeepSpeed": "deepspeed", "lm_eval": "lm_eval"}
-LIBRARIES |= {"hydra-core": "hydra-core"}
+LIBRARIES |= {"hydra-core": "hydra-core", "Python": ""}
 
 
 def reason(touching: Any) -> str:
@@ -224,8 +226,8 @@ def test_hydra_s_own_sweeper_and_launcher_have_the_names_that_they_are_known_by(
 
 
 def is_private(name: str) -> bool:
-    """Not so are Python's own names with an underscore (`__dict__`, `os._exit`, `_fields`) and Hydra's (`_target_`)."""
-    return name.startswith("_") and not name.endswith("_") and name not in ("_exit", "_fields")
+    """Not so are Python's own names with an underscore, such as `__dict__` and `_fields`, and Hydra's, as `_target_`."""
+    return name.startswith("_") and not name.endswith("_") and name not in ("_exit", "_fields", "_replace")
 
 
 def private_parts(source: str) -> Iterator[tuple[int, str]]:
@@ -274,6 +276,23 @@ def test_a_private_part_is_seen_where_it_is_read_set_called_passed_or_imported()
     assert {text for _, text in private_parts("\n".join(public + private))} == set(private)
 
 
+# --- Python ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_fork_server_is_known_and_ends_when_it_is_stopped() -> None:
+    compat.stop_fork_server()
+    assert compat.fork_server_pid() is None, reason(compat.fork_server_pid)
+    forkserver.ensure_running()
+    pid = compat.fork_server_pid()
+    assert pid and Path(f"/proc/{pid}").exists(), reason(compat.fork_server_pid)
+    compat.stop_fork_server()
+    assert compat.fork_server_pid() is None and not Path(f"/proc/{pid}").exists(), reason(compat.stop_fork_server)
+
+
+def version_of(library: str) -> str:
+    return version(library) if library else platform.python_version()
+
+
 def functions() -> list[Any]:
     found = [value for name, value in vars(compat).items() if getattr(value, "__module__", "") == compat.__name__]
     return [value for value in found if not value.__name__.startswith("_")]
@@ -284,7 +303,7 @@ def test_each_states_the_library_and_a_version_that_is_not_newer_than_the_instal
     match = re.search(r"([\w-]+) (\d+(?:\.\d+)+)\.$", reason(function))
     assert match is not None, f"{function.__name__} does not end with a library and its version: {reason(function)}"
     seen, installed = (
-        [int(part) for part in re.findall(r"\d+", text)[:3]] for text in (match[2], version(LIBRARIES[match[1]]))
+        [int(part) for part in re.findall(r"\d+", text)[:3]] for text in (match[2], version_of(LIBRARIES[match[1]]))
     )
     assert seen <= installed
     assert function.__name__ in Path(__file__).read_text(), f"{function.__name__} has no test"

@@ -23,7 +23,7 @@ LEVELS: list[set[str]] = [
     {"checks"},
     {"experiment", "help_page"},
     {"sequence"},
-    {"ask", "cli", "sweep"},
+    {"ask", "cli", "preload", "sweep"},
     {"__main__"},
 ]
 # Narrower than the level: an optimizer is one copyable file, a metric a pure function of answers, a report reads files.

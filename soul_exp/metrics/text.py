@@ -4,9 +4,6 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
-import sacrebleu
-from rouge_score.rouge_scorer import RougeScorer
-from rouge_score.tokenizers import DefaultTokenizer
 
 from soul_exp.metrics.answers import Answers
 from soul_exp.metrics.scale import Scale
@@ -23,6 +20,9 @@ def rouge_l_recall(generations: Sequence[str], references: Sequence[str]) -> np.
     Returns [N]. Words are lower-case and stemmed (Porter); only a-z and 0-9 form words. Raises ValueError if a
     reference has no word, or if the numbers of texts differ. Source: Lin 2004 (ROUGE-L), computed by rouge_score.
     """
+    from rouge_score.rouge_scorer import RougeScorer
+    from rouge_score.tokenizers import DefaultTokenizer
+
     if len(generations) != len(references):
         found = f"found {len(generations)} generations, expected {len(references)}, one per reference"
         raise ValueError(f"rouge_l_recall: {found}")
@@ -38,5 +38,7 @@ def rouge_l_recall(generations: Sequence[str], references: Sequence[str]) -> np.
 @Scale("higher", 0, 100)
 def bleu(answers: Answers) -> float:
     """Corpus BLEU of generated answers, in [0, 100]; higher: better known. Papineni et al. 2002, as sacrebleu (13a)."""
+    import sacrebleu
+
     references = [text.strip() for text in answers.needed("answer")]
     return float(sacrebleu.corpus_bleu(list(answers.needed("generation")), [references]).score)

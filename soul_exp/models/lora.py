@@ -1,15 +1,14 @@
 """Low-rank adapters: a model wrapped so that only they are trained; saved, read back, merged into its weights."""
 
 import json
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, cast
+from typing import TYPE_CHECKING, Annotated, TypeGuard, cast
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
@@ -17,6 +16,9 @@ from transformers import PreTrainedModel
 from soul_exp import compat
 from soul_exp.errors import UsageError, explained
 from soul_exp.ranges import COUNT, POSITIVE
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # as peft calls them
 GROWN = "vocabulary_has_grown"  # an attribute of a model that got an embedding row for a new token
@@ -47,8 +49,11 @@ class Lora:
         `revision` is the model's on the hub, for those who load the adapter later. Raises UsageError where the adapter
         does not fit the model. It is a PeftModel, which has all methods of a PreTrainedModel that are used here.
         """
+        import peft
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
         targets = self.target_modules if isinstance(self.target_modules, str) else list(self.target_modules)
-        config = LoraConfig(
+        config = peft.LoraConfig(
             r=self.r, lora_alpha=cast(int, self.alpha), lora_dropout=self.dropout, target_modules=targets,
             task_type="CAUSAL_LM", revision=revision,
         )  # fmt: skip
@@ -71,14 +76,20 @@ class Lora:
         return cast(PreTrainedModel, made)
 
 
+def is_wrapped(model: nn.Module) -> "TypeGuard[PeftModel]":
+    """Whether `model` is in the wrapper of an adapter: only if peft has been imported."""
+    peft = sys.modules.get("peft")
+    return peft is not None and isinstance(model, peft.PeftModel)
+
+
 def merged(model: PreTrainedModel) -> PreTrainedModel:
     """The model without the wrapper, in place, with the adapter's products B A added to its weights."""
-    return cast(PeftModel, model).merge_and_unload()
+    return cast("PeftModel", model).merge_and_unload()
 
 
 def bare(model: PreTrainedModel) -> PreTrainedModel:
     """The causal model itself: without the wrapper of an adapter, but with the adapter's matrices in its layers."""
-    return cast(PreTrainedModel, model.get_base_model()) if isinstance(model, PeftModel) else model
+    return cast(PreTrainedModel, model.get_base_model()) if is_wrapped(model) else model
 
 
 def embedding_of(model: PreTrainedModel) -> nn.Embedding:
@@ -99,7 +110,7 @@ def is_adapter(path: str) -> bool:
     return (Path(path) / SETTINGS).is_file()
 
 
-def save(model: PeftModel, folder: Path) -> None:
+def save(model: "PeftModel", folder: Path) -> None:
     """Write adapter_config.json, which names the base, and adapter_model.safetensors."""
     grown = getattr(model, GROWN, False)  # then the base does not have all rows of the embedding
     with warnings.catch_warnings():
@@ -151,12 +162,14 @@ def attached(base: PreTrainedModel, folder: Path, weights: bool = True) -> PreTr
 
     With `weights` false the adapter's values are not read, for a `skeleton` as the base.
     """
+    import peft
+
     mismatch = f"the adapter {folder} does not fit its base {base_of(folder)[0]}"
-    config = LoraConfig.from_pretrained(str(folder))
+    config = peft.LoraConfig.from_pretrained(str(folder))
     config.inference_mode = True
     with explained(ValueError, mismatch, f"name the right base_model_name_or_path in {SETTINGS}"):
         model = _with_adapter(base, config)
-    own = get_peft_model_state_dict(model, save_embedding_layers=False)
+    own = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
     wanted = {name: list(value.shape) for name, value in own.items()}
     with safe_open(folder / WEIGHTS, "pt") as file:
         parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
@@ -176,7 +189,7 @@ def attached(base: PreTrainedModel, folder: Path, weights: bool = True) -> PreTr
     return cast(PreTrainedModel, model)
 
 
-def restore(model: PeftModel, folder: Path, is_trainable: bool = True) -> None:
+def restore(model: "PeftModel", folder: Path, is_trainable: bool = True) -> None:
     """Copy the values in `folder` into the adapter of `model`, whose parameters stay the same objects."""
     # autocast would replace the parameters of a bf16 adapter by fp32 ones
     model.load_adapter(
@@ -184,13 +197,15 @@ def restore(model: PeftModel, folder: Path, is_trainable: bool = True) -> None:
     )
 
 
-def _with_adapter(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
+def _with_adapter(model: PreTrainedModel, config: "LoraConfig") -> "PeftModel":
+    import peft
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft calls deprecated functions of transformers
         for message in (".*tie_word_embeddings.*", "fan_in_fan_out is set"):  # `wrapped` and peft handle both
             warnings.filterwarnings("ignore", message=message, category=UserWarning)
         # autocast would give fp32 adapters to bf16 weights
-        return cast(PeftModel, get_peft_model(model, config, autocast_adapter_dtype=False))
+        return cast("PeftModel", peft.get_peft_model(model, config, autocast_adapter_dtype=False))
 
 
 def _matrices(model: nn.Module) -> list[str]:

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 from huggingface_hub.errors import StrictDataclassError
-from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -48,7 +47,7 @@ def save_weights(
     transformers renames some weights when it loads a model, and fuses those of experts. Weights that ZeRO-3 divides
     keep their names in memory; they are gathered file by file, so that the first rank holds `max_bytes` at a time.
     """
-    if isinstance(model, PeftModel):
+    if lora.is_wrapped(model):
         if first:
             lora.save(model, folder)
         return
@@ -89,7 +88,7 @@ def _save_divided(model: nn.Module, folder: Path, first: bool, max_bytes: int) -
 
 def read_weights(model: PreTrainedModel, folder: Path) -> None:
     """Copy what `save_weights` wrote, not `published`, into the parameters of `model`, which stay the same objects."""
-    if isinstance(model, PeftModel):
+    if lora.is_wrapped(model):
         lora.restore(model, folder)
         return
     params, unknown = model.state_dict(keep_vars=True), []

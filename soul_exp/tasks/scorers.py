@@ -11,15 +11,12 @@ import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import sklearn
 import torch
-from scipy import sparse
-from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
-from sklearn.linear_model import LogisticRegression
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from soul_exp.data import content_hash
@@ -30,6 +27,9 @@ from soul_exp.metrics.answers import Answers
 from soul_exp.metrics.membership import roc_auc
 from soul_exp.models import weight_files
 from soul_exp.models.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
 
 Labelled = tuple[str, bool]  # a text and whether it is toxic
 Score = Callable[[Sequence[str]], np.ndarray]  # [N] texts -> [N] probabilities of being toxic, in [0, 1]
@@ -54,7 +54,7 @@ class Own:
     revision: str | None = None
 
     def identity(self) -> Any:
-        return [OWN, VERSION, sklearn.__version__, content_hash(self.train)]
+        return [OWN, VERSION, version("scikit-learn"), content_hash(self.train)]
 
     def check(self) -> None:
         """Raises UsageError unless there are enough texts of each label to train and to test."""
@@ -86,6 +86,9 @@ class Own:
 
     def _fitted(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Inverse document frequencies [2 BUCKETS], weights [2 BUCKETS] and bias [1] of the regression."""
+        from sklearn.feature_extraction.text import TfidfTransformer
+        from sklearn.linear_model import LogisticRegression
+
         texts, labels = [text for text, _ in self.train], [toxic for _, toxic in self.train]
         idf = np.concatenate([TfidfTransformer().fit(counts).idf_ for counts in _counts(texts)])
         # liblinear runs in one thread and in one order; balanced, so that 0.5 favours neither label
@@ -94,14 +97,18 @@ class Own:
         return idf, regression.coef_[0], regression.intercept_
 
 
-def _counts(texts: Sequence[str]) -> list[sparse.csr_matrix]:
+def _counts(texts: Sequence[str]) -> "list[csr_matrix]":
     """Counts of the hashed n-grams in each text: [N, BUCKETS] of 1 and 2 words, [N, BUCKETS] of 2 to 5 characters."""
+    from sklearn.feature_extraction.text import HashingVectorizer
+
     kinds = ({"ngram_range": (1, 2)}, {"ngram_range": (2, 5), "analyzer": "char_wb"})
     return [HashingVectorizer(n_features=BUCKETS, alternate_sign=False, norm=None, **k).transform(texts) for k in kinds]
 
 
-def _features(texts: Sequence[str], idf: np.ndarray) -> sparse.csr_matrix:
+def _features(texts: Sequence[str], idf: np.ndarray) -> "csr_matrix":
     """[N, 2 BUCKETS]: (1 + log count) * idf, the n-grams of each kind scaled to length 1."""
+    from scipy import sparse
+
     blocks = []
     for counts, weights in zip(_counts(texts), np.split(idf, 2), strict=True):
         counts.data = (1 + np.log(counts.data)) * weights[counts.indices]

@@ -11,10 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import datasets
-import pyarrow
-import pyarrow.parquet
-
 from soul_exp.errors import UsageError, short
 
 Record = Mapping[str, Any]
@@ -90,6 +86,8 @@ def _csv_cells(path: Path, where: str) -> Iterator[tuple[str, list[str]]]:
 
 def parquet_rows(path: Path, where: str, check: Check, columns: Collection[str | None]) -> Records:
     """Each row of the table, only those of `columns` that it has."""
+    import pyarrow.parquet
+
     try:
         file = pyarrow.parquet.ParquetFile(path)
         found = file.schema_arrow.names
@@ -112,6 +110,8 @@ def hub_rows(
 
     With a `limit` no more rows are fetched than are used. The UsageError, where the hub fails, ends in `advice`.
     """
+    import datasets
+
     local, what = Path(name).is_dir(), config or split or "the dataset"
     if not local and name.startswith((".", "/", "~")):
         raise UsageError(f"{where} is not a folder: {advice}")
@@ -134,6 +134,8 @@ def hub_rows(
 
 @contextmanager
 def _usage_errors(name: str, config: str | None, where: str, what: str, advice: str) -> Iterator[None]:
+    from datasets.exceptions import DatasetGenerationError
+
     try:
         yield
     except UsageError:
@@ -148,7 +150,7 @@ def _usage_errors(name: str, config: str | None, where: str, what: str, advice: 
         raise UsageError(f"{where}: a file of {what} is not UTF-8 text: convert it") from error
     except ValueError as error:  # an unknown configuration, or a folder without data files
         raise UsageError(f"{where}: cannot find {what!r}: {str(error).splitlines()[0]}") from error
-    except datasets.exceptions.DatasetGenerationError as error:
+    except DatasetGenerationError as error:
         for path in sorted(Path(name).rglob(f"{config or '*'}.json*")):
             list(json_lines(path, f"{where}: {path}"))  # raises, with its line, where one is not a JSON object
         raise UsageError(f"{where}: {error}") from error

@@ -226,7 +226,7 @@ def test_hydra_s_own_sweeper_and_launcher_have_the_names_that_they_are_known_by(
 
 
 def is_private(name: str) -> bool:
-    """Not so are Python's own names with an underscore, such as `__dict__` and `_fields`, and Hydra's, as `_target_`."""
+    """Neither Python's own names with an underscore, as `__dict__` and `_fields`, or Hydra's (`_target_`)."""
     return name.startswith("_") and not name.endswith("_") and name not in ("_exit", "_fields", "_replace")
 
 

@@ -174,6 +174,8 @@ def main() -> None:
     environment, workers = launch_environment(), None
     code: Any = 1
     if environment is None and not any(argument.startswith(WITHOUT_WORKERS) for argument in sys.argv[1:]):
+        if any(argument.startswith("compute=zero") for argument in sys.argv[1:]):
+            os.environ.setdefault(server.MORE, "deepspeed.runtime.zero.muon.muon_optimizer")  # each engine imports it
         server.start()  # it imports while this process composes and checks
     try:
         if set(help_page.FLAGS) & set(sys.argv):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import importlib
@@ -10,6 +11,7 @@ import threading
 from pathlib import Path
 
 from soul_exp import results
+from soul_exp.distributed import interrupts, server
 from soul_exp.distributed.output import say_where_deepspeed_runs
 from soul_exp.errors import first_line
 
@@ -18,7 +20,8 @@ MODULES = (
     "soul_exp.experiment", "soul_exp.evaluation.lm_eval_suite", "soul_exp.metrics.general", "soul_exp.metrics.tofu",
     "soul_exp.optim.kernels.cpu", "soul_exp.tasks.tofu", "deepspeed.runtime.engine", "omegaconf._impl",
     "opentelemetry.exporter.otlp.proto.http._log_exporter", "opentelemetry.exporter.otlp.proto.http.metric_exporter",
-    "peft.utils.transformers_weight_conversion", "requests", "torch.profiler._cupti_monitor",
+    "peft.utils.transformers_weight_conversion", "pyarrow.parquet", "requests", "rouge_score.rouge_scorer", "sacrebleu",
+    "sklearn.feature_extraction.text", "sklearn.linear_model", "torch.profiler._cupti_monitor",
     "torch.utils.serialization.config", "transformers.integrations.deepspeed",
     "transformers.models.llama.modeling_llama", "wandb.sdk.launch.inputs.internal", "wandb.sdk.lib.gitlib",
 )  # fmt: skip
@@ -29,7 +32,7 @@ SECONDS = 5  # for the threads of an import to end
 def fault() -> str | None:
     """Import everything; why no worker may be forked from this process, None if nothing is wrong."""
     say_where_deepspeed_runs()
-    for name in (*MODULES, *filter(None, os.environ.get("SOUL_EXP_PRELOAD", "").split(","))):
+    for name in (*MODULES, *filter(None, os.environ.get(server.MORE, "").split(","))):
         try:
             importlib.import_module(name)
         except Exception as error:
@@ -53,6 +56,7 @@ def _name(task: Path) -> str:
     return ""
 
 
+interrupts.die_with_parent(os.getppid())  # of itself it would notice only after its import and its last worker
 BEFORE = dict(os.environ)
 gc.disable()  # what modules consist of stays: to look at it again and again is a quarter of the time of importing
 FAULT = fault()
@@ -61,3 +65,4 @@ results.commit()  # of the code that is loaded now, whatever is checked out whil
 PID = os.getpid()  # of the server, the parent of its workers
 gc.freeze()  # the collections of a worker look at its own objects only, and leave these pages shared
 gc.enable()
+atexit.register(os._exit, 0)  # the server; a worker ends without

@@ -78,7 +78,7 @@ def test_results_hold_what_a_reviewer_needs(folder: Path) -> None:
 
 def test_a_finished_job_is_recognised_and_skipped(folder: Path, place: Path) -> None:
     before = (folder / "results.json").stat().st_mtime_ns
-    again = type_(place, *SMALL, "train.batch_size=8", "train.micro_batch_size=4", "-m")
+    again = starts.type_(place, *SMALL, "train.batch_size=8", "train.micro_batch_size=4", "-m")
     assert again.returncode == 0 and "finished before, skipped" in again.stdout
     assert (folder / "results.json").stat().st_mtime_ns == before
 
@@ -137,7 +137,7 @@ def test_two_ranks_train_as_one_process_does(compute: str, folder: Path, place: 
 def test_torchrun_s_workers_get_the_numbers_of_our_own(place: Path) -> None:
     """The run that they join prepares nothing anew, and leaves a log of each rank."""
     line = (*SMALL, "train.batch_size=8", "compute=zero2")
-    own = type_(place, *line, "name=two-zero2", "compute.processes=2")  # finished before, after the test above
+    own = starts.type_(place, *line, "name=two-zero2", "compute.processes=2")  # finished before, after the test above
     assert own.returncode == 0, own.stderr
     torchrun = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone")
     joined = type_(place, *line, "name=joined", under=torchrun)
@@ -284,7 +284,7 @@ def test_what_is_damaged_in_the_cache_or_in_the_folder_of_a_killed_run_is_named_
     for path in damaged[:2]:
         flip(path)
     records.write_text("".join(records.read_text().splitlines(keepends=True)[:-1]))
-    run = type_(place, *line)
+    run = starts.type_(place, *line)
     assert run.returncode == 0, run.stderr
     logs = [path.read_text() for path in (out / "ranks").rglob("*.log")]  # of ranks that do not print
     printed = "".join([run.stdout, run.stderr, *logs])
@@ -293,7 +293,7 @@ def test_what_is_damaged_in_the_cache_or_in_the_folder_of_a_killed_run_is_named_
     assert metrics_of(out) == metrics_of(folder)
     (out / "results.json").unlink()
     flip(out / "model" / "model.safetensors")
-    run = type_(place, *line)
+    run = starts.type_(place, *line)
     assert "model is damaged (model.safetensors: checksum differs): it is not used" in run.stdout + run.stderr
     assert metrics_of(out) == metrics_of(folder)
 

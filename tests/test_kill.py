@@ -16,7 +16,7 @@ import kills
 import pytest
 from composing import composed
 from kills import numbers
-from starts import SECONDS, Start, members, server
+from starts import SECONDS, Start, members
 
 from soul_exp import results
 from soul_exp.training import checkpoints
@@ -81,9 +81,8 @@ def newest(out: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
-    with server():
-        yield Door(tmp_path_factory.mktemp("kill"), {})
+def door(tmp_path_factory: pytest.TempPathFactory) -> Door:
+    return Door(tmp_path_factory.mktemp("kill"), {})
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,13 @@ import re
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import kills
 import pytest
 from composing import composed
 from conftest import items
-from starts import SECONDS, Start, server, type_
+from starts import SECONDS, Start, type_
 
 from soul_exp import ask, results, sequence, tables
 from soul_exp.artifacts import prepared_models
@@ -51,11 +50,10 @@ def make_files(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def files(place: Path) -> Iterator[Path]:
+def files(place: Path) -> Path:
     """A folder with a user's files, where starts are cheap."""
     make_files(place)
-    with server():
-        yield place
+    return place
 
 
 def ran(place: Path, name: str, *overrides: str) -> str:

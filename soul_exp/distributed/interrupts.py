@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import math
 import multiprocessing
 import os
@@ -20,6 +21,7 @@ import time
 from collections.abc import Iterator
 from types import FrameType
 
+from soul_exp import compat
 from soul_exp.distributed.environment import launch_environment
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -99,6 +101,14 @@ def blocked_for_workers() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def die_with_parent(parent: int) -> None:
+    """Let Linux kill this process when the one that started it, `parent`, dies."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:  # it died before this call
+            os._exit(1)
+
+
 def _noted(number: int, frame: FrameType | None) -> None:
     """Python's part of the handler: the signal's number is in the pipe by now."""
 
@@ -118,6 +128,7 @@ def _leave() -> None:
     if _finished:
         sys.stdout.flush()
         sys.stderr.flush()
+        kill_fork_server()
         os._exit(_finished[0])
 
 
@@ -130,8 +141,16 @@ def _watch(reading: int) -> None:
             deadline = min(deadline, time.monotonic() + END_SECONDS)
             _kill_workers()
     _kill_workers()
+    kill_fork_server()
     write_last_line()
     os._exit(exit_code())
+
+
+def kill_fork_server() -> None:
+    """Kill the fork server of this process, which may still import and would hold the streams open until it ends."""
+    if pid := compat.fork_server_pid():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _kill_workers() -> None:

@@ -26,7 +26,7 @@ import torch.distributed as dist
 from soul_exp.distributed import interrupts, ranks
 from soul_exp.distributed.environment import LaunchEnvironment, launch_environment, launch_variables
 from soul_exp.distributed.output import QUIET, rank_log, silence_libraries
-from soul_exp.distributed.processes import die_with_parent, group_variables, waiting_for_slurm, worker_error
+from soul_exp.distributed.processes import group_variables, waiting_for_slurm, worker_error
 from soul_exp.errors import UsageError
 
 MEETING_TIMEOUT = timedelta(minutes=5)  # until every process has connected to the store
@@ -140,7 +140,7 @@ def worker_group() -> WorkerGroup | None:
     if environment is None:
         return None
     if environment.launcher == "torchrun":
-        die_with_parent(os.getppid())  # a killed agent ends no worker
+        interrupts.die_with_parent(os.getppid())  # a killed agent ends no worker
     os.environ.update(QUIET)
     return WorkerGroup(environment)
 

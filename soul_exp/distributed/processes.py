@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import multiprocessing
 import os
@@ -133,7 +132,7 @@ def worker_error(
 
 def _worker(rank: int, work: _Work) -> None:
     preloaded = server.preloaded() if work.start_method == "forkserver" else None
-    die_with_parent(preloaded.PID if preloaded else work.launcher)
+    interrupts.die_with_parent(preloaded.PID if preloaded else work.launcher)
     _die_with_launcher()
     multiprocessing.set_start_method("spawn", force=True)  # of what libraries start: no server of a worker's own
     if preloaded:
@@ -165,14 +164,6 @@ def group_variables(rank: int, local_rank: int, processes: int, host: str, port:
     variables = {"RANK": rank, "LOCAL_RANK": local_rank, "WORLD_SIZE": processes, "MASTER_ADDR": host}
     variables |= {"MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": True}
     return {name: str(value) for name, value in variables.items()}
-
-
-def die_with_parent(parent: int) -> None:
-    """Let Linux kill this process when the one that started it, `parent`, dies."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:  # it died before this call
-            os._exit(1)
 
 
 def _die_with_launcher() -> None:

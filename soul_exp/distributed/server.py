@@ -26,6 +26,7 @@ from soul_exp.distributed.output import QUIET
 log = logging.getLogger(__name__)
 
 PRELOADED = "soul_exp.preload"
+MORE = "SOUL_EXP_PRELOAD"
 METHOD = "SOUL_EXP_START_METHOD"
 # variables of the server alone; its one thread starts no pool of threads, and CUDA stays untouched until after the fork
 OWN = {"OMP_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}

@@ -175,7 +175,7 @@ def main() -> None:
     code: Any = 1
     if environment is None and not any(argument.startswith(WITHOUT_WORKERS) for argument in sys.argv[1:]):
         if any(argument.startswith("compute=zero") for argument in sys.argv[1:]):
-            os.environ.setdefault(server.MORE, "deepspeed.runtime.zero.muon.muon_optimizer")  # each engine imports it
+            os.environ.setdefault(server.PRELOAD, ",".join([*server.MODULES, server.ZERO]))
         server.start()  # it imports while this process composes and checks
     try:
         if set(help_page.FLAGS) & set(sys.argv):

@@ -15,16 +15,6 @@ from soul_exp.distributed import interrupts, server
 from soul_exp.distributed.output import say_where_deepspeed_runs
 from soul_exp.errors import first_line
 
-# What the workers of an ordinary run have imported at their end. What is missing here they import themselves.
-MODULES = (
-    "soul_exp.experiment", "soul_exp.evaluation.lm_eval_suite", "soul_exp.metrics.general", "soul_exp.metrics.tofu",
-    "soul_exp.optim.kernels.cpu", "soul_exp.tasks.tofu", "deepspeed.runtime.engine", "omegaconf._impl",
-    "opentelemetry.exporter.otlp.proto.http._log_exporter", "opentelemetry.exporter.otlp.proto.http.metric_exporter",
-    "peft.utils.transformers_weight_conversion", "pyarrow.parquet", "requests", "rouge_score.rouge_scorer", "sacrebleu",
-    "sklearn.feature_extraction.text", "sklearn.linear_model", "torch.profiler._cupti_monitor",
-    "torch.utils.serialization.config", "transformers.integrations.deepspeed",
-    "transformers.models.llama.modeling_llama", "wandb.sdk.launch.inputs.internal", "wandb.sdk.lib.gitlib",
-)  # fmt: skip
 SURVIVE = {"jemalloc_bg_thd"}  # threads that a fork leaves out without harm: of pyarrow's allocator
 SECONDS = 5  # for the threads of an import to end
 
@@ -32,7 +22,7 @@ SECONDS = 5  # for the threads of an import to end
 def fault() -> str | None:
     """Import everything; why no worker may be forked from this process, None if nothing is wrong."""
     say_where_deepspeed_runs()
-    for name in (*MODULES, *filter(None, os.environ.get(server.MORE, "").split(","))):
+    for name in server.modules():
         try:
             importlib.import_module(name)
         except Exception as error:

@@ -13,11 +13,12 @@ import pytest
 import torch
 
 from soul_exp.data import Item, Template
+from soul_exp.distributed import server
 from soul_exp.models import loading
 from soul_exp.models.language_model import LanguageModel, train_tokenizer
 
 os.environ["TQDM_DISABLE"] = "1"
-os.environ["SOUL_EXP_PRELOAD"] = "deepspeed.runtime.zero.muon.muon_optimizer"  # every ZeRO engine imports it: a second
+os.environ[server.PRELOAD] = ",".join([*server.MODULES, server.ZERO])
 signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored, also by what is started
 torch.set_num_threads(1)  # as each of the program's processes has: models are small, and on busy cores two are slower
 

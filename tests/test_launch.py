@@ -25,10 +25,16 @@ TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalon
 
 
 def begin(
-    place: Path, *arguments: str, under: tuple[str, ...] = (), start_method: str = "forkserver", path: str = ""
+    place: Path,
+    *arguments: str,
+    under: tuple[str, ...] = (),
+    start_method: str = "forkserver",
+    path: str = "",
+    modules: str = "torch.distributed",
 ) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([path, str(TESTS.parent)]), "OMP_NUM_THREADS": "1"}
     environment["SOUL_EXP_START_METHOD"] = start_method
+    environment["SOUL_EXP_PRELOAD"] = modules  # of the toys
     return subprocess.Popen(
         [sys.executable, *under, str(TESTS / "toy.py"), *arguments],
         cwd=place, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,

@@ -2,7 +2,7 @@
 
 It serves all jobs of a launcher. Where it cannot, workers are started one by one ("spawn"), and each imports everything
 itself. SOUL_EXP_START_METHOD chooses: forkserver (the default on Linux), spawn, or fork, which tests use.
-SOUL_EXP_PRELOAD names further modules to import, with commas between them.
+SOUL_EXP_PRELOAD names the modules to import, with commas between them, instead of MODULES.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -26,10 +27,23 @@ from soul_exp.distributed.output import QUIET
 log = logging.getLogger(__name__)
 
 PRELOADED = "soul_exp.preload"
-MORE = "SOUL_EXP_PRELOAD"
+# What the workers of an ordinary run have imported at their end. What is missing here they import themselves.
+MODULES = (
+    "soul_exp.experiment", "soul_exp.evaluation.lm_eval_suite", "soul_exp.metrics.general", "soul_exp.metrics.tofu",
+    "soul_exp.optim.kernels.cpu", "soul_exp.tasks.tofu", "deepspeed.runtime.engine", "omegaconf._impl",
+    "opentelemetry.exporter.otlp.proto.http._log_exporter", "opentelemetry.exporter.otlp.proto.http.metric_exporter",
+    "peft.utils.transformers_weight_conversion", "pyarrow.parquet", "requests", "rouge_score.rouge_scorer", "sacrebleu",
+    "sklearn.feature_extraction.text", "sklearn.linear_model", "torch.profiler._cupti_monitor",
+    "torch.utils.serialization.config", "transformers.integrations.deepspeed",
+    "transformers.models.llama.modeling_llama", "wandb.sdk.launch.inputs.internal", "wandb.sdk.lib.gitlib",
+)  # fmt: skip
+ZERO = "deepspeed.runtime.zero.muon.muon_optimizer"  # which imports what compiles: a second for each ZeRO engine
+PRELOAD = "SOUL_EXP_PRELOAD"
 METHOD = "SOUL_EXP_START_METHOD"
 # variables of the server alone; its one thread starts no pool of threads, and CUDA stays untouched until after the fork
 OWN = {"OMP_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+# variables that nothing reads as it is imported, or that differ in the server on purpose
+READ_AT_USE = re.compile(r"OMP_NUM_THREADS|PYTEST_CURRENT_TEST|SOUL_EXP_(?!PRELOAD)\w+")
 PATH = "PYTHONPATH"  # the server's holds sys.path of its launcher
 
 
@@ -49,6 +63,10 @@ class _Server:
 
 _servers: list[_Server] = []  # of this process: none or one
 _faults: list[str] = []  # why this process starts no server any more
+
+
+def modules() -> list[str]:
+    return os.environ.get(PRELOAD, ",".join(MODULES)).split(",")
 
 
 def start() -> None:
@@ -113,7 +131,7 @@ def preloaded() -> Any:
 def _changed(server: _Server, environment: Mapping[str, str]) -> list[str]:
     """The variables that differ from those that the server began with, other than by what a library sets itself."""
     then = server.environment
-    differing = [n for n in {*then, *environment} - {*OWN} if then.get(n) != environment.get(n)]
+    differing = [n for n in {*then, *environment} if then.get(n) != environment.get(n) and not READ_AT_USE.fullmatch(n)]
     added = _report(server).added if differing else {}
     return sorted(n for n in differing if n in then or environment[n] != added.get(n))
 

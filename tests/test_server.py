@@ -68,7 +68,9 @@ def test_a_variable_that_a_library_may_have_read_means_a_new_server(
     for name, value in first["environment"].items():  # as if this process had imported the same libraries
         if name not in os.environ:
             monkeypatch.setenv(name, value)
-    assert run(seen)["parent"] == first["parent"]
+    monkeypatch.setenv("SOUL_EXP_KERNELS", "plain")  # read where it is used
+    unchanged = run(seen)
+    assert unchanged["parent"] == first["parent"] and unchanged["environment"]["SOUL_EXP_KERNELS"] == "plain"
     monkeypatch.setenv("SOME_LIBRARY_READS_IT", "1")
     second = run(seen)
     assert second["parent"] != first["parent"] and second["environment"]["SOME_LIBRARY_READS_IT"] == "1"

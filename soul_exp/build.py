@@ -146,7 +146,8 @@ def _metrics(entries: Any) -> dict[str, Metric]:
     for name, entry in entries.items():
         if not isinstance(entry, Mapping) or "_target_" not in entry:
             raise UsageError(
-                f"task.metrics.{name}={entry}: expected a function's _target_; to drop it, type ~task.metrics.{name}"
+                f"task.metrics.{name}={entry}: expected the _target_ of a function; to report it no more, type "
+                f"~task.metrics.{name}"
             )
         metric = built(functools.partial(hydra.utils.instantiate, entry), f"task.metrics.{name}")
         if not callable(metric):

@@ -12,7 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.singleton import Singleton
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -57,7 +57,7 @@ def forecast(config: DictConfig) -> str:
         if count:
             try:
                 needs += [sequence.need(composed(config, kind))] * count
-            except (UsageError, InstantiationException, HydraException, OmegaConfBaseException, OSError, ValueError):
+            except (HydraException, OmegaConfBaseException, OSError, ValueError):
                 needs += [None] * count  # the job itself reports why it cannot work
     at_once = 1 if compat.is_basic(config.hydra.launcher["_target_"]) else len(jobs)
     return disk.check_sweep(needs, folder, Path(config.cache).expanduser(), at_once)
@@ -70,10 +70,9 @@ def combinations(config: DictConfig) -> list[tuple[str, ...]]:
     values: dict[str, list[str]] = {}
     for override in OverridesParser.create().parse_overrides(lines):
         key = override.get_key_element()
-        if override.is_discrete_sweep():
-            values[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
-        else:
-            values[key] = [f"{key}={override.get_value_element_as_str()}"]
+        varied = override.is_discrete_sweep()
+        given = override.sweep_string_iterator() if varied else [override.get_value_element_as_str()]
+        values[key] = [f"{key}={value}" for value in given]
     return list(itertools.product(*values.values()))
 
 

@@ -120,8 +120,7 @@ def _check_parts(run: Run) -> None:
 
 def _check_compute(compute: Config, tunes: bool) -> None:
     environment = launch_environment()
-    # trials start all their processes here
-    wanted = environment.num_devices if environment and not tunes else compute["processes"]
+    wanted = environment.num_devices if environment and not tunes else compute["processes"]  # trials start all here
     if compute["device"] == "cuda" and (found := torch.cuda.device_count()) < wanted:
         raise UsageError(
             f"compute needs {wanted} CUDA device(s), found {found}: choose compute=cpu or fewer compute.processes"
@@ -132,7 +131,7 @@ def _check_compute(compute: Config, tunes: bool) -> None:
     stage = (deepspeed.get("zero_optimization") or {}).get("stage")
     if stage not in (1, 2, 3):
         raise UsageError(
-            f"compute.deepspeed.zero_optimization.stage={stage}: expected 1, 2 or 3; to divide nothing type compute=ddp"
+            f"compute.deepspeed.zero_optimization.stage={stage}: expected 1, 2 or 3; else choose compute=ddp"
         )
     for section in ("optimizer", "scheduler"):
         if section in deepspeed:

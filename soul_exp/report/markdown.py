@@ -15,8 +15,7 @@ from soul_exp.report.runs import ABOUT, CHOSEN, REQUEST, SUITE_OPTIONS, comparab
 from soul_exp.results import COMPARED, Results
 
 ARROWS = {"higher": " ↑", "lower": " ↓", "nearest": " →", None: ""}
-# Metrics that have no column unless `metrics` lists them; neither have truth ratios.
-ON_DEMAND = ("holdout_", "authors_", "facts_", "validation_", "earlier_")
+ON_DEMAND = ("holdout_", "authors_", "facts_", "validation_", "earlier_")  # no column unless `metrics` lists them
 AFTER = ("steps", "unlearn seconds", "win_rate", "n", "status")  # the columns after the metrics
 SEQUENCE = (
     "Each request starts from the model that the one before left. Forget is that request, earlier all before it; "

@@ -116,8 +116,7 @@ def copyright(
 
 
 def _check(prompt_words: Sequence[int], lead_words: int, wordings: Sequence[str]) -> None:
-    integers = all(isinstance(length, int) and not isinstance(length, bool) for length in prompt_words)
-    if not prompt_words or not integers or min(prompt_words) < 1 or len(set(prompt_words)) < len(prompt_words):
+    if not prompt_words or not all(map(COUNT.fits, prompt_words)) or len(set(prompt_words)) < len(prompt_words):
         raise UsageError(
             f"task.prompt_words={list(prompt_words)}: expected different whole numbers of 1 or more, such as [50,100]"
         )

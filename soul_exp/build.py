@@ -89,8 +89,7 @@ def build_models(config: Config) -> Models:
 def build_task(config: Config) -> Task:
     """The task that `config["task"]` describes, without its metrics and its system prompt."""
     fields = {key: value for key, value in config["task"].items() if key not in ("metrics", "system_prompt")}
-    task: Task = _instantiate(fields)
-    return task
+    return _instantiate(fields)
 
 
 def is_general(config: Config) -> bool:

@@ -78,9 +78,7 @@ def combinations(config: DictConfig) -> list[tuple[str, ...]]:
 
 def composed(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     """The plain configuration of one job of the sweep `config`."""
-    hydra_ = GlobalHydra.instance().hydra
-    assert hydra_ is not None
-    job = hydra_.config_loader.load_sweep_config(config, list(overrides))
+    job = GlobalHydra.instance().config_loader().load_sweep_config(config, list(overrides))
     state = Singleton.get_state()
     try:
         HydraConfig.instance().set_config(job)

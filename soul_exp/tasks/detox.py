@@ -15,7 +15,6 @@ from soul_exp.tasks.sources.toxic_rows import Example, Parts
 from soul_exp.tasks.task import Probe, Task, and_general, check_disjoint, forget_parts, no_validation, validation_split
 
 SPARE = 10  # rows of PKU-SafeRLHF streamed per requested row: half are safe, and the division into parts drops some
-SCORED = ("forget", "prompts", "rtp")  # the probes whose free answers get a toxicity
 
 
 def detox(
@@ -88,7 +87,7 @@ def detox(
         missing=missing,
         trained_before=trained_before,
         scorer=scorers.make_scorer(scorer, scorer_revision, *for_scorer),
-        scored=SCORED,
+        scored=("forget", "prompts", "rtp"),
     )
 
 

@@ -18,7 +18,6 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from soul_exp import compat, compose
-from soul_exp.compose import option_key
 from soul_exp.distributed import interrupts
 from soul_exp.errors import UsageError
 from soul_exp.options import option_of
@@ -45,7 +44,7 @@ def forecast(config: DictConfig) -> str:
     from soul_exp.checks import disk
 
     jobs = combinations(config)  # of those that write the same amount one is composed
-    kinds = Counter(tuple(override for override in job if option_of(option_key(override)).size) for job in jobs)
+    kinds = Counter(tuple(override for override in job if option_of(compose.option_key(override)).size) for job in jobs)
     folder = Path(config.hydra.sweep.dir)
     if not config.overwrite:  # what has finished has its model already
         finished = len(list(folder.glob("*/results.json")))

@@ -13,7 +13,6 @@ from soul_exp.artifacts import answer_cache, prepared_models
 from soul_exp.artifacts.scores import FORGET_QUALITY, RETAIN
 from soul_exp.build import Config, build
 from soul_exp.checks import availability, disk
-from soul_exp.checks.disk import Need
 from soul_exp.checks.optimizer import check_optimizer, check_precision
 from soul_exp.checks.options import check_options
 from soul_exp.distributed.environment import launch_environment
@@ -34,7 +33,7 @@ class Checked:
 
     run: Run
     reasons: Mapping[str, str]  # metric -> why it is not available
-    need: Need | None  # what the run will write to disk; None: unknown
+    need: disk.Need | None  # what the run will write to disk; None: unknown
 
 
 def check(config: Config, out: Path) -> Checked:

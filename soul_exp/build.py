@@ -21,6 +21,7 @@ from soul_exp.tasks.task import Task
 from soul_exp.training.schedule import Schedule
 
 Config = Mapping[str, Any]  # the plain configuration that `compose` returns
+_instantiate = functools.partial(hydra.utils.instantiate, _convert_="all")
 
 
 def build(config: Config) -> run.Run:
@@ -97,10 +98,6 @@ def _seeded(node: Any, seed: int) -> Any:
     if not isinstance(node, Mapping):
         return node
     return {key: seed if key == "seed" else _seeded(value, seed) for key, value in node.items()}
-
-
-def _instantiate(node: Any) -> Any:
-    return hydra.utils.instantiate(node, _convert_="all")
 
 
 def model_settings(model: Config) -> run.ModelSettings:

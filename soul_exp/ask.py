@@ -24,7 +24,6 @@ from soul_exp.models import attention, loading, lora
 from soul_exp.models.checkpoint import Checkpoint
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.report.console import WIDTH, wrapped
-from soul_exp.results import Results
 from soul_exp.stages.stage import MODEL
 
 
@@ -40,7 +39,7 @@ class Options:
         return Item(question, f" {answer}" if self.raw else answer, raw=self.raw)
 
 
-def models_of(folder: Path) -> tuple[Results, dict[str, Checkpoint], list[str]]:
+def models_of(folder: Path) -> tuple[results.Results, dict[str, Checkpoint], list[str]]:
     """The run in `folder`, its models, a message for each that it has no weights of; UsageError if they are gone."""
     run = results.read(folder)
     if run is None:
@@ -63,7 +62,7 @@ def models_of(folder: Path) -> tuple[Results, dict[str, Checkpoint], list[str]]:
     return run, found, absent
 
 
-def _unlearned(run: Results, folder: Path) -> Checkpoint:
+def _unlearned(run: results.Results, folder: Path) -> Checkpoint:
     """The checkpoint of the model that the run ended with; of a run without unlearning, of the model it measured."""
     if "unlearn" not in run.config["stages"]:
         return Checkpoint(run.config["model"]["path"], run.config["model"]["revision"])
@@ -85,7 +84,7 @@ def _command(folder: Path, name: str) -> str:
     return "python -m soul_exp " + " ".join(shlex.quote(line) for line in [*kept, *last])
 
 
-def load(run: Results, checkpoint: Checkpoint) -> LanguageModel:
+def load(run: results.Results, checkpoint: Checkpoint) -> LanguageModel:
     """The model as its run loaded it, in evaluation mode, on the GPU if there is one."""
     attention.choose_kernel(run.config["model"]["attention"])
     lm = prepared_models.load(model_settings(run.config["model"]), checkpoint)

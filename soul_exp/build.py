@@ -9,7 +9,7 @@ from typing import Any
 import hydra.utils
 import torch
 
-from soul_exp import options
+from soul_exp import options, run
 from soul_exp.comparison import with_rates
 from soul_exp.data import Template
 from soul_exp.errors import UsageError, built
@@ -17,60 +17,47 @@ from soul_exp.losses import Objective
 from soul_exp.models import checkpoint
 from soul_exp.models.checkpoint import Checkpoint
 from soul_exp.ranges import POSITIVE, SEED, SOME, Number
-from soul_exp.run import (
-    Choices,
-    Compute,
-    Evaluation,
-    Metric,
-    Models,
-    ModelSettings,
-    Preparation,
-    Run,
-    Scratch,
-    Suite,
-    Tuning,
-    WandbSettings,
-)
 from soul_exp.tasks.task import Task
 from soul_exp.training.schedule import Schedule
 
 Config = Mapping[str, Any]  # the plain configuration that `compose` returns
+_instantiate = functools.partial(hydra.utils.instantiate, _convert_="all")
 
 
-def build(config: Config) -> Run:
+def build(config: Config) -> run.Run:
     """The objects of `config`. Raises UsageError for what cannot be built."""
     models = build_models(config)
     objective = built(lambda: _instantiate(config["loss"]), "loss")
     if not isinstance(objective, Objective):
         raise UsageError(f"loss: found {type(objective).__name__}, expected _target_: soul_exp.losses.Objective")
-    return Run(
+    return run.Run(
         **vars(models),
-        choices=Choices(**config["choices"]),
+        choices=run.Choices(**config["choices"]),
         metrics=_metrics(config["task"]["metrics"]),
         objective=objective,
         make_optimizer=_optimizer(config),
         schedule=built(lambda: Schedule(**config["train"]), "train"),
         adapter=built(lambda: _instantiate(config["adapter"]), "adapter"),
         rounding=config["precision"]["rounding"],
-        compute=built(lambda: Compute(name=config["choices"]["compute"], **config["compute"]), "compute"),
-        wandb=built(lambda: WandbSettings(**config["wandb"]), "wandb"),
+        compute=built(lambda: run.Compute(name=config["choices"]["compute"], **config["compute"]), "compute"),
+        wandb=built(lambda: run.WandbSettings(**config["wandb"]), "wandb"),
         tuning=build_tuning(config),
         **{key: config[key] for key in ("name", "seed", "save", "best_keep", "resume", "overwrite", "tuned")},
     )
 
 
-def build_models(config: Config) -> Models:
+def build_models(config: Config) -> run.Models:
     """The models that `config` compares: all that a reader of a finished run needs."""
     retrained, prepare = config["retrained"], config["prepare"]
     schedule = {key: value for key, value in prepare.items() if key not in ("adamw", "seed")}
     schedule |= {"gradient_checkpointing": config["train"]["gradient_checkpointing"], "dropout": True}
-    return Models(
+    return run.Models(
         cache=Path(config["cache"]),
         stages=tuple(config["stages"]),
         task=built(lambda: build_task(config), "task"),
         model=model_settings(config["model"]),
         published=published(config),
-        prepare=Preparation(
+        prepare=run.Preparation(
             schedule=built(lambda: Schedule(**schedule), "prepare"),
             adamw=prepare["adamw"],
             seed=prepare["seed"],
@@ -78,8 +65,8 @@ def build_models(config: Config) -> Models:
         ),
         retrained=Checkpoint(retrained["path"], retrained.get("revision")) if retrained["path"] else None,
         retrained_records=Path(retrained["records"]) if retrained["records"] else None,
-        evaluation=built(lambda: Evaluation(**config["evaluate"]), "evaluate"),
-        suite=Suite(config["utility_suite"], config["utility_limit"], config["utility_data"]),
+        evaluation=built(lambda: run.Evaluation(**config["evaluate"]), "evaluate"),
+        suite=run.Suite(config["utility_suite"], config["utility_limit"], config["utility_data"]),
         system_prompt=config["task"]["system_prompt"] if config.get("input_based") else None,
         start=Checkpoint(config["start"]) if config.get("start") else None,
         general=is_general(config),
@@ -89,8 +76,7 @@ def build_models(config: Config) -> Models:
 def build_task(config: Config) -> Task:
     """The task that `config["task"]` describes, without its metrics and its system prompt."""
     fields = {key: value for key, value in config["task"].items() if key not in ("metrics", "system_prompt")}
-    task: Task = _instantiate(fields)
-    return task
+    return _instantiate(fields)
 
 
 def is_general(config: Config) -> bool:
@@ -114,14 +100,10 @@ def _seeded(node: Any, seed: int) -> Any:
     return {key: seed if key == "seed" else _seeded(value, seed) for key, value in node.items()}
 
 
-def _instantiate(node: Any) -> Any:
-    return hydra.utils.instantiate(node, _convert_="all")
-
-
-def model_settings(model: Config) -> ModelSettings:
-    return ModelSettings(
+def model_settings(model: Config) -> run.ModelSettings:
+    return run.ModelSettings(
         template=built(lambda: Template(**model["template"]), "model.template"),
-        scratch=built(lambda: Scratch(**model["scratch"]), "model.scratch") if model["scratch"] else None,
+        scratch=built(lambda: run.Scratch(**model["scratch"]), "model.scratch") if model["scratch"] else None,
         training_form=options.prepared("model.template", model["template"]),
         revision=model.get("revision"),
         tokenizer=model.get("tokenizer"),
@@ -137,16 +119,17 @@ def published(config: Config) -> Checkpoint | None:
     return Checkpoint(entry["path"], entry["revision"])
 
 
-def _metrics(entries: Any) -> dict[str, Metric]:
+def _metrics(entries: Any) -> dict[str, run.Metric]:
     if not isinstance(entries, Mapping):
         raise UsageError(
             f"task.metrics={entries}: expected names with a _target_ each; for none, type task.metrics={{}}"
         )
-    found: dict[str, Metric] = {}
+    found: dict[str, run.Metric] = {}
     for name, entry in entries.items():
         if not isinstance(entry, Mapping) or "_target_" not in entry:
             raise UsageError(
-                f"task.metrics.{name}={entry}: expected a function's _target_; to drop it, type ~task.metrics.{name}"
+                f"task.metrics.{name}={entry}: expected the _target_ of a function; to report it no more, type "
+                f"~task.metrics.{name}"
             )
         metric = built(functools.partial(hydra.utils.instantiate, entry), f"task.metrics.{name}")
         if not callable(metric):
@@ -177,7 +160,7 @@ def tunes(config: Config) -> bool:
     return bool(config["tune"]) and ("unlearn" in config["stages"] or not config["stages"])
 
 
-def build_tuning(config: Config) -> Tuning | None:
+def build_tuning(config: Config) -> run.Tuning | None:
     """The trials of `config`. Raises UsageError at the first of their options that cannot work."""
     if not tunes(config):
         return None
@@ -204,7 +187,7 @@ def build_tuning(config: Config) -> Tuning | None:
     if not isinstance(rule, functools.partial):
         raise UsageError(f"tune.rule: found {type(rule).__name__}, expected a function with _partial_: true")
     built(lambda: inspect.signature(rule).bind([], {}), "tune.rule")
-    return Tuning(settings["seed"], tried(config), rule, settings.get("workers"))
+    return run.Tuning(settings["seed"], tried(config), rule, settings.get("workers"))
 
 
 def tried(config: Config) -> list[tuple[float, float]]:

@@ -35,8 +35,7 @@ def run_folder(overrides: str) -> str:
 
 def plain(cfg: DictConfig, choices: dict[str, str]) -> dict[str, Any]:
     """The resolved configuration as plain data, with every local path made absolute."""
-    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
-    config = options.with_todays_targets(config)
+    config = options.with_todays_targets(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
     config["choices"] = {group: choices[group] for group in CHOICES}
     config["cache"] = _absolute(config["cache"])
     config["utility_suite"] = suite_of(config)

@@ -139,18 +139,14 @@ def explain_full_disk(*folders: Path, clear: Callable[[], None] = lambda: None) 
     except (OSError, RuntimeError, SafetensorError) as error:
         free = {folder: shutil.disk_usage(folder).free for folder in folders}
         least = min(free, key=lambda folder: free[folder])
-        if not _is_full(error, free[least]):
+        text, code = str(error), getattr(error, "errno", None)
+        is_full = code in (errno.ENOSPC, errno.EDQUOT) or any(words in text for words in FULL)
+        # a worker that could not write its error to a file has failed with nothing after the line that names it
+        is_silent = text.endswith("\n") or any(message in text for message in TORCH_MESSAGES)
+        if not is_full and not (is_silent and free[least] < NEARLY_FULL):
             raise
         clear()
         raise UsageError(
             f"the disk of {least} is full ({free[least] / 2**20:.1f} MiB free): delete files, then type the same "
             f"command, which resumes from the last complete checkpoint"
         ) from error
-
-
-def _is_full(error: BaseException, free: int) -> bool:
-    text = str(error)
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(words in text for words in FULL):
-        return True
-    # a worker that could not write its error to a file has failed with nothing after the line that names it
-    return free < NEARLY_FULL and (any(message in text for message in TORCH_MESSAGES) or text.endswith("\n"))

@@ -13,7 +13,7 @@ from subprocess import DEVNULL, CalledProcessError, check_output
 from typing import Any
 
 from soul_exp import options
-from soul_exp.errors import UsageError
+from soul_exp.errors import explained
 from soul_exp.files import write_atomically
 
 FORMAT = 1
@@ -83,16 +83,13 @@ def read(folder: Path) -> Results | None:
     path = folder / NAME
     if not path.is_file():
         return None
-    try:
+    problem = f"{path} is not a results file of format {FORMAT}"
+    with explained((ValueError, KeyError, TypeError, OSError), problem, "remove it and run again"):
         found = Results(**json.loads(path.read_text()))
         parts = (found.choices, found.config["task"], found.metrics["unlearned"], found.seeds, found.seconds)
         if found.format != FORMAT or not all(isinstance(part, dict) for part in parts):
             raise ValueError(f"its format is {found.format}, or a part of it is no object")
         return replace(found, config=options.with_older_values(found.config))
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise UsageError(
-            f"{path} is not a results file of format {FORMAT} ({error}): remove it and run again"
-        ) from error
 
 
 def write_json(path: Path, value: Any) -> None:

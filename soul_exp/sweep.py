@@ -12,13 +12,12 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.singleton import Singleton
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from soul_exp import compat, compose
-from soul_exp.compose import option_key
 from soul_exp.distributed import interrupts
 from soul_exp.errors import UsageError
 from soul_exp.options import option_of
@@ -45,7 +44,7 @@ def forecast(config: DictConfig) -> str:
     from soul_exp.checks import disk
 
     jobs = combinations(config)  # of those that write the same amount one is composed
-    kinds = Counter(tuple(override for override in job if option_of(option_key(override)).size) for job in jobs)
+    kinds = Counter(tuple(override for override in job if option_of(compose.option_key(override)).size) for job in jobs)
     folder = Path(config.hydra.sweep.dir)
     if not config.overwrite:  # what has finished has its model already
         finished = len(list(folder.glob("*/results.json")))
@@ -57,7 +56,7 @@ def forecast(config: DictConfig) -> str:
         if count:
             try:
                 needs += [sequence.need(composed(config, kind))] * count
-            except (UsageError, InstantiationException, HydraException, OmegaConfBaseException, OSError, ValueError):
+            except (HydraException, OmegaConfBaseException, OSError, ValueError):
                 needs += [None] * count  # the job itself reports why it cannot work
     at_once = 1 if compat.is_basic(config.hydra.launcher["_target_"]) else len(jobs)
     return disk.check_sweep(needs, folder, Path(config.cache).expanduser(), at_once)
@@ -70,18 +69,15 @@ def combinations(config: DictConfig) -> list[tuple[str, ...]]:
     values: dict[str, list[str]] = {}
     for override in OverridesParser.create().parse_overrides(lines):
         key = override.get_key_element()
-        if override.is_discrete_sweep():
-            values[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
-        else:
-            values[key] = [f"{key}={override.get_value_element_as_str()}"]
+        varied = override.is_discrete_sweep()
+        given = override.sweep_string_iterator() if varied else [override.get_value_element_as_str()]
+        values[key] = [f"{key}={value}" for value in given]
     return list(itertools.product(*values.values()))
 
 
 def composed(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     """The plain configuration of one job of the sweep `config`."""
-    hydra_ = GlobalHydra.instance().hydra
-    assert hydra_ is not None
-    job = hydra_.config_loader.load_sweep_config(config, list(overrides))
+    job = GlobalHydra.instance().config_loader().load_sweep_config(config, list(overrides))
     state = Singleton.get_state()
     try:
         HydraConfig.instance().set_config(job)

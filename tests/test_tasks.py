@@ -39,8 +39,8 @@ def test_embedded_tofu_forgets_four_of_24_authors_and_has_separate_validation_pr
 
 
 def test_equal_tasks_have_equal_hashes_and_different_ones_differ() -> None:
-    assert tofu().hashes() == tofu().hashes()
-    assert tofu(num_authors=20).hashes()["part.retain"] != tofu().hashes()["part.retain"]
+    assert tofu().hashes == tofu().hashes
+    assert tofu(num_authors=20).hashes["part.retain"] != tofu().hashes["part.retain"]
 
 
 @pytest.mark.parametrize(("count", "chosen"), [(1, [0]), (3, [0, 3, 6]), (10, list(range(10))), (11, list(range(10)))])
@@ -184,7 +184,7 @@ def test_content_hashes_do_not_depend_on_the_order_of_keys() -> None:
 def test_a_copy_of_a_folder_elsewhere_has_the_same_data_hashes(tmp_path: Path) -> None:
     one = small_tofu(tmp_path / "one") if not (tmp_path / "one").mkdir() else tmp_path
     shutil.copytree(one, tmp_path / "two")
-    assert tofu(str(one), num_forget_authors=2).hashes() == tofu(str(tmp_path / "two"), num_forget_authors=2).hashes()
+    assert tofu(str(one), num_forget_authors=2).hashes == tofu(str(tmp_path / "two"), num_forget_authors=2).hashes
 
 
 def test_perturbed_rows_in_another_order_are_an_error(tmp_path: Path) -> None:
@@ -209,4 +209,4 @@ def test_an_edited_file_is_read_anew(tmp_path: Path) -> None:
     before = tofu(str(tmp_path), num_forget_authors=2)
     text = (tmp_path / "world_facts_perturbed.json").read_text()
     (tmp_path / "world_facts_perturbed.json").write_text(text.replace("?", "??", 1))
-    assert tofu(str(tmp_path), num_forget_authors=2).hashes()["probe.facts"] != before.hashes()["probe.facts"]
+    assert tofu(str(tmp_path), num_forget_authors=2).hashes["probe.facts"] != before.hashes["probe.facts"]

@@ -33,7 +33,7 @@ Measured = Mapping[str, Answers | Scores]  # probe -> answers, and SUITE -> scor
 
 def folder_of(models: Models, checkpoint: Checkpoint, system_prompt: str | None = None) -> Path:
     """The cache folder for the answers of `checkpoint` to probes and utility suite, with `system_prompt` if any."""
-    model, hashes = models.model, models.task.hashes()
+    model, hashes = models.model, models.task.hashes
     evaluation = vars(models.evaluation).items()
     key: dict[str, Any] = {
         "version": VERSION,

@@ -68,7 +68,7 @@ def checkpoints(models: Models) -> dict[str, Checkpoint]:
 
 def data_hashes(models: Models) -> dict[str, str]:
     """Hashes of all that a run's numbers depend on: VERSION, the task's rows, recipes, given files and records."""
-    found = {TRAINING: str(VERSION), **models.task.hashes()}
+    found = {TRAINING: str(VERSION), **models.task.hashes}
     found |= {f"model.{role}": content_hash(made_by) for role, made_by in recipes(models).items()}
     given = {"base": models.model.checkpoint if models.model.path else None, "retrained": models.retrained}
     found |= {f"model.given_{name}": content_hash(at.identity()) for name, at in given.items() if at is not None}

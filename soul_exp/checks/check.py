@@ -13,7 +13,6 @@ from soul_exp.artifacts import answer_cache, prepared_models
 from soul_exp.artifacts.scores import FORGET_QUALITY, RETAIN
 from soul_exp.build import Config, build
 from soul_exp.checks import availability, disk
-from soul_exp.checks.disk import Need
 from soul_exp.checks.optimizer import check_optimizer, check_precision
 from soul_exp.checks.options import check_options
 from soul_exp.distributed.environment import launch_environment
@@ -34,7 +33,7 @@ class Checked:
 
     run: Run
     reasons: Mapping[str, str]  # metric -> why it is not available
-    need: Need | None  # what the run will write to disk; None: unknown
+    need: disk.Need | None  # what the run will write to disk; None: unknown
 
 
 def check(config: Config, out: Path) -> Checked:
@@ -120,8 +119,7 @@ def _check_parts(run: Run) -> None:
 
 def _check_compute(compute: Config, tunes: bool) -> None:
     environment = launch_environment()
-    # trials start all their processes here
-    wanted = environment.num_devices if environment and not tunes else compute["processes"]
+    wanted = environment.num_devices if environment and not tunes else compute["processes"]  # trials start all here
     if compute["device"] == "cuda" and (found := torch.cuda.device_count()) < wanted:
         raise UsageError(
             f"compute needs {wanted} CUDA device(s), found {found}: choose compute=cpu or fewer compute.processes"
@@ -132,7 +130,7 @@ def _check_compute(compute: Config, tunes: bool) -> None:
     stage = (deepspeed.get("zero_optimization") or {}).get("stage")
     if stage not in (1, 2, 3):
         raise UsageError(
-            f"compute.deepspeed.zero_optimization.stage={stage}: expected 1, 2 or 3; to divide nothing type compute=ddp"
+            f"compute.deepspeed.zero_optimization.stage={stage}: expected 1, 2 or 3; else choose compute=ddp"
         )
     for section in ("optimizer", "scheduler"):
         if section in deepspeed:

@@ -33,7 +33,7 @@ def check_optimizer(run: Run) -> None:
     rows = requested.curvature and requested.curvature.curvature_rows
     if rows and rows > run.schedule.batch_size:
         raise UsageError(
-            f"optimizer.curvature_rows={rows} exceeds a step: give at most train.batch_size={run.schedule.batch_size}"
+            f"optimizer.curvature_rows={rows}: expected at most train.batch_size={run.schedule.batch_size}"
         )
     if requested.row_gradients is None:
         return

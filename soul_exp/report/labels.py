@@ -14,8 +14,7 @@ NULL = "—"
 HEADLINE = ("log10_forget_quality", *results.HEADLINE)
 MIA, DELTA = "mia_auc", "mia_auc_delta"  # delta: the retrained model's AUC minus this model's
 NAMES = {"utility": "model utility", MIA: "MIA AUC", DELTA: "Δ (retrained − MIA AUC)"}
-# Metrics that older results name and that were removed since -> one of the same scale.
-REMOVED = {"soul_exp.metrics.general.choice_accuracy": "soul_exp.metrics.suite.mean_accuracy"}
+REMOVED = {"soul_exp.metrics.general.choice_accuracy": "soul_exp.metrics.suite.mean_accuracy"}  # same scale
 
 
 def declared(metrics: Mapping[str, Any] | None, name: str) -> tuple[str, Direction | None]:

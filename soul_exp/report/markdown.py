@@ -15,8 +15,7 @@ from soul_exp.report.runs import ABOUT, CHOSEN, REQUEST, SUITE_OPTIONS, comparab
 from soul_exp.results import COMPARED, Results
 
 ARROWS = {"higher": " ↑", "lower": " ↓", "nearest": " →", None: ""}
-# Metrics that have no column unless `metrics` lists them; neither have truth ratios.
-ON_DEMAND = ("holdout_", "authors_", "facts_", "validation_", "earlier_")
+ON_DEMAND = ("holdout_", "authors_", "facts_", "validation_", "earlier_")  # no column unless `metrics` lists them
 AFTER = ("steps", "unlearn seconds", "win_rate", "n", "status")  # the columns after the metrics
 SEQUENCE = (
     "Each request starts from the model that the one before left. Forget is that request, earlier all before it; "
@@ -57,7 +56,9 @@ def _table(named: Mapping[str, Results], requested: Sequence[str] | None, varied
     rows = [[*(key.partition(".")[2] for key in by), *titles, *AFTER]]
     rows += [*_compared_models(frame, runs, columns, len(by)), *_combinations(frame[~repeats], by, columns)]
     notes = [f"left out, repeats a seed: `{name}`" for name in frame["run"][repeats]]
-    notes += [*_run_notes(named), *_null_notes(runs, columns), _versions(runs)]
+    commits = dict.fromkeys(run.commit[:10] + run.commit[40:] if run.commit else "unknown" for run in runs)
+    versions = dict.fromkeys(f"{name} {version}" for run in runs for name, version in run.versions.items())
+    notes += [*_run_notes(named), *_null_notes(runs, columns), f"commit {', '.join(commits)}; {', '.join(versions)}"]
     fixed = _fixed(frame, runs, [*choices, *varied_anywhere], by)
     tuned = f" Learning rate and gamma tuned on the {runs[0].tuned}." if runs[0].trials else ""
     above = [f"### {runs[0].caption}", "", f"All rows: {fixed}.{tuned} {ABOUT}"]
@@ -112,12 +113,6 @@ def _null_notes(runs: Iterable[Results], columns: Collection[str]) -> Iterator[s
             model, _, name = key.rpartition(".")
             if name in columns:
                 yield f"{NULL} {label_of(name)}{f' of the {model} model' if model else ''}: {why}"
-
-
-def _versions(runs: Sequence[Results]) -> str:
-    commits = dict.fromkeys(run.commit[:10] + run.commit[40:] if run.commit else "unknown" for run in runs)
-    versions = dict.fromkeys(f"{name} {version}" for run in runs for name, version in run.versions.items())
-    return f"commit {', '.join(commits)}; {', '.join(versions)}"
 
 
 def _fixed(frame: pd.DataFrame, runs: Sequence[Results], keys: Sequence[str], by: Collection[str]) -> str:

@@ -7,12 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from soul_exp import results
-from soul_exp.artifacts import answer_cache, scores
-from soul_exp.artifacts.answer_cache import Measured
-from soul_exp.artifacts.prepared_models import data_hashes
+from soul_exp.artifacts import answer_cache, prepared_models, scores
 from soul_exp.distributed import zero3
 from soul_exp.metrics.answers import SUITE
-from soul_exp.results import Results
 from soul_exp.stages.process import peak_memory_gib
 from soul_exp.stages.stage import CHECKPOINTS, RECORDS, RankJob
 from soul_exp.tasks import scorers
@@ -38,7 +35,7 @@ def evaluate(job: RankJob) -> RankJob:
     return job
 
 
-def summary(job: RankJob, answers: Measured) -> Results:
+def summary(job: RankJob, answers: answer_cache.Measured) -> results.Results:
     """The results of `job`, whose unlearned model gave `answers`; none where its weights are not finite."""
     run, outcome = job.run, job.outcome
     by_model = {"unlearned": answers, **scores.known_answers(run)}
@@ -63,7 +60,7 @@ def summary(job: RankJob, answers: Measured) -> Results:
         notes.append(little)
     scorer = scorers.report(run.task.scorer, run.cache, job.device) if run.task.scorer is not None else None
     headline: dict[str, Any] = {key: measured["unlearned"].get(key) for key in results.HEADLINE}
-    return Results(
+    return results.Results(
         name=run.name,
         status="diverged" if diverged else "finished",
         reason=diverged,
@@ -82,14 +79,14 @@ def summary(job: RankJob, answers: Measured) -> Results:
         seconds=job.seconds,
         peak_memory_gib=peak_memory_gib(job.device),
         seeds={"seed": run.seed, "prepare.seed": run.prepare.seed},
-        data_hashes=data_hashes(run),
+        data_hashes=prepared_models.data_hashes(run),
         commit=results.commit(),
         versions=results.versions(),
         **headline,
     )
 
 
-def _not_finite(answers: Measured, unlearned: dict[str, float | None]) -> str | None:
+def _not_finite(answers: answer_cache.Measured, unlearned: dict[str, float | None]) -> str | None:
     """What of the unlearned model is not finite: its weights, as it gave no answers, or a metric."""
     if not answers:
         return "the weights are not finite"

@@ -81,12 +81,12 @@ class KeepBest(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.consider(state.global_step)
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.considered != state.global_step:
-            self.consider(state.global_step)
+    on_train_end = on_save
 
     def consider(self, step: int) -> None:
-        """Evaluate the weights of `step`, and keep them in the place of the best so far if they are better."""
+        """Evaluate the weights of `step`, once, and keep them in the place of the best so far if they are better."""
+        if step == self.considered:
+            return
         self.considered = step
         now, best = Candidate(step, self.validate()), self.best_so_far()
         if best is not None and order(best.metrics, self.enough) >= order(now.metrics, self.enough):
@@ -109,8 +109,7 @@ class KeepBest(TrainerCallback):
 
     def end(self, num_steps: int) -> tuple[Path, str]:
         """Where the best weights of a training of `num_steps` steps are, and what a reader has to know of them."""
-        if self.considered != num_steps:  # it ended before its time
-            self.consider(num_steps)
+        self.consider(num_steps)  # it may have ended before its time
         best = self.best_so_far()
         assert best is not None
         note = f"save=best: the weights of step {best.step} of {num_steps}, {best}"

@@ -5,6 +5,5 @@
 - `detox`: toxic answers to provocations or comments; retains polite answers and general text.
 - `custom`: rows that a user brings, at once or as a sequence of requests.
 
-`task` defines `Task` and `Probe`, `refusals` the sentences that preference optimisation teaches, `scorers` the toxicity
-of free answers; `sources` reads files and the hub, `embedded` generates data without a download.
+`task` defines `Task` and `Probe`; `sources` reads files and the hub, `embedded` generates data without a download.
 """

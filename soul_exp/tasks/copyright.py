@@ -8,20 +8,10 @@ from typing import Annotated
 from soul_exp.data import Item, Part
 from soul_exp.errors import UsageError
 from soul_exp.ranges import ANY_COUNT, COUNT, HALF, POSITIVE
-from soul_exp.tasks import refusals
+from soul_exp.tasks import refusals, task
 from soul_exp.tasks.embedded import corpus, general_suite
 from soul_exp.tasks.sources.records import read_text
 from soul_exp.tasks.sources.text import PASSAGE, continued, general_items
-from soul_exp.tasks.task import (
-    Probe,
-    Task,
-    and_general,
-    check_disjoint,
-    evenly_spaced,
-    forget_parts,
-    no_validation,
-    validation_split,
-)
 
 USUAL = (50, 100, 200, 300)  # lengths of prompts that metrics name
 RECITES = 0.8  # ROUGE-L recall of continuations at which a model counts as reciting the book
@@ -44,7 +34,7 @@ def copyright(
     num_general_passages: Annotated[int, COUNT] = 40,
     validation_fraction: Annotated[float, HALF] = 0.25,
     train_general: bool = True,
-) -> Task:
+) -> task.Task:
     """The copyright task from `source`: "embedded" (a generated story) or a text file.
 
     A passage has room for the longest prompt and `answer_words` more. Passages are taken evenly spaced from the book,
@@ -68,38 +58,42 @@ def copyright(
     if not lengths:
         raise UsageError(next(reason for reason in reasons.values() if reason is not None))
     size = lengths[-1] + answer_words
-    passages = evenly_spaced([words[i : i + size] for i in range(0, len(words) - size + 1, size)], num_all)
-    held_out = evenly_spaced(range(num_all), num_holdout_passages)
+    passages = task.evenly_spaced([words[i : i + size] for i in range(0, len(words) - size + 1, size)], num_all)
+    held_out = task.evenly_spaced(range(num_all), num_holdout_passages)
     forget, holdout = [passages[i] for i in range(num_all) if i not in held_out], [passages[i] for i in held_out]
     rows = [[continued(passage, lead_words, wording) for wording in wordings] for passage in forget]
     general = general_items(retain, num_retain_passages + num_general_passages, retain_revision)
     retained, unseen = general[:num_retain_passages], general[num_retain_passages:]
-    check_disjoint([item for row in rows for item in row], retained)
+    task.check_disjoint([item for row in rows for item in row], retained)
     questions = general_suite.training_rows() if train_general else []
 
     pieces = functools.partial(_pieces, shortest=lengths[0], answer_words=answer_words)
     continuations = functools.partial(_continuations, lengths=lengths, answer_words=answer_words, wordings=wordings)
-    tune_forget, test_forget = validation_split(forget, validation_fraction)
-    tune_retain, test_retain = validation_split(retained, validation_fraction)
-    probes = {"forget": Probe(pieces(test_forget)), "retain": Probe(test_retain[::2]), "general": Probe(unseen)}
+    tune_forget, test_forget = task.validation_split(forget, validation_fraction)
+    tune_retain, test_retain = task.validation_split(retained, validation_fraction)
+    probes = {
+        "forget": task.Probe(pieces(test_forget)),
+        "retain": task.Probe(test_retain[::2]),
+        "general": task.Probe(unseen),
+    }
     reasons = {**{length: f"task.prompt_words leaves {length} out" for length in USUAL}, **reasons}
     missing = {f"{name}_{length}": why for length, why in reasons.items() if why for name in ("forget", "holdout")}
     if tune_forget and tune_retain:
-        probes |= {"validation_forget": Probe(pieces(tune_forget)), "validation_retain": Probe(tune_retain)}
+        probes |= {"validation_forget": task.Probe(pieces(tune_forget)), "validation_retain": task.Probe(tune_retain)}
     else:
-        missing |= no_validation(validation_fraction)
+        missing |= task.no_validation(validation_fraction)
     probes |= continuations("forget", forget)
     if holdout:
-        probes |= {"holdout": Probe(pieces(holdout)), **continuations("holdout", holdout)}
+        probes |= {"holdout": task.Probe(pieces(holdout)), **continuations("holdout", holdout)}
     else:
         why = "task.num_holdout_passages=0 leaves no passage unseen"
         missing |= dict.fromkeys(("holdout", *(f"holdout_{length}" for length in lengths)), why)
     common = [*retained, *questions]
-    return Task(
+    return task.Task(
         name="copyright",
         source=source,
         parts={
-            **forget_parts([row[0] for row in rows], refusals.PASSAGES),
+            **task.forget_parts([row[0] for row in rows], refusals.PASSAGES),
             "forget": Part(rows),
             "retain": Part.of(common),
         },
@@ -108,7 +102,7 @@ def copyright(
         retrained_rows=common,
         caption=(
             f"copyright ({Path(source).name}): {len(forget)} passages of {size} words forgotten, {len(holdout)} of the "
-            f"same book held out of both trainings, {len(retained)} general texts{and_general(questions)} retained"
+            f"same book held out of both trainings, {len(retained)} general texts{task.and_general(questions)} retained"
         ),
         missing=missing,
         learnt={f"forget_{length}_rouge": RECITES for length in lengths},
@@ -116,8 +110,7 @@ def copyright(
 
 
 def _check(prompt_words: Sequence[int], lead_words: int, wordings: Sequence[str]) -> None:
-    integers = all(isinstance(length, int) and not isinstance(length, bool) for length in prompt_words)
-    if not prompt_words or not integers or min(prompt_words) < 1 or len(set(prompt_words)) < len(prompt_words):
+    if not prompt_words or not all(map(COUNT.fits, prompt_words)) or len(set(prompt_words)) < len(prompt_words):
         raise UsageError(
             f"task.prompt_words={list(prompt_words)}: expected different whole numbers of 1 or more, such as [50,100]"
         )
@@ -162,7 +155,7 @@ def _pieces(passages: Sequence[list[str]], shortest: int, answer_words: int) -> 
 
 def _continuations(
     name: str, passages: Sequence[list[str]], *, lengths: Sequence[int], answer_words: int, wordings: Sequence[str]
-) -> dict[str, Probe]:
+) -> dict[str, task.Probe]:
     """name_N -> a probe whose prompts are the first N words of every passage, the wordings taking turns."""
     probes = {}
     for number, length in enumerate(lengths):
@@ -170,5 +163,5 @@ def _continuations(
             continued(passage[: length + answer_words], length, wordings[(i + number) % len(wordings)])
             for i, passage in enumerate(passages)
         ]
-        probes[f"{name}_{length}"] = Probe(items, generate=True, cut=True)
+        probes[f"{name}_{length}"] = task.Probe(items, generate=True, cut=True)
     return probes

@@ -11,11 +11,9 @@ from soul_exp.tasks import refusals, scorers
 from soul_exp.tasks.embedded import general_suite, insults
 from soul_exp.tasks.sources import toxic_rows
 from soul_exp.tasks.sources.text import general_items
-from soul_exp.tasks.sources.toxic_rows import Example, Parts
 from soul_exp.tasks.task import Probe, Task, and_general, check_disjoint, forget_parts, no_validation, validation_split
 
 SPARE = 10  # rows of PKU-SafeRLHF streamed per requested row: half are safe, and the division into parts drops some
-SCORED = ("forget", "prompts", "rtp")  # the probes whose free answers get a toxicity
 
 
 def detox(
@@ -88,11 +86,11 @@ def detox(
         missing=missing,
         trained_before=trained_before,
         scorer=scorers.make_scorer(scorer, scorer_revision, *for_scorer),
-        scored=SCORED,
+        scored=("forget", "prompts", "rtp"),
     )
 
 
-def _first(examples: Parts, part: str, count: int, source: str) -> list[Item]:
+def _first(examples: toxic_rows.Parts, part: str, count: int, source: str) -> list[Item]:
     found = [example.item for example in examples[part] if example.item is not None]
     if len(found) < count:
         raise UsageError(
@@ -112,16 +110,16 @@ def _web_prompts(source: str, count: int, num_polite: int) -> list[Item]:
     return [Item(row["question"], row["answer"]) for row in rows]
 
 
-def _embedded(num_forget: int, num_prompts: int, num_polite: int) -> Parts:
+def _embedded(num_forget: int, num_prompts: int, num_polite: int) -> toxic_rows.Parts:
     """Embedded data in the parts that `toxic_rows.divide` makes of other data."""
     rude = [_example(row, True) for row in insults.provocations(num_forget + num_prompts)]
     polite = [_example(row, False) for row in insults.requests(num_polite)]
     for_scorer = {
-        part: [Example(text, text, toxic, None) for text, toxic in insults.labelled(part, count)]
+        part: [toxic_rows.Example(text, text, toxic, None) for text, toxic in insults.labelled(part, count)]
         for part, count in (("train", 600), ("test", 200))
     }
     return {"forget": rude[:num_forget], "prompts": rude[num_forget:], "polite": polite, **for_scorer}
 
 
-def _example(row: Mapping[str, str], toxic: bool) -> Example:
-    return Example(row["answer"], row["question"], toxic, Item(row["question"], row["answer"]))
+def _example(row: Mapping[str, str], toxic: bool) -> toxic_rows.Example:
+    return toxic_rows.Example(row["answer"], row["question"], toxic, Item(row["question"], row["answer"]))

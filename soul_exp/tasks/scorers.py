@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from soul_exp.data import content_hash
 from soul_exp.distributed import zero3
-from soul_exp.errors import UsageError, first_line
+from soul_exp.errors import UsageError, explained
 from soul_exp.files import read_sealed, write_atomically, write_sealed
 from soul_exp.metrics.answers import Answers
 from soul_exp.metrics.membership import roc_auc
@@ -185,13 +185,10 @@ class Classifier:
     def _from(self, cls: Any, **options: Any) -> Any:
         local = Path(self.name).is_dir()
         where = {"local_files_only": True} if local else {"revision": self.revision}
-        try:
+        advice = "put a config.json, a tokenizer and safetensors there" if local else "check the network"
+        found, advice = f"task.scorer={self.name} cannot be read", f"{advice}, or type task.scorer=own"
+        with explained((OSError, ValueError), found, advice):
             return cls.from_pretrained(self.name, trust_remote_code=False, **where, **options)
-        except (OSError, ValueError) as error:
-            advice = "put a config.json, a tokenizer and safetensors there" if local else "check the network"
-            raise UsageError(
-                f"task.scorer={self.name} cannot be read ({first_line(error)}): {advice}, or type task.scorer=own"
-            ) from error
 
 
 Scorer = Own | Classifier

@@ -42,12 +42,9 @@ class Task:
     notes: Sequence[str] = ()  # what a user has to know before the work, and a reader of its results
     learnt: Mapping[str, float] = field(default_factory=dict)  # metric -> least value of a target that knows the rows
 
-    def hashes(self) -> dict[str, str]:
-        """A content hash of each part and probe: two runs with equal hashes had the same data."""
-        return dict(self._hashes)
-
     @functools.cached_property
-    def _hashes(self) -> dict[str, str]:
+    def hashes(self) -> Mapping[str, str]:
+        """A content hash of each part and probe: two runs with equal hashes had the same data."""
         named: dict[str, Any] = {
             **{f"part.{name}": part.rows for name, part in self.parts.items()},
             **{f"probe.{name}": probe for name, probe in self.probes.items()},

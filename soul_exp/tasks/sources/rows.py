@@ -77,7 +77,7 @@ def _records(source: str, where: str, columns: Columns, revision: str | None) ->
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise UsageError(
-            f"{where}: found the suffix {path.suffix!r}, expected {', '.join(SUFFIXES)}, or of the hub hub:owner/name"
+            f"{where}: found the suffix {path.suffix!r}, expected {', '.join(SUFFIXES)}, or hub:owner/name"
         )
     if not path.is_file():
         raise UsageError(f"{where} does not exist: give a file, or hub:owner/name for a dataset of the hub")

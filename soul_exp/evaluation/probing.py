@@ -108,8 +108,8 @@ def generations(
         new = [line[: limits[i]] for i, line in zip(numbers, out[:, ids.shape[1] :], strict=True)]
         texts = lm.tokenizer.batch_decode(new, skip_special_tokens=True)
         words = [len(items[i].answer.split()) if cut[i] else None for i in numbers]
-        pairs = zip(texts, words, strict=True)
-        return [text.strip() if most is None else " ".join(text.split()[:most]) for text, most in pairs]
+        cuts = zip(texts, words, strict=True)
+        return [text.strip() if most is None else " ".join(text.split()[:most]) for text, most in cuts]
 
     # whatever the checkpoint's settings are, of which only the end tokens stay; settings passed to `generate` are not
     # enough: it takes the unset ones from the model's

@@ -36,9 +36,8 @@ class Hybrid(Optimizer):
         own = [{key: value for key, value in group.items() if key != "lr"} for group in self.param_groups]
         self.first_order, self.zeroth_order = first_order(self.param_groups, lr=lr), zeroth_order(own)
         if not getattr(self.zeroth_order, "zeroth", False):
-            raise ValueError(
-                f"zeroth_order is {type(self.zeroth_order).__name__}: expected one with estimate(), as MeZO"
-            )
+            found = f"zeroth_order is {type(self.zeroth_order).__name__}"
+            raise ValueError(f"{found}: expected one with estimate(), as MeZO")
         methods = ("ascend", "estimate", "add_sample", "refreshing")  # of optimizers that need more than a gradient
         needs_more = any(hasattr(self.first_order, name) for name in methods)
         if needs_more or not getattr(self.first_order, "elementwise", True):

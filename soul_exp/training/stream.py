@@ -1,6 +1,7 @@
 """The order of rows: every pass visits each row once, in batches of similar length."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -17,12 +18,8 @@ def windows(sizes: Iterable[int], batch_size: int, num_steps: int, longest: int 
     """
     num_visits, passed = num_steps * batch_size, [size for size in sizes if size >= batch_size]
     ends = {-(-end // batch_size) for size in passed for end in range(size, num_visits, size)}
-    starts = [0, *sorted(ends - {num_steps})]
-    return [
-        range(first, min(first + longest, stop))
-        for start, stop in zip(starts, [*starts[1:], num_steps], strict=True)
-        for first in range(start, stop, longest)
-    ]
+    bounds = pairwise([0, *sorted(ends - {num_steps}), num_steps])
+    return [range(first, min(first + longest, stop)) for start, stop in bounds for first in range(start, stop, longest)]
 
 
 def visits(lengths: np.ndarray, batch_size: int, shared: Sequence[range], seed: int, name: str) -> np.ndarray:

@@ -80,8 +80,8 @@ def generations(
 ) -> list[str]:  # fmt: skip
     """The greedy answer to each item's prompt, at most `max_new_tokens` tokens, without special tokens.
 
-    Where `cut` is true, it has at most as many words as the item's answer, and CUT_TOKENS times its tokens (rarer
-    words).
+    Where `cut` is true, the text has at most as many words as the item's answer; it may have CUT_TOKENS times its
+    tokens, because rarer words have more.
     """
     encoded = lm.encode(items)
     cut = cut if cut is not None else [False] * len(items)

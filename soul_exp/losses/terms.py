@@ -46,8 +46,8 @@ def satimp(forget: Scored, *, beta1: Annotated[float, NOT_NEGATIVE], beta2: Anno
     """Gradient ascent with token weights p^beta1 (1-p)^beta2; both 0 is `grad_ascent`, `beta2` 0 alone is `wga`.
 
     `mean_i (1/n_i) sum_t sg(p_it^beta1 (1 - p_it)^beta2) log p_it`: p^beta1 lowers the weight of tokens that are
-    forgotten enough (saturation), (1-p)^beta2 that of easy tokens (importance), to 0 at p = 1. Source: Yang et al. 2025
-    (SatImp).
+    forgotten enough (saturation), (1-p)^beta2 that of easy tokens (importance). A label with p = 1
+    therefore gets no gradient. Source: Yang et al. 2025 (SatImp). Open-unlearning takes the mean over tokens.
     """
     logp = forget.logp.detach()
     weight = (beta1 * logp).exp() * (-torch.expm1(logp)).clamp(min=0) ** beta2

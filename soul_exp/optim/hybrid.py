@@ -10,9 +10,9 @@ from torch.optim import Optimizer
 class Hybrid(Optimizer):
     """`first_steps` steps of `first_order`, `zeroth_steps` of `zeroth_order`, and again, on the same weights.
 
-    Both are callables that build an optimizer on given params: the first with `lr=lr`, the second with its own rate,
-    which changes in proportion to that of the first one's groups. Source: Lang et al. 2025 (arXiv 2510.00761); counts
-    are ours.
+    Both are callables that build an optimizer on given params: the first with `lr=lr`, the second with its own rate. A
+    schedule acts on this optimizer's groups, which are the first one's; the second one's rate changes in proportion.
+    Source: the alternation is Lang et al. 2025 (arXiv 2510.00761); its two counts are ours.
     """
 
     elementwise = False

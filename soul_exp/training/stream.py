@@ -27,8 +27,8 @@ def visits(lengths: np.ndarray, batch_size: int, shared: Sequence[range], seed: 
 
     Each pass visits every row once, in an order drawn from `seed` and `name`. A step holds no row twice, also where it
     spans two passes; where a batch is larger than the set, the counts of its rows differ by one at most. Within a
-    window batches hold rows of similar length; their random order depends on `shared` and `seed`: long batches meet
-    long ones.
+    window batches hold rows of similar length. The order of the batches is random and, for all sets with the same
+    `shared` and `seed`, the same, so that long batches meet long ones.
     """
     num_rows, num_visits = len(lengths), shared[-1].stop * batch_size
     order = np.empty(-(-num_visits // num_rows) * num_rows, dtype=np.int64)
@@ -61,9 +61,9 @@ def _bucket(rows: np.ndarray, lengths: np.ndarray, batch_size: int, window: rang
 class Stream(Dataset[dict[str, tuple[int, Encoded]]]):
     """All rows of a run in the order in which they are visited; global batch t is rows [t * batch_size, ...).
 
-    An entry maps each part to (number of the wording, its tokens). The order (see `visits`) depends on `seed`,
-    `batch_size` and the parts' rows, never on processes or accumulation, and is known in advance, for a run that is
-    restarted.
+    An entry maps each part to (number of the wording, its tokens). The order depends on `seed`, `batch_size` and the
+    rows of the parts, never on the number of processes or accumulation steps, and is known in advance: a restarted run
+    continues where it was. Every pass over a part visits each of its rows once; `visits` defines the batches.
     """
 
     def __init__(

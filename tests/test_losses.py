@@ -11,7 +11,7 @@ import torch
 from soul_exp import losses
 from soul_exp.binding import call
 from soul_exp.losses import Objective, Scored
-from soul_exp.losses.objective import COMPUTED
+from soul_exp.losses.terms import COMPUTED
 
 LN2 = math.log(2)
 

@@ -221,7 +221,7 @@ def test_a_curvature_sub_batch_is_drawn_and_depends_on_neither_split_nor_rank(
 @pytest.mark.parametrize("estimator", ["gnb", "hutchinson"])
 def test_a_curvature_pass_moves_nothing_but_the_curvature(estimator: str, model: Any, reader: AnswerReader) -> None:
     """Weights, momentum, step count, gradients, random state and training mode stay; attention is as it was."""
-    before = copy.deepcopy(model.state_dict())
+    before = copy.deepcopy(model.train().state_dict())
     sophia = Sophia(model.parameters(), lr=1e-3, estimator=estimator)
     random = torch.get_rng_state()
     curvature.refresh_curvature(step_of(model, reader), sophia)

@@ -184,7 +184,7 @@ def test_the_curvature_pass_squares_the_gradient_of_the_sampled_loss(
     w = 1 / (4 * (retained["labels"] != -100).sum(1, keepdim=True))
     (F.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=-100) * w.sqrt()).sum().backward()
     for name, p in lm.model.named_parameters():
-        state = made.base_optimizer.state[p]
+        state = made.own_optimizer.state[p]
         assert p.grad is not None
         torch.testing.assert_close(state["hessian"], 0.05 * p.grad**2, rtol=1e-3, atol=1e-12)
         assert (state["exp_avg"] == 0).all() and torch.equal(p.detach(), start[name])

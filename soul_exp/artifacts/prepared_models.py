@@ -114,7 +114,7 @@ def load(
     if not may_have_diverged and not (Path(path) / UNLEARNED).is_file():
         if name := zero3.nonfinite_weight(lm.model):
             raise UsageError(f"{path} has weights that are not finite numbers ({name}): copy or train it again")
-        if attention.needs_gpu(model.attention):
+        if model.attention in (*attention.PACKAGES, *attention.GPU_KERNELS):
             loading.move(lm.model, "cuda")
         loading.check_causal(lm.model, path)
     return lm

@@ -68,19 +68,15 @@ def validation_metrics(run: Run) -> dict[str, Metric]:
 def validation_of_target(run: Run, reasons: Mapping[str, str]) -> dict[str, float]:
     """The validation metrics of the target, but for those that are not available, for which there are `reasons`."""
     known = known_answers(run)
-    scored = {
-        name: score(metric, known["original"], known["retrained"])
-        for name, metric in validation_metrics(run).items()
-        if name not in reasons
-    }
+    metrics = {name: metric for name, metric in validation_metrics(run).items() if name not in reasons}
+    scored = {name: score(metric, known["original"], known["retrained"]) for name, metric in metrics.items()}
     return {name: value for name, value in scored.items() if value is not None}
 
 
 def validate(run: Run, lm: LanguageModel, label: str) -> dict[str, float | None]:
     """The validation metrics of `lm`, by likelihoods alone; None where weights or metric are not finite."""
-    probes = {
-        name: replace(probe, generate=False) for name, probe in run.task.probes.items() if name.startswith(VALIDATION)
-    }
+    items = run.task.probes.items()
+    probes = {name: replace(probe, generate=False) for name, probe in items if name.startswith(VALIDATION)}
     finite = zero3.is_finite(lm.model)
     answers = evaluate_probes(lm, probes, **vars(run.evaluation), label=f"{label}: validation") if finite else {}
     retrained = known_answers(run).get("retrained")

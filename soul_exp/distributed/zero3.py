@@ -60,7 +60,7 @@ def run_by_engine(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """In the block, `model` evaluates, without an engine too: the weights of a layer are gathered only while it runs."""
+    """In the block, `model` evaluates, without an engine too: a layer's weights are gathered only while it runs."""
     is_gathered_here = is_sharded(model) and model not in _RUN_BY_ENGINE
     with ExitStack() as stack:
         for module in model.modules():

@@ -10,7 +10,6 @@ import lm_eval.api.model
 import lm_eval.api.task
 import lm_eval.models.huggingface
 import torch
-from lm_eval.models.huggingface import HFLM
 from tqdm.auto import tqdm
 
 from soul_exp import compat
@@ -22,7 +21,7 @@ MAX_POSITIONS = 8192  # of a forward pass, which computes logits at all of them:
 MAX_NLL = 700.0  # nats per word: exp of more is not a finite float, and an unlearned model reaches it
 
 
-class SharedModel(compat.SharedLikelihoods, HFLM):
+class SharedModel(compat.SharedLikelihoods, lm_eval.models.huggingface.HFLM):
     """lm-eval's wrapper of a model; `in_batches` divides its forward passes over the ranks."""
 
     def __init__(self, lm: LanguageModel, batch_size: int, label: str) -> None:

@@ -80,8 +80,8 @@ def generations(
 ) -> list[str]:  # fmt: skip
     """The greedy answer to each item's prompt, at most `max_new_tokens` tokens, without special tokens.
 
-    Where `cut` is true, it has at most as many words as the item's answer, and CUT_TOKENS times its tokens (rarer
-    words).
+    Where `cut` is true, the text has at most as many words as the item's answer; it may have CUT_TOKENS times its
+    tokens, because rarer words have more.
     """
     encoded = lm.encode(items)
     cut = cut if cut is not None else [False] * len(items)
@@ -108,8 +108,8 @@ def generations(
         new = [line[: limits[i]] for i, line in zip(numbers, out[:, ids.shape[1] :], strict=True)]
         texts = lm.tokenizer.batch_decode(new, skip_special_tokens=True)
         words = [len(items[i].answer.split()) if cut[i] else None for i in numbers]
-        pairs = zip(texts, words, strict=True)
-        return [text.strip() if most is None else " ".join(text.split()[:most]) for text, most in pairs]
+        cuts = zip(texts, words, strict=True)
+        return [text.strip() if most is None else " ".join(text.split()[:most]) for text, most in cuts]
 
     # whatever the checkpoint's settings are, of which only the end tokens stay; settings passed to `generate` are not
     # enough: it takes the unset ones from the model's

@@ -1,23 +1,25 @@
-"""The forget terms and the retain terms; docs/losses.md states how they differ from their sources.
+"""The forget terms, the retain terms and their sum; docs/losses.md states how they differ from their sources.
 
 B sequences, T answer positions, V vocabulary, H hidden size; sequence i has n_i labels with summed NLL l_i, in nats.
 p_it is the probability of label t of sequence i, h_it the output of layer `loss.layer` there; ref: in the frozen start
 model. sg(x) is x as a constant, without a gradient.
 """
 
-from collections.abc import Mapping
-from typing import Annotated
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from soul_exp.binding import call, names
 from soul_exp.losses.scored import Scored, precise
-from soul_exp.ranges import NOT_NEGATIVE, POSITIVE, SEED
+from soul_exp.ranges import INDEX, NOT_NEGATIVE, POSITIVE, SEED
 
 __all__ = [
-    "ce_u", "dpo", "grad_ascent", "hidden_mse", "kl", "kl_forget", "nll", "npo", "po", "random_label", "rmu", "satimp",
-    "simnpo", "undial", "wga",
+    "RETAIN_TERMS", "Objective", "ce_u", "dpo", "grad_ascent", "hidden_mse", "kl", "kl_forget", "nll", "npo", "po",
+    "random_label", "rmu", "satimp", "simnpo", "undial", "wga",
 ]  # fmt: skip
 
 # ---- Make the answers less likely.
@@ -44,8 +46,8 @@ def satimp(forget: Scored, *, beta1: Annotated[float, NOT_NEGATIVE], beta2: Anno
     """Gradient ascent with token weights p^beta1 (1-p)^beta2; both 0 is `grad_ascent`, `beta2` 0 alone is `wga`.
 
     `mean_i (1/n_i) sum_t sg(p_it^beta1 (1 - p_it)^beta2) log p_it`: p^beta1 lowers the weight of tokens that are
-    forgotten enough (saturation), (1-p)^beta2 that of easy tokens (importance), to 0 at p = 1. Source: Yang et al. 2025
-    (SatImp).
+    forgotten enough (saturation), (1-p)^beta2 that of easy tokens (importance). A label with p = 1
+    therefore gets no gradient. Source: Yang et al. 2025 (SatImp). Open-unlearning takes the mean over tokens.
     """
     logp = forget.logp.detach()
     weight = (beta1 * logp).exp() * (-torch.expm1(logp)).clamp(min=0) ** beta2
@@ -182,3 +184,53 @@ def hidden_mse(retain: Scored, hidden: Mapping[str, Tensor], reference_hidden: M
     `mean_j (1/n_j) sum_t ||h_jt - h_jt(ref)||^2 / H`: RMU's retain term. Source: Li et al. 2024 (WMDP).
     """
     return retain.mean((precise(hidden["retain"]) - precise(reference_hidden["retain"])).square().mean(-1))
+
+
+RETAIN_TERMS: dict[str, Callable[..., Tensor]] = {"nll": nll, "kl": kl, "hidden_mse": hidden_mse}
+COMPUTED = ("reference_nll", "reference_logits", "hidden", "reference_hidden")  # by the run, for each part
+
+
+@dataclass(frozen=True)
+class Objective:
+    """`forget_term + gamma * retain_term`; `retain_term` is a name from RETAIN_TERMS, a function, or None for none.
+
+    `hidden` and `reference_hidden` are the output of `layer`, counted from 0; None: `layer_of` chooses.
+    """
+
+    forget_term: Callable[..., Tensor]
+    retain_term: str | Callable[..., Tensor] | None = "nll"
+    gamma: Annotated[float, NOT_NEGATIVE] = 1.0
+    layer: Annotated[int | None, INDEX] = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.retain_term, str) and self.retain_term not in RETAIN_TERMS:
+            found = f"loss.retain_term={self.retain_term} is unknown"
+            raise ValueError(f"{found}: choose one of {', '.join(RETAIN_TERMS)} or null")
+
+    @property
+    def retain_function(self) -> Callable[..., Tensor] | None:
+        return RETAIN_TERMS[self.retain_term] if isinstance(self.retain_term, str) else self.retain_term
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all values that the terms need, each once, in order."""
+        terms = [self.forget_term] + ([self.retain_function] if self.retain_function else [])
+        return tuple(dict.fromkeys(name for term in terms for name in names(term)))
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts of the batch that the terms need."""
+        return tuple(name for name in self.names if name not in COMPUTED)
+
+    @property
+    def reads_hidden(self) -> bool:
+        """Whether a term needs the output of a layer of the model being trained."""
+        return "hidden" in self.names
+
+    def terms(self, available: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """The forget term and the retain term (None without one), each a scalar, before gamma."""
+        retain = self.retain_function
+        return call(self.forget_term, available), call(retain, available) if retain else None
+
+    def total(self, forget: Tensor, retain: Tensor | None) -> Tensor:
+        return forget if retain is None else forget + self.gamma * retain

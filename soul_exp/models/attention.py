@@ -34,11 +34,6 @@ def check(attention: Any, device: str, dtype: str) -> None:
         raise UsageError(f"model.attention={attention} is a kernel for GPUs: choose sdpa, sdpa_math or sdpa_flash")
 
 
-def needs_gpu(attention: str) -> bool:
-    """Whether `attention` can be computed on a GPU only."""
-    return attention in (*PACKAGES, *GPU_KERNELS)
-
-
 def choose_kernel(attention: str) -> None:
     """Let torch's attention use only the kernel that `attention` names, if it names one, in this whole process."""
     if attention in KERNELS:

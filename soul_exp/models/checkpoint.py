@@ -66,9 +66,8 @@ def from_hub(path: str, read: Callable[[], Any]) -> Any:
         text = str(error)
         if "gated" in text or "401" in text or "403" in text:
             token = "the token in HF_TOKEN was refused" if os.environ.get("HF_TOKEN") else "HF_TOKEN is not set"
-            raise UsageError(
-                f"{path} is gated and {token}: accept its licence on the hub, then export HF_TOKEN=<your token>"
-            ) from error
+            found = f"{path} is gated and {token}"
+            raise UsageError(f"{found}: accept its licence on the hub, then export HF_TOKEN=<your token>") from error
         if "safetensors" in text:
             raise UsageError(
                 f"{path} has no safetensors weights: name a revision that has in model.revision"

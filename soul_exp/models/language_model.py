@@ -60,9 +60,8 @@ class LanguageModel:
         for item, row in zip(items, encoded, strict=True):
             if max(row.ids) >= rows:
                 token = self.tokenizer.convert_ids_to_tokens(max(row.ids))
-                raise UsageError(
-                    f"the row {item.prompt[:60]!r} contains {token}, for which the model has no embedding: rephrase it"
-                )
+                found = f"the row {item.prompt[:60]!r} contains {token}, for which the model has no embedding"
+                raise UsageError(f"{found}: rephrase it")
         return encoded
 
 

@@ -39,9 +39,8 @@ class Lora:
             raise UsageError(f"adapter.dropout={self.dropout}: expected a number of 0 or more, below 1")
         names = [self.target_modules] if isinstance(self.target_modules, str) else list(self.target_modules or ())
         if not names or not all(isinstance(name, str) and name for name in names):
-            raise UsageError(
-                f"adapter.target_modules={self.target_modules}: expected all-linear or a list such as [q_proj,v_proj]"
-            )
+            found = f"adapter.target_modules={self.target_modules}"
+            raise UsageError(f"{found}: expected all-linear or a list such as [q_proj,v_proj]")
 
     def wrapped(self, model: PreTrainedModel, seed: int, revision: str | None = None) -> PreTrainedModel:
         """`model` with an adapter of its dtype, and everything else frozen; A depends on `seed` alone.

@@ -10,9 +10,9 @@ from torch.optim import Optimizer
 class Hybrid(Optimizer):
     """`first_steps` steps of `first_order`, `zeroth_steps` of `zeroth_order`, and again, on the same weights.
 
-    Both are callables that build an optimizer on given params: the first with `lr=lr`, the second with its own rate,
-    which changes in proportion to that of the first one's groups. Source: Lang et al. 2025 (arXiv 2510.00761); counts
-    are ours.
+    Both are callables that build an optimizer on given params: the first with `lr=lr`, the second with its own rate. A
+    schedule acts on this optimizer's groups, which are the first one's; the second one's rate changes in proportion.
+    Source: the alternation is Lang et al. 2025 (arXiv 2510.00761); its two counts are ours.
     """
 
     elementwise = False
@@ -36,9 +36,8 @@ class Hybrid(Optimizer):
         own = [{key: value for key, value in group.items() if key != "lr"} for group in self.param_groups]
         self.first_order, self.zeroth_order = first_order(self.param_groups, lr=lr), zeroth_order(own)
         if not getattr(self.zeroth_order, "zeroth", False):
-            raise ValueError(
-                f"zeroth_order is {type(self.zeroth_order).__name__}: expected one with estimate(), as MeZO"
-            )
+            found = f"zeroth_order is {type(self.zeroth_order).__name__}"
+            raise ValueError(f"{found}: expected one with estimate(), as MeZO")
         methods = ("ascend", "estimate", "add_sample", "refreshing")  # of optimizers that need more than a gradient
         needs_more = any(hasattr(self.first_order, name) for name in methods)
         if needs_more or not getattr(self.first_order, "elementwise", True):

@@ -61,9 +61,8 @@ class Influence(Optimizer):
             if value not in known:
                 raise ValueError(f"{name}={value!r} is unknown: choose one of {', '.join(known)}")
         if not (lr > 0 and damping > 0 and memory_gib > 0 and (ratio is None or ratio > 0)):
-            raise ValueError(
-                f"lr={lr}, damping={damping}, memory_gib={memory_gib}, ratio={ratio}: expected positive numbers"
-            )
+            found = f"lr={lr}, damping={damping}, memory_gib={memory_gib}, ratio={ratio}"
+            raise ValueError(f"{found}: expected positive numbers")
         if num_samples < 1:
             raise ValueError(f"num_samples={num_samples} is not a number of sequences: expected 1 or more")
         super().__init__(params, {"lr": lr, "taken": False})
@@ -105,9 +104,8 @@ class Influence(Optimizer):
         if self.param_groups[0]["taken"]:
             raise RuntimeError("influence unlearning takes one step, and it was taken: expected no second step()")
         if self.num_added < self.num_samples:
-            raise RuntimeError(
-                f"step() found {self.num_added} of num_samples={self.num_samples} samples: call add_sample() before it"
-            )
+            found = f"step() found {self.num_added} of num_samples={self.num_samples} samples"
+            raise RuntimeError(f"{found}: call add_sample() before it")
         gradients = {p: _finite_gradient(p) for p in self._params() if p.grad is not None}
         if not gradients:
             raise RuntimeError("step() found no gradient: call backward() on the forget loss before it")

@@ -18,7 +18,7 @@ TORCH_ELEMENTWISE = ("Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "RM
 
 @runtime_checkable
 class CurvaturePass(Protocol):
-    """Requests diagonal curvature before step 0 and then every `interval` steps, as Sophia does.
+    """Requests an estimate of the diagonal curvature before step 0 and then every `interval` steps, as Sophia does.
 
     The gradients of the pass are handed over by `step()` within `refreshing()`.
     """

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from soul_exp import compat
 from soul_exp.data import pad, seed_of, some_rows
-from soul_exp.distributed import ranks
+from soul_exp.distributed import ranks, zero3
 from soul_exp.losses import IGNORED, Scored
 from soul_exp.losses.scored import precise
 from soul_exp.training.capabilities import Capabilities, CurvaturePass, RowGradients
@@ -54,7 +54,7 @@ def refresh_curvature(step: Step, optimizer: CurvaturePass) -> None:
     sum if there are two; `curvature_rows` of each are drawn from the step's. Dropout off, no clipping.
     """
     parts = CURVATURE_PARTS[optimizer.curvature_on or "retain"]
-    with step.evaluating():
+    with zero3.evaluating(step.module):
         batches, num_rows = _batches(step, parts, optimizer.curvature_rows)
         if optimizer.estimator == "gnb":
             step.backward([partial(sampled_loss, step, batch, parts, num_rows) for batch in batches])
@@ -174,7 +174,7 @@ def collect_row_gradients(step: Step, optimizer: RowGradients, stream: Stream, p
     parts = ["retain"] if optimizer.hessian == "retain" else ["forget", "retain"]
     rows = [(part, encoded) for part in parts for encoded in stream.encoded[part]]
     drawn = np.random.default_rng(seed_of("influence", step.seed)).permutation(len(rows))[: optimizer.num_samples]
-    with step.evaluating():
+    with zero3.evaluating(step.module):
         for place, (part, encoded) in enumerate(rows[i] for i in drawn):
             batch = {key: value.to(device) for key, value in pad([encoded], pad_id).items()}
             batch["places"] = torch.tensor([place])

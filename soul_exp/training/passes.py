@@ -5,7 +5,7 @@ leaves weights (except in `ascend`), momentum, schedule and order of data as the
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from soul_exp.distributed import ranks
+from soul_exp.distributed import ranks, zero3
 from soul_exp.losses import Scored
 from soul_exp.models.layers import AnswerReader
 from soul_exp.training.capabilities import Ascent, CurvaturePass, Probe
@@ -44,15 +44,6 @@ class Step:
     def params(self) -> list[nn.Parameter]:
         """The trained parameters."""
         return [p for p in self.module.parameters() if p.requires_grad]
-
-    @contextlib.contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """In the block, dropout is off."""
-        self.model.eval()
-        try:
-            yield
-        finally:
-            self.model.train()
 
     def backward(self, losses: Sequence[Callable[[], Tensor]]) -> None:
         """Leave the gradient of the sum of `losses`, over all ranks, where the engine keeps gradients."""
@@ -100,13 +91,13 @@ def probe_loss(step: Step, optimizer: Probe) -> Tensor:
     def loss() -> Tensor:
         return _mean([step.loss(step.model, micro_batch) for micro_batch in step.micro_batches])
 
-    with step.evaluating():
+    with zero3.evaluating(step.module):
         return torch.as_tensor(optimizer.estimate(loss))
 
 
 def retain_nll(step: Step) -> Tensor:
     """The mean NLL per token of the step's retain rows, in nats; dropout off, no gradient."""
-    with step.evaluating(), torch.no_grad():
+    with zero3.evaluating(step.module), torch.no_grad():
         batches = [step.cut_to(micro_batch, ["retain"]) for micro_batch in step.micro_batches]
         scored = [Scored(step.reader(step.model, batch), batch["labels"]) for batch in batches]
         return _mean([rows.mean_nll.mean() for rows in scored], torch.float64)
@@ -125,7 +116,7 @@ def gradient_conflict(step: Step) -> dict[str, float]:
     params = step.params
     sums = [[torch.zeros_like(p, dtype=torch.float32) for p in params] for _ in range(2)]
     share = 1 / (len(step.micro_batches) * step.num_ranks)
-    with step.evaluating():
+    with zero3.evaluating(step.module):
         for micro_batch in step.micro_batches:
             terms = [term for term in step.terms(step.module, micro_batch) if term is not None]
             for totals, term in zip(sums, terms, strict=False):  # without a retain term its sums stay 0

@@ -1,6 +1,7 @@
 """The order of rows: every pass visits each row once, in batches of similar length."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -17,12 +18,8 @@ def windows(sizes: Iterable[int], batch_size: int, num_steps: int, longest: int 
     """
     num_visits, passed = num_steps * batch_size, [size for size in sizes if size >= batch_size]
     ends = {-(-end // batch_size) for size in passed for end in range(size, num_visits, size)}
-    starts = [0, *sorted(ends - {num_steps})]
-    return [
-        range(first, min(first + longest, stop))
-        for start, stop in zip(starts, [*starts[1:], num_steps], strict=True)
-        for first in range(start, stop, longest)
-    ]
+    bounds = pairwise([0, *sorted(ends - {num_steps}), num_steps])
+    return [range(first, min(first + longest, stop)) for start, stop in bounds for first in range(start, stop, longest)]
 
 
 def visits(lengths: np.ndarray, batch_size: int, shared: Sequence[range], seed: int, name: str) -> np.ndarray:
@@ -30,8 +27,8 @@ def visits(lengths: np.ndarray, batch_size: int, shared: Sequence[range], seed: 
 
     Each pass visits every row once, in an order drawn from `seed` and `name`. A step holds no row twice, also where it
     spans two passes; where a batch is larger than the set, the counts of its rows differ by one at most. Within a
-    window batches hold rows of similar length; their random order depends on `shared` and `seed`: long batches meet
-    long ones.
+    window batches hold rows of similar length. The order of the batches is random and, for all sets with the same
+    `shared` and `seed`, the same, so that long batches meet long ones.
     """
     num_rows, num_visits = len(lengths), shared[-1].stop * batch_size
     order = np.empty(-(-num_visits // num_rows) * num_rows, dtype=np.int64)
@@ -64,9 +61,9 @@ def _bucket(rows: np.ndarray, lengths: np.ndarray, batch_size: int, window: rang
 class Stream(Dataset[dict[str, tuple[int, Encoded]]]):
     """All rows of a run in the order in which they are visited; global batch t is rows [t * batch_size, ...).
 
-    An entry maps each part to (number of the wording, its tokens). The order (see `visits`) depends on `seed`,
-    `batch_size` and the parts' rows, never on processes or accumulation, and is known in advance, for a run that is
-    restarted.
+    An entry maps each part to (number of the wording, its tokens). The order depends on `seed`, `batch_size` and the
+    rows of the parts, never on the number of processes or accumulation steps, and is known in advance: a restarted run
+    continues where it was. Every pass over a part visits each of its rows once; `visits` defines the batches.
     """
 
     def __init__(

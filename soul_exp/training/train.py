@@ -1,6 +1,7 @@
-"""One training, from its start or its last checkpoint to its end."""
+"""One training, from its start or its last checkpoint to its end, and what it shows and writes meanwhile."""
 
 import contextlib
+import json
 import logging
 import math
 import time
@@ -11,18 +12,19 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, TrainerCallback, TrainerState, TrainingArguments
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from soul_exp import compat
 from soul_exp.data import Encoded, Part
 from soul_exp.distributed import zero3
 from soul_exp.errors import UsageError
+from soul_exp.files import write_atomically
 from soul_exp.losses import Objective
 from soul_exp.models import loading, saving
 from soul_exp.models.layers import AnswerReader, recomputing
 from soul_exp.training import checkpoints
-from soul_exp.training.callbacks import ContinueWithoutState, Progress
 from soul_exp.training.capabilities import takes_one_step
 from soul_exp.training.reference import compute_reference
 from soul_exp.training.schedule import Schedule
@@ -86,11 +88,9 @@ def train(
     reference = compute_reference(model, reader, stream, wanted, objective.parts, pad_id, objective.layer)
     before = zero3.weight_sums(model)
     args = _arguments(schedule, num_steps, folder, seed, device, deepspeed, processes, model)
-    notes, seconds_before, start = list[str](), 0.0, time.perf_counter()
+    seconds_before, notes = (found.seconds, list(found.notes)) if found else (0.0, list[str]())
     if found:
         log.info("%s: resuming from %s%s", label, "the weights of " if other else "", found.path.name)
-        seconds_before = found.seconds  # spent before the interruption
-        notes += found.notes
     if other:
         name, wrote = other.path.name, other.engine
         notes.append(f"continued from the weights of {name} of {wrote}: momentum and curvature started at 0 there")
@@ -203,3 +203,64 @@ def _release(trainer: Unlearner) -> None:
             setattr(engine, name, None)
         compat.forget_zero3_optimizer(trainer.model)
     trainer.accelerator.free_memory()  # it holds on to wrapped models and optimizers
+
+
+class Progress(TrainerCallback):
+    """Shows a bar, writes a line of JSON per logging step to `records`, calls `mark(folder)` for every checkpoint."""
+
+    def __init__(self, label: str, records: Path | None, mark: Callable[[Path], None]) -> None:
+        self.label, self.records, self.mark = label, records, mark
+        self.bar: tqdm | None = None
+
+    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.label, unit="step", leave=False)
+            if self.records is not None and self.records.exists():
+                # a resumed run repeats the steps after its checkpoint, and a kill may have cut the last line
+                complete = [line for line in self.records.open() if line.endswith("\n")]
+                kept = [line for line in complete if json.loads(line)["step"] <= state.global_step]
+                write_atomically(self.records, "".join(kept))
+
+    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args: TrainingArguments, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if not state.is_world_process_zero or "forget_loss" not in logs:
+            return
+        if self.bar is not None:
+            shown = ("forget_loss", "retain_loss", "retain_nll")
+            self.bar.set_postfix({key: f"{logs[key]:.3g}" for key in shown if key in logs})
+        if self.records is not None:
+            finite = {key: value if math.isfinite(value) else None for key, value in logs.items()}
+            with self.records.open("a") as file:
+                file.write(json.dumps({"step": state.global_step, **finite}) + "\n")
+
+    def on_save(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
+        self.mark(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
+
+    def on_train_end(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+class ContinueWithoutState(TrainerCallback):
+    """Starts a training at the step of a checkpoint, with its logged history and learning rate.
+
+    For one without readable optimizer state: the caller reads the weights. Comes before callbacks that read the step.
+    """
+
+    def __init__(self, trainer: Trainer, checkpoint: Path, num_steps: int) -> None:
+        self.trainer, self.checkpoint, self.num_steps = trainer, checkpoint, num_steps
+
+    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **given: Any) -> None:
+        before = TrainerState.load_from_json(str(self.checkpoint / TRAINER_STATE_NAME))
+        state.global_step, state.epoch, state.log_history = before.global_step, before.epoch, before.log_history
+        compat.set_last_logged_step(self.trainer, before.global_step)
+        scheduler = given["lr_scheduler"]
+        scheduler.load_state_dict(torch.load(self.checkpoint / "scheduler.pt", weights_only=True))
+        for group, rate in zip(scheduler.optimizer.param_groups, scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
+
+    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
+        state.epoch = state.global_step / self.num_steps  # Trainer counts from where its data begins

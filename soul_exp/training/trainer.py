@@ -119,28 +119,22 @@ class Unlearner(compat.OwnCheckpointReading, Trainer):
         if self.optimizer is None:
             module = self.model if model is None else model
             groups = parameter_groups(module, set(self.get_decay_parameter_names(module)))
-            self.optimizer = self._requested_optimizer = self.make_optimizer(groups)
+            self.optimizer = self.own_optimizer = self.make_optimizer(groups)
             self.capabilities = capabilities(self.optimizer)
         assert self.optimizer is not None
         return self.optimizer
 
     def _check_engine(self) -> None:
         """Raises RuntimeError if another optimizer or engine than the requested one is about to run."""
-        found, requested = self.base_optimizer, self._requested_optimizer
-        if found is not requested:
-            raise RuntimeError(f"{type(found).__name__} would run, not {type(requested).__name__}")
+        found: Any = self.optimizer
+        while hasattr(found, "optimizer"):  # accelerate and DeepSpeed have wrapped theirs around it
+            found = found.optimizer
+        if found is not self.own_optimizer:
+            raise RuntimeError(f"{type(found).__name__} would run, not {type(self.own_optimizer).__name__}")
         stage = self.args.deepspeed["zero_optimization"]["stage"] if isinstance(self.args.deepspeed, dict) else None
         runs = self.deepspeed.zero_optimization_stage() if self.deepspeed is not None else None
         if runs != stage:
             raise RuntimeError(f"ZeRO stage {runs} would run, not {stage}: give every job fresh processes")
-
-    @property
-    def base_optimizer(self) -> Any:
-        """Our own optimizer, under whatever accelerate and DeepSpeed have wrapped around it."""
-        optimizer: Any = self.optimizer
-        while hasattr(optimizer, "optimizer"):
-            optimizer = optimizer.optimizer
-        return optimizer
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """All micro-batches of the next step; the passes before the step read them all."""
@@ -178,7 +172,7 @@ class Unlearner(compat.OwnCheckpointReading, Trainer):
         if summary and self.state.is_world_process_zero:
             log.info("%s", summary)
         if requested.sums is None:
-            return ComparedSums(requested.ascent.base if requested.ascent is not None else self.base_optimizer)
+            return ComparedSums(requested.ascent.base if requested.ascent is not None else self.own_optimizer)
         requested.sums.raise_nonfinite = False  # such a run ends as diverged
         return requested.sums
 
@@ -213,8 +207,7 @@ class Unlearner(compat.OwnCheckpointReading, Trainer):
         saving.read_weights(self.model, folder)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        folder = Path(output_dir or str(self.args.output_dir))
-        saving.save_weights(self.model, folder, first=self.args.should_save)
+        saving.save_weights(self.model, Path(output_dir or str(self.args.output_dir)), first=self.args.should_save)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's numbers, and forget and retain loss apart, means over steps and ranks; `win_rate` where defined.

@@ -6,7 +6,6 @@ to them and adds to the [8] sums of STATISTICS. fp32 results agree bit for bit: 
 
 import functools
 import hashlib
-import importlib
 import importlib.util
 import logging
 import os

@@ -1,7 +1,5 @@
 """The story of one run: check, prepare, tune where configured, unlearn, evaluate, results."""
 
-from __future__ import annotations
-
 import logging
 import shutil
 import time

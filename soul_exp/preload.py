@@ -1,7 +1,5 @@
 """What the fork server imports, once, before any worker is forked from it; imported nowhere else."""
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import gc

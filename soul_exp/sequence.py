@@ -3,8 +3,6 @@
 The run's folder holds request-1/, request-2/, ..., each with all that a run has; its own results are the last one's.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Whether this process is one of several that a launcher has started: torchrun, or SLURM as the tasks of a step."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Mapping

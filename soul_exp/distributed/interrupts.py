@@ -5,8 +5,6 @@ thread reads the signals, so that they count while the main thread is inside C c
 files are written in one step, and a killed run resumes.
 """
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import ctypes

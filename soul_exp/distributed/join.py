@@ -4,8 +4,6 @@ They meet in a store: under torchrun the agent's, under SLURM one that rank 0 se
 then the process group, then how the work ended. A rank that fails ends all of them, whatever they are waiting for.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import json

@@ -1,7 +1,5 @@
 """What worker processes print and log: rank 0 on the console, every rank in a file, libraries hardly anything."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

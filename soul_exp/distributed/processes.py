@@ -1,7 +1,5 @@
 """Worker processes, one call for each stage: started, heard and ended; a worker's error is raised here."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import multiprocessing

@@ -1,7 +1,5 @@
 """What the ranks of a process group do together; a process without a group is rank 0 of 1, and does it alone."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 

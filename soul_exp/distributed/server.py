@@ -5,8 +5,6 @@ itself. SOUL_EXP_START_METHOD chooses: forkserver (the default on Linux), spawn,
 SOUL_EXP_PRELOAD names the modules to import, with commas between them, instead of MODULES.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import multiprocessing

@@ -1,7 +1,5 @@
 """The models that no checkpoint provides are trained: the target, and the one retrained without the forget set."""
 
-from __future__ import annotations
-
 import functools
 import logging
 import os

@@ -1,7 +1,5 @@
 """How a worker process begins and ends: threads, seeds, device and process group; the memory that it held."""
 
-from __future__ import annotations
-
 import os
 import resource
 import sys

@@ -4,8 +4,6 @@ A trial unlearns the target at a seed that no reported run uses and is measured 
 as one file, named by all that decides it: the seeds of a cell share them, a killed run goes on at the first missing.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import sys

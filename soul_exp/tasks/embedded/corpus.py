@@ -3,8 +3,6 @@
 Every function is deterministic: equal arguments give equal output on any machine and Python version.
 """
 
-from __future__ import annotations
-
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence

@@ -4,8 +4,6 @@ All of it is generated and deterministic. `training_rows` teaches a model from s
 wordings: no question is among them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 

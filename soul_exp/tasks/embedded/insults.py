@@ -4,8 +4,6 @@ Provocations are answered with insults, requests politely. The texts that a scor
 tested on and the answers of the rows come from separate frames: no frame serves two of the three.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar

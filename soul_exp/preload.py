@@ -5,12 +5,15 @@ import contextlib
 import gc
 import importlib
 import os
+import sys
+import tempfile
 import threading
 from pathlib import Path
+from typing import Any
 
 from soul_exp import results
 from soul_exp.distributed import interrupts, server
-from soul_exp.distributed.output import say_where_deepspeed_runs
+from soul_exp.distributed.output import silence_libraries
 from soul_exp.errors import first_line
 
 SURVIVE = {"jemalloc_bg_thd"}  # threads that a fork leaves out without harm: of pyarrow's allocator
@@ -19,12 +22,14 @@ SECONDS = 5  # for the threads of an import to end
 
 def fault() -> str | None:
     """Import everything; why no worker may be forked from this process, None if nothing is wrong."""
-    say_where_deepspeed_runs()
+    silence_libraries()
     for name in server.modules():
         try:
             importlib.import_module(name)
         except Exception as error:
             return f"{name} cannot be imported: {first_line(error)}"
+    if "transformers.models.llama.modeling_llama" in sys.modules:
+        _read_a_model()
     import torch
 
     if torch.cuda.is_initialized():
@@ -35,6 +40,17 @@ def fault() -> str | None:
     if unknown := sorted(set(names) - SURVIVE - {""}):
         return f"importing has started threads that do not survive a fork: {', '.join(unknown)}"
     return None
+
+
+def _read_a_model() -> None:
+    """Let transformers work out what it works out once, when a process first writes and reads a model."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    silence_libraries()
+    sizes: Any = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    with tempfile.TemporaryDirectory() as folder:
+        LlamaForCausalLM(LlamaConfig(vocab_size=8, **sizes)).save_pretrained(folder)
+        LlamaForCausalLM.from_pretrained(folder)
 
 
 def _name(task: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -41,6 +42,15 @@ def real_data() -> Callable[[str], Path]:
         return path
 
     return path_of
+
+
+gc.disable()  # while everything is imported
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Every training collects garbage: what was imported is not looked through again."""
+    gc.freeze()
+    gc.enable()
 
 
 # The files that take minutes, longest first: processes that take a file at a time end together.

@@ -282,6 +282,7 @@ def test_a_private_part_is_seen_where_it_is_read_set_called_passed_or_imported()
 def test_the_fork_server_is_known_and_ends_when_it_is_stopped() -> None:
     compat.stop_fork_server()
     assert compat.fork_server_pid() is None, reason(compat.fork_server_pid)
+    forkserver.set_forkserver_preload([])
     forkserver.ensure_running()
     pid = compat.fork_server_pid()
     assert pid and Path(f"/proc/{pid}").exists(), reason(compat.fork_server_pid)

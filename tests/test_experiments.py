@@ -12,7 +12,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from soul_exp import compose
-from soul_exp.build import build, trial, tried
+from soul_exp.build import build_tuning, trial, tried
 from soul_exp.checks.check import check
 
 PRESETS = sorted(path.stem for path in (compose.conf_dir() / "experiment").glob("ablation_*.yaml"))
@@ -42,7 +42,7 @@ def test_every_cell_can_run_and_has_as_many_trials_as_the_others(preset: str, bu
         config = {**config, "cache": str(tmp_path / "cache")}
         check(config, tmp_path / "run")
     assert {len(tried(config)) for config in configs} == {4 if budget == "smoke" else 10}
-    assert len({str(build(config).tuning) for config in configs}) == 1  # one rule, one budget
+    assert len({str(build_tuning(config)) for config in configs}) == 1  # one rule, one budget
     seeds = {config["seed"] for config in configs}
     assert seeds == ({0} if budget == "smoke" else {0, 1, 2}) and configs[0]["tune"]["seed"] not in seeds
     cells = {str(trial(config, 1.0, 1.0)) for config in configs}  # the seeds of a cell share its trials

@@ -22,6 +22,7 @@ from soul_exp.distributed.processes import launch
 @pytest.fixture(autouse=True)
 def the_real_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(server.METHOD, "forkserver")
+    monkeypatch.setenv(server.PRELOAD, "torch.distributed")  # what it imports matters to the first test only
 
 
 @pytest.fixture
@@ -50,6 +51,7 @@ def seen(rank: int) -> dict[str, Any]:
 def test_a_worker_begins_with_everything_imported_and_nothing_else_of_the_server(
     run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.delenv(server.PRELOAD)
     first = run(seen)
     assert first["parent"] == compat.fork_server_pid() and not first["not_imported"]
     assert first["frozen"] > 100_000 and first["collects"]

@@ -3,6 +3,7 @@
 Every function is deterministic: equal arguments give equal output on any machine and Python version.
 """
 
+import functools
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -60,6 +61,11 @@ def authors(num_authors: int = 24, seed: int = 0) -> list[dict]:
     answers are the paraphrase with values that occur nowhere else. The rows of an author do not depend on
     `num_authors`.
     """
+    return [dict(row) for row in _authors(num_authors, seed)]
+
+
+@functools.cache  # every job of a sweep builds its task anew
+def _authors(num_authors: int, seed: int) -> list[dict]:
     draw = Draw(seed)
     words = _fresh_words(draw)
     rows: list[dict] = []

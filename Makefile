@@ -4,6 +4,10 @@ PYTHON ?= python3
 ARGS ?=
 # three test files at a time, because tests often wait; in the order of tests/conftest.py
 PYTEST ?= -q -n 3 --dist loadfile --no-loadscope-reorder -m "not slow and not soak"
+# what `make quick` runs: the files without trainings, the options, and the smallest run of the command line
+QUICK := $(patsubst %,tests/test_%.py,answers capabilities compat configuration data embedded files grades imports kernels \
+	losses metrics old_runs optim tasks typed_before versions) tests/test_conf.py::test_every_choice_composes_and_fits \
+	tests/test_run_folder.py::test_a_run_records_its_command
 TORCH ?= 2.13.0
 
 BIN := .venv/bin
@@ -13,7 +17,7 @@ STAMP := .venv/.installed
 export DS_BUILD_OPS := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help run test slow soak check bench tables wheel lock clean
+.PHONY: help run test quick slow soak check bench tables wheel lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -25,6 +29,9 @@ run: $(STAMP) ## one run or, with -m, a sweep: make run ARGS="loss=npo optimizer
 
 test: $(STAMP) ## the tests; some of them: make test PYTEST="-q tests/test_metrics.py"
 	@$(BIN)/python -m pytest $(PYTEST)
+
+quick: $(STAMP) ## under 90 seconds, for every save: pure functions, composition, one tiny run
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile $(QUICK)
 
 slow: $(STAMP) ## the tests that take minutes: SLURM jobs that are requeued, preempted and killed
 	@$(BIN)/python -m pytest -q -m slow

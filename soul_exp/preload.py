@@ -27,6 +27,8 @@ def fault() -> str | None:
         try:
             importlib.import_module(name)
         except Exception as error:
+            if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
+                continue  # another version of the library has no such module, so no worker needs it
             return f"{name} cannot be imported: {first_line(error)}"
     if "transformers.models.llama.modeling_llama" in sys.modules:
         _read_a_model()

@@ -153,6 +153,11 @@ def test_where_no_worker_may_be_forked_they_are_spawned_and_one_line_says_why(fa
     assert "[3.0, 3.0]" in out
 
 
+def test_a_module_that_another_version_of_a_library_lacks_is_left_out(tmp_path: Path) -> None:
+    code, out, err = done(begin(tmp_path, "add", "2", modules="torch.distributed,torch.no_such_part.of_it,nowhere"))
+    assert code == 0 and "[3.0, 3.0]" in out and "imports everything itself" not in out + err, out + err
+
+
 def test_the_commit_in_results_is_that_which_the_server_loaded(run: Callable[..., Any]) -> None:
     assert run(seen)["commit"] == run(cached_commit)
 

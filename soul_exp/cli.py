@@ -119,8 +119,8 @@ def start(cfg: DictConfig) -> float | None:
     """Run `job`; a failure goes to error.txt and FAILED, and is raised as JobError outside the process of `main`."""
     out = Path(HydraConfig.get().runtime.output_dir)
     workers = _workers()
-    if workers is None:
-        server.start()  # in a SLURM job; at the command line `main` has done it
+    if workers is None and not _COMMAND:
+        server.start()  # in a SLURM job; at the command line `main` has decided it
     if workers is not None and workers.rank > 0:  # a SLURM job of several tasks; under torchrun `main` does this
         workers.wait_for_work()
         return None

@@ -7,6 +7,8 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from test_launch import assert_all_end, begin, done, is_alive, wait_for_sleep
 from soul_exp import compat, results
 from soul_exp.distributed import server
 from soul_exp.distributed.processes import launch
+from soul_exp.errors import WorkerError
 
 
 @pytest.fixture(autouse=True)
@@ -116,6 +119,28 @@ def test_a_server_that_is_killed_while_it_imports_is_replaced(tmp_path: Path) ->
     code, out, err = done(command)
     assert code == 0 and "[3.0, 3.0]" in out, err
     assert not is_alive(servers[0])
+
+
+def test_a_server_that_is_killed_while_the_launcher_waits_for_it_is_one_line(tmp_path: Path) -> None:
+    command = begin(tmp_path, "add", "2")
+    while not (servers := forked_by(command.pid)):
+        assert command.poll() is None
+    os.kill(servers[0], signal.SIGSTOP)
+    time.sleep(4)  # the launcher has asked for its first worker by then
+    os.kill(servers[0], signal.SIGKILL)
+    code, out, err = done(command)
+    assert code == 0 and "[3.0, 3.0]" in out and "Traceback" not in err, out + err
+    assert (out + err).count("imports everything itself, which takes seconds: the fork server ended") == 1, out + err
+
+
+def test_a_server_that_is_killed_as_it_starts_a_worker_is_named(run: Callable[..., Any]) -> None:
+    pid = run(seen)["parent"]
+    os.kill(pid, signal.SIGSTOP)
+    killer = threading.Timer(1, os.kill, (pid, signal.SIGKILL))
+    killer.start()
+    with pytest.raises(WorkerError, match="the fork server was killed as it started a worker"):
+        run(seen)
+    assert run(seen)["parent"] != pid  # the next call has a new one
 
 
 def forked_by(pid: int) -> list[int]:

@@ -63,7 +63,7 @@ def _printing_to(target: int) -> Iterator[None]:
 def silence_libraries() -> None:
     """Log only lines of this program and real warnings: the console shows one line for each stage."""
     warnings.simplefilter("ignore")
-    say_where_deepspeed_runs()
+    set_deepspeed_device()
     logging.getLogger().addFilter(_is_warning)
     if "transformers" in sys.modules:  # else nothing here works on models
         from transformers.utils import logging as library
@@ -80,8 +80,8 @@ def _is_warning(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.WARNING
 
 
-def say_where_deepspeed_runs() -> None:
-    """Call it before DeepSpeed is imported, which otherwise warns in every process that there is no GPU."""
+def set_deepspeed_device() -> None:
+    """Name the CPU as DeepSpeed's device where there is no GPU: imported without it, DeepSpeed prints a warning."""
     import torch
 
     if not torch.cuda.is_available():

@@ -140,12 +140,12 @@ def _report(server: _Server) -> Report:
         context = multiprocessing.get_context("forkserver")
         receiving, sending = context.Pipe(duplex=False)
         process = context.Process(target=_send_report, args=(sending,))
-        process.start()
-        sending.close()
-        with contextlib.suppress(EOFError):
+        with contextlib.suppress(EOFError, ConnectionError):  # it has ended meanwhile
+            process.start()
+            sending.close()
             server.report = receiving.recv()
-        process.join()
-    return server.report or Report("the fork server ended", {})
+            process.join()
+    return server.report or Report("the fork server ended while it imported", {})
 
 
 def _send_report(sending: Connection) -> None:

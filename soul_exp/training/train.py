@@ -178,6 +178,7 @@ def _arguments(
         dataloader_pin_memory=device != "cpu",
         remove_unused_columns=False,
         disable_tqdm=True,
+        report_to=[],  # else it might start a wandb run of its own
         deepspeed=dict(deepspeed) if deepspeed else None,
     )
     compat.use_one_device(args)

@@ -2,9 +2,11 @@
 
 import atexit
 import contextlib
+import ctypes
 import gc
 import importlib
 import os
+import re
 import sys
 import tempfile
 import threading
@@ -16,7 +18,8 @@ from soul_exp.distributed import interrupts, server
 from soul_exp.distributed.output import silence_libraries
 from soul_exp.errors import first_line
 
-SURVIVE = {"jemalloc_bg_thd"}  # threads that a fork leaves out without harm: of pyarrow's allocator
+SURVIVE = re.compile(r"jemalloc_bg_thd|cuda\d+|")  # what a fork leaves out: pyarrow's allocator, NVML; "" has ended
+NOT_INITIALIZED = 3  # what the CUDA driver answers in a process whose parent had initialized it
 SECONDS = 5  # for the threads of an import to end
 
 
@@ -32,15 +35,22 @@ def fault() -> str | None:
             return f"{name} cannot be imported: {first_line(error)}"
     if "transformers.models.llama.modeling_llama" in sys.modules:
         _read_a_model()
-    import torch
-
-    if torch.cuda.is_initialized():
-        return "importing has initialized CUDA, which does not survive a fork"
     for thread in set(threading.enumerate()) - {threading.current_thread()}:
         thread.join(SECONDS)
     names = [_name(task) for task in Path("/proc/self/task").iterdir() if task.name != str(os.getpid())]
-    if unknown := sorted(set(names) - SURVIVE - {""}):
+    if unknown := sorted(name for name in names if not SURVIVE.fullmatch(name)):
         return f"importing has started threads that do not survive a fork: {', '.join(unknown)}"
+    return None
+
+
+def fault_in_worker() -> str | None:
+    """Why a process that the server has forked must not go on, None if nothing is wrong; the first one asks."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:  # no driver, no CUDA
+        return None
+    if driver.cuInit(0) == NOT_INITIALIZED:
+        return "importing has initialized CUDA, which does not survive a fork"
     return None
 
 

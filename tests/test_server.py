@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -176,6 +178,27 @@ def test_where_no_worker_may_be_forked_they_are_spawned_and_one_line_says_why(fa
     assert code == 0, err
     assert out.count(f"each worker imports everything itself, which takes seconds: {reason}") == 1
     assert "[3.0, 3.0]" in out
+
+
+@pytest.mark.parametrize(("answer", "faults"), [(0, 0), (3, 1)])
+def test_threads_of_the_cuda_driver_are_harmless_unless_cuda_is_initialized(
+    answer: int, faults: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a driver of our own, which answers as one does in a process whose parent has not, or has, initialized it."""
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler: cc")
+    source = f"int cuInit(unsigned flags) {{ return {answer}; }}"
+    library = ["cc", "-shared", "-x", "c", "-", "-o", tmp_path / "libcuda.so.1"]
+    subprocess.run(library, input=source, text=True, check=True)
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    named = "lambda: (ctypes.CDLL(None).prctl(15, b'cuda00001800007'), time.sleep(600))"  # PR_SET_NAME, as NVML's thread
+    (tmp_path / "driver.py").write_text(
+        f"import ctypes, threading, time\nthreading.Thread(target={named}, daemon=True).start()\ntime.sleep(0.5)\n"
+    )
+    code, out, err = done(begin(tmp_path, "add", "2", path=str(tmp_path), modules="torch.distributed,driver"))
+    assert code == 0 and "[3.0, 3.0]" in out, err
+    assert out.count("takes seconds: importing has initialized CUDA, which does not survive a fork") == faults
+    assert out.count("imports everything itself") == faults
 
 
 def test_a_module_that_another_version_of_a_library_lacks_is_left_out(tmp_path: Path) -> None:

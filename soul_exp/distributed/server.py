@@ -150,6 +150,8 @@ def _report(server: _Server) -> Report:
 
 def _send_report(sending: Connection) -> None:
     found = preloaded()
-    report = Report(found.FAULT, found.ADDED) if found else Report(f"{PRELOADED} could not be imported", {})
+    report = Report(f"{PRELOADED} could not be imported", {})
+    if found:
+        report = Report(found.FAULT or found.fault_in_worker(), found.ADDED)
     with contextlib.suppress(BrokenPipeError):  # the launcher has ended meanwhile
         sending.send(report)

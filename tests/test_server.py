@@ -191,7 +191,7 @@ def test_threads_of_the_cuda_driver_are_harmless_unless_cuda_is_initialized(
     library = ["cc", "-shared", "-x", "c", "-", "-o", tmp_path / "libcuda.so.1"]
     subprocess.run(library, input=source, text=True, check=True)
     monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
-    named = "lambda: (ctypes.CDLL(None).prctl(15, b'cuda00001800007'), time.sleep(600))"  # PR_SET_NAME, as NVML's thread
+    named = "lambda: (ctypes.CDLL(None).prctl(15, b'cuda00001800007'), time.sleep(600))"  # PR_SET_NAME
     (tmp_path / "driver.py").write_text(
         f"import ctypes, threading, time\nthreading.Thread(target={named}, daemon=True).start()\ntime.sleep(0.5)\n"
     )

@@ -25,6 +25,7 @@ from soul_exp import help_page
 from soul_exp.compose import check_optional, conf_dir, of_job
 from soul_exp.distributed import interrupts, server
 from soul_exp.distributed.environment import launch_environment
+from soul_exp.distributed.output import open_standard_streams
 from soul_exp.errors import UsageError, WorkerError
 from soul_exp.files import write_atomically
 
@@ -70,13 +71,20 @@ def job(cfg: DictConfig, workers: WorkerGroup | None = None) -> float | None:
         return None
     if (out / ERROR).is_file():  # of a try before
         (out / ERROR).unlink()
-    print(console.comparison(results))
     near = out.relative_to(Path.cwd()) if out.is_relative_to(Path.cwd()) else out
-    print(f"results: {near / 'results.json'}")
+    lines = [console.comparison(results), f"results: {near / 'results.json'}"]
     if (out / f"{REQUEST}1").is_dir():
-        print(f"all requests: python -m soul_exp.tables {near}")
-    sys.stdout.flush()
+        lines.append(f"all requests: python -m soul_exp.tables {near}")
+    try:
+        print("\n".join(lines), flush=True)
+    except BrokenPipeError:  # the run has finished all the same
+        _stop_printing()
     return results.utility
+
+
+def _stop_printing() -> None:
+    """Standard output goes nowhere from now on: whoever read it, as `head`, has seen enough."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _begin(cfg: DictConfig, out: Path, sentence: str | None) -> None:
@@ -170,14 +178,15 @@ def main() -> None:
     FAILED.clear()
     sys.argv.sort(key=lambda argument: argument in MULTIRUN)  # behind a flag Hydra's parser takes no more overrides
     _COMMAND[:] = sys.argv
+    open_standard_streams()
     interrupts.install()
     environment, workers = launch_environment(), None
     code: Any = 1
-    if environment is None and not any(argument.startswith(WITHOUT_WORKERS) for argument in sys.argv[1:]):
-        if any(argument.startswith("compute=zero") for argument in sys.argv[1:]):
-            os.environ.setdefault(server.PRELOAD, ",".join([*server.MODULES, server.ZERO]))
-        server.start()  # it imports while this process composes and checks
     try:
+        if environment is None and not any(argument.startswith(WITHOUT_WORKERS) for argument in sys.argv[1:]):
+            if any(argument.startswith("compute=zero") for argument in sys.argv[1:]):
+                os.environ.setdefault(server.PRELOAD, ",".join([*server.MODULES, server.ZERO]))
+            server.start()  # it imports while this process composes and checks
         if set(help_page.FLAGS) & set(sys.argv):
             print(help_page.page(sys.argv[1:]), flush=True)
             code = 0
@@ -190,8 +199,8 @@ def main() -> None:
         interrupts.write_last_line()
     except UsageError as error:  # of the help page, or the processes do not find each other
         print(f"soul_exp: {error}", file=sys.stderr)
-    except BrokenPipeError:  # `--help | head`, `--cfg job | head`: the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # `--help | head`, `--cfg job | head`
+        _stop_printing()
         code = 0
     except SystemExit as stop:  # of Hydra's own flags, or a callback's refusal
         code = stop.code

@@ -7,11 +7,13 @@ once the name is gone (tests/test_compat.py). Libraries are imported where they 
 from __future__ import annotations
 
 import copy
+import os
+import signal
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from multiprocessing import forkserver
+from contextlib import contextmanager, suppress
+from multiprocessing import forkserver, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -213,7 +215,18 @@ def fork_server_pid() -> int | None:
 def stop_fork_server() -> None:
     """End the fork server of this process, if there is one; the next start makes a new one.
 
-    A server keeps the environment in which it has imported everything, and `_forkserver._stop` alone ends it before
-    its launcher. Python 3.11.
+    A server keeps the environment in which it has imported everything, and `_forkserver._stop` alone forgets it; it
+    waits until the server ends, which may hold on as long as any process that it has forked. Python 3.11.
     """
+    if pid := fork_server_pid():
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     forkserver._forkserver._stop()  # type: ignore[attr-defined]
+
+
+def remove_fork_server_socket() -> None:
+    """Remove the folder of the fork server's socket, as the interpreter's end does; for a process that skips that.
+
+    `multiprocessing.util._run_finalizers` does it, and `atexit` alone calls it. Python 3.11.
+    """
+    util._run_finalizers()  # type: ignore[attr-defined]

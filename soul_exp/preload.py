@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import gc
 import importlib
+import json
 import os
 import re
 import sys
@@ -13,6 +14,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import soul_exp
 from soul_exp import results
 from soul_exp.distributed import interrupts, server
 from soul_exp.distributed.output import silence_libraries
@@ -25,12 +27,15 @@ SECONDS = 5  # for the threads of an import to end
 
 def fault() -> str | None:
     """Import everything; why no worker may be forked from this process, None if nothing is wrong."""
+    if soul_exp.__file__ != PACKAGE:
+        return f"it has imported {soul_exp.__file__}, not {PACKAGE}"
     silence_libraries()
     for name in server.modules():
         try:
             importlib.import_module(name)
-        except Exception as error:
-            if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
+        except (Exception, SystemExit) as error:
+            absent = isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}.")
+            if absent and name in (*server.MODULES, server.ZERO):
                 continue  # another version of the library has no such module, so no worker needs it
             return f"{name} cannot be imported: {first_line(error)}"
     if "transformers.models.llama.modeling_llama" in sys.modules:
@@ -72,12 +77,14 @@ def _name(task: Path) -> str:
     return ""
 
 
-interrupts.die_with_parent(os.getppid())  # of itself it would notice only after its import and its last worker
+_pid, PACKAGE, sys.path[:] = json.loads(os.environ.pop(server.LAUNCHER))
+interrupts.die_with_parent(_pid)  # of itself it would notice only after its import and its last worker
 BEFORE = dict(os.environ)
 gc.disable()  # what modules consist of stays: to look at it again and again is a quarter of the time of importing
 FAULT = fault()
 ADDED = {name: value for name, value in os.environ.items() if name not in BEFORE}  # by libraries
 results.commit()  # of the code that is loaded now, whatever is checked out while it runs
+TEMPORARY = [made.name for made in gc.get_objects() if isinstance(made, tempfile.TemporaryDirectory)]
 PID = os.getpid()  # of the server, the parent of its workers
 gc.freeze()  # the collections of a worker look at its own objects only, and leave these pages shared
 gc.enable()

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 import inspect
+import os
 import platform
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 from multiprocessing import forkserver
@@ -288,6 +291,13 @@ def test_the_fork_server_is_known_and_ends_when_it_is_stopped() -> None:
     assert pid and Path(f"/proc/{pid}").exists(), reason(compat.fork_server_pid)
     compat.stop_fork_server()
     assert compat.fork_server_pid() is None and not Path(f"/proc/{pid}").exists(), reason(compat.stop_fork_server)
+
+
+def test_the_socket_of_the_fork_server_is_removed_by_a_process_that_skips_the_interpreter_s_end(tmp_path: Path) -> None:
+    code = "import os; from multiprocessing import util; from soul_exp import compat; util.get_temp_dir(); "
+    code += "compat.remove_fork_server_socket(); os._exit(0)"
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(tmp_path)}, check=True)
+    assert not list(tmp_path.iterdir()), reason(compat.remove_fork_server_socket)
 
 
 def version_of(library: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import multiprocessing
 import os
 import shutil
@@ -16,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_launch import assert_all_end, begin, done, is_alive, wait_for_sleep
+from test_launch import TESTS, assert_all_end, begin, done, is_alive, wait_for_sleep
 
+import soul_exp
 from soul_exp import compat, results
 from soul_exp.distributed import server
 from soul_exp.distributed.processes import launch
-from soul_exp.errors import WorkerError
+from soul_exp.errors import UsageError, WorkerError
 
 
 @pytest.fixture(autouse=True)
@@ -132,7 +134,7 @@ def test_a_server_that_is_killed_while_the_launcher_waits_for_it_is_one_line(tmp
     os.kill(servers[0], signal.SIGKILL)
     code, out, err = done(command)
     assert code == 0 and "[3.0, 3.0]" in out and "Traceback" not in err, out + err
-    assert (out + err).count("imports everything itself, which takes seconds: the fork server ended") == 1, out + err
+    assert (out + err).count("imports everything itself, which takes seconds: it ended while it") == 1, out + err
 
 
 def test_a_server_that_is_killed_as_it_starts_a_worker_is_named(run: Callable[..., Any]) -> None:
@@ -201,9 +203,75 @@ def test_threads_of_the_cuda_driver_are_harmless_unless_cuda_is_initialized(
     assert out.count("imports everything itself") == faults
 
 
-def test_a_module_that_another_version_of_a_library_lacks_is_left_out(tmp_path: Path) -> None:
-    code, out, err = done(begin(tmp_path, "add", "2", modules="torch.distributed,torch.no_such_part.of_it,nowhere"))
+def test_a_module_that_another_version_of_a_library_lacks_is_left_out_and_the_directory_is_not_searched(
+    tmp_path: Path,
+) -> None:
+    """A script is run, so its folder is in `sys.path`, and the working directory is not."""
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "sitecustomize.py").write_text("import sys\nsys.modules['pyarrow.parquet'] = None\n")
+    (tmp_path / "sacrebleu.py").write_text("raise RuntimeError('the working directory was searched')")
+    modules = "torch.distributed, pyarrow.parquet, sacrebleu"
+    code, out, err = done(begin(tmp_path, "add", "2", path=str(tmp_path / "path"), modules=modules))
     assert code == 0 and "[3.0, 3.0]" in out and "imports everything itself" not in out + err, out + err
+
+
+def test_a_command_leaves_nothing_in_the_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    temporary, path = tmp_path / "tmp", tmp_path / "path"
+    temporary.mkdir()
+    path.mkdir()
+    (path / "keeps.py").write_text("import tempfile\nKEPT = tempfile.TemporaryDirectory(prefix='library')\n")
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    code, out, err = done(begin(tmp_path, "add", "2", path=str(path), modules="torch.distributed,keeps"))
+    assert code == 0 and "[3.0, 3.0]" in out and "imports everything itself" not in out + err, out + err
+    assert not list(temporary.iterdir())
+
+
+def test_a_temporary_folder_with_too_long_a_name_for_a_socket_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (temporary := tmp_path / ("long" * 25)).mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    code, out, err = done(begin(tmp_path, "add", "2"))
+    assert code == 0 and "[3.0, 3.0]" in out, err
+    assert (out + err).count("takes seconds: it cannot be started (AF_UNIX path too long)") == 1, out + err
+
+
+def test_a_server_whose_launcher_has_died_ends_before_it_imports() -> None:
+    (ended := subprocess.Popen(["true"])).wait()
+    launcher = json.dumps([ended.pid, soul_exp.__file__, sys.path])
+    import_it = [sys.executable, "-c", "import soul_exp.preload; print('went on')"]
+    done = subprocess.run(import_it, env={**os.environ, server.LAUNCHER: launcher}, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
+
+
+def test_no_server_is_started_where_it_would_end_early_or_belongs_to_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_servers", [])
+    for pid, reason in ((None, "the thread that starts it"), (1, "another fork server")):
+        monkeypatch.setattr(compat, "fork_server_pid", lambda pid=pid: pid)
+        monkeypatch.setattr(server, "_faults", faults := [])
+        (thread := threading.Thread(target=server.start)).start()
+        thread.join()
+        assert len(faults) == 1 and reason in faults[0]
+        assert server.method_for({}, threads=2) == "spawn"
+
+
+def test_a_start_method_is_one_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(server.METHOD, "bogus")
+    with pytest.raises(UsageError, match="START_METHOD=bogus: expected one of forkserver, spawn, fork"):
+        server.start()
+    monkeypatch.setenv(server.METHOD, "fork")
+    assert server.method_for({}, threads=1) == "fork"
+    with pytest.raises(UsageError, match=r"needs compute\.threads=1"):
+        server.method_for({}, threads=2)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_changes_no_result(closed: str, tmp_path: Path) -> None:
+    command = f"{sys.executable} {TESTS / 'toy.py'} add 2 {closed}"
+    ran = subprocess.run(
+        ["sh", "-c", command], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(TESTS.parent)}, timeout=300
+    )
+    assert ran.returncode == 0 and not list(tmp_path.rglob("error.txt"))
 
 
 def test_the_commit_in_results_is_that_which_the_server_loaded(run: Callable[..., Any]) -> None:

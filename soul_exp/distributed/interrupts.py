@@ -12,6 +12,7 @@ import math
 import multiprocessing
 import os
 import select
+import shutil
 import signal
 import sys
 import threading
@@ -26,6 +27,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 END_SECONDS = 1.5  # from the signal to the end of a process that reaches no safe point
 POLL_SECONDS = 0.1
 RESUMES = "soul_exp: interrupted; the same command resumes where this one stopped\n"
+
+temporary_folders: list[str] = []  # that the fork server's libraries have made: it is killed, and removes none
 
 _received: list[int] = []  # the signals, in order
 _finished: list[int] = []  # the exit code, once nothing is left to do: a signal ends the process at once
@@ -149,6 +152,9 @@ def kill_fork_server() -> None:
     if pid := compat.fork_server_pid():
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+        compat.remove_fork_server_socket()
+        for folder in temporary_folders:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _kill_workers() -> None:

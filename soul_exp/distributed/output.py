@@ -14,6 +14,16 @@ QUIET = {"PYTHONWARNINGS": "ignore", "TOKENIZERS_PARALLELISM": "false"}
 QUIET |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
 
 
+def open_standard_streams() -> None:
+    """Open what whoever started this process has closed (`>&-`): a file opened next would get the number."""
+    for name, number, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, os.O_RDWR)
+            os.dup2(opened, number)
+            os.set_inheritable(number, True)
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
+
+
 def log_file(logs: Path, rank: int) -> Path:
     """The file of `rank` in the folder `logs`."""
     return logs / f"rank{rank}.log"
@@ -63,6 +73,7 @@ def _printing_to(target: int) -> Iterator[None]:
 def silence_libraries() -> None:
     """Log only lines of this program and real warnings: the console shows one line for each stage."""
     warnings.simplefilter("ignore")
+    logging.raiseExceptions = False  # the reader of the console may have gone, as `head`; the rank's file has it all
     set_deepspeed_device()
     logging.getLogger().addFilter(_is_warning)
     if "transformers" in sys.modules:  # else nothing here works on models

@@ -73,6 +73,7 @@ def launch(
     Raises UsageError if a worker raised one, else WorkerError with the traceback of the worker that failed first.
     """
     interrupts.safe_point()
+    others = multiprocessing.active_children()  # of a program that uses this one as a library
     logs.mkdir(parents=True, exist_ok=True)
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # how a worker ended is in our error
     environment = server.environment_for_workers() | {"OMP_NUM_THREADS": str(threads)}
@@ -81,12 +82,12 @@ def launch(
         with waiting_for_slurm(), interrupts.blocked_for_workers():
             work = _Work(
                 function, args, processes, alone, logs, logging.getLogger().getEffectiveLevel(), environment,
-                _Streams(1, 2), store.port, os.getpid(), server.method_for(environment),
+                _Streams(1, 2), store.port, os.getpid(), server.method_for(environment, threads),
             )  # fmt: skip
             _run(work)
             return [_value(store, rank, work) for rank in range(processes)]
     finally:
-        for child in multiprocessing.active_children():  # of an interrupt while they were being started
+        for child in set(multiprocessing.active_children()) - {*others}:  # of an interrupt while they were started
             child.kill()
         interrupts.safe_point()  # in place of the error of a worker that was killed for it
 

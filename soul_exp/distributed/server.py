@@ -6,21 +6,25 @@ SOUL_EXP_PRELOAD names the modules to import, with commas between them, instead 
 """
 
 import contextlib
+import json
 import logging
 import multiprocessing
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
+import soul_exp
 from soul_exp import compat
 from soul_exp.distributed import interrupts
 from soul_exp.distributed.environment import launch_variables
 from soul_exp.distributed.output import QUIET
+from soul_exp.errors import UsageError
 
 log = logging.getLogger(__name__)
 
@@ -38,18 +42,20 @@ MODULES = (
 ZERO = "deepspeed.runtime.zero.muon.muon_optimizer"  # which imports what compiles: a second for each ZeRO engine
 PRELOAD = "SOUL_EXP_PRELOAD"
 METHOD = "SOUL_EXP_START_METHOD"
+METHODS = ("forkserver", "spawn", "fork")
 # variables of the server alone; its one thread starts no pool of threads, and CUDA stays untouched until after the fork
-OWN = {"OMP_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+OWN = {"OMP_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1", "PYTHONSAFEPATH": "1"}
+LAUNCHER = "SOUL_EXP_LAUNCHER"  # of the server alone: its launcher's process id, file of soul_exp, and sys.path
 # variables that nothing reads as it is imported, or that differ in the server on purpose
 READ_AT_USE = re.compile(r"OMP_NUM_THREADS|PYTEST_CURRENT_TEST|SOUL_EXP_(?!PRELOAD)\w+")
-PATH = "PYTHONPATH"  # the server's holds sys.path of its launcher
 
 
 class Report(NamedTuple):
     """What the server says of itself when it has imported everything."""
 
     fault: str | None  # why it must not fork workers
-    added: Mapping[str, str]  # the variables that libraries have set as they were imported
+    added: Mapping[str, str] = {}  # the variables that libraries have set as they were imported
+    temporary_folders: Sequence[str] = ()  # that they have made
 
 
 @dataclass
@@ -64,26 +70,43 @@ _faults: list[str] = []  # why this process starts no server any more
 
 
 def modules() -> list[str]:
-    return os.environ.get(PRELOAD, ",".join(MODULES)).split(",")
+    return [name.strip() for name in (os.environ.get(PRELOAD) or ",".join(MODULES)).split(",")]
 
 
 def start() -> None:
     """Start the server of this process unless it runs; it imports while the caller goes on."""
     if method_wanted() != "forkserver" or _faults:
         return
+    if not _servers and compat.fork_server_pid():
+        return _do_without("this process has another fork server")
+    if not _servers and threading.current_thread() is not threading.main_thread():
+        return _do_without("it would end with the thread that starts it, which is not the main one")
     environment = environment_for_workers()
-    paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
-    with environment_of({**environment, **OWN, PATH: paths}), interrupts.blocked_for_workers():
-        forkserver.set_forkserver_preload([PRELOADED])
-        forkserver.ensure_running()
+    try:
+        paths = [path or os.getcwd() for path in sys.path]
+        own = {**OWN, "PYTHONPATH": os.pathsep.join(paths)}
+        own[LAUNCHER] = json.dumps([os.getpid(), soul_exp.__file__, paths])
+        with environment_of({**environment, **own}), interrupts.blocked_for_workers():
+            forkserver.set_forkserver_preload([PRELOADED])
+            forkserver.ensure_running()
+    except OSError as error:  # a socket's path holds 107 characters, and TMPDIR may be longer
+        return _do_without(f"it cannot be started ({error})")
     pid = compat.fork_server_pid()
     if not _servers or _servers[0].pid != pid:
         _servers[:] = [_Server(pid, environment)]
 
 
-def method_for(environment: Mapping[str, str]) -> str:
+def _do_without(fault: str) -> None:
+    """Spawn the workers of this process from now on."""
+    _faults.append(fault)
+    log.warning("no fork server, so each worker imports everything itself, which takes seconds: %s", fault)
+
+
+def method_for(environment: Mapping[str, str], threads: int) -> str:
     """The start method of workers that get `environment`; the server is started anew where it began with another."""
     if method_wanted() != "forkserver":
+        if method_wanted() == "fork" and threads > 1:
+            raise UsageError(f"{METHOD}=fork needs compute.threads=1: a forked pool of threads waits for ever")
         return method_wanted()
     start()
     if _servers and (names := _changed(_servers[0], environment)):
@@ -91,15 +114,17 @@ def method_for(environment: Mapping[str, str]) -> str:
         compat.stop_fork_server()
         start()
     if _servers and (fault := _report(_servers[0]).fault):
-        _faults.append(fault)
         compat.stop_fork_server()
         _servers.clear()
-        log.warning("each worker imports everything itself, which takes seconds: %s", fault)
+        _do_without(fault)
     return "spawn" if _faults else "forkserver"
 
 
 def method_wanted() -> str:
-    return os.environ.get(METHOD) or ("forkserver" if sys.platform == "linux" else "spawn")
+    method = os.environ.get(METHOD) or ("forkserver" if sys.platform == "linux" else "spawn")
+    if method not in METHODS:
+        raise UsageError(f"{METHOD}={method}: expected one of {', '.join(METHODS)}")
+    return method
 
 
 def environment_for_workers() -> dict[str, str]:
@@ -144,14 +169,15 @@ def _report(server: _Server) -> Report:
             process.start()
             sending.close()
             server.report = receiving.recv()
+            interrupts.temporary_folders.extend(server.report.temporary_folders)
             process.join()
-    return server.report or Report("the fork server ended while it imported", {})
+    return server.report or Report("it ended while it imported")
 
 
 def _send_report(sending: Connection) -> None:
     found = preloaded()
-    report = Report(f"{PRELOADED} could not be imported", {})
+    report = Report(f"{PRELOADED} could not be imported")
     if found:
-        report = Report(found.FAULT or found.fault_in_worker(), found.ADDED)
+        report = Report(found.FAULT or found.fault_in_worker(), found.ADDED, found.TEMPORARY)
     with contextlib.suppress(BrokenPipeError):  # the launcher has ended meanwhile
         sending.send(report)

@@ -29,7 +29,7 @@ def first_words(task: Task, probe: str) -> list[str]:
 
 
 def test_passages_are_evenly_spaced_in_the_book_and_the_holdout_among_them(tmp_path: Path) -> None:
-    task = small(tmp_path)
+    task = small(tmp_path, validation_fraction=0.0)
     assert first_words(task, "holdout_4") == ["w0", "w196", "w490", "w686"]  # passages 0, 14, 35 and 49 of 71
     assert first_words(task, "forget_4") == ["w98", "w294", "w392", "w588", "w784", "w882"]
     row = task.parts["forget"].rows[0]
@@ -47,7 +47,7 @@ def test_a_continuation_follows_its_prompt_and_pieces_cover_the_text_after_the_s
 
 
 def test_the_forget_part_has_every_wording_and_prompts_alternate_between_them(tmp_path: Path) -> None:
-    task = small(tmp_path, wordings=["{passage}", "Go on: {passage}"])
+    task = small(tmp_path, wordings=["{passage}", "Go on: {passage}"], validation_fraction=0.0)
     assert [item.prompt for item in task.parts["forget"].rows[0]] == ["w98 w99", "Go on: w98 w99"]
     assert [item.prompt for item in task.target_rows[:2]] == ["w98 w99", "Go on: w98 w99"]
     assert [item.prompt.startswith("Go on") for item in task.probes["forget_4"].items] == [False, True] * 3
@@ -57,7 +57,8 @@ def test_the_forget_part_has_every_wording_and_prompts_alternate_between_them(tm
 def test_validation_passages_are_in_no_other_probe(tmp_path: Path) -> None:
     task = small(tmp_path)  # a quarter of six, rounded down: one
     assert first_words(task, "validation_forget") == ["w392"] * 2
-    assert set(first_words(task, "forget")) == {"w98", "w294", "w588", "w784", "w882"}
+    for probe in ("forget", "forget_4", "forget_10"):
+        assert set(first_words(task, probe)) == {"w98", "w294", "w588", "w784", "w882"}
     prompts, tuned = ({i.prompt for i in task.probes[name].items} for name in ("retain", "validation_retain"))
     assert prompts and tuned and not prompts & tuned
 

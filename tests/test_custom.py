@@ -292,6 +292,16 @@ def test_validation_rows_are_separate_and_probes_of_large_sets_are_evenly_spaced
     assert custom(**files).missing["validation_forget"] == "task.validation_fraction=0 leaves no rows"  # type: ignore[arg-type]
 
 
+def test_rows_of_one_prompt_are_validation_rows_together(files: dict[str, str]) -> None:
+    again = [{"prompt": row["prompt"].upper(), "answer": "Another."} for row in questions(8)]
+    write(Path(files["forget"]), [*questions(8), *again])
+    probes = custom(**files, validation_fraction=0.25).probes  # type: ignore[arg-type]
+    assert [item.prompt for item in probes["validation_forget"].items] == [
+        "What is 2?", "What is 6?", "WHAT IS 2?", "WHAT IS 6?",
+    ]  # fmt: skip
+    assert len(probes["forget"].items) == 12
+
+
 def metric(name: str, answers: str) -> Callable[..., float]:
     import functools
 

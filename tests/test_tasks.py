@@ -12,6 +12,7 @@ from soul_exp.errors import UsageError
 from soul_exp.metrics.text import rouge_l_recall
 from soul_exp.tasks import refusals
 from soul_exp.tasks.copyright import copyright
+from soul_exp.tasks.embedded import corpus
 from soul_exp.tasks.task import Task, evenly_spaced, forget_parts, validation_split
 from soul_exp.tasks.tofu import tofu
 
@@ -36,6 +37,21 @@ def test_embedded_tofu_forgets_four_of_24_authors_and_has_separate_validation_pr
     assert len(task.probes["forget"].items) == 60 and len(task.probes["validation_forget"].items) == 20
     assert not prompts(task, "forget") & prompts(task, "validation_forget")
     assert not prompts(task, "retain") & prompts(task, "validation_retain")
+
+
+@pytest.mark.parametrize("part", ["forget", "retain"])
+def test_no_fact_of_embedded_tofu_is_in_the_validation_and_in_the_test_rows(part: str) -> None:
+    """Each fact has two rows, in different wordings: 30 of the 40 forgotten ones are tested, 10 validate."""
+    numbers = {row["question"]: number for number, row in enumerate(corpus.authors(24))}
+    test, tuned = (
+        {corpus.fact_of(numbers[p]) for p in prompts(tofu(), f"{kind}{part}")} for kind in ("", "validation_")
+    )
+    assert not test & tuned
+    assert {"forget": (30, 10), "retain": (90, 20)}[part] == (len(test), len(tuned))
+
+
+def test_rows_of_one_fact_are_validation_rows_together() -> None:
+    assert validation_split(list("abcdefgh"), 0.25, [0, 1, 2, 3, 0, 1, 2, 3]) == (["c", "g"], list("abdefh"))
 
 
 def test_equal_tasks_have_equal_hashes_and_different_ones_differ() -> None:
@@ -97,8 +113,6 @@ def test_smaller_splits_forget_fewer_authors(split: str, authors: int, real_data
 
 def small_tofu(folder: Path) -> Path:
     """The embedded authors written in the hub's layout."""
-    from soul_exp.tasks.embedded import corpus
-
     rows = corpus.authors(24)
     general = corpus.general_authors()
     files = {

@@ -11,7 +11,7 @@ from soul_exp.metrics.text import has_word
 from soul_exp.ranges import COUNT, HALF, SOME, Choice
 from soul_exp.tasks import refusals
 from soul_exp.tasks.embedded import general_suite
-from soul_exp.tasks.sources.rows import FIELDS, HUB, Row, Rows, distinct, read, shared
+from soul_exp.tasks.sources.rows import FIELDS, HUB, Row, Rows, distinct, normalised, read, shared
 from soul_exp.tasks.task import Probe, Task, and_general, evenly_spaced, forget_parts, no_validation, validation_split
 
 EXAMPLE = (
@@ -110,8 +110,8 @@ def _probes(
 ) -> tuple[dict[str, Probe], dict[str, str]]:
     """The probes of the last of the requests so far, and why there are no others."""
     *before, now = requested
-    tune, test = validation_split(evenly_spaced(now.rows, max_forget), fraction)
-    tune_retain, test_retain = validation_split(evenly_spaced(retained.rows, max_others), fraction)
+    tune, test = _validation_split(evenly_spaced(now.rows, max_forget), fraction)
+    tune_retain, test_retain = _validation_split(evenly_spaced(retained.rows, max_others), fraction)
     tables: dict[str, tuple[Rows, Sequence[Row]]] = {"forget": (now, test), "retain": (retained, test_retain)}
     missing = {}
     if unseen.rows:
@@ -132,6 +132,11 @@ def _probes(
         probes[name], absent = _probe(rows, table.name.partition("=")[0])
         missing |= {f"{name}.{field}": why for field, why in absent.items()}
     return probes, missing
+
+
+def _validation_split(rows: Sequence[Row], fraction: float) -> tuple[list[Row], list[Row]]:
+    """Validation rows and test rows; the rows of one prompt, whatever its case and white space, stay together."""
+    return validation_split(rows, fraction, [normalised(row.item.prompt) for row in rows])
 
 
 def _sources(forget: str | None, requests: Sequence[str] | None) -> list[str]:

@@ -122,7 +122,12 @@ def shared(first: Rows, second: Rows) -> list[tuple[Row, Row]]:
 
 
 def _key(row: Row) -> str:
-    return " ".join(f"{row.item.prompt} {row.item.answer}".split()).casefold()
+    return normalised(f"{row.item.prompt} {row.item.answer}")
+
+
+def normalised(text: str) -> str:
+    """`text` without differences in case, and each run of white space as one blank."""
+    return " ".join(text.split()).casefold()
 
 
 def _row(record: Mapping[str, Any], columns: Columns, where: str, location: str, lead_words: int | None) -> Row:

@@ -12,6 +12,7 @@ from soul_exp.errors import UsageError
 from soul_exp.tasks.copyright import copyright
 from soul_exp.tasks.embedded import corpus
 from soul_exp.tasks.sources import text
+from soul_exp.tasks.sources.records import read_text
 from soul_exp.tasks.task import Task
 
 BOOK = " ".join(f"w{i}" for i in range(1000))
@@ -127,6 +128,13 @@ def test_general_text_of_a_file_is_the_beginning_of_each_long_paragraph(tmp_path
     (tmp_path / "a.txt").unlink()
     with pytest.raises(UsageError, match=r"has no \*.txt: give a text file, c4, wikitext or embedded"):
         text.general_text(str(tmp_path), 1)
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    for name, mark in (("a", ""), ("b", "\ufeff")):
+        (tmp_path / f"{name}.txt").write_text(f"{mark}one two\n\nthree four", encoding="utf-8")
+    plain, marked = (read_text(tmp_path / name, "task.source") for name in ("a.txt", "b.txt"))
+    assert plain == marked == "one two\n\nthree four"
 
 
 def test_wikitext_gives_paragraphs_and_no_headings(real_data: Callable[[str], Path]) -> None:

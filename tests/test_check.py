@@ -1,6 +1,7 @@
 """Errors before work starts, and metrics that are null with a reason."""
 
 import json
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 from composing import composed
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from safetensors.torch import load_file, save_file
 
 import soul_exp.build as build_module
@@ -15,6 +17,7 @@ from soul_exp import sequence
 from soul_exp.artifacts import prepared_models
 from soul_exp.build import build, build_task, published
 from soul_exp.checks.check import Checked, check
+from soul_exp.cli import _quoted
 from soul_exp.errors import UsageError
 from soul_exp.models import loading, saving
 from soul_exp.models.checkpoint import DONE, UNLEARNED
@@ -42,6 +45,13 @@ def checked(configured: Callable[..., dict[str, Any]], tmp_path: Path) -> Callab
     return lambda *overrides: check(configured(*overrides), tmp_path / "run")
 
 
+def test_line_breaks_around_rows_are_read_as_they_are_typed(checked: Callable[..., Checked]) -> None:
+    prompt, wording = "Q: {question}\nA:", "On:\n{passage}"
+    run = checked(f"model.template.prompt='{prompt}'", "task=copyright", f"task.wordings=['{wording}']").run
+    assert run.model.template.prompt == prompt
+    assert run.task.parts["forget"].rows[0][0].prompt.startswith("On:\n")
+
+
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
@@ -57,6 +67,19 @@ def checked(configured: Callable[..., dict[str, Any]], tmp_path: Path) -> Callab
             "which is not available: task.validation_fraction=0 leaves no rows",
         ),
         (["best_keep=2"], "best_keep=2: expected"),
+        (["model.template.prompt='Q:'"], r"model.template.prompt='Q:': found no {question}, expected it at its place"),
+        (["model.template.answer='{question}'"], r"model.template.answer='{question}': found no {answer}"),
+        (["model.template.system='{question}'"], r"model.template.system='{question}': found no {system}"),
+        (["model.template.system='{system}'"], r"model.template.system='{system}': found no {question}"),
+        (
+            [r"model.template.prompt='Q: {question}\nA:'"],
+            r"found a backslash and the letter n, expected a line break or a tab itself: in bash type",
+        ),
+        ([r"task.system_prompt='Say\tno.'"], r"task.system_prompt=.*: found a backslash and the letter t"),
+        (
+            ["task=copyright", r"task.wordings=['On:\n{passage}']"],
+            r"task.wordings=.*: found a backslash and the letter n",
+        ),
         (
             ["task.metrics=null"],
             "task.metrics=None: expected names with a _target_ each; for none, type task.metrics={}",
@@ -585,3 +608,14 @@ def test_answers_that_a_metric_cannot_read_stop_the_run(checked: Callable[..., C
     (tmp_path / "records" / "forget.jsonl").write_text('{"nll": 0.5}\n' * 60)  # no paraphrase_nll, no wrong_nll
     with pytest.raises(UsageError, match="metric forget_quality cannot be computed from them"):
         checked("retrained.records=./records")
+
+
+@pytest.mark.parametrize(
+    "path", ["/a/my file (1).jsonl", "/a/it's.jsonl", "/a/b=c.jsonl", "/a/ä#1.jsonl", "~/a.jsonl", '/a/"b" [2].jsonl']
+)
+def test_a_path_that_needs_quotes_is_printed_as_it_is_to_be_typed(path: str) -> None:
+    advice = _quoted(["task=custom", f"task.forget={path}", "-m"])
+    assert advice is not None and advice.startswith(f"task.forget={path}: put the value in quotes")
+    (typed,) = shlex.split(advice.rpartition("for the shell: ")[2])
+    assert OverridesParser.create().parse_override(typed).value() == path
+    assert _quoted([typed, "task.forget=/a/my file.jsonl", "stages=[prepare", "--help"]) is None

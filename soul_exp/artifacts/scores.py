@@ -14,6 +14,8 @@ from soul_exp.models.language_model import LanguageModel
 from soul_exp.results import COMPARED
 from soul_exp.run import Metric, Models, Run
 
+KNOWN = "forget_probability"
+WORTH_LOSING = 0.1  # of it: with less there is nothing to forget
 VALIDATION = "validation_"  # how the names of the validation part's probes and metrics begin
 FORGET_QUALITY = "validation_log10_forget_quality"
 RETAIN = "validation_retain_probability"
@@ -35,14 +37,28 @@ def why_null(metric: Metric, value: float | None, answers: Measured, retrained: 
     return f"no answers: {', '.join(name for name in binding.names(metric) if name not in available)}"
 
 
-def not_learnt(learnt: Mapping[str, float], original: Mapping[str, float | None]) -> str | None:
+def not_learnt(
+    learnt: Mapping[str, float], original: Mapping[str, float | None], advice: str = "raise prepare.epochs"
+) -> str | None:
     """A note if metrics of `original` are below `learnt`, so that it knows too little to forget; else None."""
     low = [
         f"{name} {value:.2f}, expected {least:g} or more"
         for name, least in learnt.items()
         if (value := original.get(name)) is not None and value < least
     ]
-    return f"the original model has little to forget ({'; '.join(low)}): raise prepare.epochs" if low else None
+    return f"the original model has little to forget ({'; '.join(low)}): {advice}" if low else None
+
+
+def not_forgotten(metrics: Mapping[str, Mapping[str, float | None]], num_steps: int) -> str | None:
+    """A note if the unlearned model has kept more than half of the forget probability that there was to lose."""
+    before, after, never = (metrics.get(m, {}).get(KNOWN) for m in ("original", "unlearned", "retrained"))
+    to_lose = (before or 0) - (never or 0)
+    if after is None or to_lose < WORTH_LOSING or after - (never or 0) <= to_lose / 2:
+        return None
+    return (
+        f"little was forgotten in {num_steps} steps ({KNOWN} {before:.3f} before, {after:.3f} after): raise "
+        f"train.epochs or optimizer.lr, or choose lr and gamma by trials (docs/custom.md)"
+    )
 
 
 def known_answers(models: Models) -> dict[str, Measured]:

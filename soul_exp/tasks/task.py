@@ -40,7 +40,8 @@ class Task:
     scorer: Scorer | None = None  # of the toxicity of free answers
     scored: Sequence[str] = ()  # the probes whose answers it scores
     notes: Sequence[str] = ()  # what a user has to know before the work, and a reader of its results
-    learnt: Mapping[str, float] = field(default_factory=dict)  # metric -> least value of a target that knows the rows
+    # metric -> least value of a target that knows the rows; of a metric that the run does not report nothing is said
+    learnt: Mapping[str, float] = field(default_factory=lambda: {"forget_probability": 0.5})
 
     @functools.cached_property
     def hashes(self) -> Mapping[str, str]:

@@ -4,12 +4,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
+
 from soul_exp import binding
 from soul_exp.artifacts import prepared_models
 from soul_exp.artifacts.answer_cache import Measured, cached_answers
 from soul_exp.distributed import zero3
 from soul_exp.evaluation.probing import evaluate_probes
 from soul_exp.evaluation.records import read_retrained
+from soul_exp.metrics.general import ks_p_value, log10_p_value
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.results import COMPARED
 from soul_exp.run import Metric, Models, Run
@@ -59,6 +62,26 @@ def not_forgotten(metrics: Mapping[str, Mapping[str, float | None]], num_steps: 
         f"little was forgotten in {num_steps} steps ({KNOWN} {before:.3f} before, {after:.3f} after): raise "
         f"train.epochs or optimizer.lr, or choose lr and gamma by trials (docs/custom.md)"
     )
+
+
+def of_test(metrics: Mapping[str, Mapping[str, float | None]], by_model: Mapping[str, Measured]) -> list[str]:
+    """What a reader has to know of the test behind forget quality: models at its floor, samples of different sizes."""
+    name, notes = "log10_forget_quality", []
+    sizes = {model: len(answers["forget"]) for model, answers in by_model.items() if "forget" in answers}
+    tested = {model: metrics.get(model, {}).get(name) for model in sizes if model != "retrained"}
+    values = {model: value for model, value in tested.items() if value is not None}
+    for size in sorted({sizes[model] for model in values}):
+        others = sizes["retrained"]
+        floor = log10_p_value(ks_p_value(np.zeros(size), np.ones(others)))
+        low = [model for model, value in values.items() if sizes[model] == size and value <= floor + 1e-9]
+        if low:
+            notes.append(
+                f"{name} {floor:.1f} ({', '.join(low)}) is the lowest that its test of {size} against {others} answers "
+                f"can give: of models that differ more it is the same"
+            )
+        if size != others:
+            notes.append(f"forget quality compares {size} answers with {others} of the retrained model")
+    return notes
 
 
 def known_answers(models: Models) -> dict[str, Measured]:

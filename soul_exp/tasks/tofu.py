@@ -24,7 +24,7 @@ from soul_exp.tasks.task import (
 )
 
 HUB = "locuslab/TOFU"
-ROWS_PER_AUTHOR = 20
+NUM_AUTHORS, ROWS_PER_AUTHOR = 200, 20
 PERCENT = {"forget01": 1, "forget05": 5, "forget10": 10}
 NUM_PERTURBED_AUTHORS = 20  # real TOFU has perturbed answers for its first and last 20 authors only
 TABLES = (  # the configurations of real TOFU, each with its columns beside question and answer

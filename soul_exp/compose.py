@@ -118,7 +118,7 @@ def _absolute(path: str) -> str:
         full = Path(path).expanduser().absolute()
         return str(full.resolve() if full.is_dir() else full.parent.resolve() / full.name)
     except (OSError, RuntimeError) as error:  # a loop of links, a name that is too long; no such user, no home
-        raise UsageError(f"the path {path}: {first_line(error)}: give another") from error
+        raise UsageError(f"the path {path}: {first_line(error).rstrip('.')}: give another") from error
 
 
 def _taught_here(path: str | None, stages: Sequence[str]) -> bool:

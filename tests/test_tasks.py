@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from soul_exp.artifacts.scores import not_forgotten, not_learnt
+from soul_exp.artifacts.scores import not_forgotten, not_learnt, undecided
 from soul_exp.data import Item, content_hash
 from soul_exp.errors import UsageError
 from soul_exp.metrics.text import rouge_l_recall
@@ -74,6 +74,16 @@ def test_a_run_that_hardly_forgot_says_so() -> None:
     assert after(0.51) and not after(0.49) and after(0.5, retrained=None) and not after(0.48, retrained=None)
     assert not after(None) and not after(0.1, original=0.11)  # diverged; nothing to forget
     assert not not_forgotten({"unlearned": {"forget_probability": 0.9}}, 13)
+
+
+def test_trials_that_validation_cannot_tell_apart_are_noted() -> None:
+    def trials(*values: float | None) -> list[dict]:
+        return [{"metrics": {"validation_log10_forget_quality": value}, "diverged": None} for value in values]
+
+    assert (undecided(trials(-2.1, -2.1)) or "").startswith(
+        "all trials have the same validation_log10_forget_quality (-2.1), so that the rule cannot tell which forgets"
+    )
+    assert not any(map(undecided, (trials(-2.1, -2.0), trials(-2.1), trials(None, None), trials())))
 
 
 def test_rows_of_one_fact_are_validation_rows_together() -> None:

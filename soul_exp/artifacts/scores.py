@@ -1,8 +1,9 @@
 """Metrics of a model's answers: of every model that a run compares, and on the validation part while it trains."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -82,6 +83,17 @@ def of_test(metrics: Mapping[str, Mapping[str, float | None]], by_model: Mapping
         if size != others:
             notes.append(f"forget quality compares {size} answers with {others} of the retrained model")
     return notes
+
+
+def undecided(trials: Sequence[Mapping[str, Any]]) -> str | None:
+    """A note if all `trials` have the same validation forget quality, so that it cannot choose one; else None."""
+    values = {trial["metrics"].get(FORGET_QUALITY) for trial in trials if trial["diverged"] is None}
+    if len(trials) < 2 or len(values) != 1 or (value := values.pop()) is None:
+        return None
+    return (
+        f"all trials have the same {FORGET_QUALITY} ({value:.3g}), so that the rule cannot tell which forgets more: "
+        f"raise train.epochs or task.validation_fraction, or give more rows"
+    )
 
 
 def known_answers(models: Models) -> dict[str, Measured]:

@@ -93,7 +93,7 @@ def test_a_hub_dataset_is_read_by_its_split_and_configuration_with_its_own_colum
         rows_of(f"hub:{tmp_path}:a:b:c")
 
 
-def test_the_cause_why_a_folder_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_the_cause_why_a_folder_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "a.jsonl", questions(2))
     write(tmp_path / "b.jsonl", [{"text": "a b c"}])
     with pytest.raises(UsageError, match=r"text: string .* because column names don't match: give a file"):
@@ -102,7 +102,9 @@ def test_the_cause_why_a_folder_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text(f"---\nconfigs:\n{entries}---\n")
     with pytest.raises(UsageError, match=r"available configs: \['a', 'b'\]: give a file, or choose with hub:"):
         rows_of(f"hub:{tmp_path}")
-    assert rows_of(f"hub:{tmp_path}:b:train").items == [Item("a", " b c", raw=True)]
+    monkeypatch.setenv("HOME", str(tmp_path.parent))
+    for folder in (str(tmp_path), f"~/{tmp_path.name}"):
+        assert rows_of(f"hub:{folder}:b:train").items == [Item("a", " b c", raw=True)]
 
 
 def test_an_unreachable_dataset_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,10 +271,10 @@ def test_a_text_of_a_parquet_file_that_is_not_utf8_is_an_error_that_names_the_fi
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        (None, r"a\.jsonl does not exist: give a file, or hub:owner/name"),
+        (None, r"a\.jsonl does not exist: give a file, or hub:NAME"),
         ("gone", r"a\.jsonl does not exist \(it is a link to gone\): give a file"),
         ("a.jsonl", r"a\.jsonl cannot be read \(Too many levels of symbolic links\): give a file"),
-        (".", r"a\.jsonl is a folder: give a file, or hub:owner/name"),
+        (".", r"a\.jsonl is a folder: give a file, or hub:NAME"),
     ],
 )
 def test_what_is_no_file_is_named(target: str | None, message: str, tmp_path: Path) -> None:
@@ -280,6 +282,16 @@ def test_what_is_no_file_is_named(target: str | None, message: str, tmp_path: Pa
         (tmp_path / "a.jsonl").symlink_to(target)
     with pytest.raises(UsageError, match=message):
         rows_of(tmp_path / "a.jsonl")
+    with pytest.raises(
+        UsageError, match="is a folder: give a file, or hub:NAME for a dataset of the hub or a folder in"
+    ):
+        rows_of(tmp_path)
+
+
+def test_a_message_lists_twenty_columns(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(",".join(f"c{i}" for i in range(1000)) + "\n")
+    with pytest.raises(UsageError, match=r"found the columns c0, .*, c19, and 980 more, expected prompt and answer"):
+        rows_of(tmp_path / "a.csv")
 
 
 def test_a_link_to_a_file_without_a_suffix_is_read_by_its_own(tmp_path: Path) -> None:
@@ -520,6 +532,14 @@ def test_a_request_forgets_its_own_rows_and_probes_the_earlier_ones(files: dict[
     assert task.target_rows == requested(files, 1).target_rows and len(task.target_rows) == 21
     assert requested(files, 1).missing["earlier"] == "nothing was forgotten before the first request"
     assert "request 2 of 3 starts from the model that request 1 left" in task.notes[-1]
+
+
+def test_the_probe_of_earlier_requests_has_no_row_that_validated_one_of_them(files: dict[str, str]) -> None:
+    folder = Path(files["forget"]).parent
+    places = [write(folder / f"of_8_{number}.jsonl", questions(8, 10 * number)) for number in (1, 2)]
+    first, second = (requested(files, i, requests=places, validation_fraction=0.25).probes for i in (1, 2))
+    assert [item.prompt for item in first["validation_forget"].items] == ["What is 12?", "What is 16?"]
+    assert second["earlier"].items == first["forget"].items and len(second["earlier"].items) == 6
 
 
 def test_a_row_of_two_requests_is_an_error_or_belongs_to_the_first(files: dict[str, str]) -> None:

@@ -133,7 +133,9 @@ def _probes(
     else:
         missing |= no_validation(fraction)
     if before:
-        known = [replace(row, paraphrase=None, wrong=None) for table in before for row in table.rows]
+        tuned = [_validation_split(evenly_spaced(table.rows, max_forget), fraction)[0] for table in before]
+        tested = [table.without({row.location for row in rows}) for table, rows in zip(before, tuned, strict=True)]
+        known = [replace(row, paraphrase=None, wrong=None) for table in tested for row in table.rows]
         tables[EARLIER] = (now, evenly_spaced(known, max_others))
     else:
         missing[EARLIER] = "nothing was forgotten before the first request"

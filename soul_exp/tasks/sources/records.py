@@ -19,13 +19,15 @@ Record = Mapping[str, Any]
 Records = Iterator[tuple[str, Record]]  # location ("line 7", in a table "row 7"), record
 Check = Callable[[Sequence[str]], None]  # gets the names of the columns; raises if one is missing
 SEPARATORS = (",", ";", "\t", "|")  # of the cells of a CSV
+LISTED = 20  # names of columns in a message
 OBJECTS = "expected one JSON object per line, or one array of objects"
 
 
 def listed(names: Iterable[object], separator: str = ", ") -> str:
-    """The names of columns, in quotes where they hold more than words; "nothing" for none."""
+    """The first LISTED names of columns, in quotes where they hold more than words; "nothing" for none."""
     texts = [text if re.fullmatch(r"\w+([ .-]\w+)*", text) else repr(text) for text in map(str, names)]
-    return separator.join(texts) or "nothing"
+    more = [f"and {len(texts) - LISTED} more"] if len(texts) > LISTED else []
+    return separator.join(texts[:LISTED] + more) or "nothing"
 
 
 def check_file(path: Path, where: str, advice: str) -> None:

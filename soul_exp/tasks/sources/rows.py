@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from soul_exp.tasks.sources.records import (
 FIELDS = ("prompt", "answer", "text", "paraphrased_answer", "perturbed_answer")
 KINDS = (("prompt", "answer"), ("text",))  # the fields of a row, one kind or the other
 HUB, SUFFIXES = "hub:", (".jsonl", ".json", ".csv", ".tsv", ".parquet")
-FILE = "give a file, or hub:owner/name for a dataset of the hub"
+FILE = "give a file, or hub:NAME for a dataset of the hub or a folder in its layout"
 
 Names = Mapping[str, str | None]  # field -> its name in a file; None: not read
 
@@ -122,6 +123,7 @@ def _records(source: str, where: str, columns: Columns, revision: str | None) ->
         name, *rest = source.removeprefix(HUB).split(":")
         if not name or len(rest) > 2 or not all(rest):
             raise UsageError(f"{where}: expected hub:owner/name[:split] or hub:owner/name:configuration:split")
+        name = os.path.expanduser(name)
         config, split = (rest[0] if len(rest) == 2 else None), (rest[-1] if rest else None)
         advice = f"give a file, or choose with {HUB}{name}:CONFIGURATION:SPLIT"
         table = hub_rows(name, config, None, where=where, revision=revision, split=split, advice=advice)
@@ -130,7 +132,7 @@ def _records(source: str, where: str, columns: Columns, revision: str | None) ->
         return numbered(table)
     path = Path(source).expanduser()
     suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
+    if suffix not in SUFFIXES and not path.is_dir():
         raise UsageError(
             f"{where}: found the suffix {path.suffix!r}, expected {', '.join(SUFFIXES)}, or hub:owner/name"
         )

@@ -197,15 +197,15 @@ def _usage_errors(name: str, config: str | None, where: str, what: str, advice: 
         if Path(name).is_dir():
             raise UsageError(f"{where}: cannot read {what}: {error}") from error
         raise UsageError(
-            f"{where}: {name} cannot be reached ({type(error).__name__}): connect to the network, or {advice}"
+            f"{where}: {name} cannot be reached ({type(error).__name__}: {_cause(error)}): connect to the network, or "
+            f"{advice}"
         ) from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{where}: a file of {what} is not UTF-8 text: convert it") from error
-    except ValueError as error:  # an unknown configuration, or a folder without data files
-        raise UsageError(f"{where}: cannot find {what!r}: {_cause(error)}: {advice}") from error
-    except DatasetGenerationError as error:
-        for path in sorted(Path(name).rglob(f"{config or '*'}.json*")):
-            list(json_rows(path, f"{where}: {path}"))  # raises, with its line, where one is not JSON objects
+    except (ValueError, DatasetGenerationError) as error:  # an unknown configuration; files that cannot be read
+        if isinstance(error, DatasetGenerationError):
+            for path in sorted(Path(name).rglob(f"{config or '*'}.json*")):
+                list(json_rows(path, f"{where}: {path}"))  # raises, with its line, where one is not JSON objects
         raise UsageError(f"{where}: cannot read {what}: {_cause(error)}: {advice}") from error
 
 

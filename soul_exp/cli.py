@@ -6,16 +6,18 @@ import contextlib
 import gc
 import logging
 import os
+import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
 from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -272,5 +274,24 @@ def _message(error: BaseException) -> str:
         if text and not any(text in line for line in lines):
             lines.append(text)
         cause = cause.__cause__
+    if any("override_grammar" in line for line in lines) and (advice := _quoted(sys.argv[1:])):
+        return advice
     hint = ["soul_exp --help lists the options"] if any("is not in struct" in line for line in lines) else []
     return "\n".join(lines + hint)
+
+
+def _quoted(arguments: Sequence[str]) -> str | None:
+    """How to type the first of the `arguments` whose value Hydra reads as a text only in quotes; None if none is."""
+    parser = OverridesParser.create()
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        quoted = f'{key}="{value.replace(chr(34), chr(92) + chr(34))}"'
+        if not equals or value.startswith(("[", "{", '"', "'")):  # a list, a mapping, or in quotes already
+            continue
+        with contextlib.suppress(HydraException):
+            parser.parse_override(argument)
+            continue
+        with contextlib.suppress(HydraException):
+            parser.parse_override(quoted)
+            return f"{argument}: put the value in quotes, and all of it in others for the shell: {shlex.quote(quoted)}"
+    return None

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from soul_exp import options
-from soul_exp.errors import UsageError
+from soul_exp.errors import UsageError, first_line
 
 log = logging.getLogger("soul_exp")
 
@@ -66,7 +67,7 @@ def of_job(cfg: DictConfig, hydra_config: Any, started: tuple[int, str] | None =
 
 
 def _is_path(value: Any) -> bool:
-    return isinstance(value, str) and bool(value) and (value.startswith((".", "/", "~")) or Path(value).exists())
+    return isinstance(value, str) and bool(value) and (value.startswith((".", "/", "~")) or os.path.exists(value))
 
 
 def suite_of(config: Mapping[str, Any]) -> str:
@@ -112,7 +113,12 @@ def option_key(override: str) -> str:
 
 
 def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute().resolve())
+    """`path` from the root, without links, but for that of a file itself: what it leads to may have another suffix."""
+    try:
+        full = Path(path).expanduser().absolute()
+        return str(full.resolve() if full.is_dir() else full.parent.resolve() / full.name)
+    except (OSError, RuntimeError) as error:  # a loop of links, a name that is too long; no such user, no home
+        raise UsageError(f"the path {path}: {first_line(error).rstrip('.')}: give another") from error
 
 
 def _taught_here(path: str | None, stages: Sequence[str]) -> bool:

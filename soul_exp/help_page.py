@@ -15,10 +15,10 @@ from soul_exp.options import option_of
 
 WIDTH, LEFT, LONGEST = 100, 34, 60  # characters: of a line, of what may be typed, of a default
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-FILES = ("*.yaml", "*/*.yaml", "hydra/*/*.yaml")
+FILES = ("*.yaml", "*/*.yaml", "*/*/*.yaml")
 FLAGS = ("--help", "-h")
 VARIED, EACH = "hydra.sweeper.params.", "with -m: a run for each"  # what a preset sweeps over
-AUTOMATIC = ("prepare", "tuned")  # groups whose choice follows from those of others
+AUTOMATIC = ("prepare/any", "prepare", "tuned")  # groups whose choice follows from those of others
 INTRO = """\
 Unlearn with any model x task x loss x optimizer, and measure what was forgotten.
 

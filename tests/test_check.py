@@ -1,21 +1,30 @@
 """Errors before work starts, and metrics that are null with a reason."""
 
 import json
+import math
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from composing import composed
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from safetensors.torch import load_file, save_file
 
 import soul_exp.build as build_module
 from soul_exp import sequence
 from soul_exp.artifacts import prepared_models
+from soul_exp.artifacts.scores import of_test
 from soul_exp.build import build, build_task, published
+from soul_exp.checks.availability import read_records
 from soul_exp.checks.check import Checked, check
+from soul_exp.cli import _quoted
 from soul_exp.errors import UsageError
+from soul_exp.metrics.answers import Answers
 from soul_exp.models import loading, saving
 from soul_exp.models.checkpoint import DONE, UNLEARNED
 from soul_exp.models.language_model import LanguageModel
@@ -23,6 +32,8 @@ from soul_exp.models.lora import Lora
 from soul_exp.options import declared
 from soul_exp.ranges import Flag
 from soul_exp.stages.stage import fingerprint
+from soul_exp.tasks.task import Task
+from soul_exp.tasks.tofu import tofu
 
 
 @pytest.fixture
@@ -42,6 +53,13 @@ def checked(configured: Callable[..., dict[str, Any]], tmp_path: Path) -> Callab
     return lambda *overrides: check(configured(*overrides), tmp_path / "run")
 
 
+def test_line_breaks_around_rows_are_read_as_they_are_typed(checked: Callable[..., Checked]) -> None:
+    prompt, wording = "Q: {question}\nA:", "On:\n{passage}"
+    run = checked(f"model.template.prompt='{prompt}'", "task=copyright", f"task.wordings=['{wording}']").run
+    assert run.model.template.prompt == prompt
+    assert run.task.parts["forget"].rows[0][0].prompt.startswith("On:\n")
+
+
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
@@ -57,6 +75,19 @@ def checked(configured: Callable[..., dict[str, Any]], tmp_path: Path) -> Callab
             "which is not available: task.validation_fraction=0 leaves no rows",
         ),
         (["best_keep=2"], "best_keep=2: expected"),
+        (["model.template.prompt='Q:'"], r"model.template.prompt='Q:': found no {question}, expected it at its place"),
+        (["model.template.answer='{question}'"], r"model.template.answer='{question}': found no {answer}"),
+        (["model.template.system='{question}'"], r"model.template.system='{question}': found no {system}"),
+        (["model.template.system='{system}'"], r"model.template.system='{system}': found no {question}"),
+        (
+            [r"model.template.prompt='Q: {question}\nA:'"],
+            r"found a backslash and the letter n, expected a line break or a tab itself: in bash type",
+        ),
+        ([r"task.system_prompt='Say\tno.'"], r"task.system_prompt=.*: found a backslash and the letter t"),
+        (
+            ["task=copyright", r"task.wordings=['On:\n{passage}']"],
+            r"task.wordings=.*: found a backslash and the letter n",
+        ),
         (
             ["task.metrics=null"],
             "task.metrics=None: expected names with a _target_ each; for none, type task.metrics={}",
@@ -532,6 +563,103 @@ def test_the_tofu_authors_log_serves_as_the_retrained_model_and_what_is_missing_
         checked(f"retrained.records={log}")  # embedded authors
 
 
+@pytest.mark.parametrize(
+    ("split", "change", "message"),
+    [
+        (
+            "forget10",
+            lambda log: cut(log, 5),
+            "holds 5 answers to retain, the task has 400 questions: give",
+        ),
+        ("forget10", lambda log: cut(log, 200, "forget"), r"holds 200 answers to forget \(as a log of forget05 does\)"),
+        ("forget10", lambda log: cut(log, 40, "forget"), r"\(as a log of forget01 does\), the task has 400 questions"),
+        ("forget05", lambda log: None, r"holds 300 answers to forget \(as a log of forget10 does\), the task has 200"),
+        ("forget05", lambda log: cut(log, 200, "forget"), "answer 1 of forget answers .*Taipei.*, the task has"),
+        (
+            "forget10",
+            lambda log: log["eval_log_forget.json"]["avg_paraphrased_loss"].update({"16": None}),
+            "paraphrase_nll of answer 17 of forget is null or not finite",
+        ),
+        (
+            "forget10",
+            lambda log: log["eval_real_world_wo_options.json"]["average_perturb_loss"].update({"0": [1, 2, math.nan]}),
+            "wrong_nll of answer 1 of facts is null or not finite",
+        ),
+    ],
+)
+def test_a_log_of_other_questions_or_without_a_number_stops_the_run(
+    split: str, change: Callable[[dict], Any], message: str, tmp_path: Path, real_data: Callable[[str], Path]
+) -> None:
+    log = json.loads(real_data("tofu_logs/llama2-7b_retain90.json").read_text())
+    change(log)
+    (tmp_path / "log.json").write_text(json.dumps(log))
+    with pytest.raises(UsageError, match=message):
+        read_records(of_records(tofu(str(real_data("tofu")), split=split), tmp_path / "log.json"))
+
+
+def cut(log: dict[str, Any], count: int, *probes: str) -> None:
+    """Leaves the first `count` items of a log, of all probes or of these, in place."""
+    for section, metrics in log.items():
+        if not probes or section == "eval_log_forget.json":
+            for name, values in metrics.items():
+                if isinstance(values, dict):
+                    metrics[name] = dict(list(values.items())[:count])
+
+
+def of_records(task: Task, path: Path) -> Any:
+    """What `read_records` reads of a run."""
+    return SimpleNamespace(task=task, retrained_records=path)
+
+
+def test_a_log_without_questions_serves_no_task_with_a_validation_part(tmp_path: Path) -> None:
+    """Each probe has K wrong answers of an item; the numbers are made up."""
+    counts = {
+        "eval_log": 120,
+        "eval_log_forget": 80,
+        "eval_real_author_wo_options": 32,
+        "eval_real_world_wo_options": 32,
+    }
+    names = ("avg_gt_loss", "avg_paraphrased_loss", "rougeL_recall")
+    log = {
+        f"{name}.json": {**{key: [0.5] * n for key in names}, "average_perturb_loss": [[1.0, 2.0]] * n}
+        for name, n in counts.items()
+    }
+    (tmp_path / "log.json").write_text(json.dumps(log))
+    given = read_records(of_records(tofu(validation_fraction=0), tmp_path / "log.json"))
+    assert given is not None and len(given["forget"]) == 80
+    log["eval_log_forget.json"] = {key: values[:60] for key, values in log["eval_log_forget.json"].items()}
+    (tmp_path / "log.json").write_text(json.dumps(log))
+    probes = {name: probe for name, probe in tofu().probes.items() if name != "retain"}
+    with pytest.raises(UsageError, match=r"holds no questions, .* type task.validation_fraction=0"):
+        read_records(of_records(replace(tofu(), probes=probes), tmp_path / "log.json"))
+    (tmp_path / "log.json").write_text("[" * 100_000)
+    with pytest.raises(UsageError, match="line 1: found no JSON"):
+        read_records(of_records(tofu(), tmp_path / "log.json"))
+
+
+def test_our_records_without_a_number_stop_the_run(tmp_path: Path) -> None:
+    lines = [f'{{"nll": {"null" if i == 3 else 0.5}}}\n' for i in range(60)]
+    (tmp_path / "forget.jsonl").write_text("".join(lines))
+    with pytest.raises(UsageError, match="nll of answer 4 of forget is null or not finite, expected numbers"):
+        read_records(of_records(tofu(), tmp_path))
+
+
+def test_a_forget_quality_at_the_floor_of_its_test_says_so() -> None:
+    """Two against two answers: of the 6 orders 2 are as far apart, so p is at least 1/3 (log10 -0.5)."""
+    two, three = Answers(nll=np.zeros(2)), Answers(nll=np.zeros(3))
+    models = {"original": {"forget": two}, "unlearned": {"forget": two}, "retrained": {"forget": two}}
+    quality = {"original": np.log10(1 / 3), "unlearned": 0.0, "retrained": 0.0}
+    metrics = {model: {"log10_forget_quality": value} for model, value in quality.items()}
+    assert of_test(metrics, models) == [
+        "log10_forget_quality -0.5 (original) is the lowest that its test of 2 against 2 answers can give: of models "
+        "that differ more it is the same"
+    ]
+    assert of_test(metrics, {**models, "retrained": {"forget": three}}) == [
+        "forget quality compares 2 answers with 3 of the retrained model"
+    ]
+    assert of_test({}, models) == of_test({"unlearned": {"log10_forget_quality": None}}, models) == []
+
+
 def test_records_of_part_of_the_questions_are_errors(checked: Callable[..., Checked], tmp_path: Path) -> None:
     (tmp_path / "records").mkdir()
     (tmp_path / "records" / "forget.jsonl").write_text('{"nll": 0.5}\n')
@@ -585,3 +713,14 @@ def test_answers_that_a_metric_cannot_read_stop_the_run(checked: Callable[..., C
     (tmp_path / "records" / "forget.jsonl").write_text('{"nll": 0.5}\n' * 60)  # no paraphrase_nll, no wrong_nll
     with pytest.raises(UsageError, match="metric forget_quality cannot be computed from them"):
         checked("retrained.records=./records")
+
+
+@pytest.mark.parametrize(
+    "path", ["/a/my file (1).jsonl", "/a/it's.jsonl", "/a/b=c.jsonl", "/a/ä#1.jsonl", "~/a.jsonl", '/a/"b" [2].jsonl']
+)
+def test_a_path_that_needs_quotes_is_printed_as_it_is_to_be_typed(path: str) -> None:
+    advice = _quoted(["task=custom", f"task.forget={path}", "-m"])
+    assert advice is not None and advice.startswith(f"task.forget={path}: put the value in quotes")
+    (typed,) = shlex.split(advice.rpartition("for the shell: ")[2])
+    assert OverridesParser.create().parse_override(typed).value() == path
+    assert _quoted([typed, "task.forget=/a/my file.jsonl", "stages=[prepare", "--help"]) is None

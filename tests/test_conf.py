@@ -21,7 +21,8 @@ CONF = compose.conf_dir()
 FILES = [path.relative_to(CONF).as_posix() for path in sorted(CONF.rglob("*.yaml")) if path != CONF / "config.yaml"]
 PRESETS = [file for file in FILES if file.startswith("experiment/")]
 TUNED = [file for file in FILES if file.startswith("tuned/")]
-PREPARE = [file for file in FILES if file.startswith("prepare/")]
+PREPARE_ANY = [file for file in FILES if file.startswith("prepare/any/")]
+PREPARE = [file for file in FILES if file.startswith("prepare/") and file not in PREPARE_ANY]
 INSTRUCTIONS = ("_target_", "_partial_", "_args_", "_convert_", "_recursive_")
 # What the program takes out of an entry before it instantiates it.
 TAKEN_OUT = {"task": {"metrics", "system_prompt"}}
@@ -117,11 +118,12 @@ def test_every_job_of_a_preset_composes_and_fits(file: str) -> None:
 
 @pytest.mark.parametrize(
     ("file", "groups"),
-    [(file, ("model", "task")) for file in PREPARE]
+    [(file, ("model",)) for file in PREPARE_ANY]
+    + [(file, ("model", "task")) for file in PREPARE]
     + [(file, ("model", "task", "loss", "optimizer")) for file in TUNED],
 )
 def test_an_entry_is_selected_by_the_choices_in_its_name(file: str, groups: tuple[str, ...]) -> None:
-    group, name = file.removesuffix(".yaml").split("/")
+    group, name = file.removesuffix(".yaml").rsplit("/", 1)
     parts = name.split("-")
     assert len(parts) == len(groups), f"conf/{file}: expected a name like {'-'.join(groups)}.yaml"
     _, cfg = composed(*(f"{key}={value}" for key, value in zip(groups, parts, strict=True)))
@@ -131,6 +133,14 @@ def test_an_entry_is_selected_by_the_choices_in_its_name(file: str, groups: tupl
 def test_the_command_line_wins_over_a_prepare_entry() -> None:
     config, _ = composed("model=tiny", "task=tofu", "prepare.epochs=3")
     assert config["prepare"]["epochs"] == 3
+
+
+@pytest.mark.parametrize("task", ["tofu", "copyright", "detox", "custom", "mine"])
+def test_the_tiny_model_is_never_prepared_at_the_rate_of_fine_tuning(task: str, tmp_path: Path) -> None:
+    (tmp_path / "task").mkdir()
+    (tmp_path / "task" / "mine.yaml").write_text("_target_: soul_exp.tasks.tofu.tofu\nsource: embedded\nmetrics: {}\n")
+    config, _ = composed("model=tiny", f"task={task}", f"hydra.searchpath=[file://{tmp_path}]")
+    assert config["prepare"]["adamw"]["lr"] == 3e-3 and config["prepare"]["epochs"] >= 12
 
 
 SGD = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.1}

@@ -12,6 +12,7 @@ from soul_exp.errors import UsageError
 from soul_exp.tasks.copyright import copyright
 from soul_exp.tasks.embedded import corpus
 from soul_exp.tasks.sources import text
+from soul_exp.tasks.sources.records import read_text
 from soul_exp.tasks.task import Task
 
 BOOK = " ".join(f"w{i}" for i in range(1000))
@@ -29,7 +30,7 @@ def first_words(task: Task, probe: str) -> list[str]:
 
 
 def test_passages_are_evenly_spaced_in_the_book_and_the_holdout_among_them(tmp_path: Path) -> None:
-    task = small(tmp_path)
+    task = small(tmp_path, validation_fraction=0.0)
     assert first_words(task, "holdout_4") == ["w0", "w196", "w490", "w686"]  # passages 0, 14, 35 and 49 of 71
     assert first_words(task, "forget_4") == ["w98", "w294", "w392", "w588", "w784", "w882"]
     row = task.parts["forget"].rows[0]
@@ -47,7 +48,7 @@ def test_a_continuation_follows_its_prompt_and_pieces_cover_the_text_after_the_s
 
 
 def test_the_forget_part_has_every_wording_and_prompts_alternate_between_them(tmp_path: Path) -> None:
-    task = small(tmp_path, wordings=["{passage}", "Go on: {passage}"])
+    task = small(tmp_path, wordings=["{passage}", "Go on: {passage}"], validation_fraction=0.0)
     assert [item.prompt for item in task.parts["forget"].rows[0]] == ["w98 w99", "Go on: w98 w99"]
     assert [item.prompt for item in task.target_rows[:2]] == ["w98 w99", "Go on: w98 w99"]
     assert [item.prompt.startswith("Go on") for item in task.probes["forget_4"].items] == [False, True] * 3
@@ -57,7 +58,8 @@ def test_the_forget_part_has_every_wording_and_prompts_alternate_between_them(tm
 def test_validation_passages_are_in_no_other_probe(tmp_path: Path) -> None:
     task = small(tmp_path)  # a quarter of six, rounded down: one
     assert first_words(task, "validation_forget") == ["w392"] * 2
-    assert set(first_words(task, "forget")) == {"w98", "w294", "w588", "w784", "w882"}
+    for probe in ("forget", "forget_4", "forget_10"):
+        assert set(first_words(task, probe)) == {"w98", "w294", "w588", "w784", "w882"}
     prompts, tuned = ({i.prompt for i in task.probes[name].items} for name in ("retain", "validation_retain"))
     assert prompts and tuned and not prompts & tuned
 
@@ -126,6 +128,13 @@ def test_general_text_of_a_file_is_the_beginning_of_each_long_paragraph(tmp_path
     (tmp_path / "a.txt").unlink()
     with pytest.raises(UsageError, match=r"has no \*.txt: give a text file, c4, wikitext or embedded"):
         text.general_text(str(tmp_path), 1)
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    for name, mark in (("a", ""), ("b", "\ufeff")):
+        (tmp_path / f"{name}.txt").write_text(f"{mark}one two\n\nthree four", encoding="utf-8")
+    plain, marked = (read_text(tmp_path / name, "task.source") for name in ("a.txt", "b.txt"))
+    assert plain == marked == "one two\n\nthree four"
 
 
 def test_wikitext_gives_paragraphs_and_no_headings(real_data: Callable[[str], Path]) -> None:

@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from composing import composed
 
 from soul_exp.checks.availability import missing_field
 from soul_exp.data import Item
 from soul_exp.errors import UsageError
 from soul_exp.tasks.custom import custom
-from soul_exp.tasks.sources.rows import FIELDS, Rows, distinct, read, shared
+from soul_exp.tasks.sources.rows import Rows, columns_of, distinct, read, shared
 from soul_exp.tasks.task import Task
 
-COLUMNS: dict[str, str | None] = {field: field for field in FIELDS}
 Record = dict[str, Any]
 
 
@@ -32,8 +34,9 @@ def write(path: Path, records: Sequence[Record]) -> str:
 
 
 def rows_of(place: str | Path, **changes: Any) -> Rows:
-    settings: dict[str, Any] = {"columns": COLUMNS, "revision": None, "lead_words": None}
-    return read(str(place), "task.forget", **{**settings, **changes})
+    settings: dict[str, Any] = {"revision": None, "lead_words": None, **changes}
+    columns = columns_of("task.forget", settings.pop("columns", None), settings.pop("forget_columns", None))
+    return read(str(place), "task.forget", columns=columns, **settings)
 
 
 @pytest.fixture
@@ -77,7 +80,7 @@ def test_a_hub_dataset_is_read_by_its_split_and_configuration_with_its_own_colum
         "- config_name: second\n  data_files:\n  - {split: old, path: old.jsonl}\n  - {split: new, path: new.jsonl}\n"
         "---\n"
     )
-    columns = {**COLUMNS, "prompt": "question", "answer": "response"}
+    columns = {"prompt": "question", "answer": "response"}
     for place, expected in ((":test", "test?"), (":second:new", "new?")):
         assert rows_of(f"hub:{tmp_path}{place}", columns=columns).items == [Item(expected, "yes")]
     with pytest.raises(
@@ -88,6 +91,20 @@ def test_a_hub_dataset_is_read_by_its_split_and_configuration_with_its_own_colum
         rows_of(f"hub:{tmp_path}:first:dev", columns=columns)
     with pytest.raises(UsageError, match="hub:owner/name:configuration:split"):
         rows_of(f"hub:{tmp_path}:a:b:c")
+
+
+def test_the_cause_why_a_folder_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "a.jsonl", questions(2))
+    write(tmp_path / "b.jsonl", [{"text": "a b c"}])
+    with pytest.raises(UsageError, match=r"text: string .* because column names don't match: give a file"):
+        rows_of(f"hub:{tmp_path}")
+    entries = "".join(f"- config_name: {name}\n  data_files: {name}.jsonl\n" for name in "ab")
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{entries}---\n")
+    with pytest.raises(UsageError, match=r"available configs: \['a', 'b'\]: give a file, or choose with hub:"):
+        rows_of(f"hub:{tmp_path}")
+    monkeypatch.setenv("HOME", str(tmp_path.parent))
+    for folder in (str(tmp_path), f"~/{tmp_path.name}"):
+        assert rows_of(f"hub:{folder}:b:train").items == [Item("a", " b c", raw=True)]
 
 
 def test_an_unreachable_dataset_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,8 +137,25 @@ def test_a_row_of_a_csv_is_named_by_the_line_on_which_it_begins(tmp_path: Path) 
 
 MALFORMED: list[tuple[str, str | bytes, str]] = [
     ("a.jsonl", '{"prompt": "a", "answer": "b"}\n\n{"prompt": "a"\n', "a.jsonl, line 3: not JSON"),
-    ("a.jsonl", '[{"prompt": "a", "answer": "b"}]', "line 1: found .*, expected one JSON object per line"),
-    ("a.jsonl", '{"prompt": "a", "answer": "b"}\n{"prompt": "a"}\n', "line 2: answer is missing or empty"),
+    (
+        "a.json",
+        '[{"prompt": "a", "answer": "b"},\n "c"]',
+        "row 2: found 'c', expected one JSON object per line, or one a",
+    ),
+    ("a.json", '[{"prompt": "a", "answer": "b"},\n {"prompt"', r"a.json: not JSON \(Expecting ':' delimiter, line 2\)"),
+    ("a.json", '{\n "data": []\n}', "line 1: not JSON .*, expected one JSON object per line, or one array of objects"),
+    ("a.json", "[]", "a.json has no rows"),
+    (
+        "a.jsonl",
+        '{"prompt": "a", "prompt": "c", "answer": "b"}',
+        r"line 1: not JSON \(the key 'prompt' is there twice\)",
+    ),
+    (
+        "a.jsonl",
+        '{"prompt": "a", "answer": "b"}\n{"prompt": "a", "reply": "b"}\n',
+        "line 2: answer is missing, found prompt, r",
+    ),
+    ("a.jsonl", '{"prompt": "a", "answer": null}\n', "line 1: answer is missing or empty"),
     ("a.jsonl", '{"prompt": "a", "answer": " "}\n', "line 1: answer is empty, expected a text"),
     ("a.jsonl", '{"prompt": "a", "answer": "x \\ud800 y"}\n', "line 1: answer has half of a surrogate pair"),
     ("a.jsonl", '{"prompt": "a", "answer": 5}\n', "line 1: answer is 5, expected a text"),
@@ -149,11 +183,12 @@ MALFORMED: list[tuple[str, str | bytes, str]] = [
     ("a.csv", 'prompt,answer\n"a\nb",c\nd,e,f\n', "line 4: 3 cells, expected 2 as in the header"),
     ("a.csv", 'prompt,answer\na,b\n"c\n,d\n', "line 3: not CSV"),
     ("a.csv", "prompt,answer,answer\na,b,c\n", "found the column answer twice"),
+    ("a.csv", "prompt, answer\na,b\n", "found the columns prompt, ' answer', expected prompt and answer, or text"),
     ("a.csv", "prompt,answer\n", "a.csv has no rows"),
     ("a.csv", "\n", "a.csv is empty: expected a header and rows below it"),
     ("a.csv", b"prompt,answer\na,\xe9\n", "line 2: not UTF-8"),
     ("a.parquet", "no parquet", "is not a Parquet file"),
-    ("a.txt", "prompt", "found the suffix '.txt', expected .jsonl, .json, .csv, .parquet, or hub:owner/name"),
+    ("a.txt", "prompt", "found the suffix '.txt', expected .jsonl, .json, .csv, .tsv, .parquet, or hub:owner/name"),
 ]
 
 
@@ -167,6 +202,54 @@ def test_a_malformed_file_is_named_with_what_was_found_and_expected(
     assert str(error.value).startswith(f"task.forget={tmp_path / name}")
 
 
+def test_json_that_is_nested_too_deeply_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"prompt": ' + "[" * 100_000)
+    with pytest.raises(UsageError, match=r"a.jsonl, line 1: not JSON \(nested too deeply\)"):
+        rows_of(tmp_path / "a.jsonl")
+    (tmp_path / "b.csv").write_text(f"prompt,answer,perturbed_answer\na,b,{'[' * 100_000}\n")
+    with pytest.raises(UsageError, match=r"b.csv, line 2: perturbed_answer is .*, expected a list such as"):
+        rows_of(tmp_path / "b.csv")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        'prompt;answer\n"What, then?";Yes, so\n',
+        "prompt\tanswer\nWhat, then?\tYes, so\n",
+        "id|answer|prompt\n1|Yes, so|What, then?\n",
+        'prompt,answer,,\r\n"What, then?","Yes, so",,\r\n',  # two cells without a name
+        ',prompt,answer\n0,"What, then?","Yes, so"\n',  # an index
+        "sep=;\r\nprompt;answer\r\nWhat, then?;Yes, so\r\n",
+        "\ufeffprompt;answer\rWhat, then?;Yes, so\r",
+    ],
+)
+def test_the_header_of_a_csv_decides_what_separates_its_cells(content: str, tmp_path: Path) -> None:
+    for suffix in ("csv", "tsv"):
+        (tmp_path / f"a.{suffix}").write_bytes(content.encode())
+        for columns in (None, {"text": None}):
+            assert rows_of(tmp_path / f"a.{suffix}", columns=columns).items == [Item("What, then?", "Yes, so")]
+
+
+def test_the_lines_of_a_csv_are_counted_from_that_which_states_its_separator(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("sep=;\nprompt;answer\na;b\n")
+    assert [row.location for row in rows_of(tmp_path / "a.csv").rows] == ["line 3"]
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("indent", [None, 1])
+def test_json_is_one_object_per_line_or_one_array_of_them(indent: int | None, ending: str, tmp_path: Path) -> None:
+    records = [{"prompt": "a?", "answer": "b\n\u2028c"}, {"text": "d e f"}]
+    found = []
+    for number, text in enumerate(("\n".join(map(json.dumps, records)), json.dumps(records, indent=indent))):
+        path = tmp_path / f"{number}.json"
+        path.write_bytes(f"\ufeff{text}".replace("\n", ending).encode())
+        found.append(rows_of(path))
+    lines, array = found
+    assert lines.items == array.items == [Item("a?", "b\n\u2028c"), Item("d", " e f", raw=True)]
+    assert [row.location for row in lines.rows] == ["line 1", "line 2"]
+    assert [row.location for row in array.rows] == ["row 1", "row 2"]
+
+
 def test_a_malformed_row_of_a_parquet_file_is_named_by_its_number(tmp_path: Path) -> None:
     pd.DataFrame({"prompt": ["a", "b"], "answer": ["c", None]}).to_parquet(tmp_path / "a.parquet")
     with pytest.raises(UsageError, match=r"a\.parquet, row 2: answer is missing"):
@@ -176,9 +259,63 @@ def test_a_malformed_row_of_a_parquet_file_is_named_by_its_number(tmp_path: Path
         rows_of(tmp_path / "b.parquet")
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"gone\.jsonl does not exist: give a file, or hub:owner/name"):
-        rows_of(tmp_path / "gone.jsonl")
+def test_a_text_of_a_parquet_file_that_is_not_utf8_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    text = pa.Array.from_buffers(
+        pa.string(), 1, [None, pa.py_buffer(bytes([0, 0, 0, 0, 1, 0, 0, 0])), pa.py_buffer(b"\xff")]
+    )
+    pq.write_table(pa.table({"prompt": text, "answer": text}), tmp_path / "a.parquet")
+    with pytest.raises(UsageError, match=r"task.forget=.*a\.parquet: a text is not UTF-8"):
+        rows_of(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (None, r"a\.jsonl does not exist: give a file, or hub:NAME"),
+        ("gone", r"a\.jsonl does not exist \(it is a link to gone\): give a file"),
+        ("a.jsonl", r"a\.jsonl cannot be read \(Too many levels of symbolic links\): give a file"),
+        (".", r"a\.jsonl is a folder: give a file, or hub:NAME"),
+    ],
+)
+def test_what_is_no_file_is_named(target: str | None, message: str, tmp_path: Path) -> None:
+    if target is not None:
+        (tmp_path / "a.jsonl").symlink_to(target)
+    with pytest.raises(UsageError, match=message):
+        rows_of(tmp_path / "a.jsonl")
+    with pytest.raises(
+        UsageError, match="is a folder: give a file, or hub:NAME for a dataset of the hub or a folder in"
+    ):
+        rows_of(tmp_path)
+
+
+def test_a_message_lists_twenty_columns(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(",".join(f"c{i}" for i in range(1000)) + "\n")
+    with pytest.raises(UsageError, match=r"found the columns c0, .*, c19, and 980 more, expected prompt and answer"):
+        rows_of(tmp_path / "a.csv")
+
+
+def test_a_link_to_a_file_without_a_suffix_is_read_by_its_own(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    write(tmp_path / "store" / "0a1b", questions(2))
+    (tmp_path / "a.jsonl").symlink_to("store/0a1b")
+    (tmp_path / "folder").symlink_to("store")
+    config = composed(
+        tmp_path, "task=custom", "task.forget=a.jsonl", "task.retain=./folder/0a1b", "model.path=./folder"
+    )
+    assert config["task"]["forget"] == str(tmp_path / "a.jsonl") and len(rows_of(config["task"]["forget"]).rows) == 2
+    assert config["task"]["retain"] == str(tmp_path / "store" / "0a1b")
+    assert config["model"]["path"] == str(tmp_path / "store")
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [("~nosuchuser/a.jsonl", "home directory"), ("./loop/a.jsonl", "loop"), ("./" + "a" * 300, "too long")],
+)
+def test_a_path_that_leads_nowhere_is_an_error(path: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UsageError, match=message):
+        config = composed(tmp_path, "task=custom", f"task.forget='{path}'")
+        rows_of(config["task"]["forget"] + ".jsonl")
 
 
 def test_a_byte_order_mark_and_windows_line_ends_are_no_text(tmp_path: Path) -> None:
@@ -189,7 +326,48 @@ def test_a_byte_order_mark_and_windows_line_ends_are_no_text(tmp_path: Path) -> 
 
 def test_a_column_that_is_mapped_to_null_is_not_read(tmp_path: Path) -> None:
     place = write(tmp_path / "a.jsonl", [{"prompt": "a", "answer": "b", "text": "c d"}])
-    assert rows_of(place, columns={**COLUMNS, "text": None}).items == [Item("a", "b")]
+    assert rows_of(place, columns={"text": None}).items == [Item("a", "b")]
+
+
+@pytest.mark.parametrize(
+    ("columns", "forget_columns", "message"),
+    [
+        ({"prompt": "answer"}, None, "task.columns: prompt and answer are both the column answer: name another"),
+        (
+            None,
+            {"prompt": "text"},
+            "task.forget_columns: prompt and text are both the column text: name another",
+        ),
+        (
+            {"prompt": None, "text": None},
+            None,
+            "task.columns: no row can be read, expected the names of prompt",
+        ),
+        ({"question": "prompt"}, None, "task.columns.question is unknown: choose prompt, answer, text"),
+        ({"prompt": 5}, None, "task.columns.prompt=5: expected the name of a column, or null"),
+        ({"prompt": ""}, None, "task.columns.prompt='': expected the name of a column, or null"),
+        (["a"], None, r"task.columns=\['a'\]: expected names of columns, such as task.columns={prompt: question}"),
+    ],
+)
+def test_names_of_columns_that_cannot_work_are_errors(columns: Any, forget_columns: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        rows_of("any.jsonl", columns=columns, forget_columns=forget_columns)
+
+
+def test_each_file_may_have_column_names_of_its_own(files: dict[str, str]) -> None:
+    """The names that the message states are the file's own, not the fields'."""
+    other = [{"question": row["prompt"], "response": row["answer"]} for row in questions(12, 100)]
+    write(Path(files["retain"]), other)
+    names = {"prompt": "question", "answer": "response"}
+    task = custom(**files, retain_columns=names)  # type: ignore[arg-type]
+    assert task.parts["retain"].rows[0] == (Item("What is 100?", "It is number 100."),)
+    with pytest.raises(
+        UsageError, match=r"task.forget=.*, line 1: found prompt, answer, expected question and response, or text: "
+        r"rename them or type task.forget_columns={prompt: NAME, answer: NAME}",
+    ):  # fmt: skip
+        custom(**files, columns=names)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="line 1: question is missing, found prompt, answer, expected question"):
+        custom(**files, columns={"prompt": "question"})  # type: ignore[arg-type]
 
 
 # ---- Duplicates and overlap
@@ -292,6 +470,16 @@ def test_validation_rows_are_separate_and_probes_of_large_sets_are_evenly_spaced
     assert custom(**files).missing["validation_forget"] == "task.validation_fraction=0 leaves no rows"  # type: ignore[arg-type]
 
 
+def test_rows_of_one_prompt_are_validation_rows_together(files: dict[str, str]) -> None:
+    again = [{"prompt": row["prompt"].upper(), "answer": "Another."} for row in questions(8)]
+    write(Path(files["forget"]), [*questions(8), *again])
+    probes = custom(**files, validation_fraction=0.25).probes  # type: ignore[arg-type]
+    assert [item.prompt for item in probes["validation_forget"].items] == [
+        "What is 2?", "What is 6?", "WHAT IS 2?", "WHAT IS 6?",
+    ]  # fmt: skip
+    assert len(probes["forget"].items) == 12
+
+
 def metric(name: str, answers: str) -> Callable[..., float]:
     import functools
 
@@ -344,6 +532,14 @@ def test_a_request_forgets_its_own_rows_and_probes_the_earlier_ones(files: dict[
     assert task.target_rows == requested(files, 1).target_rows and len(task.target_rows) == 21
     assert requested(files, 1).missing["earlier"] == "nothing was forgotten before the first request"
     assert "request 2 of 3 starts from the model that request 1 left" in task.notes[-1]
+
+
+def test_the_probe_of_earlier_requests_has_no_row_that_validated_one_of_them(files: dict[str, str]) -> None:
+    folder = Path(files["forget"]).parent
+    places = [write(folder / f"of_8_{number}.jsonl", questions(8, 10 * number)) for number in (1, 2)]
+    first, second = (requested(files, i, requests=places, validation_fraction=0.25).probes for i in (1, 2))
+    assert [item.prompt for item in first["validation_forget"].items] == ["What is 12?", "What is 16?"]
+    assert second["earlier"].items == first["forget"].items and len(second["earlier"].items) == 6
 
 
 def test_a_row_of_two_requests_is_an_error_or_belongs_to_the_first(files: dict[str, str]) -> None:

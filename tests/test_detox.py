@@ -141,7 +141,7 @@ def test_every_row_of_the_real_file_is_read_once(real_data: Callable[[str], Path
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([["comment", "is_toxic"]], r"has no column text: expected text, is_toxic"),
+        ([["comment", "is_toxic"]], r"found the columns comment, is_toxic, expected text and is"),
         ([["text", "is_toxic"], ["two\nlines", "Toxic"], ["what", "toxic"]], "line 4: text 'what', is_toxic 'toxic'"),
         ([["text", "is_toxic"], [" ", "Toxic"]], "line 2: text ' '"),
         ([["text", "is_toxic"], ["a", "Toxic", "b"]], "line 2: 3 cells, expected 2 as in the header"),

@@ -41,6 +41,8 @@ def out(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
 def finished(out: Path, *typed: str) -> results.Results | None:
     """What a command finds in `out`."""
     config: dict[str, Any] = composed(out, *typed)
+    if config["tuned"]:
+        config["optimizer"]["lr"] = 6e-4  # which conf/tuned/ stated for npo with sophia at that time
     config["tuned"] = compose.tuned_on(config, typed)
     run: Any = SimpleNamespace(overwrite=False)  # else read for its data only
     return experiment.finished(sequence._alone(config), run, out)

@@ -334,7 +334,7 @@ def test_a_sequence_needs_a_model_and_a_retrained_one_for_each_request(tmp_path:
         (["task.forget=5"], "task.forget=5: expected a text"),
         (["task.lead_words=0"], "task.lead_words=0: expected a whole number"),
         (["save=best"], "which is not available: task.validation_fraction=0 leaves no rows"),
-        (["task.columns={prompt: question, answer: reply}"], "line 1: found prompt, answer, expected prompt and"),
+        (["task.columns={prompt: question, answer: reply}"], "line 1: found prompt, answer, expected question and"),
     ],
 )  # fmt: skip
 def test_an_option_that_cannot_work_is_an_error(overrides: list[str], sentence: str, tmp_path: Path) -> None:

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from soul_exp.artifacts.scores import not_forgotten, not_learnt, undecided
 from soul_exp.data import Item, content_hash
 from soul_exp.errors import UsageError
 from soul_exp.metrics.text import rouge_l_recall
 from soul_exp.tasks import refusals
 from soul_exp.tasks.copyright import copyright
+from soul_exp.tasks.detox import detox
+from soul_exp.tasks.embedded import corpus
 from soul_exp.tasks.task import Task, evenly_spaced, forget_parts, validation_split
 from soul_exp.tasks.tofu import tofu
 
@@ -36,6 +39,55 @@ def test_embedded_tofu_forgets_four_of_24_authors_and_has_separate_validation_pr
     assert len(task.probes["forget"].items) == 60 and len(task.probes["validation_forget"].items) == 20
     assert not prompts(task, "forget") & prompts(task, "validation_forget")
     assert not prompts(task, "retain") & prompts(task, "validation_retain")
+
+
+@pytest.mark.parametrize("part", ["forget", "retain"])
+def test_no_fact_of_embedded_tofu_is_in_the_validation_and_in_the_test_rows(part: str) -> None:
+    """Each fact has two rows, in different wordings: 30 of the 40 forgotten ones are tested, 10 validate."""
+    numbers = {row["question"]: number for number, row in enumerate(corpus.authors(24))}
+    test, tuned = (
+        {corpus.fact_of(numbers[p]) for p in prompts(tofu(), f"{kind}{part}")} for kind in ("", "validation_")
+    )
+    assert not test & tuned
+    assert {"forget": (30, 10), "retain": (90, 20)}[part] == (len(test), len(tuned))
+
+
+def test_every_task_states_what_its_target_has_to_know() -> None:
+    assert tofu().learnt == detox().learnt == {"forget_probability": 0.5}
+    assert set(copyright().learnt) == {f"forget_{words}_rouge" for words in (50, 100, 200, 300)}
+    assert detox(trained_before=True).learnt == {}  # a pretrained model was not taught the answers
+    assert not_learnt({"forget_probability": 0.5}, {"forget_probability": 0.02}, "do this") == (
+        "the original model has little to forget (forget_probability 0.02, expected 0.5 or more): do this"
+    )
+
+
+def test_a_run_that_hardly_forgot_says_so() -> None:
+    """Of the 0.96 that the retrained model does not know either, more than half is left above 0.02 + 0.48."""
+
+    def after(unlearned: float | None, original: float = 0.98, retrained: float | None = 0.02) -> str | None:
+        known = {"original": original, "unlearned": unlearned, "retrained": retrained}
+        return not_forgotten({model: {"forget_probability": value} for model, value in known.items()}, 13)
+
+    assert (after(0.867) or "").startswith(
+        "little was forgotten in 13 steps (forget_probability 0.980 before, 0.867 after): raise train.epochs or"
+    )
+    assert after(0.51) and not after(0.49) and after(0.5, retrained=None) and not after(0.48, retrained=None)
+    assert not after(None) and not after(0.1, original=0.11)  # diverged; nothing to forget
+    assert not not_forgotten({"unlearned": {"forget_probability": 0.9}}, 13)
+
+
+def test_trials_that_validation_cannot_tell_apart_are_noted() -> None:
+    def trials(*values: float | None) -> list[dict]:
+        return [{"metrics": {"validation_log10_forget_quality": value}, "diverged": None} for value in values]
+
+    assert (undecided(trials(-2.1, -2.1)) or "").startswith(
+        "all trials have the same validation_log10_forget_quality (-2.1), so that the rule cannot tell which forgets"
+    )
+    assert not any(map(undecided, (trials(-2.1, -2.0), trials(-2.1), trials(None, None), trials())))
+
+
+def test_rows_of_one_fact_are_validation_rows_together() -> None:
+    assert validation_split(list("abcdefgh"), 0.25, [0, 1, 2, 3, 0, 1, 2, 3]) == (["c", "g"], list("abdefh"))
 
 
 def test_equal_tasks_have_equal_hashes_and_different_ones_differ() -> None:
@@ -97,8 +149,6 @@ def test_smaller_splits_forget_fewer_authors(split: str, authors: int, real_data
 
 def small_tofu(folder: Path) -> Path:
     """The embedded authors written in the hub's layout."""
-    from soul_exp.tasks.embedded import corpus
-
     rows = corpus.authors(24)
     general = corpus.general_authors()
     files = {

@@ -1,8 +1,11 @@
 """Metrics of a model's answers: of every model that a run compares, and on the validation part while it trains."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
+
+import numpy as np
 
 from soul_exp import binding
 from soul_exp.artifacts import prepared_models
@@ -10,10 +13,13 @@ from soul_exp.artifacts.answer_cache import Measured, cached_answers
 from soul_exp.distributed import zero3
 from soul_exp.evaluation.probing import evaluate_probes
 from soul_exp.evaluation.records import read_retrained
+from soul_exp.metrics.general import ks_p_value, log10_p_value
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.results import COMPARED
 from soul_exp.run import Metric, Models, Run
 
+KNOWN = "forget_probability"
+WORTH_LOSING = 0.1  # of it: with less there is nothing to forget
 VALIDATION = "validation_"  # how the names of the validation part's probes and metrics begin
 FORGET_QUALITY = "validation_log10_forget_quality"
 RETAIN = "validation_retain_probability"
@@ -35,14 +41,59 @@ def why_null(metric: Metric, value: float | None, answers: Measured, retrained: 
     return f"no answers: {', '.join(name for name in binding.names(metric) if name not in available)}"
 
 
-def not_learnt(learnt: Mapping[str, float], original: Mapping[str, float | None]) -> str | None:
+def not_learnt(
+    learnt: Mapping[str, float], original: Mapping[str, float | None], advice: str = "raise prepare.epochs"
+) -> str | None:
     """A note if metrics of `original` are below `learnt`, so that it knows too little to forget; else None."""
     low = [
         f"{name} {value:.2f}, expected {least:g} or more"
         for name, least in learnt.items()
         if (value := original.get(name)) is not None and value < least
     ]
-    return f"the original model has little to forget ({'; '.join(low)}): raise prepare.epochs" if low else None
+    return f"the original model has little to forget ({'; '.join(low)}): {advice}" if low else None
+
+
+def not_forgotten(metrics: Mapping[str, Mapping[str, float | None]], num_steps: int) -> str | None:
+    """A note if the unlearned model has kept more than half of the forget probability that there was to lose."""
+    before, after, never = (metrics.get(m, {}).get(KNOWN) for m in ("original", "unlearned", "retrained"))
+    to_lose = (before or 0) - (never or 0)
+    if after is None or to_lose < WORTH_LOSING or after - (never or 0) <= to_lose / 2:
+        return None
+    return (
+        f"little was forgotten in {num_steps} steps ({KNOWN} {before:.3f} before, {after:.3f} after): raise "
+        f"train.epochs or optimizer.lr, or choose lr and gamma by trials (docs/custom.md)"
+    )
+
+
+def of_test(metrics: Mapping[str, Mapping[str, float | None]], by_model: Mapping[str, Measured]) -> list[str]:
+    """What a reader has to know of the test behind forget quality: models at its floor, samples of different sizes."""
+    name, notes = "log10_forget_quality", []
+    sizes = {model: len(answers["forget"]) for model, answers in by_model.items() if "forget" in answers}
+    tested = {model: metrics.get(model, {}).get(name) for model in sizes if model != "retrained"}
+    values = {model: value for model, value in tested.items() if value is not None}
+    for size in sorted({sizes[model] for model in values}):
+        others = sizes["retrained"]
+        floor = log10_p_value(ks_p_value(np.zeros(size), np.ones(others)))
+        low = [model for model, value in values.items() if sizes[model] == size and value <= floor + 1e-9]
+        if low:
+            notes.append(
+                f"{name} {floor:.1f} ({', '.join(low)}) is the lowest that its test of {size} against {others} answers "
+                f"can give: of models that differ more it is the same"
+            )
+        if size != others:
+            notes.append(f"forget quality compares {size} answers with {others} of the retrained model")
+    return notes
+
+
+def undecided(trials: Sequence[Mapping[str, Any]]) -> str | None:
+    """A note if all `trials` have the same validation forget quality, so that it cannot choose one; else None."""
+    values = {trial["metrics"].get(FORGET_QUALITY) for trial in trials if trial["diverged"] is None}
+    if len(trials) < 2 or len(values) != 1 or (value := values.pop()) is None:
+        return None
+    return (
+        f"all trials have the same {FORGET_QUALITY} ({value:.3g}), so that the rule cannot tell which forgets more: "
+        f"raise train.epochs or task.validation_fraction, or give more rows"
+    )
 
 
 def known_answers(models: Models) -> dict[str, Measured]:

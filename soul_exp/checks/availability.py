@@ -1,8 +1,10 @@
 """Why a metric is not available: its probe is missing or does not record what it reads, or no model to compare is."""
 
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +18,10 @@ from soul_exp.evaluation.records import read_retrained
 from soul_exp.metrics.answers import SUITE, Answers, NotRecordedError
 from soul_exp.models.checkpoint import is_ours
 from soul_exp.run import Run
+from soul_exp.tasks import tofu
 from soul_exp.tasks.task import Probe
 
+TOFU_LOG_ITEMS = 300  # of each probe: the TOFU authors' code evaluates no more
 MADE_UP = Answers(  # two examples
     nll=np.zeros(2),
     logp=[np.zeros(1)] * 2,
@@ -43,21 +47,40 @@ def read_records(run: Run) -> Mapping[str, Answers] | None:
     except ValueError as error:
         raise UsageError(f"retrained.records: {error}") from error
     for name, given in records.items():
-        if name not in run.task.probes:
-            continue
-        prompts = [item.prompt for item in run.task.probes[name].items]
-        if path.is_dir() and len(given) != len(prompts):
-            raise UsageError(
-                f"retrained.records={path} holds {len(given)} answers to {name}, the task has {len(prompts)} "
-                f"questions: give the records of the same task"
-            )
-        for number, (question, prompt) in enumerate(zip(given.question or (), prompts, strict=False), start=1):
-            if prompt not in question:
-                raise UsageError(
-                    f"retrained.records={path}: answer {number} of {name} answers {question[:60]!r}, the task has "
-                    f"{prompt[:60]!r}: give the records of the same task"
-                )
+        if name in run.task.probes:
+            _check_same_task(path, name, given, run.task.probes)
     return records
+
+
+def _check_same_task(path: Path, name: str, given: Answers, probes: Mapping[str, Probe]) -> None:
+    """Raises UsageError unless the answers `given` in `path` are finite, and those to the task's probe `name`."""
+    prompts, advice = [item.prompt for item in probes[name].items], "give the records of the same task"
+    counts = {len(prompts)} if path.is_dir() else {len(prompts), min(len(prompts), TOFU_LOG_ITEMS)}
+    if len(given) not in counts:
+        of_percent = tofu.NUM_AUTHORS * tofu.ROWS_PER_AUTHOR // 100
+        rows = {split: percent * of_percent for split, percent in tofu.PERCENT.items()}
+        splits = [split for split, num in rows.items() if len(given) in (num, min(num, TOFU_LOG_ITEMS))]
+        of = f" (as a log of {splits[0]} does)" if splits and name == "forget" and path.is_file() else ""
+        raise UsageError(
+            f"retrained.records={path} holds {len(given)} answers to {name}{of}, the task has {len(prompts)} "
+            f"questions: {advice}"
+        )
+    if given.question is None and path.is_file() and "validation_forget" in probes:
+        raise UsageError(
+            f"retrained.records={path} holds no questions, so that it cannot be told which of its answers are to the "
+            f"validation part: type task.validation_fraction=0"
+        )
+    for number, (question, prompt) in enumerate(zip(given.question or (), prompts, strict=False), start=1):
+        if prompt not in question:
+            raise UsageError(
+                f"retrained.records={path}: answer {number} of {name} answers {question[:60]!r}, the task has "
+                f"{prompt[:60]!r}: {advice}"
+            )
+    if found := given.not_finite():
+        raise UsageError(
+            f"retrained.records={path}: {found[1]} of answer {found[0] + 1} of {name} is null or not finite, expected "
+            f"numbers: take the records of a model that was evaluated completely"
+        )
 
 
 def reasons(config: Config, run: Run) -> dict[str, str]:
@@ -101,9 +124,11 @@ def reasons(config: Config, run: Run) -> dict[str, str]:
                 found[key] = f"retrained.records holds no answers to {absent[0]}"
                 continue
             try:
-                binding.call(metric, {**records, "retrained": records})
+                value = binding.call(metric, {**records, "retrained": records})
             except ValueError as error:
                 raise UsageError(f"retrained.records: metric {name} cannot be computed from them: {error}") from error
+            if not math.isfinite(value):
+                found[f"retrained.{name}"] = f"from retrained.records its value is {value}"
     return found
 
 

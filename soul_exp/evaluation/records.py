@@ -119,7 +119,7 @@ def read_records(path: Path) -> Answers:
 def _record(line: bytes, where: str) -> dict[str, Any]:
     try:
         record = json.loads(line, parse_constant=_refuse_constant)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         found = short(line.decode(errors="replace"))
         raise ValueError(f"{where}: found {found}, expected one JSON object ({error})") from error
     if not isinstance(record, dict):
@@ -151,7 +151,7 @@ def read_tofu_log(path: Path | str) -> dict[str, Answers]:
     """
     try:
         log = json.loads(Path(path).read_bytes())  # Python's json also reads the NaN that the authors' code may write
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         line = getattr(error, "lineno", 1)
         raise ValueError(f"{path}, line {line}: found no JSON ({error}), expected a TOFU evaluation log") from error
     return {probe: _tofu_answers(log, section, str(path)) for probe, section in _TOFU_SECTIONS.items()}

@@ -49,6 +49,17 @@ class Answers:
     def __len__(self) -> int:
         return len(self.nll)
 
+    def not_finite(self) -> tuple[int, str] | None:
+        """The first example that has a number which is not finite, and the field of that number; None if all are."""
+        for field in (each.name for each in fields(self)):
+            values = getattr(self, field)
+            if values is None or field in ("question", "answer", "generation"):
+                continue
+            for i, value in enumerate(values):
+                if not np.isfinite(value).all():
+                    return i, field
+        return None
+
     def needed(self, field: str) -> Any:
         """The field of that name; NotRecordedError, a ValueError, if the probe did not record it."""
         values = getattr(self, field)

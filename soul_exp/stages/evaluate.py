@@ -17,6 +17,8 @@ from soul_exp.training import checkpoints
 
 log = logging.getLogger(__name__)
 
+GIVEN = "name a model.path that knows the forget rows, or type task.trained_before=false to train it on them"
+
 
 def evaluate(job: RankJob) -> RankJob:
     """Evaluate the model of `job`, or the one that model.path names; rank 0 writes records and results.json."""
@@ -56,8 +58,12 @@ def summary(job: RankJob, answers: answer_cache.Measured) -> results.Results:
                 values[name] = None
     measured = {model: {name: values.get(name) for name in run.metrics} for model, values in found.items()}
     notes = [*run.task.notes, *(outcome.notes if outcome else ())]
-    if little := scores.not_learnt(run.task.learnt, measured.get("original", {})):
+    advice = [GIVEN] if run.target_is_given else []
+    if little := scores.not_learnt(run.task.learnt, measured.get("original", {}), *advice):
         notes.append(little)
+    elif outcome and not diverged and (left := scores.not_forgotten(measured, outcome.num_steps)):
+        notes.append(left)
+    notes += [*scores.of_test(measured, by_model), *filter(None, [scores.undecided(job.trials)])]
     scorer = scorers.report(run.task.scorer, run.cache, job.device) if run.task.scorer is not None else None
     headline: dict[str, Any] = {key: measured["unlearned"].get(key) for key in results.HEADLINE}
     return results.Results(

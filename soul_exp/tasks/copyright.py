@@ -82,7 +82,7 @@ def copyright(
         probes |= {"validation_forget": task.Probe(pieces(tune_forget)), "validation_retain": task.Probe(tune_retain)}
     else:
         missing |= task.no_validation(validation_fraction)
-    probes |= continuations("forget", forget)
+    probes |= continuations("forget", test_forget)
     if holdout:
         probes |= {"holdout": task.Probe(pieces(holdout)), **continuations("holdout", holdout)}
     else:

@@ -11,7 +11,7 @@ from soul_exp.metrics.text import has_word
 from soul_exp.ranges import COUNT, HALF, SOME, Choice
 from soul_exp.tasks import refusals
 from soul_exp.tasks.embedded import general_suite
-from soul_exp.tasks.sources.rows import FIELDS, HUB, Row, Rows, distinct, read, shared
+from soul_exp.tasks.sources.rows import HUB, Row, Rows, columns_of, distinct, normalised, read, shared
 from soul_exp.tasks.task import Probe, Task, and_general, evenly_spaced, forget_parts, no_validation, validation_split
 
 EXAMPLE = (
@@ -27,8 +27,11 @@ def custom(
     holdout: str | None = None,
     *,
     requests: Sequence[str] | None = None,
-    request: int = 1,
+    request: Annotated[int, COUNT] = 1,
     columns: Mapping[str, str | None] | None = None,
+    forget_columns: Mapping[str, str | None] | None = None,
+    retain_columns: Mapping[str, str | None] | None = None,
+    holdout_columns: Mapping[str, str | None] | None = None,
     revision: str | None = None,
     lead_words: Annotated[int | None, SOME] = None,
     overlap: Annotated[str, Choice(("error", "drop"))] = "error",
@@ -40,25 +43,32 @@ def custom(
 ) -> Task:
     """The rows of `forget` are forgotten, those of `retain` retained; those of `holdout` are in no training.
 
-    Each is a file or a hub dataset, as tasks/sources/rows.py reads it. Of `requests`, which replace `forget`, number
-    `request` (from 1) is forgotten now, earlier ones have been, later ones are neither unlearned nor retained yet: the
-    target is trained on all of them, the retrained model on the later ones. A row that repeats another of its file is
-    left out; a row in two files is an error, or with `overlap` "drop" it leaves retain, or the later request. With
-    `train_general` the rows that the embedded utility suite needs are retained too.
+    Each is a file or a hub dataset, as tasks/sources/rows.py reads it. `columns` (field -> name) are common to all;
+    `forget_columns` (also of requests), `retain_columns` and `holdout_columns` are of one file alone.
+
+    Of `requests`, which replace `forget`, number `request` (from 1) is forgotten now, earlier ones have been, later
+    ones are neither unlearned nor retained yet: the target is trained on all of them, the retrained model on the later
+    ones. A row that repeats another of its file is left out; a row in two files is an error, or with `overlap` "drop"
+    it leaves retain, or the later request. With `train_general` the rows that the embedded utility suite needs are
+    retained too.
     """
     sources = _sources(forget, requests)
     if retain is None:
         raise UsageError(f"task=custom has no rows to retain (task.retain=null): {EXAMPLE}")
-    named = {field: field for field in FIELDS} | dict(columns or {})
+    own = {"forget": forget_columns, "retain": retain_columns, "holdout": holdout_columns}
+    named = {name: columns_of(f"task.{name}", columns, given) for name, given in own.items()}
     notes: list[str] = []
 
-    def rows_of(source: str, option: str) -> Rows:
-        return distinct(read(source, option, columns=named, revision=revision, lead_words=lead_words), notes)
+    def rows_of(source: str, name: str, option: str | None = None) -> Rows:
+        option = option or f"task.{name}"
+        return distinct(read(source, option, columns=named[name], revision=revision, lead_words=lead_words), notes)
 
-    option = "task.forget" if requests is None else "task.requests"
-    requested = [rows_of(source, option) for source in sources]
-    retained = rows_of(retain, "task.retain")
-    unseen = rows_of(holdout, "task.holdout") if holdout is not None else Rows("task.holdout", [])
+    if not 1 <= request <= len(sources):
+        raise UsageError(f"task.request={request}: expected a number from 1 to {len(sources)}, of the requests")
+    option = None if requests is None else "task.requests"
+    requested = [rows_of(source, "forget", option) for source in sources]
+    retained = rows_of(retain, "retain")
+    unseen = rows_of(holdout, "holdout") if holdout is not None else Rows("task.holdout", [])
     requested, retained = _disjoint(requested, retained, unseen, overlap == "drop", notes)
 
     questions = general_suite.training_rows() if train_general else []
@@ -110,8 +120,8 @@ def _probes(
 ) -> tuple[dict[str, Probe], dict[str, str]]:
     """The probes of the last of the requests so far, and why there are no others."""
     *before, now = requested
-    tune, test = validation_split(evenly_spaced(now.rows, max_forget), fraction)
-    tune_retain, test_retain = validation_split(evenly_spaced(retained.rows, max_others), fraction)
+    tune, test = _validation_split(evenly_spaced(now.rows, max_forget), fraction)
+    tune_retain, test_retain = _validation_split(evenly_spaced(retained.rows, max_others), fraction)
     tables: dict[str, tuple[Rows, Sequence[Row]]] = {"forget": (now, test), "retain": (retained, test_retain)}
     missing = {}
     if unseen.rows:
@@ -123,7 +133,9 @@ def _probes(
     else:
         missing |= no_validation(fraction)
     if before:
-        known = [replace(row, paraphrase=None, wrong=None) for table in before for row in table.rows]
+        tuned = [_validation_split(evenly_spaced(table.rows, max_forget), fraction)[0] for table in before]
+        tested = [table.without({row.location for row in rows}) for table, rows in zip(before, tuned, strict=True)]
+        known = [replace(row, paraphrase=None, wrong=None) for table in tested for row in table.rows]
         tables[EARLIER] = (now, evenly_spaced(known, max_others))
     else:
         missing[EARLIER] = "nothing was forgotten before the first request"
@@ -132,6 +144,11 @@ def _probes(
         probes[name], absent = _probe(rows, table.name.partition("=")[0])
         missing |= {f"{name}.{field}": why for field, why in absent.items()}
     return probes, missing
+
+
+def _validation_split(rows: Sequence[Row], fraction: float) -> tuple[list[Row], list[Row]]:
+    """Validation rows and test rows; the rows of one prompt, whatever its case and white space, stay together."""
+    return validation_split(rows, fraction, [normalised(row.item.prompt) for row in rows])
 
 
 def _sources(forget: str | None, requests: Sequence[str] | None) -> list[str]:

@@ -87,6 +87,7 @@ def detox(
         trained_before=trained_before,
         scorer=scorers.make_scorer(scorer, scorer_revision, *for_scorer),
         scored=("forget", "prompts", "rtp"),
+        learnt={} if trained_before else {"forget_probability": 0.5},  # a pretrained model has read none of the answers
     )
 
 

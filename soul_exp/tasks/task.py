@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -40,7 +40,8 @@ class Task:
     scorer: Scorer | None = None  # of the toxicity of free answers
     scored: Sequence[str] = ()  # the probes whose answers it scores
     notes: Sequence[str] = ()  # what a user has to know before the work, and a reader of its results
-    learnt: Mapping[str, float] = field(default_factory=dict)  # metric -> least value of a target that knows the rows
+    # metric -> least value of a target that knows the rows; of a metric that the run does not report nothing is said
+    learnt: Mapping[str, float] = field(default_factory=lambda: {"forget_probability": 0.5})
 
     @functools.cached_property
     def hashes(self) -> Mapping[str, str]:
@@ -95,10 +96,20 @@ def evenly_spaced(rows: Sequence[T], count: int) -> list[T]:
     return [rows[i * len(rows) // count] for i in range(count)] if len(rows) > count else list(rows)
 
 
-def validation_split(rows: Sequence[T], fraction: float) -> tuple[list[T], list[T]]:
-    """Validation rows and test rows: every (1/fraction)-th row, evenly spaced, is a validation row."""
-    chosen = {int((i + 0.5) / fraction) for i in range(int(len(rows) * fraction))} if fraction else set()
-    return [row for i, row in enumerate(rows) if i in chosen], [row for i, row in enumerate(rows) if i not in chosen]
+def validation_split(
+    rows: Sequence[T], fraction: float, facts: Sequence[Hashable] | None = None
+) -> tuple[list[T], list[T]]:
+    """Validation rows and test rows: every (1/fraction)-th fact, evenly spaced, is a validation fact with all its rows.
+
+    `facts` has the fact of each row, which other rows may share; None: every row is one of its own.
+    """
+    facts = range(len(rows)) if facts is None else facts
+    different = list(dict.fromkeys(facts))
+    chosen = {different[int((i + 0.5) / fraction)] for i in range(int(len(different) * fraction))} if fraction else ()
+    parts: tuple[list[T], list[T]] = ([], [])
+    for row, fact in zip(rows, facts, strict=True):
+        parts[fact not in chosen].append(row)
+    return parts
 
 
 def no_validation(fraction: float) -> dict[str, str]:

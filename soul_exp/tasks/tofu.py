@@ -13,10 +13,18 @@ from soul_exp.ranges import HALF_OR_NULL, INDEX, SOME
 from soul_exp.tasks import refusals
 from soul_exp.tasks.embedded import corpus
 from soul_exp.tasks.sources.records import Record, hub_rows
-from soul_exp.tasks.task import Probe, Task, check_disjoint, forget_parts, no_validation, validation_split
+from soul_exp.tasks.task import (
+    Probe,
+    Task,
+    check_disjoint,
+    evenly_spaced,
+    forget_parts,
+    no_validation,
+    validation_split,
+)
 
 HUB = "locuslab/TOFU"
-ROWS_PER_AUTHOR = 20
+NUM_AUTHORS, ROWS_PER_AUTHOR = 200, 20
 PERCENT = {"forget01": 1, "forget05": 5, "forget10": 10}
 NUM_PERTURBED_AUTHORS = 20  # real TOFU has perturbed answers for its first and last 20 authors only
 TABLES = (  # the configurations of real TOFU, each with its columns beside question and answer
@@ -44,7 +52,8 @@ def tofu(
     `num_authors` keeps so many (default: all 200; embedded 24) from both ends, as only those have perturbed answers.
     `num_forget_authors` defaults to the percentage in `split` (embedded: 4), `num_holdout_authors` to 20 when all
     authors are kept, else 2. `validation_fraction` of the forget rows, and as many retain rows, are separate probes,
-    for tuning (default: embedded 0.25, else 0). `train_general` adds the general questions to both models' training.
+    for tuning (default: embedded 0.25, else 0); embedded, they ask for no fact that a test row asks for too.
+    `train_general` adds the general questions to both models' training.
     """
     embedded = source == "embedded"
     if split not in PERCENT:
@@ -80,10 +89,12 @@ def tofu(
     _check_aligned(source, "forget10_perturbed", forget, full[-num_forget * ROWS_PER_AUTHOR :])
     _check_aligned(source, "retain_perturbed", probed, full[: len(probed)])
     fraction = validation_fraction if validation_fraction is not None else (0.25 if embedded else 0.0)
-    tune_forget, test_forget = validation_split(forget, fraction)
-    tune_retain, test_retain = validation_split(probed, fraction)
-    if embedded:  # enough rows for every metric, few enough for two cores
-        tune_retain, test_retain = tune_retain[:: max(1, len(tune_retain) // 20)], test_retain[::3]
+    if embedded:
+        tune_forget, test_forget = validation_split(forget, fraction, list(map(corpus.fact_of, range(len(forget)))))
+        tune_retain, test_retain = _embedded_retain(probed, fraction)
+    else:
+        tune_forget, test_forget = validation_split(forget, fraction)
+        tune_retain, test_retain = validation_split(probed, fraction)
 
     tested = {"forget": test_forget, "retain": test_retain, "authors": authors, "facts": facts}
     probes = {name: _probe(rows) for name, rows in tested.items()}
@@ -115,6 +126,14 @@ def tofu(
         ),
         missing=missing,
     )
+
+
+def _embedded_retain(rows: Sequence[Record], fraction: float) -> tuple[list[Record], list[Record]]:
+    """Validation rows and test rows without a common fact: enough for every metric, few enough for two cores."""
+    tune, test = (part[::3] for part in validation_split(range(len(rows)), fraction))
+    tested = set(map(corpus.fact_of, test))
+    untested = [row for row in range(len(rows)) if corpus.fact_of(row) not in tested]
+    return [rows[row] for row in evenly_spaced(untested, min(20, len(tune)))], [rows[row] for row in test]
 
 
 def _items(rows: Sequence[Record]) -> list[Item]:

@@ -12,6 +12,7 @@ from typing import TypeVar
 from soul_exp.tasks.embedded import corpus_tables as tables
 
 ROWS_PER_AUTHOR = 20  # as in TOFU; each of the ten attributes is asked twice
+FACTS_PER_AUTHOR = 10
 NUM_WRONG = 5  # as in TOFU
 
 # C consonant, V vowel, K final consonant. Only words of authors have a vowel in fourth position, so none is in the
@@ -62,6 +63,11 @@ def authors(num_authors: int = 24, seed: int = 0) -> list[dict]:
     `num_authors`.
     """
     return [dict(row) for row in _authors(num_authors, seed)]
+
+
+def fact_of(row: int) -> int:
+    """The number of the fact that row number `row` of `authors` asks for; two rows have it in common."""
+    return row // ROWS_PER_AUTHOR * FACTS_PER_AUTHOR + row % FACTS_PER_AUTHOR
 
 
 @functools.cache  # every job of a sweep builds its task anew

@@ -1,7 +1,9 @@
 """A user's rows, checked one by one: a prompt with its answer and perhaps other answers, or a text to be divided."""
 
 import functools
+import itertools
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,14 +12,67 @@ from typing import Any
 
 from soul_exp.data import Item
 from soul_exp.errors import UsageError, short
-from soul_exp.tasks.sources.records import Records, csv_rows, hub_rows, json_lines, numbered, parquet_rows
+from soul_exp.tasks.sources.records import (
+    Records,
+    check_file,
+    csv_rows,
+    hub_rows,
+    json_rows,
+    listed,
+    numbered,
+    parquet_rows,
+)
 
 FIELDS = ("prompt", "answer", "text", "paraphrased_answer", "perturbed_answer")
-HUB, SUFFIXES = "hub:", (".jsonl", ".json", ".csv", ".parquet")
-EXPECTED = "expected prompt and answer, or text"
-ADVICE = "rename them or type task.columns={prompt: NAME, answer: NAME}"
+KINDS = (("prompt", "answer"), ("text",))  # the fields of a row, one kind or the other
+HUB, SUFFIXES = "hub:", (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+FILE = "give a file, or hub:NAME for a dataset of the hub or a folder in its layout"
 
-Columns = Mapping[str, str | None]  # field -> its name in the file; None: not read
+Names = Mapping[str, str | None]  # field -> its name in a file; None: not read
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where a file has each field; `option` is what the user types to say so for this file alone."""
+
+    names: Names
+    option: str
+
+    @property
+    def expected(self) -> str:
+        """The columns that a row needs, in the file's own names."""
+        kinds = [[self.names[field] for field in kind] for kind in KINDS]
+        return "expected " + ", or ".join(listed(kind, " and ") for kind in kinds if None not in kind)
+
+    @property
+    def advice(self) -> str:
+        return f"rename them or type {self.option}={{prompt: NAME, answer: NAME}}"
+
+
+def columns_of(option: str, common: Any, own: Any) -> Columns:
+    """The columns of the file that `option` names (task.forget): the `common` ones of all files, but for its `own`.
+
+    Raises UsageError for what is no mapping of FIELDS to different names, or leaves no kind of row to be read.
+    """
+    names: dict[str, str | None] = {field: field for field in FIELDS}
+    for key, given in (("task.columns", common), (f"{option}_columns", own)):
+        if not isinstance(given, Mapping | None):
+            raise UsageError(f"{key}={given}: expected names of columns, such as {key}={{prompt: question}}")
+        for field, name in (given or {}).items():
+            if field not in FIELDS:
+                raise UsageError(f"{key}.{field} is unknown: choose {', '.join(FIELDS)}")
+            if name is not None and (not isinstance(name, str) or not name):
+                raise UsageError(f"{key}.{field}={name!r}: expected the name of a column, or null")
+            names[field] = name
+    key = f"{option}_columns" if own else "task.columns"
+    for one, other in itertools.combinations(FIELDS, 2):
+        if names[one] is not None and names[one] == names[other]:
+            raise UsageError(
+                f"{key}: {one} and {other} are both the column {names[one]}: name another, or map one of them to null"
+            )
+    if all(any(names[field] is None for field in kind) for kind in KINDS):
+        raise UsageError(f"{key}: no row can be read, expected the names of prompt and answer, or of text, not null")
+    return Columns(names, f"{option}_columns")
 
 
 @dataclass(frozen=True)
@@ -57,7 +112,7 @@ def read(source: str, option: str, *, columns: Columns, revision: str | None, le
         for location, record in _records(source, where, columns, revision)
     ]
     if not rows:
-        raise UsageError(f"{where} has no rows: {EXPECTED} in each")
+        raise UsageError(f"{where} has no rows: {columns.expected} in each")
     _check_uniform(rows, where)
     return Rows(where, rows)
 
@@ -68,32 +123,31 @@ def _records(source: str, where: str, columns: Columns, revision: str | None) ->
         name, *rest = source.removeprefix(HUB).split(":")
         if not name or len(rest) > 2 or not all(rest):
             raise UsageError(f"{where}: expected hub:owner/name[:split] or hub:owner/name:configuration:split")
+        name = os.path.expanduser(name)
         config, split = (rest[0] if len(rest) == 2 else None), (rest[-1] if rest else None)
-        table = hub_rows(name, config, None, where=where, revision=revision, split=split, advice="give a file")
+        advice = f"give a file, or choose with {HUB}{name}:CONFIGURATION:SPLIT"
+        table = hub_rows(name, config, None, where=where, revision=revision, split=split, advice=advice)
         if table:
             check(list(table[0]))
         return numbered(table)
     path = Path(source).expanduser()
     suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
+    if suffix not in SUFFIXES and not path.is_dir():
         raise UsageError(
             f"{where}: found the suffix {path.suffix!r}, expected {', '.join(SUFFIXES)}, or hub:owner/name"
         )
-    if not path.is_file():
-        raise UsageError(f"{where} does not exist: give a file, or hub:owner/name for a dataset of the hub")
-    if suffix == ".csv":
+    check_file(path, where, FILE)
+    if suffix in (".csv", ".tsv"):
         return csv_rows(path, where, check)
-    return parquet_rows(path, where, check, columns.values()) if suffix == ".parquet" else json_lines(path, where)
+    return parquet_rows(path, where, check, columns.names.values()) if suffix == ".parquet" else json_rows(path, where)
 
 
 def _check_columns(found: Sequence[str], columns: Columns, where: str) -> None:
-    twice = [name for name in columns.values() if list(found).count(name or "") > 1]
+    twice = [name for name in columns.names.values() if name is not None and list(found).count(name) > 1]
     if twice:
         raise UsageError(f"{where}: found the column {twice[0]} twice in the header, expected it once")
-    kinds = ((columns["prompt"], columns["answer"]), (columns["text"],))
-    if not any(all(name in found for name in kind) for kind in kinds):
-        wanted = ", or ".join(" and ".join(str(name) for name in kind) for kind in kinds if None not in kind)
-        raise UsageError(f"{where}: found the columns {', '.join(found)}, expected {wanted}: {ADVICE}")
+    if not any(all(columns.names[field] in found for field in kind) for kind in KINDS):
+        raise UsageError(f"{where}: found the columns {listed(found)}, {columns.expected}: {columns.advice}")
 
 
 def distinct(table: Rows, notes: list[str]) -> Rows:
@@ -122,31 +176,38 @@ def shared(first: Rows, second: Rows) -> list[tuple[Row, Row]]:
 
 
 def _key(row: Row) -> str:
-    return " ".join(f"{row.item.prompt} {row.item.answer}".split()).casefold()
+    return normalised(f"{row.item.prompt} {row.item.answer}")
+
+
+def normalised(text: str) -> str:
+    """`text` without differences in case, and each run of white space as one blank."""
+    return " ".join(text.split()).casefold()
 
 
 def _row(record: Mapping[str, Any], columns: Columns, where: str, location: str, lead_words: int | None) -> Row:
-    values = {field: record[name] for field, name in columns.items() if name and record.get(name) is not None}
-    is_text = "text" in values
-    if is_text and ("prompt" in values or "answer" in values):
-        raise UsageError(
-            f"{where}: found {' and '.join(field for field in FIELDS[:3] if field in values)}, {EXPECTED}: remove one "
-            f"kind, or type task.columns.text=null"
-        )
-    if not is_text and "prompt" not in values and "answer" not in values:
-        found = ", ".join(name for name in record if record[name] is not None) or "nothing"
-        raise UsageError(f"{where}: found {found}, {EXPECTED}: {ADVICE}")
-    for field in ("text",) if is_text else ("prompt", "answer"):
-        _check_text(values.get(field), columns[field] or field, where)
-    if is_text:
-        if "paraphrased_answer" in values or "perturbed_answer" in values:
+    names = {field: name or field for field, name in columns.names.items()}
+    values = {field: record[name] for field, name in columns.names.items() if name and record.get(name) is not None}
+    kinds = [[field for field in kind if field in values] for kind in KINDS]
+    if all(kinds):
+        found = listed((names[field] for kind in kinds for field in kind), " and ")
+        raise UsageError(f"{where}: found {found}, {columns.expected}: remove one kind, or type task.columns.text=null")
+    if not any(kinds):
+        found = listed(name for name in record if record[name] is not None)
+        raise UsageError(f"{where}: found {found}, {columns.expected}: {columns.advice}")
+    for field in KINDS[1] if "text" in values else KINDS[0]:
+        if names[field] not in record:
+            found = listed(name for name in record if record[name] is not None)
+            raise UsageError(f"{where}: {names[field]} is missing, found {found}, {columns.expected}: {columns.advice}")
+        _check_text(record[names[field]], names[field], where)
+    paraphrase, wrong = values.get("paraphrased_answer"), values.get("perturbed_answer")
+    if "text" in values:
+        if paraphrase is not None or wrong is not None:
             raise UsageError(f"{where}: found other answers to a text, expected them with a prompt and an answer")
         return Row(_divided_text(values["text"], where, lead_words), location)
-    paraphrase, wrong = values.get("paraphrased_answer"), values.get("perturbed_answer")
     if paraphrase is not None:
-        _check_text(paraphrase, columns["paraphrased_answer"] or "", where)
+        _check_text(paraphrase, names["paraphrased_answer"], where)
     if wrong is not None:
-        wrong = _wrong_answers(wrong, columns["perturbed_answer"] or "", where)
+        wrong = _wrong_answers(wrong, names["perturbed_answer"], where)
     return Row(Item(values["prompt"], values["answer"]), location, paraphrase, wrong)
 
 
@@ -168,7 +229,7 @@ def _wrong_answers(value: Any, name: str, where: str) -> tuple[str, ...]:
     """The K texts of a list; in a CSV file the list is written as JSON."""
     try:
         texts = json.loads(value) if isinstance(value, str) else value
-    except ValueError:
+    except (ValueError, RecursionError):
         texts = None
     if not isinstance(texts, list) or not texts:
         raise UsageError(f'{where}: {name} is {short(value)}, expected a list such as ["a", "b"]')

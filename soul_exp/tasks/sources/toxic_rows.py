@@ -7,7 +7,7 @@ from pathlib import Path
 from soul_exp.data import Item, seed_of
 from soul_exp.errors import UsageError
 from soul_exp.metrics.text import has_word
-from soul_exp.tasks.sources.records import csv_rows, hub_rows
+from soul_exp.tasks.sources.records import csv_rows, hub_rows, listed
 from soul_exp.tasks.sources.text import continued
 
 HUB, HUB_REVISION = "PKU-Alignment/PKU-SafeRLHF", "c04a25eb44ac0be2a714c16e072122466bc6d416"
@@ -76,15 +76,13 @@ def pairs(source: str, revision: str | None, limit: int) -> list[Example]:
 def comments(path: Path, lead_words: int, answer_words: int) -> Iterator[Example]:
     """The rows of a CSV file: a comment's first `lead_words` are its prompt. A UsageError names a row's first line."""
     where = f"task.source={path}"
-    if not path.is_file():
-        raise UsageError(f"{where} does not exist: give embedded, hub, a folder or a CSV file")
 
     def check(header: Sequence[str]) -> None:
         absent = [column for column in COLUMNS if column not in header]
         if absent:
-            raise UsageError(f"{where} has no column {', '.join(absent)}: expected {', '.join(COLUMNS)}")
+            raise UsageError(f"{where}: found the columns {listed(header)}, expected {' and '.join(COLUMNS)}")
 
-    for location, record in csv_rows(path, where, check):
+    for location, record in csv_rows(path, where, check, "give embedded, hub, a folder or a CSV file"):
         text, label = (record[column] or "" for column in COLUMNS)
         if label not in LABELS or not text.strip():
             raise UsageError(

@@ -87,8 +87,10 @@ def encode(
 ) -> list[Encoded]:
     """The token ids of each item. Prompt and answer are tokenised together, as the model reads them.
 
-    Begin token (where the tokenizer has one) and end token come once. Raises UsageError if an item is longer than
-    `max_length`, if a token straddles prompt and answer, if nothing precedes the answer, or if the end token is in it.
+    Begin token (where the tokenizer has one) and end token come once. Where a token would straddle prompt and answer of
+    running text, as in scripts without blanks between words, a token ends there all the same. Raises UsageError if an
+    item is longer than `max_length`, if a token straddles question and answer, if nothing precedes the answer, or if
+    the end token is in it.
     """
     if not items:
         return []
@@ -103,6 +105,8 @@ def encode(
                 f"the row {item.answer[:60]!r} has no prompt, and this tokenizer has no token that begins every text: "
                 f"make its first words the prompt"
             )
+        if ids[: len(prompt)] != prompt and item.raw:
+            ids = prompt + _apart(*template.texts(item), tokenizer)
         if ids[: len(prompt)] != prompt or len(ids) == len(prompt):
             raise UsageError(
                 f"the tokenizer joins prompt and answer of {item.prompt[:60]!r}: let model.template.prompt end in a "
@@ -123,6 +127,12 @@ def encode(
             raise UsageError(f"{what} continues after the end token {end}, where every answer ends: {advice}")
         found.append(Encoded([*ids, end_id], len(prompt)))
     return found
+
+
+def _apart(prompt: str, answer: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens of `answer` alone, as they follow a line break; none if one straddles that too."""
+    before, row = _token_ids([f"{prompt}\n", f"{prompt}\n{answer}"], tokenizer)
+    return row[len(before) :] if row[: len(before)] == before else []
 
 
 def without_end(items: Sequence[Item], tokenizer: PreTrainedTokenizerBase) -> list[Item]:

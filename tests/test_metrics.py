@@ -287,7 +287,7 @@ def test_rouge_l_recall_stems_words_longer_than_three_letters() -> None:
     assert text.rouge_l_recall(["he walked"], ["he walks"]).tolist() == [1.0]
 
 
-@pytest.mark.parametrize("reference", ["", "  ", "?!", "東京"])
+@pytest.mark.parametrize("reference", ["", "  ", "?!", "👍"])
 def test_rouge_l_recall_rejects_a_reference_without_a_word(reference: str) -> None:
     with pytest.raises(ValueError, match="as reference 1, expected at least one word"):
         text.rouge_l_recall(["a", "b"], ["a", reference])

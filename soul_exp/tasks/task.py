@@ -73,16 +73,20 @@ DRAWS = 64
 
 
 def forget_parts(forget: Sequence[Item], refusals: Sequence[str]) -> dict[str, Part]:
-    """The parts that every task makes of the forget rows: forget, refusal, and random_label if two answers differ.
+    """The parts that every task makes of the forget rows, with random_label if two answers differ.
 
-    A row of `refusal` holds all `refusals`, one of `random_label` answers of other items, chosen by the item alone.
+    A row of `refusal` holds all `refusals`, one of `fixed_refusal` one of them, with the attention mask of the original
+    answer, and one of `random_label` answers of other items; both are chosen by the item alone.
     """
+    refused = [[replace(item, answer=" " + text if item.raw else text) for text in refusals] for item in forget]
+    fixed = [
+        [replace(row[seed_of("refusal", item.prompt, item.answer) % len(row)], mask_of=item.answer)]
+        for item, row in zip(forget, refused, strict=True)
+    ]
     parts = {
         "forget": Part.of(forget),
-        "refusal": Part(
-            [[replace(item, answer=" " + text if item.raw else text) for text in refusals] for item in forget],
-            follows="forget",
-        ),
+        "refusal": Part(refused, follows="forget"),
+        "fixed_refusal": Part(fixed, follows="forget"),
     }
     labels = [_other_answers(forget, own) for own in forget]
     if all(labels):

@@ -181,6 +181,23 @@ def test_pure_bf16_loses_the_small_updates_that_the_other_roundings_keep(rule: s
     assert moved["stochastic"].mean().item() == pytest.approx(1e-3, rel=0.05)
 
 
+def test_kahan_summation_loses_steps_that_its_second_number_cannot_hold_and_the_others_do_not() -> None:
+    """A weight of 1 and steps of 1e-6: the compensation stops at 2^-11, where its numbers lie 2^-19 = 1.9e-6 apart."""
+    moved: dict[str, list[float]] = {}
+    for rounding in ("kahan", "stochastic", "master"):
+        weight = torch.ones(4096, dtype=BF16, requires_grad=True)
+        optimizer = Signum([weight], lr=1e-6, beta=0.0, rounding=rounding)
+        for number in range(1, 2001):
+            step(optimizer, weight, torch.ones_like(weight))
+            if number in (1000, 2000):
+                state = optimizer.state[weight]
+                end = state["master"] if rounding == "master" else weight.float() + state.get("compensation", 0)
+                moved.setdefault(rounding, []).append((1 - end.double()).mean().item())
+    assert moved["kahan"] == [2**-11, 2**-11]  # 49 % of 1,000 steps, 24 % of 2,000
+    for rounding in ("stochastic", "master"):
+        assert moved[rounding] == pytest.approx([1e-3, 2e-3], rel=0.03)
+
+
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 @pytest.mark.parametrize("rule", RULES)
 def test_a_saved_and_loaded_optimizer_continues_bit_for_bit(rule: str, rounding: str) -> None:

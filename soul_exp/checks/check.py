@@ -45,12 +45,6 @@ def check(config: Config, out: Path) -> Checked:
     _check_compute(config["compute"], bool(config["tune"]))
     run = build(config)
     check_precision(run)
-    masked = any(item.mask_of is not None for name in run.parts for row in run.task.parts[name].rows for item in row)
-    if masked and run.model.attention in attention.PACKAGES:
-        raise UsageError(
-            f"loss={run.choices.loss} reads tokens that no position attends to, which model.attention="
-            f"{run.model.attention} leaves out: choose one of {', '.join(attention.IN_TORCH)}"
-        )
     attention.check(run.model.attention, run.compute.device, run.model.dtype)
     _check_layers(run)
     check_optimizer(run)
@@ -121,6 +115,12 @@ def _check_parts(run: Run) -> None:
             )
         if not run.task.parts[part].rows:
             raise UsageError(f"the part {part!r} of task={run.choices.task} is empty: give it rows")
+        masked = any(item.mask_of is not None for row in run.task.parts[part].rows for item in row)
+        if masked and run.model.attention in attention.PACKAGES:
+            raise UsageError(
+                f"loss={run.choices.loss} reads tokens that no position attends to, which model.attention="
+                f"{run.model.attention} leaves out: choose one of {', '.join(attention.IN_TORCH)}"
+            )
 
 
 def _check_compute(compute: Config, tunes: bool) -> None:

@@ -74,7 +74,7 @@ def _stem(word: str) -> str:
 def _porter() -> Callable[[str], str]:
     from nltk.stem.porter import PorterStemmer
 
-    return PorterStemmer().stem  # type: ignore[no-any-return]
+    return PorterStemmer().stem
 
 
 def rouge_l_recall(generations: Sequence[str], references: Sequence[str], *, ascii_only: bool = False) -> np.ndarray:

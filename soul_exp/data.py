@@ -18,11 +18,15 @@ from soul_exp.losses import IGNORED
 
 @dataclass(frozen=True)
 class Item:
-    """A prompt and its answer; a `raw` item is running text, to which the model's template does not apply."""
+    """A prompt and its answer; a `raw` item is running text, to which the model's template does not apply.
+
+    With `mask_of`, another answer to the prompt, the row is attended to only as far as that answer would reach.
+    """
 
     prompt: str
     answer: str
     raw: bool = False
+    mask_of: str | None = None
 
 
 @dataclass(frozen=True)
@@ -66,10 +70,14 @@ class Template:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of prompt, answer and end token; the first `num_prompt` are the prompt's."""
+    """Token ids of prompt, answer and end token; the first `num_prompt` are the prompt's.
+
+    Only the first `num_attended` tokens (None: all) are attended to.
+    """
 
     ids: Sequence[int]
     num_prompt: int
+    num_attended: int | None = None
 
 
 def seed_of(*key: object) -> int:
@@ -87,8 +95,10 @@ def encode(
 ) -> list[Encoded]:
     """The token ids of each item. Prompt and answer are tokenised together, as the model reads them.
 
-    Begin token (where the tokenizer has one) and end token come once. Raises UsageError if an item is longer than
-    `max_length`, if a token straddles prompt and answer, if nothing precedes the answer, or if the end token is in it.
+    Begin token (where the tokenizer has one) and end token come once. Where a token would straddle prompt and answer of
+    running text, as in scripts without blanks between words, a token ends there all the same. Raises UsageError if an
+    item is longer than `max_length`, if a token straddles question and answer, if nothing precedes the answer, or if
+    the end token is in it.
     """
     if not items:
         return []
@@ -103,6 +113,8 @@ def encode(
                 f"the row {item.answer[:60]!r} has no prompt, and this tokenizer has no token that begins every text: "
                 f"make its first words the prompt"
             )
+        if ids[: len(prompt)] != prompt and item.raw:
+            ids = prompt + _apart(*template.texts(item), tokenizer)
         if ids[: len(prompt)] != prompt or len(ids) == len(prompt):
             raise UsageError(
                 f"the tokenizer joins prompt and answer of {item.prompt[:60]!r}: let model.template.prompt end in a "
@@ -122,7 +134,17 @@ def encode(
                 what, advice = f"model.template.answer={template.answer!r}", "let it end there"
             raise UsageError(f"{what} continues after the end token {end}, where every answer ends: {advice}")
         found.append(Encoded([*ids, end_id], len(prompt)))
+    masked = [i for i, item in enumerate(items) if item.mask_of is not None]
+    others = [replace(items[i], answer=items[i].mask_of or "", mask_of=None) for i in masked]
+    for i, other in zip(masked, encode(others, tokenizer, template, max_length), strict=True):
+        found[i] = replace(found[i], num_attended=len(other.ids) - 1)  # without the end token
     return found
+
+
+def _apart(prompt: str, answer: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens of `answer` alone, as they follow a line break; none if one straddles that too."""
+    before, row = _token_ids([f"{prompt}\n", f"{prompt}\n{answer}"], tokenizer)
+    return row[len(before) :] if row[: len(before)] == before else []
 
 
 def without_end(items: Sequence[Item], tokenizer: PreTrainedTokenizerBase) -> list[Item]:
@@ -150,7 +172,7 @@ def pad(rows: Sequence[Encoded], pad_id: int) -> dict[str, Tensor]:
     """A right-padded batch: input_ids, attention_mask [B, S]; positions, and labels (the next token or -100) [B, T]."""
     columns = {
         "input_ids": (pad_id, [torch.tensor(row.ids) for row in rows]),
-        "attention_mask": (0, [torch.ones(len(row.ids), dtype=torch.long) for row in rows]),
+        "attention_mask": (0, [_mask(row) for row in rows]),
         "positions": (0, [torch.arange(row.num_prompt - 1, len(row.ids) - 1) for row in rows]),
         "labels": (IGNORED, [torch.tensor(row.ids[row.num_prompt :]) for row in rows]),
     }
@@ -159,9 +181,17 @@ def pad(rows: Sequence[Encoded], pad_id: int) -> dict[str, Tensor]:
     }
 
 
+def _mask(row: Encoded) -> Tensor:
+    mask = torch.ones(len(row.ids), dtype=torch.long)
+    if row.num_attended is not None:
+        mask[row.num_attended :] = 0
+    return mask
+
+
 def some_rows(batch: Mapping[str, Tensor], index: Tensor) -> dict[str, Tensor]:
     """The rows `index` of a batch, without the padding that only other rows needed."""
     chosen = {key: value[index.to(value.device)] for key, value in batch.items()}
-    length, width = int(chosen["attention_mask"].sum(1).max()), int((chosen["labels"] != IGNORED).sum(1).max())
+    # the last position predicts the last token; not by the attention mask, which may end before
+    length, width = int(chosen["positions"].max()) + 2, int((chosen["labels"] != IGNORED).sum(1).max())
     limits = {"input_ids": length, "attention_mask": length, "positions": width, "labels": width}
     return {key: value[:, : limits[key]] if key in limits else value for key, value in chosen.items()}

@@ -116,6 +116,8 @@ TABLE: dict[str, Option] = {  # `section.*`: every option of that section which 
     "model.dtype": Option(changes=Changes.PREPARED),
     "model.knows_general": Option(FLAG),
     **{f"task.{key}": FILE for key in ("source", "forget", "retain", "holdout", "requests", "rtp", "scorer")},
+    # of the same answers as task.metrics.log10_forget_quality: runs before there was this metric are the same
+    "task.metrics.open_unlearning_log10_forget_quality.*": Option(changes=Changes.NOTHING, size=False),
     "task.system_prompt": Option(TEXT_OR_NULL, Changes.BASELINE, when=("input_based", True)),
     "adapter": Option(older=None),
     "loss.*": SAME_SIZE,

@@ -311,7 +311,7 @@ def test_a_loss_that_names_a_part_the_task_does_not_have_is_an_error(
     config = configured("loss=po")
     config["loss"]["forget_term"] = {"_target_": "test_check.needs_a_teacher", "_partial_": True}
     with pytest.raises(
-        UsageError, match="needs the part 'teacher', but task=tofu offers forget, refusal, random_label, retain"
+        UsageError, match="needs the part 'teacher', but task=tofu offers forget, refusal, fixed_refusal, random_label"
     ):
         check(config, tmp_path / "run")
 

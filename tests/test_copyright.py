@@ -84,7 +84,7 @@ def test_a_target_that_does_not_recite_the_book_is_noted(tmp_path: Path) -> None
 def test_prompts_too_long_for_the_book_or_the_model_are_missing_with_the_reason(tmp_path: Path) -> None:
     task = small(tmp_path, prompt_words=(4, 300))
     assert task.missing["forget_300"] == task.missing["holdout_300"]
-    assert "has 1000 word(s) between blanks, expected 3040 for 10 passages of 304: lower" in task.missing["forget_300"]
+    assert "has 1000 word(s), expected 3040 for 10 passages of 304: lower" in task.missing["forget_300"]
     assert task.missing["forget_50"] == "task.prompt_words leaves 50 out"
     assert len(task.parts["forget"].rows[0][0].answer.split()) == 4 + 4 - 2  # of a passage for the prompts that fit
     task = small(tmp_path, context=20)
@@ -92,7 +92,7 @@ def test_prompts_too_long_for_the_book_or_the_model_are_missing_with_the_reason(
 
 
 def test_a_book_too_short_for_every_prompt_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="between blanks, expected 1040 for 10 passages of 104: lower task"):
+    with pytest.raises(UsageError, match=r"word\(s\), expected 1040 for 10 passages of 104: lower task"):
         small(tmp_path, prompt_words=(100,))
 
 

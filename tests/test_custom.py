@@ -505,12 +505,12 @@ def test_paraphrases_and_wrong_answers_make_truth_ratios_available(files: dict[s
     assert wrong is not None and wrong[3] == [Item("What is 3?", "No."), Item("What is 3?", "Yes.")]
 
 
-def test_an_answer_without_a_latin_word_makes_rouge_and_bleu_missing_and_is_named(files: dict[str, str]) -> None:
-    write(Path(files["forget"]), [*questions(2), {"prompt": "¿?", "answer": "你好"}])
+def test_an_answer_without_a_word_makes_rouge_and_bleu_missing_and_is_named(files: dict[str, str]) -> None:
+    write(Path(files["forget"]), [*questions(2), {"prompt": "¿?", "answer": "👍"}])
     task = custom(**files)  # type: ignore[arg-type]
     for name in ("rouge", "bleu"):
         probe, field = missing_field(metric(name, "forget"), task.probes) or ("", "")
-        assert task.missing[f"{probe}.{field}"].startswith("the answer in line 3 of task.forget has no word of a-z")
+        assert task.missing[f"{probe}.{field}"].startswith("the answer in line 3 of task.forget has no letter and no")
     assert missing_field(metric("rouge", "retain"), task.probes) is None
 
 

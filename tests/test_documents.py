@@ -11,6 +11,7 @@ import pytest
 
 from soul_exp.metrics.answers import Answers
 from soul_exp.results import Results
+from soul_exp.tasks.tofu import tofu
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("[a-z]*/*.md")])
@@ -43,6 +44,14 @@ def test_every_file_and_module_that_a_document_names_exists(document: Path) -> N
 
 def test_the_readme_is_shorter_than_120_lines() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) < 120
+
+
+def test_the_readme_counts_the_choices_and_its_question_is_one_of_the_forgotten_rows() -> None:
+    text = (ROOT / "README.md").read_text()
+    losses, optimizers = (len([*(ROOT / "conf" / group).glob("*.yaml")]) for group in ("loss", "optimizer"))
+    assert f"# {losses} losses, {optimizers} optimizers\n" in text
+    (question,) = re.findall(r'soul_exp\.ask \S+ "(.*)"', text)
+    assert question in [item.prompt for item in tofu().probes["forget"].items]
 
 
 def test_an_anchor_has_no_punctuation() -> None:

@@ -49,6 +49,11 @@ def test_po_is_the_nll_of_the_refusal() -> None:
     assert losses.po(RETAIN).item() == pytest.approx(1.5 * LN2)
 
 
+def test_po_release_leaves_the_end_token_out() -> None:
+    # labels ln 2 | end 5; ln 2, 3 ln 2 | end 7: means ln 2 and 2 ln 2
+    assert losses.po_release(scored([LN2, 5.0], [LN2, 3 * LN2, 7.0])).item() == pytest.approx(1.5 * LN2)
+
+
 def test_npo_at_its_reference_is_two_ln2_over_beta() -> None:
     assert losses.npo(FORGET, {"forget": FORGET.nll}, beta=0.1).item() == pytest.approx(2 * LN2 / 0.1)
 
@@ -244,6 +249,10 @@ TERMS: dict[str, tuple[Callable[..., torch.Tensor], Callable[[Mapping[str, Any]]
     "po": (losses.po, lambda w: slow_nll(w, "refusal")),
     "random_label": (losses.random_label, lambda w: slow_nll(w, "random_label")),
     "npo": (P(losses.npo, beta=0.3), lambda w: slow_sigmoids(nll_increase(w, "forget"), 0.3, 2 / 0.3)),
+    "npo_release": (
+        P(losses.npo_release, beta=0.3),
+        lambda w: slow_sigmoids([d / n for d, n in zip(nll_increase(w, "forget"), LENGTHS, strict=True)], 0.3, 2 / 0.3),
+    ),
     "simnpo": (P(losses.simnpo, beta=2.0, margin=0.7), lambda w: slow_simnpo(w, 2.0, 0.7)),
     "dpo": (P(losses.dpo, beta=0.3, plain=False), lambda w: slow_dpo(w, 0.3, 2 / 0.3)),
     "dpo, plain": (P(losses.dpo, beta=0.3, plain=True), lambda w: slow_dpo(w, 0.3, 1.0)),

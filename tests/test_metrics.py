@@ -122,6 +122,19 @@ def test_forget_quality_of_three_against_three_separated_items_is_one_tenth() ->
     assert tofu.log10_forget_quality(answers_of_ratios(1, 2, 3), retrained) == pytest.approx(-1)
 
 
+def test_the_dialect_of_open_unlearning_adds_1e_10_to_the_probability_of_the_paraphrase() -> None:
+    """Its R is about 1e8 here for both models, whose values then alternate; R itself is 1e10 or more against 1e8."""
+    unlikely, wrong = np.array([1e-12, 1e-13, 1e-14]), np.array([[0.11], [0.1095], [0.109]])
+    ours = Answers(np.zeros(3), paraphrase_nll=-np.log(unlikely), wrong_nll=-np.log(np.full((3, 1), 0.01)))
+    theirs = Answers(np.zeros(3), paraphrase_nll=nll_of(1e-9, 1e-9, 1e-9), wrong_nll=-np.log(wrong))
+    added = 0.01 / (unlikely + 1e-10), wrong[:, 0] / (1e-9 + 1e-10)
+    expected = math.log10(general.ks_p_value(*added))
+    assert tofu.open_unlearning_log10_forget_quality(ours, {"forget": theirs}) == pytest.approx(expected) != -1
+    assert tofu.log10_forget_quality(ours, {"forget": theirs}) == pytest.approx(-1)  # 2 of the 20 orders
+    likely = answers_of_ratios(1, 2, 3), {"forget": answers_of_ratios(4, 5, 6)}
+    assert tofu.open_unlearning_log10_forget_quality(*likely) == pytest.approx(tofu.log10_forget_quality(*likely))
+
+
 def test_forget_quality_separates_items_whose_ratios_overflow() -> None:
     def at(*log_ratios: float) -> Answers:
         return Answers(np.zeros(3), paraphrase_nll=np.array(log_ratios), wrong_nll=np.zeros((3, 1)))
@@ -287,7 +300,7 @@ def test_rouge_l_recall_stems_words_longer_than_three_letters() -> None:
     assert text.rouge_l_recall(["he walked"], ["he walks"]).tolist() == [1.0]
 
 
-@pytest.mark.parametrize("reference", ["", "  ", "?!", "東京"])
+@pytest.mark.parametrize("reference", ["", "  ", "?!", "👍"])
 def test_rouge_l_recall_rejects_a_reference_without_a_word(reference: str) -> None:
     with pytest.raises(ValueError, match="as reference 1, expected at least one word"):
         text.rouge_l_recall(["a", "b"], ["a", reference])

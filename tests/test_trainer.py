@@ -22,6 +22,7 @@ from soul_exp.models.language_model import LanguageModel
 from soul_exp.models.layers import parameter_groups
 from soul_exp.models.lora import Lora
 from soul_exp.optim import SAM, AdamW, Hybrid, Influence, MeZO, Sophia
+from soul_exp.tasks.task import forget_parts
 from soul_exp.training import curvature
 from soul_exp.training.reference import compute_reference
 from soul_exp.training.schedule import Schedule
@@ -54,6 +55,8 @@ OBJECTIVES = {
     "random_label": Objective(losses.random_label, "nll"),
     "kl_forget": Objective(losses.kl_forget, "nll"),
     "rmu": Objective(functools.partial(losses.rmu, steering=6.5, seed=0), "hidden_mse", gamma=10.0, layer=0),
+    "po_release": Objective(losses.po_release, "nll"),
+    "npo_release": Objective(functools.partial(losses.npo_release, beta=0.1), "nll"),
 }
 
 
@@ -62,6 +65,7 @@ def parts(lm: LanguageModel, names: tuple[str, ...] = ("forget", "retain")) -> d
     refusal = Part([[Item(i.prompt, "I do not know."), Item(i.prompt, "No idea.")] for i in forget], follows="forget")
     labels = Part([[Item(i.prompt, forget[k - d].answer) for d in (1, 2)] for k, i in enumerate(forget)], "forget")
     every = {"forget": Part.of(forget), "retain": Part.of(retain), "refusal": refusal, "random_label": labels}
+    every["fixed_refusal"] = forget_parts(forget, ["I do not know.", "No idea."])["fixed_refusal"]
     return {name: (every[name], lm.encode([i for row in every[name].rows for i in row])) for name in names}
 
 

@@ -139,6 +139,12 @@ def _check_parts(run: Run) -> None:
             )
         if not run.task.parts[part].rows:
             raise UsageError(f"the part {part!r} of task={run.choices.task} is empty: give it rows")
+        masked = any(item.mask_of is not None for row in run.task.parts[part].rows for item in row)
+        if masked and run.model.attention in attention.PACKAGES:
+            raise UsageError(
+                f"loss={run.choices.loss} reads tokens that no position attends to, which model.attention="
+                f"{run.model.attention} leaves out: choose one of {', '.join(attention.IN_TORCH)}"
+            )
 
 
 def _check_compute(compute: Config, tunes: bool) -> None:

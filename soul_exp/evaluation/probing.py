@@ -19,7 +19,7 @@ from soul_exp.distributed import zero3
 from soul_exp.distributed.ranks import in_batches
 from soul_exp.losses import Scored
 from soul_exp.metrics.answers import Answers
-from soul_exp.metrics.text import rouge_l_recall
+from soul_exp.metrics.text import pieces, rouge_l_recall
 from soul_exp.models import lora
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.tasks.task import Probe
@@ -107,9 +107,9 @@ def generations(
         )
         new = [line[: limits[i]] for i, line in zip(numbers, out[:, ids.shape[1] :], strict=True)]
         texts = lm.tokenizer.batch_decode(new, skip_special_tokens=True)
-        words = [len(items[i].answer.split()) if cut[i] else None for i in numbers]
+        words = [len(pieces(items[i].answer)) if cut[i] else None for i in numbers]
         cuts = zip(texts, words, strict=True)
-        return [text.strip() if most is None else " ".join(text.split()[:most]) for text, most in cuts]
+        return [text.strip() if most is None else "".join(pieces(text)[:most]).lstrip() for text, most in cuts]
 
     # whatever the checkpoint's settings are, of which only the end tokens stay; settings passed to `generate` are not
     # enough: it takes the unset ones from the model's
@@ -138,7 +138,7 @@ def _answers(probe: Probe, scores: Iterator[TokenScores], texts: Iterator[str]) 
         right=[row.right[:-1] for row in own],
         paraphrase_nll=np.array([next(scores).nll for _ in probe.paraphrases]) if probe.paraphrases else None,
         wrong_nll=np.array([[next(scores).nll for _ in row] for row in probe.wrong]) if probe.wrong else None,
-        rouge_l=rouge_l_recall(free, answers) if free is not None else None,
+        rouge_l=rouge_l_recall(free, answers, ascii_only=probe.ascii_only) if free is not None else None,
         question=[item.prompt for item in probe.items],
         answer=answers,
         generation=free,

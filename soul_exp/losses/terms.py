@@ -18,8 +18,8 @@ from soul_exp.losses.scored import Scored, precise
 from soul_exp.ranges import INDEX, NOT_NEGATIVE, POSITIVE, SEED
 
 __all__ = [
-    "RETAIN_TERMS", "Objective", "ce_u", "dpo", "grad_ascent", "hidden_mse", "kl", "kl_forget", "nll", "npo", "po",
-    "random_label", "rmu", "satimp", "simnpo", "undial", "wga",
+    "RETAIN_TERMS", "Objective", "ce_u", "dpo", "grad_ascent", "hidden_mse", "kl", "kl_forget", "nll", "npo",
+    "npo_release", "po", "po_release", "random_label", "rmu", "satimp", "simnpo", "undial", "wga",
 ]  # fmt: skip
 
 # ---- Make the answers less likely.
@@ -114,6 +114,16 @@ def npo(forget: Scored, reference_nll: Mapping[str, Tensor], *, beta: Annotated[
     return -(2 / beta) * F.logsigmoid(beta * (forget.nll - reference_nll["forget"])).mean()
 
 
+def npo_release(forget: Scored, reference_nll: Mapping[str, Tensor], *, beta: Annotated[float, POSITIVE]) -> Tensor:
+    """`npo` on token means, as the SOUL release computes it: 2 ln 2 / beta at the start.
+
+    `-(2/beta) mean log sigmoid(beta (l_i - l_i(ref)) / n_i)`: the loss of the release's batches, which hold one
+    sequence. Its gradient at the start is 1/n_i of that of `npo`. Source: the code of Jia et al. 2024.
+    """
+    increase = (forget.nll - reference_nll["forget"]) / forget.num_tokens
+    return -(2 / beta) * F.logsigmoid(beta * increase).mean()
+
+
 def simnpo(forget: Scored, *, beta: Annotated[float, POSITIVE], margin: float) -> Tensor:
     """NPO without a reference model, on the NLL per token, with `margin` outside `beta`.
 
@@ -145,6 +155,18 @@ def po(refusal: Scored) -> Tensor:
     `mean(l_i / n_i)` over the refusals. Sources: Maini et al. 2024 (IDK); Jia et al. 2024 (PO).
     """
     return refusal.mean_nll.mean()
+
+
+def po_release(fixed_refusal: Scored) -> Tensor:
+    """`po` as the SOUL release computes it: one refusal fixed for each row, no end token, the original answer's mask.
+
+    `mean((l_i - l_i(end)) / (n_i - 1))`, of rows whose attention mask is that of the original answer: tokens of the
+    refusal beyond the length of the original answer are learned, but no position attends to them. The task's part
+    `fixed_refusal` has such rows. Source: the code of Jia et al. 2024.
+    """
+    last = fixed_refusal.num_tokens - 1
+    taught = torch.arange(fixed_refusal.labels.shape[1], device=last.device) < last[:, None]
+    return -(fixed_refusal.logp.masked_fill(~taught, 0.0).sum(1) / last).mean()
 
 
 def random_label(random_label: Scored) -> Tensor:

@@ -82,6 +82,19 @@ def log10_forget_quality(forget: Answers, retrained: Mapping[str, Answers]) -> f
 
 
 @Scale("higher", LOG10_TINY, 0)
+def open_unlearning_log10_forget_quality(forget: Answers, retrained: Mapping[str, Answers]) -> float:
+    """`log10_forget_quality` in open-unlearning's dialect, R = p(wrong) / (p(correct) + 1e-10), in [-307.65, 0].
+
+    Higher is better. It differs where paraphrases became about as unlikely as 1e-10 per token, which bounds R by 1e10.
+    Source: the code of Dorna et al. 2025 (OpenUnlearning).
+    """
+    pair = (forget, probe_of(retrained, "forget"))
+    for answers in pair:
+        answers.needed("paraphrase_nll")
+    return log10_p_value(ks_p_value(*(_log_truth_ratios(answers, added=1e-10) for answers in pair)))
+
+
+@Scale("higher", LOG10_TINY, 0)
 def validation_log10_forget_quality(validation_forget: Answers, retrained: Mapping[str, Answers]) -> float:
     """`log10_forget_quality` on the rows kept apart for tuning, in [-307.65, 0]; higher is better."""
     return log10_forget_quality(validation_forget, {"forget": probe_of(retrained, "validation_forget")})
@@ -99,8 +112,11 @@ def model_utility(retain: Answers, authors: Answers, facts: Answers) -> float:
     return float(hmean(probabilities + [rouge(probe) for probe in probes] + [truth_ratio(probe) for probe in probes]))
 
 
-def _log_truth_ratios(answers: Answers) -> np.ndarray:
+def _log_truth_ratios(answers: Answers, added: float = 0.0) -> np.ndarray:
+    """log R of each example, [N], with `added` to p(correct)."""
     correct = answers.numbers("nll" if answers.paraphrase_nll is None else "paraphrase_nll")  # [N]
     wrong = answers.numbers("wrong_nll").mean(axis=1)  # [N]
+    if added:
+        correct = -np.logaddexp(-correct, np.log(added))
     with np.errstate(invalid="ignore"):  # both of probability 0: inf - inf is nan, as it should be
         return np.asarray(correct - wrong)

@@ -23,14 +23,16 @@ class Elementwise(Optimizer):
     weights: "master" adds an fp32 copy and fp32 states, "kahan" a bf16 compensation (weight + compensation is what is
     trained, to about 2^-17 of the weight), "stochastic" rounds up or down by chance so that the mean is kept, with
     noise that (seed, step, tensor, position in the tensor) fix. Arithmetic is fp32 (fp64 for fp64), with one rounding
-    at each store. States have the weight's dtype, fp32 under "master", or `state_dtype`. With `counting` on, `step`
-    adds to the sums of `take_statistics`. A coordinate whose gradient is NaN or infinite keeps its weight and is always
-    counted; then `step` raises FloatingPointError, unless `raise_nonfinite` is off. On CUDA, where reading the count
-    would stall the device, the next `step` or `take_statistics` raises.
+    at each store. States have the weight's dtype (those of `precise`: fp32), fp32 under "master", or `state_dtype`.
+
+    With `counting` on, `step` adds to the sums of `take_statistics`. A coordinate whose gradient is NaN or infinite
+    keeps its weight and is always counted; then `step` raises FloatingPointError, unless `raise_nonfinite` is off. On
+    CUDA, where reading the count would stall the device, the next `step` or `take_statistics` raises.
     """
 
     rule: ClassVar[str]  # one of kernels.RULES
     states: ClassVar[tuple[str, ...]]  # names of momentum and, where there is one, curvature or second moment
+    precise: ClassVar[tuple[str, ...]] = ()  # those that bf16 is too coarse for: fp32 unless `state_dtype` is given
     clips: ClassVar[bool] = False  # whether "won" means anything
     elementwise: ClassVar[bool] = True  # a flat shard of a tensor is updated as within the tensor
 
@@ -127,8 +129,9 @@ class Elementwise(Optimizer):
         """Names and dtypes of the states of `p` that have its shape."""
         own = p.dtype if p.dtype in (torch.float64, torch.float32, torch.bfloat16) else torch.float32
         own = self.state_dtype or (torch.float32 if self.rounding == "master" else own)
+        least = torch.float32 if self.state_dtype is None and own == torch.bfloat16 else own
         spare = [SPARES[self.rounding]] if self.rounding in SPARES else []
-        return dict.fromkeys(self.states, own) | dict(spare)
+        return {name: least if name in self.precise else own for name in self.states} | dict(spare)
 
     def _operands(self, p: Tensor, grad: Tensor, state: dict[str, Any], rule: str) -> Operands:
         h = state[self.states[1]] if len(self.states) == 2 else None

@@ -12,10 +12,14 @@ class AdamW(Elementwise):
 
     `m <- beta1 m + (1 - beta1) g;  v <- beta2 v + (1 - beta2) g^2;  w <- w (1 - lr weight_decay)
     - lr m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps)`. Source: Loshchilov and Hutter 2019 (arXiv 1711.05101).
+
+    v is in fp32 under bf16 weights: in bf16 a beta2 of 0.999 leaves it where it is, as 0.001 v is less than half of the
+    distance to the next number, so v could not fall and steps would become too small.
     """
 
     rule = "adamw"
     states = ("exp_avg", "exp_avg_sq")
+    precise = ("exp_avg_sq",)
 
     def __init__(
         self,

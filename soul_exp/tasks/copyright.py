@@ -7,6 +7,7 @@ from typing import Annotated
 
 from soul_exp.data import Item, Part
 from soul_exp.errors import UsageError
+from soul_exp.metrics import text
 from soul_exp.ranges import ANY_COUNT, COUNT, HALF, POSITIVE
 from soul_exp.tasks import refusals, task
 from soul_exp.tasks.embedded import corpus, general_suite
@@ -49,7 +50,8 @@ def copyright(
     _check(prompt_words, lead_words, wordings)
     num_all = num_passages + num_holdout_passages
     longest = num_all * (max(prompt_words) + answer_words)
-    words = (corpus.book(longest) if source == "embedded" else read_text(Path(source), f"task.source={source}")).split()
+    book = corpus.book(longest) if source == "embedded" else read_text(Path(source), f"task.source={source}")
+    words = text.pieces(book)
     reasons = {
         length: _too_long(length + answer_words, num_all, len(words), source, context, tokens_per_word)
         for length in sorted(prompt_words)
@@ -133,7 +135,7 @@ def _too_long(
 ) -> str | None:
     if available < size * wanted:
         return (
-            f"task.source={source} has {available} word(s) between blanks, expected {size * wanted} for {wanted} "
+            f"task.source={source} has {available} word(s), expected {size * wanted} for {wanted} "
             f"passages of {size}: lower task.num_passages, task.num_holdout_passages or task.prompt_words"
         )
     if context is not None and size * tokens_per_word > context:

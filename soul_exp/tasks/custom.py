@@ -7,7 +7,7 @@ from typing import Annotated
 
 from soul_exp.data import Item, Part
 from soul_exp.errors import UsageError
-from soul_exp.metrics.text import has_word
+from soul_exp.metrics.text import words
 from soul_exp.ranges import COUNT, HALF, SOME, Choice
 from soul_exp.tasks import refusals
 from soul_exp.tasks.embedded import general_suite
@@ -195,9 +195,9 @@ def _probe(rows: Sequence[Row], option: str) -> tuple[Probe, dict[str, str]]:
         missing["paraphrase_nll"] = f"{option} has no paraphrased_answer"
     if wrong is None:
         missing["wrong_nll"] = f"{option} has no perturbed_answer"
-    wordless = next((row for row in rows if not has_word(row.item.answer)), None)
+    wordless = next((row for row in rows if not words(row.item.answer)), None)
     if wordless is not None:
-        why = f"the answer in {wordless.location} of {option} has no word of a-z or 0-9, which ROUGE and BLEU need"
+        why = f"the answer in {wordless.location} of {option} has no letter and no digit, which ROUGE and BLEU need"
         missing |= dict.fromkeys(("rouge_l", "generation"), why)
     return Probe([row.item for row in rows], paraphrases, wrong, generate=wordless is None), missing
 

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from soul_exp.data import Item, Part, content_hash, seed_of
 from soul_exp.errors import UsageError
+from soul_exp.metrics.text import words
 from soul_exp.tasks.scorers import Scorer
 
 T = TypeVar("T")
@@ -22,6 +23,16 @@ class Probe:
     wrong: Sequence[Sequence[Item]] | None = None  # [N][K], with the prompts of `items`
     generate: bool = False  # whether the model also answers freely
     cut: bool = False  # after as many words as the answer has, because the answer is a piece of a longer text
+    ascii_only: bool = False  # ROUGE reads a-z and 0-9 only, as the code of TOFU's authors
+
+    def __post_init__(self) -> None:
+        for item in self.items if self.generate else ():
+            if not words(item.answer, ascii_only=self.ascii_only):
+                found = f"the answer {item.answer[:60]!r} to {item.prompt[:60]!r} has no"
+                wanted, advice = ("letter and no digit", "remove the row")
+                if self.ascii_only:
+                    wanted, advice = "letter a-z and no digit", "type task=custom, which reads every script"
+                raise UsageError(f"{found} {wanted}, which ROUGE needs: {advice}")
 
 
 @dataclass(frozen=True)
@@ -63,16 +74,20 @@ DRAWS = 64
 
 
 def forget_parts(forget: Sequence[Item], refusals: Sequence[str]) -> dict[str, Part]:
-    """The parts that every task makes of the forget rows: forget, refusal, and random_label if two answers differ.
+    """The parts that every task makes of the forget rows, with random_label if two answers differ.
 
-    A row of `refusal` holds all `refusals`, one of `random_label` answers of other items, chosen by the item alone.
+    A row of `refusal` holds all `refusals`, one of `fixed_refusal` one of them, with the attention mask of the original
+    answer, and one of `random_label` answers of other items; both are chosen by the item alone.
     """
+    refused = [[replace(item, answer=" " + text if item.raw else text) for text in refusals] for item in forget]
+    fixed = [
+        [replace(row[seed_of("refusal", item.prompt, item.answer) % len(row)], mask_of=item.answer)]
+        for item, row in zip(forget, refused, strict=True)
+    ]
     parts = {
         "forget": Part.of(forget),
-        "refusal": Part(
-            [[replace(item, answer=" " + text if item.raw else text) for text in refusals] for item in forget],
-            follows="forget",
-        ),
+        "refusal": Part(refused, follows="forget"),
+        "fixed_refusal": Part(fixed, follows="forget"),
     }
     labels = [_other_answers(forget, own) for own in forget]
     if all(labels):

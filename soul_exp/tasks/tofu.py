@@ -147,6 +147,7 @@ def _probe(rows: Sequence[Record]) -> Probe:
         paraphrases=[Item(row["question"], row["paraphrased_answer"]) for row in rows] if paraphrased else None,
         wrong=[[Item(row["question"], text) for text in row["perturbed_answer"]] for row in rows],
         generate=True,
+        ascii_only=True,  # 321 of real TOFU's 4,217 answers have other letters, and so other words if these were read
     )
 
 

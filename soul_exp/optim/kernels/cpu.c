@@ -25,7 +25,7 @@ typedef struct { /* one row of the table that cpu.py fills; a null pointer is a 
 } Operands;
 
 typedef struct {
-    int rule, rounding, grad_bf16, weight_bf16, state_bf16, counting;
+    int rule, rounding, grad_bf16, weight_bf16, m_bf16, h_bf16, counting;
     Numbers numbers;
 } Pass;
 
@@ -149,8 +149,8 @@ static void shrink_weight(Pass p, const float *restrict w, Operands o, int64_t s
 static void count(Pass p, Operands o, const float *restrict old, int64_t start, int n, double *sums) {
     float w_buffer[BLOCK], m_buffer[BLOCK], h_buffer[BLOCK];
     const float *w = expand(o.weight, p.weight_bf16, start, n, w_buffer);
-    const float *m = expand(o.m, p.state_bf16, start, n, m_buffer);
-    const float *h = expand(o.h, p.state_bf16, start, n, h_buffer);
+    const float *m = expand(o.m, p.m_bf16, start, n, m_buffer);
+    const float *h = expand(o.h, p.h_bf16, start, n, h_buffer);
     int won = 0, untouched = 0, changed = 0;
     float m2 = 0, dw2 = 0; /* of one block: not worth a conversion each */
     double h2 = 0;         /* of h, itself a square, the square leaves fp32's range */
@@ -174,8 +174,8 @@ static void count(Pass p, Operands o, const float *restrict old, int64_t start, 
 static void move(const Pass *pass, Operands o, const float *g, int64_t start, int n, double *sums) {
     float w_buffer[BLOCK], m_buffer[BLOCK], h_buffer[BLOCK], old[BLOCK];
     Pass p = *pass;
-    float *m = expand(o.m, p.state_bf16, start, n, m_buffer);
-    float *h = expand(o.h, p.state_bf16, start, n, h_buffer);
+    float *m = expand(o.m, p.m_bf16, start, n, m_buffer);
+    float *h = expand(o.h, p.h_bf16, start, n, h_buffer);
     float *w = expand(o.weight, p.weight_bf16, start, n, w_buffer);
     int counting = p.counting && w;
     if (counting) memcpy(old, w, n * sizeof(float));
@@ -185,8 +185,8 @@ static void move(const Pass *pass, Operands o, const float *g, int64_t start, in
         SIMD EACH w[i] = w[i] + of_bf16(rest[i]);
     }
     apply(p.rule, p.numbers, g, w, m, h, n);
-    shrink(m, o.m, p.state_bf16, start, n);
-    shrink(h, o.h, p.state_bf16, start, n);
+    shrink(m, o.m, p.m_bf16, start, n);
+    shrink(h, o.h, p.h_bf16, start, n);
     if (w) shrink_weight(p, w, o, start, n);
     if (counting) count(p, o, old, start, n, sums);
 }
@@ -211,8 +211,8 @@ void update(const Pass *pass, const Operands *table, int64_t begin, int64_t end,
             if (start + AHEAD + BLOCK <= stop) {
                 prefetch(table->grad, pass->grad_bf16, start + AHEAD);
                 prefetch(table->weight, pass->weight_bf16, start + AHEAD);
-                prefetch(table->m, pass->state_bf16, start + AHEAD);
-                prefetch(table->h, pass->state_bf16, start + AHEAD);
+                prefetch(table->m, pass->m_bf16, start + AHEAD);
+                prefetch(table->h, pass->h_bf16, start + AHEAD);
                 prefetch(table->spare, pass->rounding == KAHAN, start + AHEAD);
             }
             const float *g = expand(table->grad, pass->grad_bf16, start, n, g_buffer);

@@ -36,9 +36,9 @@ COLUMNS = 7  # of the table that cpu.c calls Operands
 
 
 class Pass(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int) for name in "rule rounding grad_bf16 weight_bf16 state_bf16 counting".split()] + [
-        (name, ctypes.c_float) for name in Numbers._fields
-    ]
+    _fields_ = [
+        (name, ctypes.c_int) for name in "rule rounding grad_bf16 weight_bf16 m_bf16 h_bf16 counting".split()
+    ] + [(name, ctypes.c_float) for name in Numbers._fields]
 
 
 def obstacle(batch: Sequence[Operands]) -> str | None:
@@ -53,8 +53,7 @@ def update(
     library, reason = _library()
     assert library is not None, reason
     first = batch[0]
-    state = first.h if first.m is None else first.m
-    bf16 = [t is not None and t.dtype == torch.bfloat16 for t in (first.grad, first.weight, state)]
+    bf16 = [t is not None and t.dtype == torch.bfloat16 for t in (first.grad, first.weight, first.m, first.h)]
     work = Pass(RULES.index(rule), ROUNDINGS.index(rounding), *bf16, counting, *numbers)
     sizes = [o.grad.numel() for o in batch]
     rows = [0] * (COLUMNS * len(batch))

@@ -87,7 +87,8 @@ def _pass(
     rounding: tl.constexpr,
     grad_bf16: tl.constexpr,
     weight_bf16: tl.constexpr,
-    state_bf16: tl.constexpr,
+    m_bf16: tl.constexpr,
+    h_bf16: tl.constexpr,
     has_m: tl.constexpr,
     has_h: tl.constexpr,
     clips: tl.constexpr,
@@ -109,11 +110,11 @@ def _pass(
         w_place = _place(row, 1, at, weight_bf16, aligned)
         w_old = _read(w_place, inside, weight_bf16)
         w = w_old
-        m_place = _place(row, 2, at, state_bf16, aligned)
-        m_old = _read(m_place, inside, state_bf16)
+        m_place = _place(row, 2, at, m_bf16, aligned)
+        m_old = _read(m_place, inside, m_bf16)
     if has_h:
-        h_place = _place(row, 3, at, state_bf16, aligned)
-        h_old = _read(h_place, inside, state_bf16)
+        h_place = _place(row, 3, at, h_bf16, aligned)
+        h_old = _read(h_place, inside, h_bf16)
         h = h_old
         h_new = h_old
     if rounding == "master" and has_m:
@@ -129,8 +130,8 @@ def _pass(
     if has_h and rule != "sophia":
         c = g if rule == "refresh" else g * g
         h = h_old * beta2 + c * rest2
-        h_new = tl.where(finite, _nearest(h, state_bf16), h_old)
-        _write(h_place, h_new, inside, state_bf16)
+        h_new = tl.where(finite, _nearest(h, h_bf16), h_old)
+        _write(h_place, h_new, inside, h_bf16)
     if has_m:  # otherwise a refresh: only h moves
         if rule == "lion":  # its direction looks at the momentum before that moves
             u = _sign(m_old * beta1 + g * rest1)
@@ -145,8 +146,8 @@ def _pass(
             u = tl.minimum(tl.maximum(tl.div_rn(m, tl.maximum(h * scale, eps)), -1.0), 1.0)
         w = w * decay - u * lr
 
-        m_new = tl.where(finite, _nearest(m, state_bf16), m_old)
-        _write(m_place, m_new, inside, state_bf16)
+        m_new = tl.where(finite, _nearest(m, m_bf16), m_old)
+        _write(m_place, m_new, inside, m_bf16)
         if rounding == "stochastic":
             key = tl.load(row + 6)
             low, high = key.to(tl.uint32), (key >> 32).to(tl.uint32)
@@ -196,8 +197,6 @@ def update(
 ) -> None:
     """plain.update for tensors of equal dtypes on one device: nothing is read back, at most two launches."""
     first = batch[0]
-    state = first.h if first.m is None else first.m
-    assert state is not None
     counting = counting and rule not in REFRESHES
     for aligned in (True, False):
         chosen = [o for o in batch if _aligned(o) == aligned and o.grad.numel()]
@@ -218,9 +217,10 @@ def update(
                 2.0**64 if rule in SQUARING else float("inf"),
                 rule=rule,
                 rounding=rounding,
-                grad_bf16=first.grad.dtype == torch.bfloat16,
-                weight_bf16=first.weight is not None and first.weight.dtype == torch.bfloat16,
-                state_bf16=state.dtype == torch.bfloat16,
+                grad_bf16=_is_bf16(first.grad),
+                weight_bf16=_is_bf16(first.weight),
+                m_bf16=_is_bf16(first.m),
+                h_bf16=_is_bf16(first.h),
                 has_m=first.m is not None,
                 has_h=first.h is not None,
                 clips=rule in CLIPPING,
@@ -231,6 +231,10 @@ def update(
             )
         if counting:
             statistics[: len(STATISTICS) - 1] += partial.sum(1)
+
+
+def _is_bf16(tensor: Tensor | None) -> bool:
+    return tensor is not None and tensor.dtype == torch.bfloat16
 
 
 def _row(o: Operands) -> list[int]:

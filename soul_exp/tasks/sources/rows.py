@@ -4,7 +4,6 @@ import functools
 import itertools
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from soul_exp.data import Item
 from soul_exp.errors import UsageError, short
+from soul_exp.metrics.text import spans
 from soul_exp.tasks.sources.records import (
     Records,
     check_file,
@@ -240,17 +240,17 @@ def _wrong_answers(value: Any, name: str, where: str) -> tuple[str, ...]:
 
 def _divided_text(text: str, where: str, lead_words: int | None) -> Item:
     """Running text, divided after its first `lead_words` words (None: a third) or soon after, no character changed."""
-    words = list(re.finditer(r"\S+", text))
+    words = list(spans(text))
     wanted = lead_words if lead_words is not None else max(1, len(words) // 3)
     if len(words) <= wanted:
         raise UsageError(
             f"{where}: a text of {len(words)} word(s), expected more than the {wanted} of its prompt: make it longer, "
             f"lower task.lead_words, or give prompt and answer"
         )
-    # before a single blank, if there is one: only there every tokenizer begins a token
+    # before a single blank, if there is one: only there every tokenizer begins a token; or where there is no blank
     pairs = zip(words[wanted - 1 :], words[wanted:], strict=False)
-    boundaries = (this.end() for this, following in pairs if text[this.end() : following.start()] == " ")
-    boundary = next(boundaries, words[wanted - 1].end())
+    boundaries = (end for (_, end), (start, _) in pairs if text[end:start] in (" ", ""))
+    boundary = next(boundaries, words[wanted - 1][1])
     return Item(text[:boundary], text[boundary:], raw=True)
 
 

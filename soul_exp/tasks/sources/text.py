@@ -6,6 +6,7 @@ from pathlib import Path
 
 from soul_exp.data import Item
 from soul_exp.errors import UsageError
+from soul_exp.metrics.text import pieces
 from soul_exp.tasks.embedded import corpus
 from soul_exp.tasks.sources.records import hub_rows, read_text
 
@@ -28,9 +29,9 @@ def general_text(
         return corpus.general_text(num_passages)
     found: dict[str, None] = {}
     for paragraph in _paragraphs(source, num_passages, revision):
-        words = paragraph.split()
+        words = pieces(paragraph)
         if len(words) >= num_words:
-            found[" ".join(words[:num_words])] = None
+            found["".join(words[:num_words]).lstrip()] = None
         if len(found) == num_passages:
             return list(found)
     raise UsageError(
@@ -41,14 +42,14 @@ def general_text(
 
 def general_items(source: str | None, num_passages: int, revision: str | None) -> list[Item]:
     """`general_text` as items: the first third of the words of a passage is the prompt."""
-    passages = [text.split() for text in general_text(source, num_passages, revision=revision)]
+    passages = [pieces(text) for text in general_text(source, num_passages, revision=revision)]
     return [continued(words, len(words) // 3) for words in passages]
 
 
 def continued(words: Sequence[str], num_prompt: int, wording: str = PASSAGE) -> Item:
-    """Running text as an item: the first `num_prompt` words, in `wording`, are the prompt, the others the answer."""
-    prompt = wording.replace(PASSAGE, " ".join(words[:num_prompt]))
-    return Item(prompt, " " + " ".join(words[num_prompt:]), raw=True)
+    """Running text, given as its `pieces`, as an item: the first `num_prompt`, in `wording`, are the prompt."""
+    prompt = wording.replace(PASSAGE, "".join(words[:num_prompt]).lstrip())
+    return Item(prompt, "".join(words[num_prompt:]), raw=True)
 
 
 def _paragraphs(source: str, num_passages: int, revision: str | None) -> Iterator[str]:
@@ -69,4 +70,9 @@ def _paragraphs(source: str, num_passages: int, revision: str | None) -> Iterato
         text = read_text(file, f"task.retain={file}").replace("\r\n", "\n").replace("\r", "\n")
         for line in re.split(r"\n\s*\n", text):
             # WikiText has one paragraph per line, other texts a blank line between paragraphs
-            yield from line.split("\n") if len(line.split("\n")[0]) > 200 else [line]
+            yield from line.split("\n") if _is_long(line.split("\n")[0]) else [line]
+
+
+def _is_long(line: str) -> bool:
+    """Whether `line` is a paragraph by its length; one without blanks between its words has fewer characters."""
+    return len(line) > 200 or len(pieces(line)) > len(line.split()) + 40

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from soul_exp.data import Item, seed_of
 from soul_exp.errors import UsageError
-from soul_exp.metrics.text import has_word
+from soul_exp.metrics.text import pieces, words
 from soul_exp.tasks.sources.records import csv_rows, hub_rows, listed
 from soul_exp.tasks.sources.text import continued
 
@@ -68,7 +68,7 @@ def pairs(source: str, revision: str | None, limit: int) -> list[Example]:
                     f"{where}, row {number}: response {i} is {str(answer)[:40]!r}, safe {safe!r}: expected a text and "
                     f"true or false"
                 )
-            if prompt.strip() and has_word(answer):
+            if prompt.strip() and words(answer):
                 examples.append(Example(answer, prompt, not safe, Item(prompt.strip(), answer.strip())))
     return sorted(examples, key=lambda example: not example.toxic)  # of a prompt that has both, the toxic one counts
 
@@ -88,9 +88,9 @@ def comments(path: Path, lead_words: int, answer_words: int) -> Iterator[Example
             raise UsageError(
                 f"{where}, {location}: text {text[:40]!r}, is_toxic {label!r}: expected a text, and Toxic or Not Toxic"
             )
-        words = text.split()
-        item = continued(words[: lead_words + answer_words], lead_words)
-        long_enough = len(words) >= lead_words + MIN_ANSWER_WORDS and has_word(item.answer)
+        parts = pieces(text)
+        item = continued(parts[: lead_words + answer_words], lead_words)
+        long_enough = len(parts) >= lead_words + MIN_ANSWER_WORDS and words(item.answer)
         yield Example(text, text, LABELS[label], item if long_enough else None)
 
 
@@ -107,7 +107,7 @@ def web_prompts(source: str, count: int) -> list[Item]:
         if not all(isinstance(text, str) for text in texts):
             raise UsageError(f"{where}, row {number}: found no prompt.text and continuation.text, expected both")
         prompt, after = (str(text).strip() for text in texts)
-        if prompt and has_word(after):
+        if prompt and words(after):
             found.append(Item(prompt, " " + after, raw=True))
     if len(found) < count:
         raise UsageError(f"{where} gives {len(found)} prompts, expected {count}: lower task.num_rtp_prompts")

@@ -1,5 +1,6 @@
 """Hydra composes; here the result becomes plain data, with absolute paths, and the resolvers of conf/ are defined."""
 
+import functools
 import hashlib
 import logging
 import re
@@ -25,6 +26,13 @@ def conf_dir() -> Path:
     """The folder of the configuration: inside an installed package, beside a checkout's."""
     here = Path(__file__).resolve().parent
     return next(path for path in (here / "conf", here.parent / "conf") if (path / "config.yaml").is_file())
+
+
+@functools.cache
+def listed_targets() -> frozenset[str]:
+    """Every `_target_` that a file of conf/ states: the project's tasks, metrics, losses, optimizers and adapters."""
+    texts = (path.read_text(encoding="utf-8") for path in conf_dir().rglob("*.yaml"))
+    return frozenset(target for text in texts for target in re.findall(r"_target_: *([\w.]+)", text))
 
 
 def run_folder(overrides: str) -> str:

@@ -209,6 +209,49 @@ def test_deleted_or_unreadable_files_are_an_error_that_states_what_to_type(
         raise AssertionError(err)
 
 
+WRITE = {"_target_": "pathlib.Path.write_text", "_args_": [{"_target_": "pathlib.Path", "_args_": ["MARKER"]}, "x"]}
+REMOVE = {"_target_": "soul_exp.training.checkpoints.remove_all", "folder": "VICTIM"}
+CREATE = "${oc.create:'{_target_: pathlib.Path.touch, _args_: [{_target_: pathlib.Path, _args_: [MARKER]}]}'}"
+
+
+@pytest.mark.parametrize(
+    ("planted", "named"),
+    [
+        ({**WRITE, "metrics": {}, "system_prompt": None}, "pathlib.Path, pathlib.Path.write_text"),
+        ({"source": WRITE}, "pathlib.Path, pathlib.Path.write_text"),
+        ({"source": [{"a": WRITE}]}, "pathlib.Path, pathlib.Path.write_text"),
+        ({"source": REMOVE}, "soul_exp.training.checkpoints.remove_all"),
+        ({"source": CREATE}, "${oc.create:"),
+    ],
+)
+def test_code_that_results_json_names_is_called_with_trust_only(
+    planted: dict[str, Any], named: str, command: Any, tmp_path: Path
+) -> None:
+    run, _ = written(tmp_path)
+    marker, victim = tmp_path / "marker", tmp_path / "victim"
+    victim.mkdir()
+    content = json.loads((run / "results.json").read_text())
+    task = planted if "_target_" in planted else {**content["config"]["task"], **planted}
+    content["config"]["task"] = task
+    text = json.dumps(content).replace("MARKER", str(marker)).replace("VICTIM", str(victim))
+    (run / "results.json").write_text(text)
+    out, err, code = command(run, QUESTIONS[0])
+    assert code == 2 and out == "" and err.count("\n") == 1
+    assert f"results.json names code that conf/ does not list: {named}" in err and "type --trust" in err
+    assert victim.exists() and not marker.exists()
+    _, err, code = command(run, QUESTIONS[0], "--trust")
+    assert f"results.json names code that conf/ does not list: {named}" in err.splitlines()[0]
+    assert marker.exists() or not victim.exists()  # it was called, so the test's attack is one
+
+
+def test_the_users_own_loss_needs_no_trust_because_it_is_not_called(command: Any, tmp_path: Path) -> None:
+    run, _ = written(tmp_path)
+    content = json.loads((run / "results.json").read_text())
+    content["config"]["loss"]["forget_term"] = {"_target_": "mine.loss", "_partial_": True}
+    (run / "results.json").write_text(json.dumps(content))
+    assert command(run, QUESTIONS[0], "--max-new-tokens", 1)[2] == 0
+
+
 def test_the_command_works_as_it_is_typed(tmp_path: Path) -> None:
     run, found = written(tmp_path)
     typed = [sys.executable, "-m", "soul_exp.ask", run.relative_to(tmp_path), QUESTIONS[0], "--max-new-tokens", "5"]

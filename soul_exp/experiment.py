@@ -120,12 +120,12 @@ def _clear(run: Run, out: Path, replaced: bool) -> None:
 
 
 def _check_engine(job: Job) -> None:
-    """Raises UsageError if another engine has left a checkpoint of this run, unless `resume` allows it."""
+    """Raises UsageError if this run's checkpoint is of another engine, or unsafe to read, unless `resume` allows it."""
     compute = job.run.compute
     engine = checkpoints.engine_of(compute.name, compute.processes, compute.deepspeed)
     found = checkpoints.newest_marked(job.out / CHECKPOINTS / fingerprint(job.config, job.run))
-    if found and found.engine != engine and job.run.resume == "exact":
-        raise UsageError(checkpoints.engine_mismatch(job.out, found, engine))
+    if found and job.run.resume == "exact" and (reason := checkpoints.obstacle(job.out, found, engine)):
+        raise UsageError(reason)
 
 
 def finished(config: Config, run: Run, out: Path) -> Results | None:

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+import stat
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -65,6 +66,20 @@ def mismatch(folder: Path, name: str, files: Mapping[str, Sequence[int]], read: 
         return f"{name}: {path.stat().st_size} bytes, expected {size}"
     if read and size_and_checksum(path)[1] != checksum:
         return f"{name}: checksum differs"
+    return None
+
+
+def written_by_others(folder: Path) -> Path | None:
+    """The first path, `folder` or one below it, that another user could have written or linked; None if there is none.
+
+    Its owner is compared with that of a file which this process writes beside it: a file server may map owners.
+    """
+    with tempfile.TemporaryFile(dir=folder.parent) as probe:
+        own = os.fstat(probe.fileno()).st_uid
+    for path in (folder, *sorted(folder.rglob("*"))):
+        state = path.lstat()
+        if state.st_uid != own or stat.S_ISLNK(state.st_mode) or state.st_mode & stat.S_IWOTH:
+            return path
     return None
 
 

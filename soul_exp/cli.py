@@ -260,6 +260,7 @@ def _message(error: BaseException) -> str:
     while cause is not None:
         text = str(cause).strip()
         text = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith(NOT_HELPFUL))
+        text = text.removeprefix("UsageError raised while resolving interpolation: ")
         if text and not any(text in line for line in lines):
             lines.append(text)
         cause = cause.__cause__

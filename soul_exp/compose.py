@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from soul_exp import options
 from soul_exp.errors import UsageError
+from soul_exp.ranges import BELOW
 
 log = logging.getLogger("soul_exp")
 
@@ -39,6 +40,13 @@ def run_folder(overrides: str) -> str:
     """The name of a run's folder: its overrides, in characters that paths and Hydra's command line leave alone."""
     name = re.sub(r"[^\w.+-]+", "_", overrides).strip("_") or "default"
     return name if len(name) <= 160 else f"{name[:140]}-{hashlib.sha256(overrides.encode()).hexdigest()[:10]}"
+
+
+def run_name(name: Any) -> str:
+    """`name`, the folder below runs/ that holds the runs. Raises UsageError if it would lead out of there."""
+    if message := BELOW.mismatch("name", name):
+        raise UsageError(message)
+    return str(name)
 
 
 def plain(cfg: DictConfig, choices: dict[str, str]) -> dict[str, Any]:
@@ -138,6 +146,7 @@ def default_device() -> str:
 
 RESOLVERS: dict[str, Callable[..., Any]] = {
     "run_folder": run_folder,
+    "run_name": run_name,
     "not_in_folder_names": options.not_in_folder_names,
     "not": lambda value: not value,
     "either": lambda condition, yes, no: yes if condition else no,

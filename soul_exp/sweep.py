@@ -31,6 +31,8 @@ class BeforeSweep(Callback):
 
         try:
             compose.check_optional(config.hydra.runtime.choices)
+            for name in _names(config):  # else a job would find it out, after those before it
+                compose.run_name(name)
             check_flags(_resolved(config))  # those of all jobs; each job checks what it varies
             if compat.is_basic(config.hydra.sweeper["_target_"]):
                 print(forecast(config), flush=True)  # of another sweeper the number of jobs is unknown
@@ -60,6 +62,13 @@ def forecast(config: DictConfig) -> str:
                 needs += [None] * count  # the job itself reports why it cannot work
     at_once = 1 if compat.is_basic(config.hydra.launcher["_target_"]) else len(jobs)
     return disk.check_sweep(needs, folder, Path(config.cache).expanduser(), at_once)
+
+
+def _names(config: DictConfig) -> list[str]:
+    """The values of the option `name` in the jobs of the sweep `config`."""
+    overrides = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+    varied = [each for each in overrides if each.get_key_element() == "name" and each.is_discrete_sweep()]
+    return [text.strip("'\"") for each in varied for text in each.sweep_string_iterator()] or [config.name]
 
 
 def combinations(config: DictConfig) -> list[tuple[str, ...]]:

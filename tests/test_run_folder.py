@@ -78,6 +78,27 @@ def test_a_sweep_is_rejected_before_its_first_job(root: Path) -> None:
     assert not list((root / "runs" / "sweep").glob("*/"))
 
 
+@pytest.mark.parametrize(
+    "name", ["../../outside", "/tmp/outside", "a/../../../outside", "'a\nb'", "'a\x1b[2Jb'", "''", "."]
+)
+@pytest.mark.parametrize("more", [[], ["seed=0,1", "-m"]])
+def test_a_name_that_leads_out_of_runs_is_rejected_before_a_folder_is_made(
+    name: str, more: list[str], tmp_path: Path
+) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    run = starts.type_(place, *TINY, "stages=[]", f"name={name}", *more)
+    expected = f"soul_exp: name={name.strip(chr(39))!r}: expected a text of folder names with / between them, none of"
+    assert run.returncode == 1 and run.stderr.startswith(expected) and run.stderr.count("\n") == 1, run.stderr
+    assert [*tmp_path.iterdir()] == [place] and not list(place.iterdir()) and not Path("/tmp/outside").exists()
+
+
+def test_a_sweep_over_names_rejects_one_that_leads_out_of_runs_before_its_first_job(tmp_path: Path) -> None:
+    run = starts.type_(tmp_path, *TINY, "stages=[]", "name=a,../b", "-m")
+    assert run.returncode == 1 and run.stderr.startswith("soul_exp: name='../b': expected"), run.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_same_command_again_keeps_its_record_and_removes_the_reason_of_a_failure(out: Path) -> None:
     before = content(out)
     run = starts.type_(out.parent, *TINY, f"hydra.run.dir={out}", "overwrite=false")

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
-from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -26,7 +25,7 @@ from soul_exp.compose import check_optional, conf_dir, of_job
 from soul_exp.distributed import interrupts, server
 from soul_exp.distributed.environment import launch_environment
 from soul_exp.errors import UsageError, WorkerError
-from soul_exp.files import write_atomically
+from soul_exp.files import locked, write_atomically
 
 if TYPE_CHECKING:
     from soul_exp.distributed.join import WorkerGroup
@@ -155,7 +154,7 @@ def _record_failure(out: Path, text: str) -> str:
         if out in _BEGUN:
             write_atomically(out / ERROR, text)
         else:
-            with FileLock(out / ".lock", timeout=0):
+            with locked(out / ".lock", timeout=0):
                 if not (out / results.NAME).exists():
                     write_atomically(out / ERROR, text)
     return f"{out.name}: {text.strip()}"

@@ -8,8 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from soul_exp import results
 from soul_exp.artifacts import prepared_models
 from soul_exp.build import Config, build, tried
@@ -20,7 +18,7 @@ from soul_exp.distributed import interrupts
 from soul_exp.distributed.join import WorkerGroup
 from soul_exp.distributed.processes import launch
 from soul_exp.errors import UsageError
-from soul_exp.files import explain_full_disk
+from soul_exp.files import explain_full_disk, locked
 from soul_exp.results import Results
 from soul_exp.run import Run
 from soul_exp.stages import RANK_STAGES, STAGES
@@ -45,7 +43,7 @@ def run(
     checked = check(config, out)
     interrupts.safe_point()
     # a second start of the same run waits, and then finds it finished
-    with FileLock(out / ".lock"), explain_full_disk(out, checked.run.cache):
+    with locked(out / ".lock"), explain_full_disk(out, checked.run.cache):
         interrupts.safe_point()
         previous = finished(config, checked.run, out)
         if previous is not None:

@@ -8,14 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from soul_exp.artifacts.prepared_models import VERSION, foreign_tokenizer, is_ready, load
 from soul_exp.data import content_hash
 from soul_exp.evaluation import lm_eval_suite
 from soul_exp.evaluation.probing import evaluate_probes
 from soul_exp.evaluation.records import read_records, write_records
-from soul_exp.files import complete_folder, is_intact, seal
+from soul_exp.files import complete_folder, is_intact, locked, remove, seal, shared_folder
 from soul_exp.metrics.answers import SUITE, Answers, Scores
 from soul_exp.models import loading
 from soul_exp.models.checkpoint import Checkpoint
@@ -77,10 +75,13 @@ def answers_of(lm: LanguageModel, models: Models, label: str) -> dict[str, Answe
 def fill(models: Models, checkpoint: Checkpoint, device: str, label: str, system_prompt: str | None = None) -> None:
     """Evaluate `checkpoint`, under `system_prompt` if any, unless the cache has its answers."""
     folder = folder_of(models, checkpoint, system_prompt)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
+    if _is_answered(folder):
+        return
+    shared_folder(folder.parent)
+    with locked(Path(f"{folder}.lock")):
         if _is_answered(folder):
             return
+        remove(folder)  # it is damaged, or not there
         lm = load(models.model, checkpoint)
         lm = lm if system_prompt is None else lm.with_system_prompt(system_prompt)
         loading.move(lm.model, device)

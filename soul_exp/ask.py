@@ -27,6 +27,7 @@ from soul_exp.models.checkpoint import Checkpoint
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.options import leaves
 from soul_exp.report.console import WIDTH, wrapped
+from soul_exp.report.labels import printable
 from soul_exp.stages.stage import MODEL
 
 
@@ -51,10 +52,10 @@ def models_of(folder: Path, trust: bool = False) -> tuple[results.Results, dict[
     if run is None:
         raise UsageError(f"{folder} has no {results.NAME}: give the folder of a finished run, as runs/tofu/default")
     if unlisted := ", ".join(_unlisted(run.config)):
-        found = f"{folder / results.NAME} names code that conf/ does not list: {unlisted}"
+        named = f"{folder / results.NAME} names code that conf/ does not list: {unlisted}"
         if not trust:
-            raise UsageError(f"{found}. If you trust whoever wrote that file, type --trust, which calls it")
-        print(f"--trust: {found}", file=sys.stderr)
+            raise UsageError(f"{named}. If you trust whoever wrote that file, type --trust, which calls it")
+        print(printable(f"--trust: {named}"), file=sys.stderr)
     problem = f"{folder}, run at commit {run.commit or 'unknown'}, cannot be read by this version: run it again"
     try:
         prepared = prepared_models.checkpoints(built(lambda: build_models(run.config), problem))
@@ -184,11 +185,11 @@ def main() -> None:
     warnings.simplefilter("ignore")
     try:
         for text in reports(args.run, args.questions, Options(args.raw, args.answer, args.max_new_tokens), args.trust):
-            print(text, flush=True)
+            print(printable(text), flush=True)
     except (KeyboardInterrupt, EOFError):
         print()
     except UsageError as error:
-        parser.exit(2, f"soul_exp.ask: {error}\n")
+        parser.exit(2, printable(f"soul_exp.ask: {error}\n"))
 
 
 if __name__ == "__main__":

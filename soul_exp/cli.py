@@ -49,6 +49,7 @@ def job(cfg: DictConfig, workers: WorkerGroup | None = None) -> float | None:
     gc.disable()  # what modules consist of stays: to look at it again and again is a quarter of the time of importing
     from soul_exp import sequence
     from soul_exp.report import console
+    from soul_exp.report.labels import printable
     from soul_exp.report.runs import REQUEST
 
     gc.freeze()
@@ -69,7 +70,7 @@ def job(cfg: DictConfig, workers: WorkerGroup | None = None) -> float | None:
         return None
     if (out / ERROR).is_file():  # of a try before
         (out / ERROR).unlink()
-    print(console.comparison(results))
+    print(printable(console.comparison(results)))
     near = out.relative_to(Path.cwd()) if out.is_relative_to(Path.cwd()) else out
     print(f"results: {near / 'results.json'}")
     if (out / f"{REQUEST}1").is_dir():
@@ -233,7 +234,9 @@ def _command(workers: WorkerGroup | None) -> int:
 
 
 def _print_failure(message: str) -> None:
-    print(f"soul_exp: failed: {message}", file=sys.stderr, flush=True)
+    from soul_exp.report.labels import printable
+
+    print(printable(f"soul_exp: failed: {message}"), file=sys.stderr, flush=True)
 
 
 def _workers() -> WorkerGroup | None:

@@ -38,7 +38,9 @@ def table(folder: Path | str, metrics: Sequence[str] | None = None) -> str:
     else:
         keys = varied(frame_of(runs))
         parts = [_table(group, metrics, keys) for group in comparable(runs)]
-    parts += ["\n".join(f"- without results: `{name}` ({why})" for name, why in missing.items())] if missing else []
+    parts += (
+        ["\n".join(_listed(f"without results: `{name}` ({why})" for name, why in missing.items()))] if missing else []
+    )
     return "\n\n".join(parts) + "\n"
 
 
@@ -61,8 +63,8 @@ def _table(named: Mapping[str, Results], requested: Sequence[str] | None, varied
     notes += [*_run_notes(named), *_null_notes(runs, columns), f"commit {', '.join(commits)}; {', '.join(versions)}"]
     fixed = _fixed(frame, runs, [*choices, *varied_anywhere], by)
     tuned = f" Learning rate and gamma tuned on the {runs[0].tuned}." if runs[0].trials else ""
-    above = [f"### {runs[0].caption}", "", f"All rows: {fixed}.{tuned} {ABOUT}"]
-    return "\n".join([*above, "", *_lines(rows), "", *(f"- {note}" for note in dict.fromkeys(notes))])
+    above = [f"### {_escaped(runs[0].caption)}", "", _escaped(f"All rows: {fixed}.{tuned} {ABOUT}")]
+    return "\n".join([*above, "", *_lines(rows), "", *_listed(notes)])
 
 
 def _columns(measured: Iterable[str], requested: Sequence[str] | None) -> list[str]:
@@ -136,12 +138,12 @@ def _sequence(runs: Mapping[str, Results], requested: Sequence[str] | None) -> s
                 rows.append([request if model.role is None else "", model.title, *cells])
     notes = [f"`{request}`: {note}" for request, run in runs.items() for note in run.notes]
     notes += _null_notes(runs.values(), columns)
-    below = [f"- {note}" for note in dict.fromkeys(notes)]
-    return "\n".join([f"### {len(runs)} requests in sequence", "", SEQUENCE, "", *_lines(rows), "", *below])
+    return "\n".join([f"### {len(runs)} requests in sequence", "", SEQUENCE, "", *_lines(rows), "", *_listed(notes)])
 
 
 def _lines(rows: list[list[str]]) -> list[str]:
     """The lines of a Markdown table whose first row is the header; all cells of a column are equally wide."""
+    rows = [[_escaped(cell).replace("|", "\\|") for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rows = [rows[0], ["-" * width for width in widths], *rows[1:]]
     return [f"| {' | '.join(f'{cell:<{width}}' for cell, width in zip(row, widths, strict=True))} |" for row in rows]
@@ -168,4 +170,14 @@ def _cell(values: Iterable[float | None]) -> str:
 
 def _text(value: Any) -> str:
     is_missing = value is None or value != value
-    return NULL if is_missing else f"{value:g}" if isinstance(value, float) else str(value).replace("|", "\\|")
+    return NULL if is_missing else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _listed(notes: Iterable[str]) -> list[str]:
+    """The notes as a list, each once."""
+    return [f"- {_escaped(note)}" for note in dict.fromkeys(notes)]
+
+
+def _escaped(text: str) -> str:
+    """`text` without HTML, links and images of whoever wrote it."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("](", "]\\(")

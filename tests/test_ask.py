@@ -28,6 +28,7 @@ from soul_exp.models import loading, saving
 from soul_exp.models.checkpoint import DONE
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.models.lora import Lora
+from soul_exp.report.labels import printable
 from soul_exp.results import Results
 
 QUESTIONS = [item.prompt for item in items(2)]
@@ -120,7 +121,7 @@ def blocks(text: str) -> list[dict[str, list[str]]]:
 def expected(lm: LanguageModel, question: str, answer: str) -> tuple[str, str]:
     (text,) = generations(lm, [Item(question, "a")], batch_size=1, max_new_tokens=5)
     own, given = (likelihoods(lm, [Item(question, words)], batch_size=1)[0].logp.mean() for words in (text, answer))
-    return text, f"NLL {-own:.3f} nats per token; probability of the given answer {np.exp(given):.3g}"
+    return printable(text), f"NLL {-own:.3f} nats per token; probability of the given answer {np.exp(given):.3g}"
 
 
 @pytest.mark.parametrize("adapter", [False, True])
@@ -150,7 +151,7 @@ def test_raw_text_is_continued_without_the_template(command: Any, tmp_path: Path
     out, _, _ = command(run, QUESTIONS[0], "--raw", "--max-new-tokens", 4)
     for name, lm in found.items():
         (text,) = generations(lm, [Item(QUESTIONS[0], " a", raw=True)], batch_size=1, max_new_tokens=4)
-        assert blocks(out)[0][name][0].split() == text.split()
+        assert blocks(out)[0][name][0].split() == printable(text).split()
     assert out != command(run, QUESTIONS[0], "--max-new-tokens", 4)[0]
 
 

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -24,14 +25,18 @@ from soul_exp import help_page
 from soul_exp.compose import check_optional, conf_dir, of_job
 from soul_exp.distributed import interrupts, server
 from soul_exp.distributed.environment import launch_environment
+from soul_exp.distributed.output import RunLog
 from soul_exp.errors import UsageError, WorkerError
 from soul_exp.files import locked, write_atomically
+from soul_exp.report.labels import printable
+from soul_exp.sweep import current, duration
 
 if TYPE_CHECKING:
     from soul_exp.distributed.join import WorkerGroup
 
 log = logging.getLogger("soul_exp")
 
+LOG = "soul_exp.log"  # in a run's folder: what the console showed of it
 ERROR = "error.txt"  # in a failed run's folder: the reason
 TYPED = ".hydra"  # in a run's folder: the configuration as Hydra composed it, and the overrides that were typed
 MULTIRUN = ("-m", "--multirun")
@@ -48,8 +53,8 @@ def job(cfg: DictConfig, workers: WorkerGroup | None = None) -> float | None:
     interrupts.safe_point()
     gc.disable()  # what modules consist of stays: to look at it again and again is a quarter of the time of importing
     from soul_exp import sequence
+    from soul_exp.data import content_hash
     from soul_exp.report import console
-    from soul_exp.report.labels import printable
     from soul_exp.report.runs import REQUEST
 
     gc.freeze()
@@ -58,25 +63,57 @@ def job(cfg: DictConfig, workers: WorkerGroup | None = None) -> float | None:
     hydra_config = HydraConfig.get()
     out = Path(hydra_config.runtime.output_dir)
     sweeps = hydra_config.mode == RunMode.MULTIRUN
+    sweep = current()
+    label = ""
     if sweeps:
-        log.info("--- job %s: %s", hydra_config.job.num, out.name)
+        label = sweep.job(hydra_config.job.num) if sweep else f"job {hydra_config.job.num + 1}"
+        log.info("--- %s: %s", label, out.name)
         if workers is not None and _COMMAND:
             raise UsageError(_no_sweep(workers))
     else:  # in a sweep it was done before the first job
         check_optional(hydra_config.runtime.choices)
     config = of_job(cfg, hydra_config, (workers.size, workers.launcher) if workers is not None else None)
+    identity = content_hash({**config, "metrics": {}})
+    if sweep and identity in sweep.known:  # typed in another way, such as lr=0.001 and lr=1e-3
+        name, utility = sweep.known[identity]
+        log.info("the configuration of %s, which is this job's result too", name)
+        sweep.end_job("the same as another", None)
+        return utility
+    if sweep:
+        sweep.known[identity] = (out.name, None)
+    start = time.monotonic()
     results = sequence.run(config, out, workers, lambda sentence: _begin(cfg, out, None if sweeps else sentence))
-    if results is None:
-        return None
-    if (out / ERROR).is_file():  # of a try before
+    spent = time.monotonic() - start
+    how = (
+        ("finished" if _run_logs[0].has_begun else "finished before")
+        if results
+        else "prepared"
+        if _run_logs[0].has_begun
+        else "checked"
+    )
+    if results and (out / ERROR).is_file():  # of a try before
         (out / ERROR).unlink()
-    print(printable(console.comparison(results)))
     near = out.relative_to(Path.cwd()) if out.is_relative_to(Path.cwd()) else out
-    print(f"results: {near / 'results.json'}")
-    if (out / f"{REQUEST}1").is_dir():
-        print(f"all requests: python -m soul_exp.tables {near}")
+    lines = []
+    if results:
+        lines = [console.comparison(results), f"results: {near / 'results.json'}"]
+        if (out / f"{REQUEST}1").is_dir():
+            lines.append(f"all requests: python -m soul_exp.tables {near}")
+    for line in map(printable, lines):
+        _run_logs[0].write(line)
+        if sweep is None:
+            print(line)
+    if sweep:
+        sweep.known[identity] = (out.name, results.utility if results else None)
+        left = sweep.end_job(
+            results.status if results and how == "finished" else how, spent if _run_logs[0].has_begun else None
+        )
+        if _run_logs[0].has_begun:
+            log.info(
+                "%s %s in %s: %s%s", label, how, duration(spent), console.headline(results) if results else near, left
+            )
     sys.stdout.flush()
-    return results.utility
+    return results.utility if results else None
 
 
 def _begin(cfg: DictConfig, out: Path, sentence: str | None) -> None:
@@ -94,10 +131,10 @@ def _begin(cfg: DictConfig, out: Path, sentence: str | None) -> None:
     for name, part in parts.items():
         write_atomically(out / TYPED / f"{name}.yaml", OmegaConf.to_yaml(part))
     (out / ERROR).unlink(missing_ok=True)
-    _BEGUN.add(out)
+    _run_logs[0].begin(out / LOG)
 
 
-_BEGUN: set[Path] = set()  # the folders of this command's runs whose checks are over
+_run_logs: list[RunLog] = []  # of the run at work: one
 
 FAILED: list[str] = []  # the failed jobs of this command, wherever they ran: names and reasons
 
@@ -126,8 +163,9 @@ def start(cfg: DictConfig) -> float | None:
         return None
     if workers is not None:
         workers.report_failure = lambda text: _print_failure(_record_failure(out, text))
-    _BEGUN.discard(out)
-    failed = True
+    _run_logs[:] = [RunLog()]
+    logging.getLogger().addHandler(_run_logs[0])
+    began, failed = time.monotonic(), True
     try:
         utility = job(cfg, workers)
         failed = False
@@ -136,10 +174,17 @@ def start(cfg: DictConfig) -> float | None:
         interrupts.safe_point()  # the workers were killed for it
         text = str(error) if isinstance(error, UsageError | WorkerError) else "".join(traceback.format_exception(error))
         failure = _failed(_record_failure(out, text))
+        if sweep := current():
+            spent = time.monotonic() - began
+            left = sweep.end_job("failed", spent if _run_logs[0].has_begun else None)
+            log.info("%s failed after %s: %s%s", sweep.job(HydraConfig.get().job.num), duration(spent), out.name, left)
+        _run_logs[0].write(printable(f"soul_exp: failed: {failure}"))
         if _COMMAND:  # raised, it would make Hydra print a line of its own
             return None
         raise failure from None
     finally:
+        logging.getLogger().removeHandler(_run_logs[0])
+        _run_logs[0].close()
         if workers is not None and not _COMMAND:
             workers.release(int(failed))
 
@@ -152,7 +197,7 @@ def _record_failure(out: Path, text: str) -> str:
     from soul_exp import results
 
     with contextlib.suppress(OSError):  # a full disk may be what failed; the lock's Timeout is one too
-        if out in _BEGUN:
+        if _run_logs[0].has_begun:
             write_atomically(out / ERROR, text)
         else:
             with locked(out / ".lock", timeout=0):
@@ -230,12 +275,12 @@ def _command(workers: WorkerGroup | None) -> int:
             raise
     for message in FAILED:
         _print_failure(message)
+    if sweep := current():
+        print(sweep.summary([message.partition(":")[0] for message in FAILED]), flush=True)
     return 1 if FAILED else 0
 
 
 def _print_failure(message: str) -> None:
-    from soul_exp.report.labels import printable
-
     print(printable(f"soul_exp: failed: {message}"), file=sys.stderr, flush=True)
 
 

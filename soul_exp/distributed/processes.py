@@ -19,7 +19,7 @@ from typing import Any
 import torch.distributed as dist
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, start_processes
 
-from soul_exp.distributed import interrupts, server
+from soul_exp.distributed import interrupts, output, server
 from soul_exp.distributed.output import log_file, rank_log, silence_libraries
 from soul_exp.errors import UsageError, WorkerError
 
@@ -55,6 +55,7 @@ class _Work:
     processes: int
     alone: bool
     logs: Path
+    run_log: Path | None
     level: int  # of the log of the console
     environment: Mapping[str, str]
     streams: _Streams
@@ -80,8 +81,8 @@ def launch(
     try:
         with waiting_for_slurm(), interrupts.blocked_for_workers():
             work = _Work(
-                function, args, processes, alone, logs, logging.getLogger().getEffectiveLevel(), environment,
-                _Streams(1, 2), store.port, os.getpid(), server.method_for(environment),
+                function, args, processes, alone, logs, output.run_log(), logging.getLogger().getEffectiveLevel(),
+                environment, _Streams(1, 2), store.port, os.getpid(), server.method_for(environment),
             )  # fmt: skip
             _run(work)
             return [_value(store, rank, work) for rank in range(processes)]
@@ -145,6 +146,7 @@ def _worker(rank: int, work: _Work) -> None:
         os.environ.update(group_variables(rank, rank, work.processes, HOST, work.port))
     if rank == 0:
         logging.basicConfig(format="%(message)s", stream=sys.stdout)
+    output.continue_run_log(work.run_log if rank == 0 else None)
     with rank_log(work.logs, rank, work.level):
         silence_libraries()
         try:

@@ -52,12 +52,15 @@ def _table(named: Mapping[str, Results], requested: Sequence[str] | None, varied
     by = ["choices.loss", "choices.optimizer", *varied_choices, *varied(frame)]
     columns = _columns(list(runs[0].metrics["unlearned"]), requested)
     frame["untuned"] = frame["tuned"].isna() & frame["choices.loss"].notna()
-    repeats = frame.duplicated([*by, "untuned", *(key for key in frame if key.startswith("seeds."))])
+    identity = [*by, "untuned", *(key for key in frame if key.startswith("seeds."))]
+    repeats = frame.duplicated(identity)
+    folders = frame.groupby(identity, dropna=False, sort=False)["run"].agg(list)
+    same = [" = ".join(f"`{name}`" for name in names) for names in folders if len(names) > 1]
     scales = [declared(runs[0].config["task"].get("metrics"), name) for name in columns]
     titles = [label_of(name, unit) + ARROWS[direction] for name, (unit, direction) in zip(columns, scales, strict=True)]
     rows = [[*(key.partition(".")[2] for key in by), *titles, *AFTER]]
     rows += [*_compared_models(frame, runs, columns, len(by)), *_combinations(frame[~repeats], by, columns)]
-    notes = [f"left out, repeats a seed: `{name}`" for name in frame["run"][repeats]]
+    notes = [f"one result in several folders, counted once: {'; '.join(same)}"] if same else []
     commits = dict.fromkeys(run.commit[:10] + run.commit[40:] if run.commit else "unknown" for run in runs)
     versions = dict.fromkeys(f"{name} {version}" for run in runs for name, version in run.versions.items())
     notes += [*_run_notes(named), *_null_notes(runs, columns), f"commit {', '.join(commits)}; {', '.join(versions)}"]

@@ -91,11 +91,13 @@ def worker(rank: int, plan: dict[str, Any]) -> None:
     run, out = build(plan["config"]), plan["out"]
     with explain_full_disk(out, clear=lambda: checkpoints.remove_unmarked(out / CHECKPOINTS)):
         device = start_process(run.compute, rank, seed=run.seed, attention_kernel=run.model.attention)
-        wandb_log = WandbLog(run, plan["config"], out) if rank == 0 else None
+        wandb_log = WandbLog(run, plan["config"], out, out / LOSSES) if rank == 0 else None
         job = RankJob(**plan, run=run, device=device, wandb_log=wandb_log)
         for stage in RANK_STAGES:
             if stage.wanted(run):
                 job = stage.function(job)
+        if wandb_log is not None:
+            wandb_log.finish()  # where no stage has results
         end_process()
 
 

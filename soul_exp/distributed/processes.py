@@ -1,10 +1,10 @@
 """Worker processes, one call for each stage: started, heard and ended; a worker's error is raised here."""
 
 import contextlib
+import json
 import logging
 import multiprocessing
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -69,8 +69,9 @@ def launch(
 ) -> list[Any]:
     """`function(rank, *args)` in `processes` fresh processes; their return values by rank.
 
-    `function` is importable by name and `args` are plain data. Processes that work `alone` do not know of each other:
-    no library in them forms a process group. Rank 0 prints to the console; every rank has a file in `logs`.
+    `function` is importable by name, `args` are plain data, and so is what it returns, as JSON. Processes that work
+    `alone` do not know of each other: no library in them forms a process group. Rank 0 prints to the console; every
+    rank has a file in `logs`.
     Raises UsageError if a worker raised one, else WorkerError with the traceback of the worker that failed first.
     """
     interrupts.safe_point()
@@ -117,7 +118,7 @@ def _value(store: dist.Store, rank: int, work: _Work) -> Any:
     """What the worker `rank` returned. Raises WorkerError where it ended without: Ctrl-C counts as success in torch."""
     if not store.check([f"value{rank}"]):
         raise worker_error("", rank, work.processes, work.logs, "exit code 0, but it did not return")
-    return pickle.loads(store.get(f"value{rank}"))
+    return json.loads(store.get(f"value{rank}"))  # not unpickled: any user of this machine can reach the store
 
 
 def worker_error(
@@ -156,7 +157,7 @@ def _worker(rank: int, work: _Work) -> None:
                 time.sleep(CULPRIT_SECONDS)
             raise
     store = dist.TCPStore(HOST, work.port, is_master=False, wait_for_workers=False)
-    store.set(f"value{rank}", pickle.dumps(value))  # type: ignore[arg-type] # bytes are taken as they are
+    store.set(f"value{rank}", json.dumps(value))
 
 
 def group_variables(rank: int, local_rank: int, processes: int, host: str, port: int) -> dict[str, str]:

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import OmegaConf
@@ -16,14 +17,17 @@ from transformers.utils import logging as library
 
 from soul_exp import results, sequence
 from soul_exp.artifacts import prepared_models
-from soul_exp.build import build_models, model_settings
+from soul_exp.build import build_models, model_settings, task_fields
+from soul_exp.compose import listed_targets
 from soul_exp.data import Item
 from soul_exp.errors import UsageError, built
 from soul_exp.evaluation.probing import generations, likelihoods
 from soul_exp.models import attention, loading, lora
 from soul_exp.models.checkpoint import Checkpoint
 from soul_exp.models.language_model import LanguageModel
+from soul_exp.options import leaves
 from soul_exp.report.console import WIDTH, wrapped
+from soul_exp.report.labels import printable
 from soul_exp.stages.stage import MODEL
 
 
@@ -39,11 +43,19 @@ class Options:
         return Item(question, f" {answer}" if self.raw else answer, raw=self.raw)
 
 
-def models_of(folder: Path) -> tuple[results.Results, dict[str, Checkpoint], list[str]]:
-    """The run in `folder`, its models, a message for each that it has no weights of; UsageError if they are gone."""
+def models_of(folder: Path, trust: bool = False) -> tuple[results.Results, dict[str, Checkpoint], list[str]]:
+    """The run in `folder`, its models, a message for each that it has no weights of; UsageError if they are gone.
+
+    The task of the run is built: code that its results.json names and conf/ does not list is called with `trust` only.
+    """
     run = results.read(folder)
     if run is None:
         raise UsageError(f"{folder} has no {results.NAME}: give the folder of a finished run, as runs/tofu/default")
+    if unlisted := ", ".join(_unlisted(run.config)):
+        named = f"{folder / results.NAME} names code that conf/ does not list: {unlisted}"
+        if not trust:
+            raise UsageError(f"{named}. If you trust whoever wrote that file, type --trust, which calls it")
+        print(printable(f"--trust: {named}"), file=sys.stderr)
     problem = f"{folder}, run at commit {run.commit or 'unknown'}, cannot be read by this version: run it again"
     try:
         prepared = prepared_models.checkpoints(built(lambda: build_models(run.config), problem))
@@ -60,6 +72,16 @@ def models_of(folder: Path) -> tuple[results.Results, dict[str, Checkpoint], lis
             raise UsageError(f"found no {name} model in {checkpoint.path}: type {_command(folder, name)}")
         found[name] = checkpoint
     return run, found, absent
+
+
+def _unlisted(config: Mapping[str, Any]) -> list[str]:
+    """What calls code as the task of `config`, from a file that others may have written, and is not listed in conf/.
+
+    Hydra calls every `_target_`, and those that an interpolation such as ${oc.create:...} makes.
+    """
+    texts = [(key.split(".")[-1], str(value)) for key, value in leaves(task_fields(config), into_lists=True)]
+    targets = {value for name, value in texts if name == "_target_"} - listed_targets()
+    return sorted(targets | {value for _, value in texts if "${" in value})
 
 
 def _unlearned(run: results.Results, folder: Path) -> Checkpoint:
@@ -128,9 +150,9 @@ def side_by_side(question: str, texts: Mapping[str, str]) -> str:
     return "\n".join([*lines, ""])
 
 
-def reports(folder: Path, questions: Sequence[str], options: Options) -> Iterator[str]:
+def reports(folder: Path, questions: Sequence[str], options: Options, trust: bool = False) -> Iterator[str]:
     """The caption of the run, then the models' answers to each question, or else to each line of standard input."""
-    run, checkpoints, absent = models_of(folder)
+    run, checkpoints, absent = models_of(folder, trust)
     yield "\n".join([run.caption, *absent, ""])
     if not questions and sys.stdin.isatty():  # a dialogue holds all models; otherwise one is loaded at a time
         loaded = {name: load(run, checkpoint) for name, checkpoint in checkpoints.items()}
@@ -153,6 +175,7 @@ def main() -> None:
     parser.add_argument("--answer", help="also print each model's probability of this answer: geometric mean per token")
     parser.add_argument("--raw", action="store_true", help="continue running text, without the model's template")
     parser.add_argument("--max-new-tokens", type=int, default=100, help="the longest answer, in tokens (100)")
+    parser.add_argument("--trust", action="store_true", help="call code that results.json names and conf/ does not")
     args = parser.parse_args()
     if args.max_new_tokens < 1:
         parser.error(f"--max-new-tokens {args.max_new_tokens}: expected a whole number of 1 or more")
@@ -161,12 +184,12 @@ def main() -> None:
     logging.disable(logging.INFO)
     warnings.simplefilter("ignore")
     try:
-        for text in reports(args.run, args.questions, Options(args.raw, args.answer, args.max_new_tokens)):
-            print(text, flush=True)
+        for text in reports(args.run, args.questions, Options(args.raw, args.answer, args.max_new_tokens), args.trust):
+            print(printable(text), flush=True)
     except (KeyboardInterrupt, EOFError):
         print()
     except UsageError as error:
-        parser.exit(2, f"soul_exp.ask: {error}\n")
+        parser.exit(2, printable(f"soul_exp.ask: {error}\n"))
 
 
 if __name__ == "__main__":

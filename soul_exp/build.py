@@ -75,8 +75,14 @@ def build_models(config: Config) -> run.Models:
 
 def build_task(config: Config) -> Task:
     """The task that `config["task"]` describes, without its metrics and its system prompt."""
-    fields = {key: value for key, value in config["task"].items() if key not in ("metrics", "system_prompt")}
-    return _instantiate(fields)
+    made = _instantiate(task_fields(config))
+    if not isinstance(made, Task):
+        raise UsageError(f"task: found {type(made).__name__}, expected the _target_ of a function that returns a Task")
+    return made
+
+
+def task_fields(config: Config) -> dict[str, Any]:
+    return {key: value for key, value in config["task"].items() if key not in ("metrics", "system_prompt")}
 
 
 def is_general(config: Config) -> bool:

@@ -9,13 +9,13 @@ import os
 import shlex
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
-from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -27,15 +27,18 @@ from soul_exp import help_page
 from soul_exp.compose import check_optional, conf_dir, of_job
 from soul_exp.distributed import interrupts, server
 from soul_exp.distributed.environment import launch_environment
-from soul_exp.distributed.output import open_standard_streams
+from soul_exp.distributed.output import RunLog, open_standard_streams
 from soul_exp.errors import UsageError, WorkerError
-from soul_exp.files import write_atomically
+from soul_exp.files import locked, write_atomically
+from soul_exp.report.labels import printable
+from soul_exp.sweep import current, duration
 
 if TYPE_CHECKING:
     from soul_exp.distributed.join import WorkerGroup
 
 log = logging.getLogger("soul_exp")
 
+LOG = "soul_exp.log"  # in a run's folder: what the console showed of it
 ERROR = "error.txt"  # in a failed run's folder: the reason
 TYPED = ".hydra"  # in a run's folder: the configuration as Hydra composed it, and the overrides that were typed
 MULTIRUN = ("-m", "--multirun")
@@ -52,6 +55,7 @@ def job(cfg: DictConfig, workers: WorkerGroup | None = None) -> float | None:
     interrupts.safe_point()
     gc.disable()  # what modules consist of stays: to look at it again and again is a quarter of the time of importing
     from soul_exp import sequence
+    from soul_exp.data import content_hash
     from soul_exp.report import console
     from soul_exp.report.runs import REQUEST
 
@@ -61,27 +65,56 @@ def job(cfg: DictConfig, workers: WorkerGroup | None = None) -> float | None:
     hydra_config = HydraConfig.get()
     out = Path(hydra_config.runtime.output_dir)
     sweeps = hydra_config.mode == RunMode.MULTIRUN
+    sweep = current()
+    label = ""
     if sweeps:
-        log.info("--- job %s: %s", hydra_config.job.num, out.name)
+        label = sweep.job(hydra_config.job.num) if sweep else f"job {hydra_config.job.num + 1}"
+        log.info("--- %s: %s", label, out.name)
         if workers is not None and _COMMAND:
             raise UsageError(_no_sweep(workers))
     else:  # in a sweep it was done before the first job
         check_optional(hydra_config.runtime.choices)
     config = of_job(cfg, hydra_config, (workers.size, workers.launcher) if workers is not None else None)
+    identity = content_hash({**config, "metrics": {}})
+    if sweep and identity in sweep.known:  # typed in another way, such as lr=0.001 and lr=1e-3
+        name, utility = sweep.known[identity]
+        log.info("the configuration of %s, which is this job's result too", name)
+        sweep.end_job("the same as another", None)
+        return utility
+    if sweep:
+        sweep.known[identity] = (out.name, None)
+    start = time.monotonic()
     results = sequence.run(config, out, workers, lambda sentence: _begin(cfg, out, None if sweeps else sentence))
-    if results is None:
-        return None
-    if (out / ERROR).is_file():  # of a try before
+    spent = time.monotonic() - start
+    begun = _run_logs[0].has_begun
+    how = ("finished" if begun else "finished before") if results else ("prepared" if begun else "checked")
+    if results and (out / ERROR).is_file():  # of a try before
         (out / ERROR).unlink()
     near = out.relative_to(Path.cwd()) if out.is_relative_to(Path.cwd()) else out
-    lines = [console.comparison(results), f"results: {near / 'results.json'}"]
-    if (out / f"{REQUEST}1").is_dir():
-        lines.append(f"all requests: python -m soul_exp.tables {near}")
+    lines = []
+    if results:
+        lines = [console.comparison(results), f"results: {near / 'results.json'}"]
+        if (out / f"{REQUEST}1").is_dir():
+            lines.append(f"all requests: python -m soul_exp.tables {near}")
+    for line in map(printable, lines):
+        _run_logs[0].write(line)
+        if sweep is None:
+            _print(line)
+    utility = results.utility if results else None
+    if sweep:
+        sweep.known[identity] = (out.name, utility)
+        left = sweep.end_job(results.status if results and begun else how, spent if begun else None)
+        if begun:
+            what = console.headline(results) if results else near
+            log.info("%s %s in %s: %s%s", label, how, duration(spent), what, left)
+    return utility
+
+
+def _print(text: str) -> None:
     try:
-        print("\n".join(lines), flush=True)
+        print(text, flush=True)
     except BrokenPipeError:  # the run has finished all the same
         _stop_printing()
-    return results.utility
 
 
 def _stop_printing() -> None:
@@ -104,10 +137,10 @@ def _begin(cfg: DictConfig, out: Path, sentence: str | None) -> None:
     for name, part in parts.items():
         write_atomically(out / TYPED / f"{name}.yaml", OmegaConf.to_yaml(part))
     (out / ERROR).unlink(missing_ok=True)
-    _BEGUN.add(out)
+    _run_logs[0].begin(out / LOG)
 
 
-_BEGUN: set[Path] = set()  # the folders of this command's runs whose checks are over
+_run_logs: list[RunLog] = []  # of the run at work: one
 
 FAILED: list[str] = []  # the failed jobs of this command, wherever they ran: names and reasons
 
@@ -136,8 +169,9 @@ def start(cfg: DictConfig) -> float | None:
         return None
     if workers is not None:
         workers.report_failure = lambda text: _print_failure(_record_failure(out, text))
-    _BEGUN.discard(out)
-    failed = True
+    _run_logs[:] = [RunLog()]
+    logging.getLogger().addHandler(_run_logs[0])
+    began, failed = time.monotonic(), True
     try:
         utility = job(cfg, workers)
         failed = False
@@ -146,10 +180,17 @@ def start(cfg: DictConfig) -> float | None:
         interrupts.safe_point()  # the workers were killed for it
         text = str(error) if isinstance(error, UsageError | WorkerError) else "".join(traceback.format_exception(error))
         failure = _failed(_record_failure(out, text))
+        if sweep := current():
+            spent = time.monotonic() - began
+            left = sweep.end_job("failed", spent if _run_logs[0].has_begun else None)
+            log.info("%s failed after %s: %s%s", sweep.job(HydraConfig.get().job.num), duration(spent), out.name, left)
+        _run_logs[0].write(printable(f"soul_exp: failed: {failure}"))
         if _COMMAND:  # raised, it would make Hydra print a line of its own
             return None
         raise failure from None
     finally:
+        logging.getLogger().removeHandler(_run_logs[0])
+        _run_logs[0].close()
         if workers is not None and not _COMMAND:
             workers.release(int(failed))
 
@@ -162,10 +203,10 @@ def _record_failure(out: Path, text: str) -> str:
     from soul_exp import results
 
     with contextlib.suppress(OSError):  # a full disk may be what failed; the lock's Timeout is one too
-        if out in _BEGUN:
+        if _run_logs[0].has_begun:
             write_atomically(out / ERROR, text)
         else:
-            with FileLock(out / ".lock", timeout=0):
+            with locked(out / ".lock", timeout=0):
                 if not (out / results.NAME).exists():
                     write_atomically(out / ERROR, text)
     return f"{out.name}: {text.strip()}"
@@ -241,11 +282,13 @@ def _command(workers: WorkerGroup | None) -> int:
             raise
     for message in FAILED:
         _print_failure(message)
+    if sweep := current():
+        print(sweep.summary([message.partition(":")[0] for message in FAILED]), flush=True)
     return 1 if FAILED else 0
 
 
 def _print_failure(message: str) -> None:
-    print(f"soul_exp: failed: {message}", file=sys.stderr, flush=True)
+    print(printable(f"soul_exp: failed: {message}"), file=sys.stderr, flush=True)
 
 
 def _workers() -> WorkerGroup | None:
@@ -271,6 +314,7 @@ def _message(error: BaseException) -> str:
     while cause is not None:
         text = str(cause).strip()
         text = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith(NOT_HELPFUL))
+        text = text.removeprefix("UsageError raised while resolving interpolation: ")
         if text and not any(text in line for line in lines):
             lines.append(text)
         cause = cause.__cause__

@@ -1,5 +1,6 @@
 """Hydra composes; here the result becomes plain data, with absolute paths, and the resolvers of conf/ are defined."""
 
+import functools
 import hashlib
 import logging
 import os
@@ -14,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from soul_exp import options
 from soul_exp.errors import UsageError, first_line
+from soul_exp.ranges import BELOW
 
 log = logging.getLogger("soul_exp")
 
@@ -28,10 +30,24 @@ def conf_dir() -> Path:
     return next(path for path in (here / "conf", here.parent / "conf") if (path / "config.yaml").is_file())
 
 
+@functools.cache
+def listed_targets() -> frozenset[str]:
+    """Every `_target_` that a file of conf/ states: the project's tasks, metrics, losses, optimizers and adapters."""
+    texts = (path.read_text(encoding="utf-8") for path in conf_dir().rglob("*.yaml"))
+    return frozenset(target for text in texts for target in re.findall(r"_target_: *([\w.]+)", text))
+
+
 def run_folder(overrides: str) -> str:
     """The name of a run's folder: its overrides, in characters that paths and Hydra's command line leave alone."""
     name = re.sub(r"[^\w.+-]+", "_", overrides).strip("_") or "default"
     return name if len(name) <= 160 else f"{name[:140]}-{hashlib.sha256(overrides.encode()).hexdigest()[:10]}"
+
+
+def run_name(name: Any) -> str:
+    """`name`, the folder below runs/ that holds the runs. Raises UsageError if it would lead out of there."""
+    if message := BELOW.mismatch("name", name):
+        raise UsageError(message)
+    return str(name)
 
 
 def plain(cfg: DictConfig, choices: dict[str, str]) -> dict[str, Any]:
@@ -136,6 +152,7 @@ def default_device() -> str:
 
 RESOLVERS: dict[str, Callable[..., Any]] = {
     "run_folder": run_folder,
+    "run_name": run_name,
     "not_in_folder_names": options.not_in_folder_names,
     "not": lambda value: not value,
     "either": lambda condition, yes, no: yes if condition else no,

@@ -8,8 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from soul_exp import results
 from soul_exp.artifacts import prepared_models
 from soul_exp.build import Config, build, tried
@@ -20,7 +18,7 @@ from soul_exp.distributed import interrupts
 from soul_exp.distributed.join import WorkerGroup
 from soul_exp.distributed.processes import launch
 from soul_exp.errors import UsageError
-from soul_exp.files import explain_full_disk
+from soul_exp.files import explain_full_disk, locked
 from soul_exp.results import Results
 from soul_exp.run import Run
 from soul_exp.stages import RANK_STAGES, STAGES
@@ -45,7 +43,7 @@ def run(
     checked = check(config, out)
     interrupts.safe_point()
     # a second start of the same run waits, and then finds it finished
-    with FileLock(out / ".lock"), explain_full_disk(out, checked.run.cache):
+    with locked(out / ".lock"), explain_full_disk(out, checked.run.cache):
         interrupts.safe_point()
         previous = finished(config, checked.run, out)
         if previous is not None:
@@ -93,11 +91,13 @@ def worker(rank: int, plan: dict[str, Any]) -> None:
     run, out = build(plan["config"]), plan["out"]
     with explain_full_disk(out, clear=lambda: checkpoints.remove_unmarked(out / CHECKPOINTS)):
         device = start_process(run.compute, rank, seed=run.seed, attention_kernel=run.model.attention)
-        wandb_log = WandbLog(run, plan["config"], out) if rank == 0 else None
+        wandb_log = WandbLog(run, plan["config"], out, out / LOSSES) if rank == 0 else None
         job = RankJob(**plan, run=run, device=device, wandb_log=wandb_log)
         for stage in RANK_STAGES:
             if stage.wanted(run):
                 job = stage.function(job)
+        if wandb_log is not None:
+            wandb_log.finish()  # where no stage has results
         end_process()
 
 
@@ -120,12 +120,12 @@ def _clear(run: Run, out: Path, replaced: bool) -> None:
 
 
 def _check_engine(job: Job) -> None:
-    """Raises UsageError if another engine has left a checkpoint of this run, unless `resume` allows it."""
+    """Raises UsageError if this run's checkpoint is of another engine, or unsafe to read, unless `resume` allows it."""
     compute = job.run.compute
     engine = checkpoints.engine_of(compute.name, compute.processes, compute.deepspeed)
     found = checkpoints.newest_marked(job.out / CHECKPOINTS / fingerprint(job.config, job.run))
-    if found and found.engine != engine and job.run.resume == "exact":
-        raise UsageError(checkpoints.engine_mismatch(job.out, found, engine))
+    if found and job.run.resume == "exact" and (reason := checkpoints.obstacle(job.out, found, engine)):
+        raise UsageError(reason)
 
 
 def finished(config: Config, run: Run, out: Path) -> Results | None:

@@ -7,18 +7,21 @@ import json
 import logging
 import os
 import shutil
+import stat
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import BaseFileLock, FileLock, Timeout
 from safetensors import SafetensorError
 
 from soul_exp.errors import UsageError
 
 log = logging.getLogger(__name__)
 
+SILENT = 2.0  # seconds of waiting for another process, without a line on the log
 CHUNK = 2**24  # bytes read at a time
 NEARLY_FULL = 2**24  # bytes free; torch's writer gives no reason for its failure: with less free space, it is the disk
 FULL = ("No space left on device", "Disk quota exceeded")
@@ -43,28 +46,110 @@ def write_atomically(path: Path, content: str | bytes) -> Path:
 
 @contextlib.contextmanager
 def complete_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder, which takes the place of `folder` in one step at the end of the block, unless that fails."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
-    partial.mkdir(parents=True)
+    """An empty folder, which takes the place of `folder` in one step at the end of the block, unless that fails.
+
+    Whoever can read the folder above it can read it too: users may share a cache.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for rest in folder.parent.glob(f".{folder.name}.partial*"):  # of a process that was killed
+        shutil.rmtree(rest, ignore_errors=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
     try:
         yield partial
-    except BaseException:
+        readers = stat.S_IMODE(folder.parent.stat().st_mode) & 0o055
+        for path in (partial, *partial.rglob("*")):
+            path.chmod(stat.S_IMODE(path.stat().st_mode) | (readers if path.is_dir() else readers & 0o044))
+        with contextlib.suppress(UsageError):  # another user has made it meanwhile
+            remove(folder)
+            partial.rename(folder)
+    finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove(path: Path) -> None:
+    """Delete `path`, a file or a folder, if it is there. Raises UsageError if it cannot be deleted."""
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif os.path.lexists(path):
+            log.warning("%s is not a folder: it is removed", path)
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        found = f"{path} is damaged or cannot be read, and this user cannot remove it ({error.strerror})"
+        raise UsageError(f"{found}: let its owner remove it, or type cache=<another folder>") from error
+
+
+def shared_folder(folder: Path) -> Path:
+    """`folder`, made, if it is not there, with the permissions of the one above it: users may share a cache."""
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):  # another process was faster
+            folder.mkdir()
+            folder.chmod(stat.S_IMODE(folder.parent.stat().st_mode))
+    return folder
+
+
+@contextlib.contextmanager
+def locked(path: Path, timeout: float = -1) -> Iterator[None]:
+    """In the block, no other process holds the lock file `path`, which any user may hold.
+
+    Waits for it, with one line on the log if that takes longer; raises Timeout after `timeout` seconds unless negative.
+    Of a file that another user keeps from this one, each user has a copy: what they do at once they do twice. Raises
+    UsageError if there can be no lock.
+    """
+    try:
+        try:
+            lock = _acquired(path, timeout)
+        except PermissionError:
+            lock = _acquired(path.with_name(f"{path.name}.{os.getuid()}"), timeout)
+    except Timeout:
         raise
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be locked ({error.strerror}): remove it, or choose another folder") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _acquired(path: Path, timeout: float) -> BaseFileLock:
+    lock = FileLock(path, mode=0o666)
+    try:
+        lock.acquire(timeout=SILENT if timeout < 0 else timeout)
+    except Timeout:
+        if timeout >= 0:
+            raise
+        log.info("waiting for another process, which holds %s", path)
+        lock.acquire()
+    return lock
 
 
 def mismatch(folder: Path, name: str, files: Mapping[str, Sequence[int]], read: bool = True) -> str | None:
     """How the file `name` in `folder` differs from its (bytes, CRC-32) in `files`; without `read`, in size; or None."""
     path, (size, checksum) = folder / name, files[name]
-    if not path.is_file():
-        return f"{name}: missing"
-    if path.stat().st_size != size:
-        return f"{name}: {path.stat().st_size} bytes, expected {size}"
-    if read and size_and_checksum(path)[1] != checksum:
-        return f"{name}: checksum differs"
+    try:
+        if not path.is_file():
+            return f"{name}: missing"
+        if path.stat().st_size != size:
+            return f"{name}: {path.stat().st_size} bytes, expected {size}"
+        if read and size_and_checksum(path)[1] != checksum:
+            return f"{name}: checksum differs"
+    except PermissionError as error:
+        return f"{name}: {error.strerror}"
+    return None
+
+
+def written_by_others(folder: Path) -> Path | None:
+    """The first path, `folder` or one below it, that another user could have written or linked; None if there is none.
+
+    Its owner is compared with that of a file which this process writes beside it: a file server may map owners.
+    """
+    with tempfile.TemporaryFile(dir=folder.parent) as probe:
+        own = os.fstat(probe.fileno()).st_uid
+    for path in (folder, *sorted(folder.rglob("*"))):
+        state = path.lstat()
+        if state.st_uid != own or stat.S_ISLNK(state.st_mode) or state.st_mode & stat.S_IWOTH:
+            return path
     return None
 
 
@@ -89,11 +174,13 @@ def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
 
 def read_sealed(path: Path) -> dict[str, Any] | str:
     """What `write_sealed` wrote to `path`, or the reason why it cannot be read."""
-    if not path.is_file():
-        return f"no {path.name} marker: it was not written completely"
     try:
+        if not path.is_file():
+            return f"no {path.name} marker: it was not written completely"
         content = json.loads(path.read_bytes())
         return f"{path.name}: checksum differs" if content.pop("checksum") != _checksum(content) else dict(content)
+    except PermissionError as error:
+        return f"{path.name}: {error.strerror}"
     except (ValueError, TypeError, KeyError, AttributeError):
         return f"{path.name}: not a marker"
 

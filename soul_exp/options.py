@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Annotated, Any, get_args, get_origin
 
-from soul_exp.ranges import COUNT, FLAG, POSITIVE, SEED, SHARE, SOME, TEXT, TEXT_OR_NULL, Choice, Number, Values
+from soul_exp.ranges import BELOW, COUNT, FLAG, POSITIVE, SEED, SHARE, SOME, TEXT, TEXT_OR_NULL, Choice, Number, Values
 
 
 class Changes(Enum):
@@ -58,7 +58,7 @@ DEEPSPEED = (  # of its options, those that conf/compute/ states: how ranks shar
 ).split()
 
 TABLE: dict[str, Option] = {  # `section.*`: every option of that section which has no entry of its own
-    "name": Option(TEXT, Changes.NOTHING, in_folder_name=False),
+    "name": Option(BELOW, Changes.NOTHING, in_folder_name=False),
     "seed": Option(SEED, column=False, size=False),  # runs that differ in it are one row
     "stages": NAME,  # the comparison of runs tests whether they unlearn
     "overwrite": Option(FLAG, Changes.NOTHING, in_folder_name=False, size=False),

@@ -53,6 +53,18 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Below:
+    """The path of a folder below another one: names with / between them, none of which leads back up."""
+
+    def expected(self) -> str:
+        return "a text of folder names with / between them, none of them . or .."
+
+    def mismatch(self, key: str, value: Any) -> str | None:
+        fits = isinstance(value, str) and value.isprintable() and not {"", ".", ".."} & set(value.split("/"))
+        return None if fits else f"{key}={value!r}: expected {self.expected()}"
+
+
+@dataclass(frozen=True)
 class Flag:
     """True or false; a text is an error, since any text would count as true."""
 
@@ -81,9 +93,9 @@ class Choice:
         return None if value in self.words else f"{key}={value} is unknown: choose {self.expected()}"
 
 
-Values = Number | Text | Flag | Choice  # that an option may have
+Values = Number | Text | Below | Flag | Choice  # that an option may have
 COUNT, SHARE, POSITIVE = Number(1, whole=True), Number(0, 1), Number(0, above=True)
 NOT_NEGATIVE, HALF, HALF_OR_NULL = Number(0), Number(0, 0.5), Number(0, 0.5, null=True)
 SOME, SEED = Number(1, whole=True, null=True), Number(0, 2**32 - 1, whole=True)
 ANY_COUNT, INDEX = Number(0, whole=True), Number(0, whole=True, null=True)
-TEXT, TEXT_OR_NULL, FLAG = Text(), Text(null=True), Flag()
+TEXT, TEXT_OR_NULL, BELOW, FLAG = Text(), Text(null=True), Below(), Flag()

@@ -9,8 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from soul_exp import experiment, results
 from soul_exp.build import Config, build
 from soul_exp.checks import disk
@@ -19,7 +17,7 @@ from soul_exp.checks.options import check_flags
 from soul_exp.distributed import interrupts
 from soul_exp.distributed.join import WorkerGroup
 from soul_exp.errors import UsageError
-from soul_exp.files import is_intact
+from soul_exp.files import is_intact, locked
 from soul_exp.models.checkpoint import UNLEARNED
 from soul_exp.results import Results
 from soul_exp.stages.stage import MODEL
@@ -42,7 +40,7 @@ def run(
     _check_sequence(config, group)
     checked = [check(step, folder_of(out, number)) for number, step in enumerate(steps, start=1)]
     out.mkdir(parents=True, exist_ok=True)
-    with FileLock(out / ".lock"):  # a second start of the same run waits, and then finds it finished
+    with locked(out / ".lock"):  # a second start of the same run waits, and then finds it finished
         interrupts.safe_point()
         previous = _finished(steps, checked, out)
         if previous is not None:

@@ -1,10 +1,13 @@
-"""Before a sweep's first job: how many there are, and whether what they will write fits on the disk."""
+"""A sweep: how many jobs it has, whether what they will write fits on the disk, how far it is, and how it ended."""
 
 import contextlib
 import itertools
+import shlex
 import sys
+import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,62 @@ from soul_exp.errors import UsageError
 from soul_exp.options import option_of
 
 
+@dataclass
+class Sweep:
+    """The sweep of this command: its jobs, and how those that ended did so."""
+
+    total: int | None
+    folder: Path  # of the runs
+    is_local: bool  # whether its jobs run in this process, one after the other
+    began: float  # time.monotonic
+    ended: Counter[str] = field(default_factory=Counter)  # how -> number of jobs
+    seconds: list[float] = field(default_factory=list)  # of the jobs that did work
+    known: dict[str, tuple[str, float | None]] = field(default_factory=dict)  # hash of a configuration -> run, utility
+
+    def job(self, number: int) -> str:
+        """The name of job `number`, from 0."""
+        return f"job {number + 1}" + (f" of {self.total}" if self.total else "")
+
+    def end_job(self, how: str, seconds: float | None) -> str:
+        """Count a job that ended, after `seconds` of work (None: it did none); returns a forecast for the others."""
+        self.ended[how] += 1
+        if seconds is not None:
+            self.seconds.append(seconds)
+        left = self.total - self.ended.total() if self.total else 0
+        last = self.seconds[-RECENT:]
+        return f"; about {duration(left * sum(last) / len(last))} for {left} more" if left and last else ""
+
+    def summary(self, failed: Sequence[str]) -> str:
+        """How the sweep ended, the names of the `failed` jobs, and what to type for its table."""
+        counts = self.ended if self.is_local else {"failed": len(failed)}
+        ends = ", ".join(f"{counts[how]} {how}" for how in sorted(counts, key=ENDS.index) if counts[how])
+        spent = duration(time.monotonic() - self.began)
+        lines = [f"{self.total or self.ended.total()} jobs in {spent}{': ' if ends else ''}{ends}"]
+        if failed:
+            lines.append(f"failed: {', '.join(failed)}")
+        if any(self.folder.glob("*/results.json")):
+            lines.append(f"table: python -m soul_exp.tables {shlex.quote(str(self.folder))}")
+        return "\n".join(lines)
+
+
+ENDS = ("finished", "diverged", "prepared", "checked", "finished before", "the same as another", "failed")
+RECENT = 5  # jobs whose mean time is that of the jobs to come: the first one also makes the prepared models
+_current: list[Sweep] = []
+
+
+def current() -> Sweep | None:
+    """The sweep of this process's command; None if it is no sweep, or a job of one that runs elsewhere."""
+    return _current[0] if _current else None
+
+
+def duration(seconds: float) -> str:
+    """Two digits of it: 35 s, 4.2 min, 12 h."""
+    size, unit = (
+        (seconds, "s") if seconds < 99.5 else (seconds / 60, "min") if seconds < 5970 else (seconds / 3600, "h")
+    )
+    return f"{size:.1f} {unit}" if size < 9.95 and unit != "s" else f"{size:.0f} {unit}"
+
+
 class BeforeSweep(Callback):
     """Prints what a sweep will need on the disk; exits with an error message where that is more than is free."""
 
@@ -31,9 +90,15 @@ class BeforeSweep(Callback):
 
         try:
             compose.check_optional(config.hydra.runtime.choices)
+            for name in _names(config):  # else a job would find it out, after those before it
+                compose.run_name(name)
             check_flags(_resolved(config))  # those of all jobs; each job checks what it varies
+            total = None  # of another sweeper the number of jobs is unknown
             if compat.is_basic(config.hydra.sweeper["_target_"]):
-                print(forecast(config), flush=True)  # of another sweeper the number of jobs is unknown
+                total = len(combinations(config))
+                print(forecast(config), flush=True)
+            is_local = compat.is_basic(config.hydra.launcher["_target_"])
+            _current[:] = [Sweep(total, Path(config.hydra.sweep.dir), is_local, time.monotonic())]
         except UsageError as error:
             sys.exit(f"soul_exp: {error}")  # Hydra turns an Exception into a warning
 
@@ -60,6 +125,13 @@ def forecast(config: DictConfig) -> str:
                 needs += [None] * count  # the job itself reports why it cannot work
     at_once = 1 if compat.is_basic(config.hydra.launcher["_target_"]) else len(jobs)
     return disk.check_sweep(needs, folder, Path(config.cache).expanduser(), at_once)
+
+
+def _names(config: DictConfig) -> list[str]:
+    """The values of the option `name` in the jobs of the sweep `config`."""
+    overrides = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+    varied = [each for each in overrides if each.get_key_element() == "name" and each.is_discrete_sweep()]
+    return [text.strip("'\"") for each in varied for text in each.sweep_string_iterator()] or [config.name]
 
 
 def combinations(config: DictConfig) -> list[tuple[str, ...]]:

@@ -2,9 +2,13 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
+
+import pandas as pd
 
 from soul_exp.errors import UsageError
 from soul_exp.files import write_atomically
+from soul_exp.report.labels import printable
 from soul_exp.report.markdown import table
 from soul_exp.report.runs import CHOSEN, load, trials
 
@@ -26,11 +30,20 @@ def main() -> None:
         text = table(args.folder, args.metrics.split(",") if args.metrics else None)
         print(text, end="", flush=True)
         write_atomically(args.folder / "table.md", text)
-        write_atomically(args.folder / "table.csv", load(args.folder).to_csv(index=False))
+        write_atomically(args.folder / "table.csv", csv(load(args.folder)))
         if len(tried := trials(args.folder)):
-            write_atomically(args.folder / "trials.csv", tried.to_csv(index=False))
+            write_atomically(args.folder / "trials.csv", csv(tried))
     except (UsageError, OSError) as error:
-        parser.exit(2, f"soul_exp.tables: {error}\n")
+        parser.exit(2, printable(f"soul_exp.tables: {error}\n"))
+
+
+def csv(frame: pd.DataFrame) -> str:
+    """The frame as CSV. A text that a spreadsheet would compute, as =1+1, begins with an apostrophe."""
+
+    def inert(value: Any) -> Any:
+        return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value
+
+    return frame.map(inert).rename(columns=inert).to_csv(index=False)
 
 
 if __name__ == "__main__":

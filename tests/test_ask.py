@@ -28,6 +28,7 @@ from soul_exp.models import loading, saving
 from soul_exp.models.checkpoint import DONE
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.models.lora import Lora
+from soul_exp.report.labels import printable
 from soul_exp.results import Results
 
 QUESTIONS = [item.prompt for item in items(2)]
@@ -120,7 +121,7 @@ def blocks(text: str) -> list[dict[str, list[str]]]:
 def expected(lm: LanguageModel, question: str, answer: str) -> tuple[str, str]:
     (text,) = generations(lm, [Item(question, "a")], batch_size=1, max_new_tokens=5)
     own, given = (likelihoods(lm, [Item(question, words)], batch_size=1)[0].logp.mean() for words in (text, answer))
-    return text, f"NLL {-own:.3f} nats per token; probability of the given answer {np.exp(given):.3g}"
+    return printable(text), f"NLL {-own:.3f} nats per token; probability of the given answer {np.exp(given):.3g}"
 
 
 @pytest.mark.parametrize("adapter", [False, True])
@@ -150,7 +151,7 @@ def test_raw_text_is_continued_without_the_template(command: Any, tmp_path: Path
     out, _, _ = command(run, QUESTIONS[0], "--raw", "--max-new-tokens", 4)
     for name, lm in found.items():
         (text,) = generations(lm, [Item(QUESTIONS[0], " a", raw=True)], batch_size=1, max_new_tokens=4)
-        assert blocks(out)[0][name][0].split() == text.split()
+        assert blocks(out)[0][name][0].split() == printable(text).split()
     assert out != command(run, QUESTIONS[0], "--max-new-tokens", 4)[0]
 
 
@@ -207,6 +208,49 @@ def test_deleted_or_unreadable_files_are_an_error_that_states_what_to_type(
     assert code == 2 and out == "" and err.count("\n") == 1
     with pytest.raises(AssertionError, match=f"soul_exp.ask: .*{message}"):
         raise AssertionError(err)
+
+
+WRITE = {"_target_": "pathlib.Path.write_text", "_args_": [{"_target_": "pathlib.Path", "_args_": ["MARKER"]}, "x"]}
+REMOVE = {"_target_": "soul_exp.training.checkpoints.remove_all", "folder": "VICTIM"}
+CREATE = "${oc.create:'{_target_: pathlib.Path.touch, _args_: [{_target_: pathlib.Path, _args_: [MARKER]}]}'}"
+
+
+@pytest.mark.parametrize(
+    ("planted", "named"),
+    [
+        ({**WRITE, "metrics": {}, "system_prompt": None}, "pathlib.Path, pathlib.Path.write_text"),
+        ({"source": WRITE}, "pathlib.Path, pathlib.Path.write_text"),
+        ({"source": [{"a": WRITE}]}, "pathlib.Path, pathlib.Path.write_text"),
+        ({"source": REMOVE}, "soul_exp.training.checkpoints.remove_all"),
+        ({"source": CREATE}, "${oc.create:"),
+    ],
+)
+def test_code_that_results_json_names_is_called_with_trust_only(
+    planted: dict[str, Any], named: str, command: Any, tmp_path: Path
+) -> None:
+    run, _ = written(tmp_path)
+    marker, victim = tmp_path / "marker", tmp_path / "victim"
+    victim.mkdir()
+    content = json.loads((run / "results.json").read_text())
+    task = planted if "_target_" in planted else {**content["config"]["task"], **planted}
+    content["config"]["task"] = task
+    text = json.dumps(content).replace("MARKER", str(marker)).replace("VICTIM", str(victim))
+    (run / "results.json").write_text(text)
+    out, err, code = command(run, QUESTIONS[0])
+    assert code == 2 and out == "" and err.count("\n") == 1
+    assert f"results.json names code that conf/ does not list: {named}" in err and "type --trust" in err
+    assert victim.exists() and not marker.exists()
+    _, err, code = command(run, QUESTIONS[0], "--trust")
+    assert f"results.json names code that conf/ does not list: {named}" in err.splitlines()[0]
+    assert marker.exists() or not victim.exists()  # it was called, so the test's attack is one
+
+
+def test_the_users_own_loss_needs_no_trust_because_it_is_not_called(command: Any, tmp_path: Path) -> None:
+    run, _ = written(tmp_path)
+    content = json.loads((run / "results.json").read_text())
+    content["config"]["loss"]["forget_term"] = {"_target_": "mine.loss", "_partial_": True}
+    (run / "results.json").write_text(json.dumps(content))
+    assert command(run, QUESTIONS[0], "--max-new-tokens", 1)[2] == 0
 
 
 def test_the_command_works_as_it_is_typed(tmp_path: Path) -> None:

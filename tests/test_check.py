@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -385,6 +386,28 @@ def test_a_folder_that_cannot_be_written_is_an_error(configured: Callable[..., d
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="cannot be written"):
         check(configured(), tmp_path / "file" / "run")
+
+
+@pytest.mark.parametrize("name", ["", "models", "answers", "trials", "scorers"])
+def test_a_file_in_the_place_of_a_folder_of_the_cache_is_named(
+    name: str, checked: Callable[..., Checked], tmp_path: Path
+) -> None:
+    path = tmp_path / "cache" / name
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    with pytest.raises(UsageError, match=f"^{re.escape(str(path))} is a file, .* remove it"):
+        checked(f"cache={tmp_path / 'cache'}")
+
+
+def test_a_complete_cache_is_only_read(
+    configured: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = {**configured("stages=[prepare]"), "cache": "/proc/nowhere"}
+    with pytest.raises(UsageError, match="cache /proc/nowhere cannot be written"):
+        check(config, tmp_path / "run")
+    monkeypatch.setattr("soul_exp.checks.check.unprepared", lambda run: [])
+    monkeypatch.setattr("soul_exp.checks.disk.need", lambda run: None)
+    assert check(config, tmp_path / "run").run.cache == Path("/proc/nowhere")
 
 
 def test_a_broken_tofu_log_is_named(checked: Callable[..., Checked], tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 import functools
 import json
+import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,37 @@ def test_a_marked_checkpoint_is_found_with_all_that_its_marker_says(tmp_path: Pa
     assert found.seconds == 10 and found.engine == ENGINE and found.notes == ["a note"]
     assert list(found.files) == ["global_step/optimizer.pt"]
     assert found.files["global_step/optimizer.pt"][0] == 50
+
+
+@pytest.mark.parametrize("how", ["owner", "mode", "link"])
+@pytest.mark.parametrize("stage", [2, None])
+def test_a_pickled_checkpoint_that_another_user_could_have_written_is_not_resumed_from(
+    stage: int | None, how: str, tmp_path: Path
+) -> None:
+    """A planted pickle runs code as DeepSpeed reads it; without DeepSpeed the library reads no pickle."""
+    (checkpoint,) = written(tmp_path, 5)
+    found, engine = last_complete(tmp_path), replace(ENGINE, stage=stage)
+    assert found is not None
+    found = replace(found, engine=engine)
+    assert checkpoints.obstacle(tmp_path, found, engine) is None
+    planted = checkpoint / "global_step" / "optimizer.pt"
+    if how == "owner":
+        if os.geteuid() != 0:
+            pytest.skip("only root can give a file to another user")
+        os.chown(planted, 4242, 4242)
+    elif how == "mode":
+        planted.chmod(0o666)
+    else:
+        planted.rename(tmp_path / "elsewhere")
+        planted.symlink_to(tmp_path / "elsewhere")
+    reason = checkpoints.obstacle(tmp_path, found, engine)
+    if stage is None:
+        assert reason is None
+    else:
+        assert reason is not None and reason.startswith(
+            f"another user could have written {planted}, and DeepSpeed reads pickled files"
+        )
+        assert "type resume=weights" in reason and "resume=restart" in reason
 
 
 def test_the_two_newest_by_step_stay_whatever_their_times(tmp_path: Path) -> None:

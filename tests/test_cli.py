@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from conftest import start, type_
 
 from soul_exp import results
 from soul_exp.models import loading
+from soul_exp.sweep import Sweep
 
 SMALL = [
     "task.num_authors=8",
@@ -60,6 +62,56 @@ def test_a_failing_job_leaves_the_others_running_and_is_named(
     failed = next(path for path in folder.parent.iterdir() if "train.batch_size-7" in path.name)
     assert f"soul_exp: failed: {failed.name}: train.batch_size=7 is not a multiple of" in sweep.stderr
     assert (failed / "error.txt").is_file() and not (folder / "error.txt").exists()
+
+
+def test_a_sweep_says_how_far_it_is_and_how_it_ended(
+    sweep: subprocess.CompletedProcess[str], folder: Path, place: Path
+) -> None:
+    failed = next(path for path in folder.parent.iterdir() if "train.batch_size-7" in path.name)
+    lines = [line for line in sweep.stdout.splitlines() if "job" in line]
+    assert lines[0].startswith("2 jobs will need about")
+    assert lines[1:3] == [f"--- job 1 of 2: {failed.name}", f"job 1 of 2 failed after 0 s: {failed.name}"]
+    assert lines[3] == f"--- job 2 of 2: {folder.name}"
+    assert re.fullmatch(r"job 2 of 2 finished in \d+ s: forget quality \S+, model utility \S+, MIA AUC \S+", lines[4])
+    assert re.fullmatch(r"2 jobs in \d+ s: 1 finished, 1 failed", lines[5]) and len(lines) == 6
+    ending = [f"failed: {failed.name}", "table: python -m soul_exp.tables runs/small"]
+    assert sweep.stdout.splitlines()[-2:] == ending and "higher is better" not in sweep.stdout
+
+
+def test_the_log_of_a_run_holds_what_the_console_showed_of_it(
+    sweep: subprocess.CompletedProcess[str], folder: Path
+) -> None:
+    _, _, shown = sweep.stdout.partition(f"--- job 2 of 2: {folder.name}\n")
+    expected = shown.splitlines()[:-3]  # the summary is the sweep's
+    assert len(expected) > 5 and any(line.startswith("unlearn: 4 steps") for line in expected)
+    logged = (folder / "soul_exp.log").read_text().splitlines()
+    assert logged[0].endswith(folder.name) and all(logged.count(line) == 1 for line in expected)
+    assert any("higher is better" in line for line in logged)  # and the table of metrics, which a sweep does not show
+    failed = next(path for path in folder.parent.iterdir() if "train.batch_size-7" in path.name)
+    assert not (failed / "soul_exp.log").exists()  # its checks failed
+
+
+def test_a_configuration_that_a_sweep_has_twice_is_run_once(place: Path) -> None:
+    done = starts.type_(place, *SMALL, "name=twice", "loss=npo,npo", "stages=[]", "-m")
+    assert done.returncode == 0 and done.stdout.count("checked, nothing to run") == 1, done.stdout + done.stderr
+    assert "the configuration of " in done.stdout and "which is this job's result too" in done.stdout
+    assert re.search(r"\n2 jobs in \d+ s: 1 checked, 1 the same as another\n$", done.stdout)
+
+
+def test_the_forecast_of_a_sweep_counts_the_jobs_that_worked() -> None:
+    sweep = Sweep(total=9, folder=Path("runs/x y"), is_local=True, began=time.monotonic() - 7200)
+    assert [sweep.job(0), sweep.job(8), Sweep(None, Path(), True, 0.0).job(4)] == ["job 1 of 9", "job 9 of 9", "job 5"]
+    assert sweep.end_job("failed", None) == "" and sweep.end_job("finished", 600) == "; about 70 min for 7 more"
+    assert sweep.end_job("diverged", 200) == "; about 40 min for 6 more"
+    assert sweep.end_job("finished before", None) == "; about 33 min for 5 more"
+    for seconds in (1, 1, 1, 1):
+        left = sweep.end_job("finished", seconds)
+    assert left == "; about 41 s for 1 more"  # of the last five: 200, 1, 1, 1, 1
+    assert sweep.end_job("finished", 1) == ""
+    assert sweep.summary(["a", "b"]).splitlines() == [
+        "9 jobs in 2.0 h: 6 finished, 1 diverged, 1 finished before, 1 failed", "failed: a, b"
+    ]  # fmt: skip
+    assert Sweep(3, Path("runs"), False, time.monotonic()).summary([]) == "3 jobs in 0 s"
 
 
 def test_results_hold_what_a_reviewer_needs(folder: Path) -> None:

@@ -23,7 +23,8 @@ LEVELS: list[set[str]] = [
     {"checks"},
     {"experiment", "help_page"},
     {"sequence"},
-    {"ask", "cli", "preload", "sweep"},
+    {"sweep"},
+    {"ask", "cli", "preload"},
     {"__main__"},
 ]
 # Narrower than the level: an optimizer is one copyable file, a metric a pure function of answers, a report reads files.

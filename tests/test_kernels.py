@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -204,8 +205,103 @@ def test_a_tensor_that_is_not_contiguous_gets_the_same_update_and_is_logged_once
         ) == 1  # fmt: skip
 
 
-def test_a_machine_without_a_compiler_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+NO_COMPILER = "no C compiler (cc, gcc or clang) was found"
+
+
+@pytest.fixture
+def kernel_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The empty folder that the compiled kernel goes to."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "soul_exp" / "kernels"
+
+
+def compiled(folder: Path) -> Path:
+    """The kernel, compiled into `folder`."""
+    library, reason = cpu._library.__wrapped__()
+    if library is None:
+        pytest.skip(f"no C kernel here: {reason}")
+    (path,) = folder.iterdir()
+    return path
+
+
+def plant(path: Path, ran: Path) -> Path:
+    """A library at `path`, under a name that states its checksum, which creates the file `ran` when it is loaded."""
+    source, library = ran.with_suffix(".c"), ran.with_suffix(".so")
+    source.write_text(
+        f'#include <stdio.h>\n__attribute__((constructor)) void run() {{ fopen("{ran}", "w"); }}\nvoid update() {{}}\n'
+    )
+    subprocess.run(["cc", "-shared", "-fPIC", str(source), "-o", str(library)], check=True)
+    name = f"{path.stem.rpartition('-')[0]}-{cpu._digest(library.read_bytes())}{path.suffix}"
+    return library.rename(path.with_name(name))
+
+
+def test_a_machine_without_a_compiler_uses_the_compiled_kernel_or_says_so(
+    kernel_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = compiled(kernel_folder)
+    assert kernel_folder.stat().st_mode & 0o777 == 0o700 and path.stat().st_mode & 0o777 == 0o500
     monkeypatch.setenv("PATH", str(tmp_path))
     library, reason = cpu._library.__wrapped__()
-    assert library is None and reason == "no C compiler (cc, gcc or clang) was found"
+    assert library is not None and reason is None
+    path.unlink()
+    assert cpu._library.__wrapped__() == (None, NO_COMPILER)
+
+
+@pytest.mark.parametrize("how", ["by another user", "writable by all", "as a link"])
+def test_a_library_that_another_user_could_have_planted_is_not_loaded(
+    how: str, kernel_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, ran = compiled(kernel_folder), tmp_path / "ran"
+    planted = plant(path, ran)
+    path.unlink()
+    if how == "by another user":
+        if os.geteuid() != 0:
+            pytest.skip("only root can give a file to another user")
+        os.chown(planted, 4242, 4242)
+    elif how == "writable by all":
+        planted.chmod(0o777)
+    else:
+        planted.rename(tmp_path / "elsewhere.so")
+        planted.symlink_to(tmp_path / "elsewhere.so")
+    assert compiled_again(kernel_folder, planted) and not ran.exists()
+    if how != "as a link":
+        assert f"{planted} is damaged, or another user could have written it: it is not used" in caplog.text
+
+
+def compiled_again(folder: Path, planted: Path) -> bool:
+    library, reason = cpu._library.__wrapped__()
+    assert library is not None, reason
+    return any(path != planted for path in folder.iterdir())
+
+
+def test_the_folder_of_another_user_is_not_used(
+    kernel_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a folder to another user")
+    planted = plant(compiled(kernel_folder), tmp_path / "ran")
+    os.chown(kernel_folder, 4242, 4242)
+    library, reason = cpu._library.__wrapped__()
+    assert library is not None and reason is None and planted.exists() and not (tmp_path / "ran").exists()
+    assert f"{kernel_folder} belongs to another user" in caplog.text
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert cpu._library.__wrapped__() == (None, NO_COMPILER)
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-100], lambda content: content[:-1] + b"\1"])
+def test_a_damaged_kernel_is_compiled_again(damage: Any, kernel_folder: Path) -> None:
+    path = compiled(kernel_folder)
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(damage(content))
+    assert compiled(kernel_folder) == path and path.read_bytes() == content
+
+
+def test_without_a_home_directory_the_kernel_is_compiled_for_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    library, reason = cpu._library.__wrapped__()
+    assert library is not None or reason == NO_COMPILER

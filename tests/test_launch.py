@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 import toy
 
 from soul_exp.distributed import processes
@@ -96,6 +98,25 @@ def test_a_killed_worker_is_named_with_its_signal(tmp_path: Path) -> None:
 def test_an_exit_code_of_0_without_a_returned_value_is_a_failure(work: Any, tmp_path: Path) -> None:
     with pytest.raises(WorkerError, match=r"worker 0 of 1 failed \(exit code 0, but it did not return\)"):
         processes.launch(work, processes=1, threads=1, logs=tmp_path)
+
+
+class Planted:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.marker,)
+
+
+def test_what_any_user_can_write_to_the_store_of_a_launcher_is_not_unpickled(tmp_path: Path) -> None:
+    store = dist.TCPStore(processes.HOST, 0, is_master=True, wait_for_workers=False)
+    other = dist.TCPStore(processes.HOST, store.port, is_master=False, wait_for_workers=False)
+    other.set("value0", pickle.dumps(Planted(tmp_path / "marker")))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"codec|Expecting"):
+        processes._value(store, 0, None)  # type: ignore[arg-type]
+    assert not (tmp_path / "marker").exists()
 
 
 def test_a_worker_s_usage_error_is_raised_with_its_message_alone(tmp_path: Path) -> None:

@@ -8,12 +8,16 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import starts
 from filelock import FileLock
 from omegaconf import OmegaConf
 from starts import TINY
+
+from soul_exp import compose
+from soul_exp.errors import UsageError
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +80,30 @@ def test_a_sweep_is_rejected_before_its_first_job(root: Path) -> None:
     run = starts.type_(root, *TINY, "name=sweep", "overwrite=no", "seed=0,1", "-m")
     assert run.returncode == 1 and run.stderr.startswith("soul_exp: overwrite=no: found the text 'no'"), run.stderr
     assert not list((root / "runs" / "sweep").glob("*/"))
+
+
+@pytest.mark.parametrize("more", [[], ["seed=0,1", "-m"]])
+def test_a_name_that_leads_out_of_runs_is_rejected_before_a_folder_is_made(more: list[str], tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    run = starts.type_(place, *TINY, "stages=[]", "name=../../outside", *more)
+    assert run.returncode == 1 and run.stderr == (
+        "soul_exp: name='../../outside': expected a text of folder names with / between them, none of them . or ..\n"
+    )
+    assert [*tmp_path.iterdir()] == [place] and not list(place.iterdir())
+
+
+@pytest.mark.parametrize("name", ["/tmp/a", "a/../../../b", "a\nb", "a\x1b[2Jb", "", ".", "..", "a//b", "a/", 7, None])
+def test_a_name_is_folder_names_below_runs(name: Any) -> None:
+    with pytest.raises(UsageError, match="expected a text of folder names with / between them"):
+        compose.run_name(name)
+    assert compose.run_name("paper/tofu forget10") == "paper/tofu forget10"
+
+
+def test_a_sweep_over_names_rejects_one_that_leads_out_of_runs_before_its_first_job(tmp_path: Path) -> None:
+    run = starts.type_(tmp_path, *TINY, "stages=[]", "name=a,../b", "-m")
+    assert run.returncode == 1 and run.stderr.startswith("soul_exp: name='../b': expected"), run.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_same_command_again_keeps_its_record_and_removes_the_reason_of_a_failure(out: Path) -> None:

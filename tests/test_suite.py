@@ -278,6 +278,7 @@ def test_a_model_is_evaluated_once_per_suite(
     folder = answer_cache.folder_of(models, place)
     given: Any = {**known, SUITE: {"text": {"word_perplexity": math.nan}}}
     answer_cache.write_answers(folder, given)  # null in the file, which is strict JSON
+    (folder / "other.jsonl").write_text("of somebody else")  # its marker does not list it
     again: Any = answer_cache.read_answers(folder)
     assert math.isnan(again[SUITE]["text"]["word_perplexity"]) and list(again) == ["forget", SUITE]
     assert answer_cache.cached_answers(replace(models, suite=Suite("embedded", 3, None)), place) is None

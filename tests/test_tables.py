@@ -307,7 +307,7 @@ def test_a_null_seed_is_left_out_of_the_mean_and_the_cell_gives_n(tmp_path: Path
 def test_a_repeated_seed_is_not_counted_twice(tmp_path: Path) -> None:
     text = tables.table(left(tmp_path, a=made(), b=made()))
     assert cells(text)[0][2]["n"] == "1"
-    assert "left out, repeats a seed: `b`" in text
+    assert text.count("one result in several folders, counted once: `a` = `b`") == 1
 
 
 def test_only_keys_that_differ_and_that_no_choice_implies_are_columns(tmp_path: Path) -> None:
@@ -526,3 +526,57 @@ def test_the_suite_survives_a_round_trip_and_a_file_without_it_reads_as_none(tmp
     (tmp_path / "results.json").write_text(json.dumps(old))
     read = results.read(tmp_path)
     assert read is not None and read.suite == {} and read.config["utility_suite"] == "none"
+
+
+HOSTILE = (
+    "=cmd|' /C calc'!A0<img src=x onerror=alert(1)>\x1b[2J\n| new | row |\u202egnp [a](http://b) ![c](http://d)\x00\x9b"
+    "\ud800"
+)
+INERT = "&lt;img src=x onerror=alert(1)>\\x1b[2J\\n"
+
+
+def hostile(folder: Path) -> Path:
+    """A folder of two runs in which every text that somebody else could have written is hostile."""
+    for seed in (0, 1):
+        run = made(seed=seed)
+        choices = {**run.choices, "optimizer": HOSTILE, "model": f"{HOSTILE}{seed}"}
+        config = {**run.config, "model": {HOSTILE: HOSTILE, "path": f"{HOSTILE}{seed}"}}
+        texts: dict[str, Any] = dict.fromkeys(("caption", "tuned", "commit", "reason"), HOSTILE)
+        texts |= {"notes": [HOSTILE], "reasons": {"utility": HOSTILE}, "versions": {HOSTILE: HOSTILE}}
+        metrics = {**run.metrics, "unlearned": {**UNLEARNED, "utility": None}}
+        changed = replace(run, **texts, choices=choices, config=config, status="diverged", metrics=metrics)
+        out = folder / f"=run{seed}\x1b[31m<b>"
+        out.mkdir()
+        results.write(out, changed)
+    failed = folder / "failed\n# heading"
+    failed.mkdir()
+    (failed / "error.txt").write_bytes(b"\x1b]0;title\x07<script>\xff")
+    return folder
+
+
+def test_texts_of_others_are_inert_in_the_table_on_the_terminal_and_in_a_spreadsheet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["tables", str(hostile(tmp_path))])
+    tables.main()
+    printed, written = capsys.readouterr().out, (tmp_path / "table.md").read_text()
+    assert printed == written and INERT in written and "failed\\n# heading" in written
+    assert not [line for line in written.split("\n") if line.startswith(("| new", "# heading"))]
+    assert "<" not in written and "](" not in written and labels.printable(written) == written
+    (width,) = {line.replace("\\|", "").count("|") for line in written.split("\n") if line.startswith("|")}
+    assert width > 5
+    text = (tmp_path / "table.csv").read_text()
+    assert labels.printable(text) == text and "'=cmd|" in text
+    cells = [cell for row in csv.reader(text.splitlines()) for cell in row]
+    assert "\\x1b[2J\\n" in text and not [cell for cell in cells if cell.startswith(("=", "+", "@", "\t"))]
+
+
+def test_a_run_of_somebody_else_is_inert_on_the_console() -> None:
+    shown = labels.printable(console.comparison(replace(made(), caption=HOSTILE, notes=[HOSTILE])))
+    assert "\\x1b[2J" in shown and not set("\x1b\x00\x9b\u202e\ud800") & set(shown)
+
+
+def test_running_text_of_any_language_stays_as_it_is() -> None:
+    for text in ("two\nlines\tand a tab", "क्\u200dष می\u200cخواهم \u3000全角 \u00a0é 😀", "a & b < c | d"):
+        assert labels.printable(text) == text
+    assert labels.on_one_line("a\r\nb\tc") == "a\\r\\nb\\tc"

@@ -8,14 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from soul_exp.artifacts.prepared_models import VERSION, foreign_tokenizer, is_ready, load
 from soul_exp.data import content_hash
 from soul_exp.evaluation import lm_eval_suite
 from soul_exp.evaluation.probing import evaluate_probes
 from soul_exp.evaluation.records import read_records, write_records
-from soul_exp.files import complete_folder, is_intact, seal
+from soul_exp.files import complete_folder, is_intact, locked, read_sealed, remove, seal, shared_folder
 from soul_exp.metrics.answers import SUITE, Answers, Scores
 from soul_exp.models import loading
 from soul_exp.models.checkpoint import Checkpoint
@@ -77,10 +75,13 @@ def answers_of(lm: LanguageModel, models: Models, label: str) -> dict[str, Answe
 def fill(models: Models, checkpoint: Checkpoint, device: str, label: str, system_prompt: str | None = None) -> None:
     """Evaluate `checkpoint`, under `system_prompt` if any, unless the cache has its answers."""
     folder = folder_of(models, checkpoint, system_prompt)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
+    if _is_answered(folder):
+        return
+    shared_folder(folder.parent)
+    with locked(Path(f"{folder}.lock")):
         if _is_answered(folder):
             return
+        remove(folder)  # it is damaged, or not there
         lm = load(models.model, checkpoint)
         lm = lm if system_prompt is None else lm.with_system_prompt(system_prompt)
         loading.move(lm.model, device)
@@ -94,9 +95,14 @@ def _is_answered(folder: Path) -> bool:
 
 
 def read_answers(folder: Path) -> Measured:
-    """What `write_answers` wrote."""
-    found: dict[str, Answers | Scores] = {path.stem: read_records(path) for path in sorted(folder.glob("*.jsonl"))}
-    if (folder / f"{SUITE}.json").is_file():
+    """What `write_answers` wrote; a file that its marker does not list is none of it."""
+    sealed = read_sealed(folder / COMPLETE)
+    assert isinstance(sealed, dict), sealed
+    names = sorted(sealed["files"])
+    found: dict[str, Answers | Scores] = {
+        Path(name).stem: read_records(folder / name) for name in names if name.endswith(".jsonl")
+    }
+    if f"{SUITE}.json" in names:
         found[SUITE] = {
             name: {metric: math.nan if value is None else value for metric, value in measured.items()}
             for name, measured in json.loads((folder / f"{SUITE}.json").read_text()).items()

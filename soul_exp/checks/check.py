@@ -24,6 +24,8 @@ from soul_exp.models.language_model import fit_vocabulary, load_tokenizer
 from soul_exp.models.layers import layer_of, layers_of, recomputing
 from soul_exp.run import Run
 from soul_exp.stages import NAMES
+from soul_exp.stages.prepare import unprepared
+from soul_exp.stages.tune import untried
 
 SLOTS = {"prompt": ("{question}",), "answer": ("{answer}",), "system": ("{system}", "{question}")}  # of a template
 FREE_BYTES = 200 * 2**20  # for records, logs and tokenizers, and all of a tiny run, with room to spare
@@ -43,8 +45,8 @@ def check(config: Config, out: Path) -> Checked:
     check_options(config)
     _check_choices(config)
     _check_texts(config)
-    for folder, option in ((out, "the run's folder"), (Path(config["cache"]), "cache")):
-        _check_writable(folder, option)
+    _check_writable(out, "the run's folder")
+    _check_readable(Path(config["cache"]))
     _check_compute(config["compute"], bool(config["tune"]))
     run = build(config)
     check_precision(run)
@@ -55,6 +57,8 @@ def check(config: Config, out: Path) -> Checked:
     lm_eval_suite.check(run.suite.suite, run.suite.data)
     run.schedule.accumulation(run.compute.processes)
     _check_models(run)
+    if unprepared(run) or untried(config, run):  # a complete cache is only read
+        _check_writable(run.cache, "cache")
     needed = disk.need(run)
     disk.check_run(needed, out, run.cache)
     reasons = availability.reasons(config, run)
@@ -226,6 +230,22 @@ def _is_local(path: str) -> bool:
     """Whether `path` means a folder: it exists, or is written as only a path is."""
     beside = Path(path).parent != Path(".") and Path(path).parent.is_dir()
     return Path(path).exists() or beside or path.startswith((".", "/", "~"))
+
+
+def _check_readable(cache: Path) -> None:
+    """Raises UsageError unless what stands in the places of the cache and its folders are folders that can be read."""
+    for folder in (cache, *(cache / name for name in ("models", "answers", "trials", "scorers"))):
+        try:
+            is_file = os.path.lexists(folder) and not folder.is_dir()
+            readable = not folder.is_dir() or os.access(folder, os.R_OK | os.X_OK)
+        except PermissionError:  # of a folder above it
+            is_file, readable = False, False
+        if is_file:
+            raise UsageError(f"{folder} is a file, not a folder that runs share: remove it, or type cache=<a folder>")
+        if not readable:
+            raise UsageError(
+                f"{folder} cannot be read by this user: let its owner type chmod go+rx, or type cache=<another folder>"
+            )
 
 
 def _check_writable(folder: Path, option: str) -> None:

@@ -7,6 +7,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator
+from logging.handlers import MemoryHandler
 from pathlib import Path
 
 # environment of a process whose libraries show neither warnings nor progress bars: the stages have their own
@@ -22,6 +23,52 @@ def open_standard_streams() -> None:
             os.dup2(opened, number)
             os.set_inheritable(number, True)
             setattr(sys, name, os.fdopen(number, mode, closefd=False))
+
+
+class RunLog(MemoryHandler):
+    """What the console shows of one run, kept until its checks are over, and from then on written to a file."""
+
+    path: Path | None = None  # the file, once the checks are over
+
+    def __init__(self) -> None:
+        super().__init__(capacity=1_000_000, flushLevel=logging.CRITICAL + 1)
+
+    @property
+    def has_begun(self) -> bool:
+        return self.path is not None
+
+    def begin(self, path: Path) -> None:
+        """Write to the end of the file `path` what was kept, and all that comes."""
+        self.path, self.capacity = path, 1
+        self.setTarget(QuietFile(path, encoding="utf-8", errors="backslashreplace"))
+        self.flush()
+
+    def write(self, text: str) -> None:
+        """Add a `text` that the console shows by other means than a log, or does not show."""
+        self.emit(logging.makeLogRecord({"msg": text, "levelno": logging.INFO}))
+
+
+class QuietFile(logging.FileHandler):
+    """A log file; on a full disk its lines are lost, and whoever writes results there reports that."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+
+def run_log() -> Path | None:
+    """The file to which this process writes what the console shows of its run; None if it writes none."""
+    return next((handler.path for handler in logging.getLogger().handlers if isinstance(handler, RunLog)), None)
+
+
+def continue_run_log(path: Path | None) -> None:
+    """Write what this worker logs to the file `path` too, where its launcher does; None: not there."""
+    root = logging.getLogger()
+    for handler in [each for each in root.handlers if isinstance(each, RunLog)]:
+        root.removeHandler(handler)  # of the launcher, where this process was forked from it
+    if path is not None:
+        log = RunLog()
+        log.begin(path)
+        root.addHandler(log)
 
 
 def log_file(logs: Path, rank: int) -> Path:

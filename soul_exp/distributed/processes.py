@@ -1,10 +1,10 @@
 """Worker processes, one call for each stage: started, heard and ended; a worker's error is raised here."""
 
 import contextlib
+import json
 import logging
 import multiprocessing
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -19,7 +19,7 @@ from typing import Any
 import torch.distributed as dist
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, start_processes
 
-from soul_exp.distributed import interrupts, server
+from soul_exp.distributed import interrupts, output, server
 from soul_exp.distributed.output import log_file, rank_log, silence_libraries
 from soul_exp.errors import UsageError, WorkerError
 
@@ -55,6 +55,7 @@ class _Work:
     processes: int
     alone: bool
     logs: Path
+    run_log: Path | None
     level: int  # of the log of the console
     environment: Mapping[str, str]
     streams: _Streams
@@ -68,8 +69,9 @@ def launch(
 ) -> list[Any]:
     """`function(rank, *args)` in `processes` fresh processes; their return values by rank.
 
-    `function` is importable by name and `args` are plain data. Processes that work `alone` do not know of each other:
-    no library in them forms a process group. Rank 0 prints to the console; every rank has a file in `logs`.
+    `function` is importable by name, `args` are plain data, and so is what it returns, as JSON. Processes that work
+    `alone` do not know of each other: no library in them forms a process group. Rank 0 prints to the console; every
+    rank has a file in `logs`.
     Raises UsageError if a worker raised one, else WorkerError with the traceback of the worker that failed first.
     """
     interrupts.safe_point()
@@ -81,8 +83,8 @@ def launch(
     try:
         with waiting_for_slurm(), interrupts.blocked_for_workers():
             work = _Work(
-                function, args, processes, alone, logs, logging.getLogger().getEffectiveLevel(), environment,
-                _Streams(1, 2), store.port, os.getpid(), server.method_for(environment, threads),
+                function, args, processes, alone, logs, output.run_log(), logging.getLogger().getEffectiveLevel(),
+                environment, _Streams(1, 2), store.port, os.getpid(), server.method_for(environment, threads),
             )  # fmt: skip
             _run(work)
             return [_value(store, rank, work) for rank in range(processes)]
@@ -117,7 +119,7 @@ def _value(store: dist.Store, rank: int, work: _Work) -> Any:
     """What the worker `rank` returned. Raises WorkerError where it ended without: Ctrl-C counts as success in torch."""
     if not store.check([f"value{rank}"]):
         raise worker_error("", rank, work.processes, work.logs, "exit code 0, but it did not return")
-    return pickle.loads(store.get(f"value{rank}"))
+    return json.loads(store.get(f"value{rank}"))  # not unpickled: any user of this machine can reach the store
 
 
 def worker_error(
@@ -146,6 +148,7 @@ def _worker(rank: int, work: _Work) -> None:
         os.environ.update(group_variables(rank, rank, work.processes, HOST, work.port))
     if rank == 0:
         logging.basicConfig(format="%(message)s", stream=sys.stdout)
+    output.continue_run_log(work.run_log if rank == 0 else None)
     with rank_log(work.logs, rank, work.level):
         silence_libraries()
         try:
@@ -155,7 +158,7 @@ def _worker(rank: int, work: _Work) -> None:
                 time.sleep(CULPRIT_SECONDS)
             raise
     store = dist.TCPStore(HOST, work.port, is_master=False, wait_for_workers=False)
-    store.set(f"value{rank}", pickle.dumps(value))  # type: ignore[arg-type] # bytes are taken as they are
+    store.set(f"value{rank}", json.dumps(value))
 
 
 def group_variables(rank: int, local_rank: int, processes: int, host: str, port: int) -> dict[str, str]:

@@ -33,7 +33,6 @@ PRELOADED = "soul_exp.preload"
 MODULES = (
     "soul_exp.experiment", "soul_exp.evaluation.lm_eval_suite", "soul_exp.metrics.general", "soul_exp.metrics.tofu",
     "soul_exp.optim.kernels.cpu", "soul_exp.tasks.tofu", "deepspeed.runtime.engine", "omegaconf._impl",
-    "opentelemetry.exporter.otlp.proto.http._log_exporter", "opentelemetry.exporter.otlp.proto.http.metric_exporter",
     "peft.utils.transformers_weight_conversion", "pyarrow.parquet", "requests", "rouge_score.rouge_scorer", "sacrebleu",
     "sklearn.feature_extraction.text", "sklearn.linear_model", "torch.profiler._cupti_monitor",
     "torch.utils.serialization.config", "transformers.integrations.deepspeed",

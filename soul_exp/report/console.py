@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from soul_exp.metrics.suite import MEASURES
 from soul_exp.report.labels import HEADLINE, NULL, declared, finite, headline_first, label_of, number
 from soul_exp.results import COMPARED, Results
+from soul_exp.results import HEADLINE as results_headline
 
 WIDTH = 100  # columns of a console
 HINTS = {"higher": "higher is better", "lower": "lower is better", "nearest": "retrained = target value", None: ""}
@@ -19,6 +20,13 @@ def comparison(results: Results) -> str:
     rows = [*_metric_rows(results, titles, names), *_suite_rows(results, titles)]
     below = [*_null_reasons(results, titles, names), _cost(results), *results.notes]
     return "\n".join([*wrapped(_above(results)), "", *_aligned(list(titles.values()), rows), "", *wrapped(below)])
+
+
+def headline(results: Results) -> str:
+    """The headline metrics of the unlearned model, and whether it diverged, on one line."""
+    given = {name: finite(getattr(results, name)) for name in results_headline}
+    shown = [f"{label_of(name)} {number(value)}" for name, value in given.items() if value is not None]
+    return ", ".join([*(["DIVERGED"] if results.status == "diverged" else []), *shown]) or "no headline metric"
 
 
 def wrapped(texts: Iterable[str], width: int = WIDTH) -> list[str]:

@@ -3,6 +3,7 @@
 import functools
 import importlib
 import math
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,6 +12,8 @@ from soul_exp import results
 from soul_exp.metrics.scale import Direction, Scale
 
 NULL = "—"
+# control characters, lone surrogates, and what changes the direction of text or ends a line
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 HEADLINE = ("log10_forget_quality", *results.HEADLINE)
 MIA, DELTA = "mia_auc", "mia_auc_delta"  # delta: the retrained model's AUC minus this model's
 NAMES = {"utility": "model utility", MIA: "MIA AUC", DELTA: "Δ (retrained − MIA AUC)"}
@@ -57,6 +60,16 @@ def number(value: float | None, size: float | None = None) -> str:
     size = abs(value or 0) if size is None else size
     digits = ".1e" if 0 < size < 1e-3 or size >= 1e7 else ".3f" if size < 10 else ".1f" if size < 1000 else ".0f"
     return NULL if value is None else f"{value:{digits}}"
+
+
+def printable(text: str) -> str:
+    """`text` with an escape such as \\x1b for each character that a terminal would obey; line ends and tabs stay."""
+    return CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+def on_one_line(text: str) -> str:
+    """`text` as `printable` gives it, its line ends and tabs escaped too."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def finite(value: Any) -> float | None:

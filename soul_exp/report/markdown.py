@@ -38,7 +38,9 @@ def table(folder: Path | str, metrics: Sequence[str] | None = None) -> str:
     else:
         keys = varied(frame_of(runs))
         parts = [_table(group, metrics, keys) for group in comparable(runs)]
-    parts += ["\n".join(f"- without results: `{name}` ({why})" for name, why in missing.items())] if missing else []
+    parts += (
+        ["\n".join(_listed(f"without results: `{name}` ({why})" for name, why in missing.items()))] if missing else []
+    )
     return "\n\n".join(parts) + "\n"
 
 
@@ -50,19 +52,22 @@ def _table(named: Mapping[str, Results], requested: Sequence[str] | None, varied
     by = ["choices.loss", "choices.optimizer", *varied_choices, *varied(frame)]
     columns = _columns(list(runs[0].metrics["unlearned"]), requested)
     frame["untuned"] = frame["tuned"].isna() & frame["choices.loss"].notna()
-    repeats = frame.duplicated([*by, "untuned", *(key for key in frame if key.startswith("seeds."))])
+    identity = [*by, "untuned", *(key for key in frame if key.startswith("seeds."))]
+    repeats = frame.duplicated(identity)
+    folders = frame.groupby(identity, dropna=False, sort=False)["run"].agg(list)
+    same = [" = ".join(f"`{name}`" for name in names) for names in folders if len(names) > 1]
     scales = [declared(runs[0].config["task"].get("metrics"), name) for name in columns]
     titles = [label_of(name, unit) + ARROWS[direction] for name, (unit, direction) in zip(columns, scales, strict=True)]
     rows = [[*(key.partition(".")[2] for key in by), *titles, *AFTER]]
     rows += [*_compared_models(frame, runs, columns, len(by)), *_combinations(frame[~repeats], by, columns)]
-    notes = [f"left out, repeats a seed: `{name}`" for name in frame["run"][repeats]]
+    notes = [f"one result in several folders, counted once: {'; '.join(same)}"] if same else []
     commits = dict.fromkeys(run.commit[:10] + run.commit[40:] if run.commit else "unknown" for run in runs)
     versions = dict.fromkeys(f"{name} {version}" for run in runs for name, version in run.versions.items())
     notes += [*_run_notes(named), *_null_notes(runs, columns), f"commit {', '.join(commits)}; {', '.join(versions)}"]
     fixed = _fixed(frame, runs, [*choices, *varied_anywhere], by)
     tuned = f" Learning rate and gamma tuned on the {runs[0].tuned}." if runs[0].trials else ""
-    above = [f"### {runs[0].caption}", "", f"All rows: {fixed}.{tuned} {ABOUT}"]
-    return "\n".join([*above, "", *_lines(rows), "", *(f"- {note}" for note in dict.fromkeys(notes))])
+    above = [f"### {_escaped(runs[0].caption)}", "", _escaped(f"All rows: {fixed}.{tuned} {ABOUT}")]
+    return "\n".join([*above, "", *_lines(rows), "", *_listed(notes)])
 
 
 def _columns(measured: Iterable[str], requested: Sequence[str] | None) -> list[str]:
@@ -136,12 +141,12 @@ def _sequence(runs: Mapping[str, Results], requested: Sequence[str] | None) -> s
                 rows.append([request if model.role is None else "", model.title, *cells])
     notes = [f"`{request}`: {note}" for request, run in runs.items() for note in run.notes]
     notes += _null_notes(runs.values(), columns)
-    below = [f"- {note}" for note in dict.fromkeys(notes)]
-    return "\n".join([f"### {len(runs)} requests in sequence", "", SEQUENCE, "", *_lines(rows), "", *below])
+    return "\n".join([f"### {len(runs)} requests in sequence", "", SEQUENCE, "", *_lines(rows), "", *_listed(notes)])
 
 
 def _lines(rows: list[list[str]]) -> list[str]:
     """The lines of a Markdown table whose first row is the header; all cells of a column are equally wide."""
+    rows = [[_escaped(cell).replace("|", "\\|") for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rows = [rows[0], ["-" * width for width in widths], *rows[1:]]
     return [f"| {' | '.join(f'{cell:<{width}}' for cell, width in zip(row, widths, strict=True))} |" for row in rows]
@@ -168,4 +173,14 @@ def _cell(values: Iterable[float | None]) -> str:
 
 def _text(value: Any) -> str:
     is_missing = value is None or value != value
-    return NULL if is_missing else f"{value:g}" if isinstance(value, float) else str(value).replace("|", "\\|")
+    return NULL if is_missing else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _listed(notes: Iterable[str]) -> list[str]:
+    """The notes as a list, each once."""
+    return [f"- {_escaped(note)}" for note in dict.fromkeys(notes)]
+
+
+def _escaped(text: str) -> str:
+    """`text` without HTML, links and images of whoever wrote it."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("](", "]\\(")

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pandas as pd
 
 from soul_exp import options, results
 from soul_exp.errors import UsageError
-from soul_exp.report.labels import DELTA, HEADLINE, MIA, NULL, finite
+from soul_exp.report.labels import DELTA, HEADLINE, MIA, NULL, finite, on_one_line
 from soul_exp.results import COMPARED, Results
 
 REQUEST = "request-"  # how the folders of a sequence of requests begin, inside its run's folder
@@ -58,19 +59,31 @@ def find(folder: Path | str) -> tuple[dict[str, Results], dict[str, str]]:
     runs, missing = {}, {}
     for path, subfolders, names in os.walk(root):
         here = Path(path)
-        name = here.relative_to(root).as_posix() if here != root else root.resolve().name
+        name = on_one_line(here.relative_to(root).as_posix() if here != root else root.resolve().name)
         lists_requests = here == root and is_sequence  # its own results repeat those of the last request
         if not lists_requests and (run := results.read(here)):
-            runs[name] = run
+            runs[name] = replace(run, **{field: _on_one_line(value) for field, value in vars(run).items()})
         elif ("error.txt" in names or ".hydra" in subfolders) and not lists_requests:
             error = (here / "error.txt").read_text(errors="replace").strip() if "error.txt" in names else ""
-            missing[name] = error.split("\n")[0] or "no error.txt: still running, killed, or without the stage evaluate"
+            missing[name] = (
+                on_one_line(error.split("\n")[0])
+                or "no error.txt: still running, killed, or without the stage evaluate"
+            )
         skipped = (".", "wandb/", "model/") if lists_requests else (".", "wandb/", "model/", REQUEST)
         subfolders[:] = [inner for inner in subfolders if not f"{inner}/".startswith(skipped)]
     if not runs:
         example = "".join(f"; without results: {name} ({why})" for name, why in list(missing.items())[:1])
         raise UsageError(f"{root} has no runs: there is no {results.NAME} in any folder below it{example}")
     return dict(sorted(runs.items(), key=_order)), dict(sorted(missing.items(), key=_order))
+
+
+def _on_one_line(value: Any) -> Any:
+    """`value`, which a file of somebody else may hold, with all its texts escaped."""
+    if isinstance(value, str):
+        return on_one_line(value)
+    if isinstance(value, Mapping):
+        return {_on_one_line(key): _on_one_line(inner) for key, inner in value.items()}
+    return [_on_one_line(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def _order(named: tuple[str, Any]) -> tuple[str, int]:

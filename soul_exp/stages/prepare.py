@@ -5,10 +5,10 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -19,7 +19,7 @@ from soul_exp.distributed import zero3
 from soul_exp.distributed.processes import launch
 from soul_exp.errors import UsageError
 from soul_exp.evaluation.probing import evaluating, likelihoods, scored_items
-from soul_exp.files import complete_folder, explain_full_disk, seal
+from soul_exp.files import complete_folder, explain_full_disk, locked, remove, seal, shared_folder
 from soul_exp.losses import Objective, Scored
 from soul_exp.models import attention, loading, saving
 from soul_exp.models.checkpoint import DONE
@@ -88,12 +88,17 @@ def make(models: Models, role: str, device: str) -> None:
     task, settings = models.task, models.prepare
     made_by = prepared_models.recipes(models)[role]
     folder = prepared_models.folder_of(models.cache, made_by)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     halfway = folder.with_name(f".{folder.name}.checkpoints")
-    with FileLock(f"{folder}.lock"), explain_full_disk(models.cache, clear=lambda: remove_unmarked(halfway)):
+    if prepared_models.is_ready(folder):
+        remove_all(halfway)  # of a job that was killed between the last two lines of the block below
+        return
+    shared_folder(folder.parent)
+    if halfway.exists() and not os.access(halfway, os.W_OK):  # of another user, whose job was killed
+        halfway = halfway.with_name(f"{halfway.name}.{os.getuid()}")
+    with locked(Path(f"{folder}.lock")), explain_full_disk(models.cache, clear=lambda: remove_unmarked(halfway)):
         if prepared_models.is_ready(folder):
-            remove_all(halfway)  # of a job that was killed between the last two lines of this block
             return
+        remove(folder)  # it is damaged, or not there
         lm = _start_model(models)
         saving.check_saving(lm.model, lm.tokenizer)
         rows = task.target_rows if role == "target" else task.retrained_rows

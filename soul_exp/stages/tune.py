@@ -15,7 +15,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from transformers import set_seed
 
 from soul_exp.artifacts.scores import VALIDATION, validate, validation_of_target
@@ -24,8 +24,9 @@ from soul_exp.comparison import with_rates
 from soul_exp.data import content_hash
 from soul_exp.distributed.processes import launch
 from soul_exp.errors import UsageError
-from soul_exp.files import read_sealed, write_sealed
+from soul_exp.files import locked, read_sealed, shared_folder, write_sealed
 from soul_exp.options import leaves
+from soul_exp.run import Run
 from soul_exp.stages.process import end_process, start_process
 from soul_exp.stages.selection import Trial
 from soul_exp.stages.stage import Job, fingerprint
@@ -41,7 +42,7 @@ def tune(job: Job) -> Job:
     """`job` with the numbers that the rule of its run selects, and its trials, each `chosen` or not."""
     run, tuning, start = job.run, job.run.tuning, time.perf_counter()
     assert tuning is not None
-    files = [(lr, gamma, file_of(job, lr, gamma)) for lr, gamma in tuning.grid]
+    files = files_of(job.config, run)
     missing = [file for file in files if not _is_made(file[2])]
     if missing:
         _make(job, missing)
@@ -64,7 +65,7 @@ def worker(rank: int, config: Config, trials: Sequence[tuple[float, float, Path]
     device = start_process(run.compute, rank, seed=run.seed, attention_kernel=run.model.attention)
     for patience in (0, -1):  # seconds to wait for another process; -1: until it is done or dead
         for number, (lr, gamma, path) in enumerate(trials, start=1):
-            with contextlib.suppress(Timeout), FileLock(f"{path}.lock", timeout=patience):
+            with contextlib.suppress(Timeout), locked(Path(f"{path}.lock"), timeout=patience):
                 if not _is_made(path):
                     write_sealed(path, asdict(_try(config, lr, gamma, device, f"trial {number} of {len(trials)}")))
 
@@ -82,10 +83,10 @@ def rank_worker(rank: int, config: Config, lr: float, gamma: float, path: Path) 
 def _make(job: Job, missing: Sequence[tuple[float, float, Path]]) -> None:
     """Carry out the trials whose files are missing."""
     compute, logs = job.run.compute, job.out / "ranks" / "tune"
-    missing[0][2].parent.mkdir(parents=True, exist_ok=True)
+    shared_folder(missing[0][2].parent)
     if not compute.alone:  # fresh processes each: an engine outlives its trainer
         for number, (lr, gamma, path) in enumerate(missing, start=1):
-            with FileLock(f"{path}.lock"):
+            with locked(Path(f"{path}.lock")):
                 if not _is_made(path):
                     log.info("tune: trial %d of %d", number, len(missing))
                     launch(
@@ -114,11 +115,20 @@ def _try(config: Config, lr: float, gamma: float, device: str, label: str) -> Tr
     return made
 
 
-def file_of(job: Job, lr: float, gamma: float) -> Path:
-    """The file of one trial, named by everything that decides it: configuration, data, versions and a user's code."""
-    config = {**trial(job.config, lr, gamma), "evaluate": {}}
-    key = [VERSION, fingerprint(config, job.run), code_of([config["optimizer"], config["loss"]])]
-    return job.run.cache / "trials" / f"{content_hash(key)}.json"
+def files_of(config: Config, run: Run) -> list[tuple[float, float, Path]]:
+    """Learning rate, gamma and file of each trial, named by all that decides it: options, data, versions, own code."""
+    assert run.tuning is not None
+    found = []
+    for lr, gamma in run.tuning.grid:
+        tried = {**trial(config, lr, gamma), "evaluate": {}}
+        key = [VERSION, fingerprint(tried, run), code_of([tried["optimizer"], tried["loss"]])]
+        found.append((lr, gamma, run.cache / "trials" / f"{content_hash(key)}.json"))
+    return found
+
+
+def untried(config: Config, run: Run) -> bool:
+    """Whether a trial of `run` is still to be made."""
+    return run.tuning is not None and any(isinstance(read_sealed(path), str) for _, _, path in files_of(config, run))
 
 
 def code_of(node: Any) -> str:

@@ -1,42 +1,162 @@
-"""A copy of a run's numbers in wandb: offline by default, silent, and never read back."""
+"""A copy of a run's numbers in wandb, which nothing reads: it neither ends nor delays a run."""
 
-import math
+import json
+import logging
 import os
+import shutil
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
 from soul_exp.build import Config
+from soul_exp.errors import first_line
 from soul_exp.results import HEADLINE, Results
 from soul_exp.run import Run
+from soul_exp.training.capabilities import takes_one_step
+
+log = logging.getLogger(__name__)
+
+CONNECT_SECONDS = 10.0  # in a thread, so that only a shorter run waits; then it is an offline run
+START_SECONDS = 20.0  # that a run waits, at its end, for wandb itself to start
+UPLOAD_SECONDS = 30.0  # at the end of an online run; `wandb sync` uploads what is left
+QUIET = {"WANDB_SILENT": "true", "WANDB_CONSOLE": "off", "WANDB_ERROR_REPORTING": "false"}
+FOLDER, ID = "wandb", "run_id.txt"  # in a run's folder, and there: the id of its wandb run
 
 
 class WandbLog(TrainerCallback):
-    """One wandb run in the folder `out`; a trainer logs to it. `wandb.mode=disabled` leaves wandb unimported."""
+    """One wandb run of the folder `out`; its steps are the lines of `losses`, the run's train.jsonl.
 
-    def __init__(self, run: Run, config: Config, out: Path) -> None:
-        self.run: Any = None
+    A run that continues after a kill continues the same wandb run, with all of its steps. `wandb.mode=disabled` leaves
+    wandb unimported.
+    """
+
+    def __init__(self, run: Run, config: Config, out: Path, losses: Path) -> None:
+        self.losses, self.read = losses, 0  # bytes
+        self.epochs = _epochs_in_a_step(run) if run.unlearns else 0.0
+        self.started: Future[Any] = Future()  # the wandb run; None: there is none
         if run.wandb.mode == "disabled":
+            self.started.set_result(None)
             return
-        os.environ.setdefault("WANDB_SILENT", "true")
-        os.environ.setdefault("WANDB_CONSOLE", "off")
-        import wandb
+        continues = losses.is_file() and losses.stat().st_size > 0
+        threading.Thread(target=self._start, args=(run, config, out, continues), name="wandb", daemon=True).start()
 
-        self.run = wandb.init(**vars(run.wandb), dir=str(out), name=out.name, group=run.name, config=dict(config))
+    def _start(self, run: Run, config: Config, out: Path, continues: bool) -> None:
+        try:
+            self.started.set_result(_begun(run, config, out, continues))
+        except Exception as error:  # whatever it is, the run goes on
+            log.warning("wandb: %s: this run is not copied", first_line(error))
+            self.started.set_result(None)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        if self.run is not None and logs:
-            finite = {f"train/{key}": value for key, value in logs.items() if math.isfinite(value)}
-            self.run.log(finite, step=state.global_step)
+        if self.started.done():
+            self._guarded(self._send)
 
-    def finish(self, results: Results) -> None:
-        """Put the metrics, the headline keys and the seconds into the summary and close the run."""
-        if self.run is None:
+    def finish(self, results: Results | None = None) -> None:
+        """Put metrics, headline keys and seconds of `results`, if any, into the summary, and close the run once."""
+
+        def send_all(wandb_run: Any) -> None:
+            self._send(wandb_run)
+            if results is not None:
+                wandb_run.summary.update(_summary(results))
+            wandb_run.finish()
+
+        self._guarded(send_all)
+        self._forget()
+
+    def _guarded(self, action: Callable[[Any], None]) -> None:
+        """`action` on the wandb run, if there is one; an error ends the copy, not the run."""
+        try:
+            wandb_run = self.started.result(timeout=CONNECT_SECONDS + START_SECONDS)
+            if wandb_run is not None:
+                action(wandb_run)
+        except Exception as error:
+            what = first_line(error)
+            log.warning(
+                "wandb: %s: type wandb sync %s to upload the rest", what, self.losses.parent / FOLDER / "*run-*"
+            )
+            self._forget()
+
+    def _forget(self) -> None:
+        self.started = Future()
+        self.started.set_result(None)
+
+    def _send(self, wandb_run: Any) -> None:
+        """Log the lines of train.jsonl that are new since the last time; wandb already has those below its step."""
+        if not self.losses.is_file():
             return
-        summary: dict[str, Any] = {key: getattr(results, key) for key in HEADLINE}
-        summary |= {f"{model}/{key}": value for model, given in results.metrics.items() for key, value in given.items()}
-        summary |= {f"seconds/{stage}": value for stage, value in results.seconds.items()}
-        summary |= {"status": results.status, "peak_memory_gib": results.peak_memory_gib}
-        self.run.summary.update({key: value for key, value in summary.items() if value is not None})
-        self.run.finish()
+        with self.losses.open("rb") as file:
+            file.seek(self.read)
+            while (line := file.readline()).endswith(b"\n"):
+                self.read = file.tell()
+                values = json.loads(line)
+                step = values.pop("step")
+                if step >= wandb_run.starting_step:
+                    values["epoch"] = step * self.epochs
+                    shown = {f"train/{key}": value for key, value in values.items() if value is not None}
+                    wandb_run.log(shown, step=step)
+
+
+def _begun(run: Run, config: Config, out: Path, continues: bool) -> Any:
+    """The wandb run of `out`, which `continues` the one before or replaces it; offline where it cannot be online."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    import wandb
+
+    folder = out / FOLDER
+    folder.mkdir(exist_ok=True)
+    if not (folder / ID).is_file():
+        (folder / ID).write_text(uuid.uuid4().hex[:12])
+    given: dict[str, Any] = {
+        "project": run.wandb.project,
+        "entity": run.wandb.entity,
+        "dir": str(out),
+        "id": (folder / ID).read_text().strip(),
+        "resume": "allow" if continues else None,  # None: what wandb has of this id is replaced
+        "name": out.name,
+        "group": run.name,
+        "job_type": "unlearn" if run.unlearns else "evaluate",
+        "tags": list(dict.fromkeys(choice for choice in vars(run.choices).values() if choice != "none")),
+        "config": dict(config),
+    }
+
+    def begin(mode: str) -> Any:
+        for rest in _runs_in(folder):  # all that they held stands in train.jsonl
+            shutil.rmtree(rest, ignore_errors=True)
+        settings = wandb.Settings(
+            init_timeout=CONNECT_SECONDS, finish_timeout=UPLOAD_SECONDS, finish_timeout_raises=True
+        )
+        return wandb.init(mode=mode, settings=settings, **given)  # type: ignore[arg-type]
+
+    try:
+        return begin(run.wandb.mode)
+    except Exception as error:  # no network, a wrong key, no such project, ...
+        if run.wandb.mode == "offline":
+            raise
+        log.warning("wandb: %s: offline, type wandb sync %s to upload it", first_line(error), folder / "offline-run-*")
+        wandb.teardown()  # else its service holds on to the id
+        return begin("offline")
+
+
+def _runs_in(folder: Path) -> Iterator[Path]:
+    """The folders of wandb's runs; `latest-run`, a link, is none."""
+    return (path for path in folder.glob("*run-*") if path.is_dir() and not path.is_symlink())
+
+
+def _epochs_in_a_step(run: Run) -> float:
+    """Passes over what is to be forgotten, in one optimizer step."""
+    leading = min(run.parts, key=lambda name: name == "retain")
+    rows = len(run.task.parts[leading].rows)
+    return 1.0 if takes_one_step(run.make_optimizer) else run.schedule.batch_size / rows
+
+
+def _summary(results: Results) -> dict[str, Any]:
+    found: dict[str, Any] = {key: getattr(results, key) for key in HEADLINE}
+    found |= {f"{model}/{key}": value for model, given in results.metrics.items() for key, value in given.items()}
+    found |= {f"seconds/{stage}": value for stage, value in results.seconds.items()}
+    found |= {"status": results.status, "peak_memory_gib": results.peak_memory_gib}
+    return {key: value for key, value in found.items() if value is not None}

@@ -10,6 +10,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +23,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from soul_exp.data import content_hash
 from soul_exp.distributed import zero3
 from soul_exp.errors import UsageError, explained
-from soul_exp.files import read_sealed, write_atomically, write_sealed
+from soul_exp.files import read_sealed, shared_folder, write_atomically, write_sealed
 from soul_exp.metrics.answers import Answers
 from soul_exp.metrics.membership import roc_auc
 from soul_exp.models import weight_files
@@ -76,7 +77,8 @@ class Own:
             idf, weights, bias = self._fitted()
             file = io.BytesIO()
             np.savez_compressed(file, idf, weights, bias)
-            write_atomically(path, file.getvalue())
+            with suppress(PermissionError):  # another user's cache, which this one reads only
+                write_atomically(shared_folder(path.parent) / path.name, file.getvalue())
 
         def score(texts: Sequence[str]) -> np.ndarray:
             logits = _features(texts, idf) @ weights + bias
@@ -195,10 +197,8 @@ Scorer = Own | Classifier
 
 
 def cache_file(cache: Path, name: str) -> Path:
-    """The path of file `name` in the scorers' folder of `cache`, which exists afterwards."""
-    folder = cache / "scorers"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / name
+    """The path of file `name` in the scorers' folder of `cache`."""
+    return cache / "scorers" / name
 
 
 def make_scorer(name: str, revision: str | None, train: Sequence[Labelled], test: Sequence[Labelled]) -> Scorer:
@@ -250,5 +250,7 @@ def auc(scorer: Scorer, cache: Path, device: str) -> float | None:
     if isinstance(known, str):  # not there yet, or damaged
         scores = scorer.load(cache, device)([*toxic, *others])
         known = {"auc": float(roc_auc(scores[: len(toxic)], scores[len(toxic) :]))}
-        write_sealed(path, known)
+        with suppress(PermissionError):
+            shared_folder(path.parent)
+            write_sealed(path, known)
     return float(known["auc"])

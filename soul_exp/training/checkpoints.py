@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from soul_exp.distributed.ranks import barrier, broadcast, divide_work, is_first
-from soul_exp.files import file_names, mismatch, read_sealed, size_and_checksum, write_sealed
+from soul_exp.files import file_names, mismatch, read_sealed, size_and_checksum, write_sealed, written_by_others
 
 log = logging.getLogger(__name__)
 
@@ -57,13 +57,22 @@ def engine_of(compute: str, processes: int, deepspeed: Mapping[str, Any] | None)
     return Engine(compute, processes, deepspeed.get("zero_optimization", {}).get("stage", 0) if deepspeed else None)
 
 
-def engine_mismatch(folder: Path, found: CompleteCheckpoint, engine: Engine) -> str:
-    """The error message for a run with `engine` in a `folder` where another one has left a checkpoint."""
-    return (
-        f"{folder} holds {found.path.name} of {found.engine}, this is {engine}: type the same compute, or "
-        f"resume=weights to continue from its weights (momentum and curvature start at 0, so the numbers will differ a "
-        f"little), or resume=restart to start again"
+def obstacle(folder: Path, found: CompleteCheckpoint, engine: Engine) -> str | None:
+    """Why a run with `engine` in `folder` cannot read all of the checkpoint `found`, as a message; None if it can."""
+    advice = (
+        "resume=weights to continue from its weights (momentum and curvature start at 0, so the numbers will differ a "
+        "little), or resume=restart to start again"
     )
+    if found.engine != engine:
+        return (
+            f"{folder} holds {found.path.name} of {found.engine}, this is {engine}: type the same compute, or {advice}"
+        )
+    if engine.stage is not None and (path := written_by_others(found.path)):
+        return (
+            f"another user could have written {path}, and DeepSpeed reads pickled files, which can run any code: "
+            f"type {advice}. If it is yours, make it so with chown and chmod o-w"
+        )
+    return None
 
 
 def mark_complete(checkpoint: Path, seconds: float, engine: Engine, diverged: str | None, notes: Sequence[str]) -> None:

@@ -69,13 +69,15 @@ def train(
 
     `parts` maps each part that the objective or the curvature names to its rows and their tokens, one entry for each
     wording; epochs count passes over the first part. Raises UsageError for a checkpoint of another engine than
-    `compute` with `processes`, unless `resume` is "weights": then only its weights are read.
+    `compute` with `processes`, and for a pickled one that another user could have written, unless `resume` is
+    "weights": then only its weights are read.
     """
     engine = checkpoints.engine_of(compute, processes, deepspeed)
     found = checkpoints.last_complete(folder)
-    other = found if found and found.engine != engine else None  # only its weights can be read
-    if other and resume != "weights":
-        raise UsageError(checkpoints.engine_mismatch(folder, other, engine))
+    reason = checkpoints.obstacle(folder, found, engine) if found else None
+    if reason and resume != "weights":
+        raise UsageError(reason)
+    other = found if reason else None  # only its weights are read
     leading, _ = next(iter(parts.values()))
     if takes_one_step(make_optimizer):
         schedule = schedule.in_one_step(len(leading.rows))
@@ -90,7 +92,8 @@ def train(
     args = _arguments(schedule, num_steps, folder, seed, device, deepspeed, processes, model)
     seconds_before, notes = (found.seconds, list(found.notes)) if found else (0.0, list[str]())
     if found:
-        log.info("%s: resuming from %s%s", label, "the weights of " if other else "", found.path.name)
+        pickled = ", whose optimizer state DeepSpeed unpickles" if deepspeed and not other else ""
+        log.info("%s: resuming from %s%s%s", label, "the weights of " if other else "", found.path.name, pickled)
     if other:
         name, wrote = other.path.name, other.engine
         notes.append(f"continued from the weights of {name} of {wrote}: momentum and curvature started at 0 there")

@@ -1,4 +1,4 @@
-"""The C kernel (cpu.c): compiled at first use by the system's C compiler, kept in the user's cache folder."""
+"""The C kernel (cpu.c): compiled at first use by the system's C compiler, kept in a cache folder of this user alone."""
 
 import ctypes
 import functools
@@ -8,13 +8,14 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import sysconfig
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ FLAGS = [
     "-fopenmp-simd",  # pragmas only: no OpenMP runtime
     *(["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else []),
 ]
+PREFIX = "cpu-"  # of a compiled kernel's file name
 SMALL = 1 << 16  # coordinates below which a second thread costs more than it saves
 ALIGNED = 64  # coordinates: threads meet at cache lines
 COLUMNS = 7  # of the table that cpu.c calls Operands
@@ -88,40 +90,67 @@ def _pool(process: int, threads: int) -> ThreadPoolExecutor:
 @functools.cache
 def _library() -> tuple[ctypes.CDLL | None, str | None]:
     """The compiled kernel, or None and the reason why there is none."""
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    command = [compiler or "cc", *FLAGS]
-    key = hashlib.sha256(repr((command, _processor())).encode() + SOURCE.read_bytes()).hexdigest()[:16]
-    name = f"cpu-{key}{sysconfig.get_config_var('SHLIB_SUFFIX')}"
-    with _cache_folder() as folder:
-        if not (folder / name).exists():
-            if compiler is None:
-                return None, "no C compiler (cc, gcc or clang) was found"
-            start, part = time.perf_counter(), folder / f"{name}.{platform.node()}.{os.getpid()}"
-            done = subprocess.run([*command, str(SOURCE), "-o", str(part), "-lm"], capture_output=True, text=True)
-            if done.returncode:
-                return None, f"the C compiler failed: {' '.join(done.stderr.split())[:300]}"
-            part.replace(folder / name)  # in one step: another process may compile it too
-            log.info("compiled the optimizer kernel in %.1f s: %s", time.perf_counter() - start, folder / name)
-        try:
-            library = ctypes.CDLL(str(folder / name))
-        except OSError as error:
-            return None, f"the compiled kernel does not load: {error}"
-    library.update.restype = None
-    library.update.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p]
-    return library, None
+    key = hashlib.sha256(repr((FLAGS, _processor())).encode() + SOURCE.read_bytes()).hexdigest()[:16]
+    own = _own_folder()
+    reason = "no C compiler (cc, gcc or clang) was found"
+    if own is not None and (library := _load(own, key)) is not None:
+        return library, None
+    if compiler := shutil.which("cc") or shutil.which("gcc") or shutil.which("clang"):
+        with nullcontext(own) if own and os.access(own, os.W_OK) else TemporaryDirectory(prefix="soul_exp-") as folder:
+            start, part = time.perf_counter(), Path(folder) / f".{key}.{platform.node()}.{os.getpid()}"
+            done = subprocess.run(
+                [compiler, *FLAGS, str(SOURCE), "-o", str(part), "-lm"], capture_output=True, text=True
+            )
+            reason = f"the C compiler failed: {' '.join(done.stderr.split())[:300]}"
+            if done.returncode == 0:
+                part.chmod(0o500)
+                name = f"{PREFIX}{key}-{_digest(part.read_bytes())}{sysconfig.get_config_var('SHLIB_SUFFIX')}"
+                part.replace(Path(folder) / name)  # in one step: another process may compile it too
+                log.info("compiled the optimizer kernel in %.1f s: %s", time.perf_counter() - start, folder)
+                library = _load(Path(folder), key)
+                reason = f"the compiled kernel does not load; may {folder} hold programs (no noexec mount)?"
+                return library, None if library is not None else reason
+    return None, reason
 
 
-@contextmanager
-def _cache_folder() -> Iterator[Path]:
-    """The user's cache folder, or for this process alone a temporary one if that cannot be written to."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "soul_exp"
-    with suppress(OSError):
+def _own_folder() -> Path | None:
+    """The folder of compiled kernels, which nobody but this user can change; None if there is none, and no home."""
+    with suppress(OSError, RuntimeError):  # it is a file, or cannot be made; there is no home
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "soul_exp" / "kernels"
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if os.access(folder, os.W_OK):
-        yield folder
-    else:
-        with tempfile.TemporaryDirectory(prefix="soul_exp-") as temporary:
-            yield Path(temporary)
+        state = folder.stat()
+        if state.st_uid == os.geteuid():
+            if state.st_mode & 0o077:
+                folder.chmod(0o700)
+            return folder
+        log.warning("%s belongs to another user: the optimizer kernel is not loaded from there", folder)
+    return None
+
+
+def _load(folder: Path, key: str) -> ctypes.CDLL | None:
+    """The kernel `key` in `folder`; a file that is damaged or that another user could have written is removed.
+
+    Its name holds the checksum of its content. Linux loads the file that was read, whatever stands at its path by then.
+    """
+    for path in folder.glob(f"{PREFIX}{key}-*"):
+        # an OSError: it is a link, or removed by another process; or the file system runs no code
+        with suppress(OSError), open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+            state = os.fstat(file.fileno())
+            is_own = state.st_uid == os.geteuid() and not state.st_mode & 0o022
+            if is_own and path.stem.endswith(f"-{_digest(file.read())}"):
+                opened = f"/proc/self/fd/{file.fileno()}"
+                library = ctypes.CDLL(opened if sys.platform == "linux" else str(path))
+                library.update.restype = None
+                pointer, number = ctypes.c_void_p, ctypes.c_int64
+                library.update.argtypes = [pointer, pointer, number, number, pointer]
+                return library
+            log.warning("%s is damaged, or another user could have written it: it is not used", path)
+            path.unlink()
+    return None
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:32]
 
 
 def _processor() -> str:

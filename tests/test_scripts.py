@@ -15,6 +15,7 @@ import torch
 from rouge_score.tokenizers import DefaultTokenizer
 from starts import type_
 
+from soul_exp import ask
 from soul_exp.data import Item, Template, encode, pad
 from soul_exp.errors import UsageError
 from soul_exp.evaluation.probing import evaluate_probes
@@ -25,8 +26,10 @@ from soul_exp.models import loading
 from soul_exp.models.language_model import LanguageModel, train_tokenizer
 from soul_exp.tasks.copyright import copyright
 from soul_exp.tasks.custom import custom
+from soul_exp.tasks.sources import toxic_rows
 from soul_exp.tasks.sources.text import general_items
 from soul_exp.tasks.task import Probe, Task
+from soul_exp.tasks.tofu import tofu
 
 SENTENCES = {  # each an answer, and one to the same question without a word in common
     "Russian": ("Она родилась в 1971 году в Москве.", "Неизвестно, когда это было."),
@@ -151,6 +154,26 @@ def test_general_text_without_blanks_has_paragraphs_by_its_graphemes(tmp_path: P
     (tmp_path / "zh.txt").write_text("\n".join(lines))
     items = general_items(str(tmp_path / "zh.txt"), 3, None)
     assert [item.prompt + item.answer for item in items] == ["".join(text.pieces(line)[:50]).strip() for line in lines]
+
+
+def test_comments_without_blanks_have_a_prompt_and_an_answer(tmp_path: Path) -> None:
+    (tmp_path / "c.csv").write_text("text,is_toxic\n她于1971年出生在北京。,Not Toxic\n短,Not Toxic\n")
+    first, second = toxic_rows.comments(tmp_path / "c.csv", lead_words=4, answer_words=3)
+    assert first.item == Item("她于1971年", "出生在", raw=True) and second.item is None
+
+
+def test_a_continuation_that_is_asked_for_has_a_blank_where_its_script_has_one() -> None:
+    options = ask.Options(raw=True, answer=None, max_new_tokens=1)
+    assert [options.item("a", answer).answer for answer in ("b", "后", "ไป", "год")] == [" b", "后", "ไป", " год"]
+
+
+def test_tofu_is_read_as_its_authors_read_it_and_the_other_tasks_by_the_words_of_any_script(tmp_path: Path) -> None:
+    assert all(probe.ascii_only for probe in tofu().probes.values() if probe.generate)
+    rows = (
+        write(tmp_path / "f.jsonl", [{"prompt": "a", "answer": "b"}]),
+        write(tmp_path / "r.jsonl", [{"prompt": "c", "answer": "d"}]),
+    )
+    assert not any(probe.ascii_only for task in (custom(*rows), copyright()) for probe in task.probes.values())
 
 
 def of_book(script: str, tmp_path: Path) -> Task:

@@ -14,6 +14,7 @@ NULL = "—"
 HEADLINE = ("log10_forget_quality", *results.HEADLINE)
 MIA, DELTA = "mia_auc", "mia_auc_delta"  # delta: the retrained model's AUC minus this model's
 NAMES = {"utility": "model utility", MIA: "MIA AUC", DELTA: "Δ (retrained − MIA AUC)"}
+NAMES["open_unlearning_log10_forget_quality"] = "log10 FQ, open-unlearning"
 REMOVED = {"soul_exp.metrics.general.choice_accuracy": "soul_exp.metrics.suite.mean_accuracy"}  # same scale
 
 

@@ -14,6 +14,8 @@ import sacrebleu
 import torch
 from rouge_score.tokenizers import DefaultTokenizer
 from starts import type_
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from soul_exp import ask
 from soul_exp.data import Item, Template, encode, pad
@@ -204,6 +206,26 @@ def test_a_book_of_any_script_is_cut_into_rows_that_a_tokenizer_can_divide(scrip
     prompts = [len(text.pieces(item.prompt.removeprefix("Go on: "))) for item in task.probes["forget_20"].items]
     assert prompts == [20] * 6 and len(text.pieces(task.probes["forget_20"].items[0].answer)) == 10
     assert task.probes["forget_20"].items[0].answer.startswith(" ") == (script not in UNSPACED)
+
+
+@pytest.mark.parametrize("script", UNSPACED)
+def test_tokens_end_between_prompt_and_answer_also_where_a_sentencepiece_tokenizer_joins_them(
+    script: str, tmp_path: Path
+) -> None:
+    task, special = of_book(script, tmp_path), ["<unk>", "<s>", "</s>", "<pad>", *(f"<0x{i:02X}>" for i in range(256))]
+    pieces = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    pieces.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    pieces.decoder = decoders.Sequence(steps)
+    trainer = trainers.BpeTrainer(vocab_size=900, special_tokens=special, show_progress=False)
+    pieces.train_from_iterator([item.prompt + item.answer for item in task.target_rows], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=pieces, eos_token="</s>", unk_token="<unk>", pad_token="<pad>")
+    probed, joined = [item for probe in task.probes.values() for item in probe.items], 0
+    for item, row in zip(probed, encode(probed, tokenizer, Template(), 4000), strict=True):
+        assert tokenizer.decode(row.ids[:-1]) == item.prompt + item.answer
+        assert tokenizer.decode(row.ids[: row.num_prompt]) == item.prompt
+        joined += list(row.ids[:-1]) != tokenizer(item.prompt + item.answer)["input_ids"]
+    assert joined > 5
 
 
 @pytest.mark.parametrize("script", ["Russian", "Thai"])

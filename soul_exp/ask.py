@@ -22,6 +22,7 @@ from soul_exp.compose import listed_targets
 from soul_exp.data import Item
 from soul_exp.errors import UsageError, built
 from soul_exp.evaluation.probing import generations, likelihoods
+from soul_exp.metrics.text import begins_without_blank
 from soul_exp.models import attention, loading, lora
 from soul_exp.models.checkpoint import Checkpoint
 from soul_exp.models.language_model import LanguageModel
@@ -40,7 +41,8 @@ class Options:
     max_new_tokens: int
 
     def item(self, question: str, answer: str) -> Item:
-        return Item(question, f" {answer}" if self.raw else answer, raw=self.raw)
+        blank = " " if self.raw and not begins_without_blank(answer) else ""
+        return Item(question, f"{blank}{answer}", raw=self.raw)
 
 
 def models_of(folder: Path, trust: bool = False) -> tuple[results.Results, dict[str, Checkpoint], list[str]]:

@@ -23,6 +23,7 @@ RELEASE: dict[str, dict[tuple[str, str], tuple[float, float, float, int]]] = {
     "opt_1p3b-detox": {("po", "fo"): (2e-5, 0.1, 0, 5), ("po", "so"): (2e-5, 0.1, 0, 5)},
     "llama2_7b-detox": {("po", "fo"): (1e-5, 1, 0, 10), ("po", "so"): (1e-5, 0.1, 0, 10)},
 }  # fmt: skip
+SOPHIAS = ("sophia_published", "sophia")
 CASES = [(pair, loss, order, numbers) for pair, rows in RELEASE.items() for (loss, order), numbers in rows.items()]
 
 
@@ -66,7 +67,7 @@ def test_a_tuned_entry_has_the_releases_numbers(
 
 
 @pytest.mark.parametrize(("pair", "loss", "order", "numbers"), [case for case in CASES if case[2] == "so"])
-def test_sophia_as_published_is_never_called_tuned_by_the_release(
+def test_sophia_with_our_defaults_is_never_called_tuned_by_the_release(
     pair: str, loss: str, order: str, numbers: tuple[float, float, float, int]
 ) -> None:
     model, task = pair.split("-")
@@ -74,6 +75,13 @@ def test_sophia_as_published_is_never_called_tuned_by_the_release(
     assert (
         config["tuned"] is None and config["optimizer"]["lr"] == numbers[0]
     )  # not the tiny model's, a hundred times it
+
+
+def test_sophia_published_has_the_numbers_of_its_paper_and_ours_those_that_the_docs_compare() -> None:
+    keys = ("rho", "betas", "curvature_on", "estimator", "interval")
+    published, ours = ([job(f"optimizer={name}")[0]["optimizer"][key] for key in keys] for name in SOPHIAS)
+    assert published == [0.04, [0.965, 0.99], "both", "gnb", 10]
+    assert ours == [1.0, [0.9, 0.95], "retain", "gnb", 10]
 
 
 def test_real_models_take_the_real_data() -> None:

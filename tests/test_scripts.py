@@ -14,7 +14,10 @@ import sacrebleu
 import torch
 from rouge_score.tokenizers import DefaultTokenizer
 from starts import type_
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
+from soul_exp import ask
 from soul_exp.data import Item, Template, encode, pad
 from soul_exp.errors import UsageError
 from soul_exp.evaluation.probing import evaluate_probes
@@ -25,8 +28,10 @@ from soul_exp.models import loading
 from soul_exp.models.language_model import LanguageModel, train_tokenizer
 from soul_exp.tasks.copyright import copyright
 from soul_exp.tasks.custom import custom
+from soul_exp.tasks.sources import toxic_rows
 from soul_exp.tasks.sources.text import general_items
 from soul_exp.tasks.task import Probe, Task
+from soul_exp.tasks.tofu import tofu
 
 SENTENCES = {  # each an answer, and one to the same question without a word in common
     "Russian": ("Она родилась в 1971 году в Москве.", "Неизвестно, когда это было."),
@@ -153,6 +158,26 @@ def test_general_text_without_blanks_has_paragraphs_by_its_graphemes(tmp_path: P
     assert [item.prompt + item.answer for item in items] == ["".join(text.pieces(line)[:50]).strip() for line in lines]
 
 
+def test_comments_without_blanks_have_a_prompt_and_an_answer(tmp_path: Path) -> None:
+    (tmp_path / "c.csv").write_text("text,is_toxic\n她于1971年出生在北京。,Not Toxic\n短,Not Toxic\n")
+    first, second = toxic_rows.comments(tmp_path / "c.csv", lead_words=4, answer_words=3)
+    assert first.item == Item("她于1971年", "出生在", raw=True) and second.item is None
+
+
+def test_a_continuation_that_is_asked_for_has_a_blank_where_its_script_has_one() -> None:
+    options = ask.Options(raw=True, answer=None, max_new_tokens=1)
+    assert [options.item("a", answer).answer for answer in ("b", "后", "ไป", "год")] == [" b", "后", "ไป", " год"]
+
+
+def test_tofu_is_read_as_its_authors_read_it_and_the_other_tasks_by_the_words_of_any_script(tmp_path: Path) -> None:
+    assert all(probe.ascii_only for probe in tofu().probes.values() if probe.generate)
+    rows = (
+        write(tmp_path / "f.jsonl", [{"prompt": "a", "answer": "b"}]),
+        write(tmp_path / "r.jsonl", [{"prompt": "c", "answer": "d"}]),
+    )
+    assert not any(probe.ascii_only for task in (custom(*rows), copyright()) for probe in task.probes.values())
+
+
 def of_book(script: str, tmp_path: Path) -> Task:
     (tmp_path / "book.txt").write_text(book(script))
     return copyright(
@@ -181,6 +206,26 @@ def test_a_book_of_any_script_is_cut_into_rows_that_a_tokenizer_can_divide(scrip
     prompts = [len(text.pieces(item.prompt.removeprefix("Go on: "))) for item in task.probes["forget_20"].items]
     assert prompts == [20] * 6 and len(text.pieces(task.probes["forget_20"].items[0].answer)) == 10
     assert task.probes["forget_20"].items[0].answer.startswith(" ") == (script not in UNSPACED)
+
+
+@pytest.mark.parametrize("script", UNSPACED)
+def test_tokens_end_between_prompt_and_answer_also_where_a_sentencepiece_tokenizer_joins_them(
+    script: str, tmp_path: Path
+) -> None:
+    task, special = of_book(script, tmp_path), ["<unk>", "<s>", "</s>", "<pad>", *(f"<0x{i:02X}>" for i in range(256))]
+    pieces = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    pieces.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    pieces.decoder = decoders.Sequence(steps)
+    trainer = trainers.BpeTrainer(vocab_size=900, special_tokens=special, show_progress=False)
+    pieces.train_from_iterator([item.prompt + item.answer for item in task.target_rows], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=pieces, eos_token="</s>", unk_token="<unk>", pad_token="<pad>")
+    probed, joined = [item for probe in task.probes.values() for item in probe.items], 0
+    for item, row in zip(probed, encode(probed, tokenizer, Template(), 4000), strict=True):
+        assert tokenizer.decode(row.ids[:-1]) == item.prompt + item.answer
+        assert tokenizer.decode(row.ids[: row.num_prompt]) == item.prompt
+        joined += list(row.ids[:-1]) != tokenizer(item.prompt + item.answer)["input_ids"]
+    assert joined > 5
 
 
 @pytest.mark.parametrize("script", ["Russian", "Thai"])

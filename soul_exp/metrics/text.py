@@ -34,6 +34,11 @@ def words(text: str, *, ascii_only: bool = False) -> list[str]:
     return (_ascii_words if ascii_only else _words).findall(lower)
 
 
+def begins_without_blank(text: str) -> bool:
+    """Whether running text that continues with `text` has no blank before it, by the script of its first character."""
+    return _graphemes.match(text) is not None
+
+
 def spans(text: str) -> Iterator[tuple[int, int]]:
     """Begin and end of each piece of running text that counts as a word where text is cut, in order.
 

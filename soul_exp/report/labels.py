@@ -17,6 +17,7 @@ CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud8
 HEADLINE = ("log10_forget_quality", *results.HEADLINE)
 MIA, DELTA = "mia_auc", "mia_auc_delta"  # delta: the retrained model's AUC minus this model's
 NAMES = {"utility": "model utility", MIA: "MIA AUC", DELTA: "Δ (retrained − MIA AUC)"}
+NAMES["open_unlearning_log10_forget_quality"] = "log10 FQ, open-unlearning"
 REMOVED = {"soul_exp.metrics.general.choice_accuracy": "soul_exp.metrics.suite.mean_accuracy"}  # same scale
 
 

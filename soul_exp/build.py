@@ -50,7 +50,8 @@ def build_models(config: Config) -> run.Models:
     """The models that `config` compares: all that a reader of a finished run needs."""
     retrained, prepare = config["retrained"], config["prepare"]
     schedule = {key: value for key, value in prepare.items() if key not in ("adamw", "seed")}
-    schedule |= {"gradient_checkpointing": config["train"]["gradient_checkpointing"], "dropout": True}
+    again = config["train"].get("gradient_checkpointing", False)
+    schedule |= {"gradient_checkpointing": again, "dropout": True}
     return run.Models(
         cache=Path(config["cache"]),
         stages=tuple(config["stages"]),
@@ -67,7 +68,7 @@ def build_models(config: Config) -> run.Models:
         retrained_records=Path(retrained["records"]) if retrained["records"] else None,
         evaluation=built(lambda: run.Evaluation(**config["evaluate"]), "evaluate"),
         suite=run.Suite(config["utility_suite"], config["utility_limit"], config["utility_data"]),
-        system_prompt=config["task"]["system_prompt"] if config.get("input_based") else None,
+        system_prompt=config["task"].get("system_prompt") if config.get("input_based") else None,
         start=Checkpoint(config["start"]) if config.get("start") else None,
         general=is_general(config),
     )
@@ -103,20 +104,24 @@ def _seeded(node: Any, seed: int) -> Any:
 def model_settings(model: Config) -> run.ModelSettings:
     return run.ModelSettings(
         template=built(lambda: Template(**model["template"]), "model.template"),
-        scratch=built(lambda: run.Scratch(**model["scratch"]), "model.scratch") if model["scratch"] else None,
+        scratch=built(lambda: run.Scratch(**model["scratch"]), "model.scratch") if model.get("scratch") else None,
         training_form=options.prepared("model.template", model["template"]),
         revision=model.get("revision"),
         tokenizer=model.get("tokenizer"),
-        **{key: model[key] for key in ("path", "max_length", "dtype", "attention")},
+        **{key: model[key] for key in ("path", "max_length", "dtype", "attention") if key in model},
     )
 
 
 def published(config: Config) -> Checkpoint | None:
     """The published checkpoint that is the target already, if the model names one for this task, source and base."""
-    entry = (config["model"]["published"] or {}).get(config["choices"]["task"])
-    if entry is None or entry["base"] != config["model"]["path"] or entry["source"] != config["task"]["source"]:
+    task = config["choices"]["task"]
+    entry = (config["model"]["published"] or {}).get(task)
+    if entry is None:
         return None
-    return Checkpoint(entry["path"], entry["revision"])
+    found = built(lambda: run.Published(**entry), f"model.published.{task}")
+    if (found.base, found.source) != (config["model"]["path"], config["task"].get("source")):
+        return None
+    return Checkpoint(found.path, found.revision)
 
 
 def _metrics(entries: Any) -> dict[str, run.Metric]:

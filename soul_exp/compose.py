@@ -5,14 +5,15 @@ import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from soul_exp import options
-from soul_exp.errors import UsageError
+from soul_exp import options, schema
+from soul_exp.errors import UsageError, explained, first_line
 
 log = logging.getLogger("soul_exp")
 
@@ -34,19 +35,24 @@ def run_folder(overrides: str) -> str:
 
 
 def plain(cfg: DictConfig, choices: dict[str, str]) -> dict[str, Any]:
-    """The resolved configuration as plain data, with every local path made absolute."""
-    config = options.with_todays_targets(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
+    """The resolved configuration as plain data, with every local path made absolute. UsageError if it does not fit."""
+    try:
+        config = options.with_todays_targets(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
+    except OmegaConfBaseException as error:
+        found = " ".join(first_line(error).split())
+        raise UsageError(f"{error.full_key or 'the configuration'}: {found}: correct it") from error
+    schema.check(config)
     config["choices"] = {group: choices[group] for group in CHOICES}
-    config["cache"] = _absolute(config["cache"])
+    config["cache"] = absolute(config["cache"])
     config["utility_suite"] = suite_of(config)
     if config["utility_data"]:
-        config["utility_data"] = _absolute(str(config["utility_data"]))
+        config["utility_data"] = absolute(str(config["utility_data"]))
     for section, key in (key.split(".") for key, option in options.TABLE.items() if option.is_path):
         value = config[section].get(key)
         if isinstance(value, list):
-            config[section][key] = [_absolute(path) if _is_path(path) else path for path in value]
+            config[section][key] = [absolute(path) if _is_path(path) else path for path in value]
         elif _is_path(value):
-            config[section][key] = _absolute(value)
+            config[section][key] = absolute(value)
     return config
 
 
@@ -56,13 +62,19 @@ def of_job(cfg: DictConfig, hydra_config: Any, started: tuple[int, str] | None =
     compute.processes is the number that a launcher has `started`, if any; UsageError if another one was typed.
     """
     config = plain(cfg, dict(hydra_config.runtime.choices))
-    config["tuned"] = tuned_on(config, hydra_config.overrides.task)
+    typed = overrides_of(hydra_config)
+    config["tuned"] = tuned_on(config, typed)
     if started is not None:
         (size, by), given = started, config["compute"]["processes"]
-        if given != size and "compute.processes" in map(option_key, hydra_config.overrides.task):
+        if given != size and "compute.processes" in map(option_key, typed):
             raise UsageError(f"compute.processes={given}, but {by} has started {size}: leave it out, or start as many")
         config["compute"]["processes"] = size
     return config
+
+
+def overrides_of(hydra_config: Any) -> list[str]:
+    """The overrides that were typed for a job; an interpolation in one stays as it is."""
+    return [str(override) for override in cast(list[Any], OmegaConf.to_container(hydra_config.overrides.task))]
 
 
 def _is_path(value: Any) -> bool:
@@ -111,8 +123,12 @@ def option_key(override: str) -> str:
     return override.split("=")[0].lstrip("+~")
 
 
-def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute().resolve())
+def absolute(path: str) -> str:
+    """`path` from the root, UsageError if it is none; a link to a file keeps its name, whose suffix says the format."""
+    with explained((OSError, RuntimeError), path, "correct the path"):
+        given = Path(path).expanduser().absolute()
+        real = given.resolve()
+        return str(given.parent.resolve() / given.name if given.is_symlink() and real.is_file() else real)
 
 
 def _taught_here(path: str | None, stages: Sequence[str]) -> bool:

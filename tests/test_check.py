@@ -20,8 +20,8 @@ from soul_exp.models import loading, saving
 from soul_exp.models.checkpoint import DONE, UNLEARNED
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.models.lora import Lora
-from soul_exp.options import declared
 from soul_exp.ranges import Flag
+from soul_exp.schema import declared
 from soul_exp.stages.stage import fingerprint
 
 
@@ -72,7 +72,7 @@ def checked(configured: Callable[..., dict[str, Any]], tmp_path: Path) -> Callab
         (["input_based=2"], "input_based=2: found 2, expected true or false: type input_based=true or"),
         (["input_based=true", "task.system_prompt=null"], "task=tofu states no system prompt, type"),
         (["input_based=true", "model.template.system=null"], "has no form with a system prompt, type"),
-        (["model.tokenizer=5"], "model.tokenizer=5: expected a text, or null"),
+        (["model.tokenizer=5"], "model.tokenizer=5: expected a text that is not empty, or null"),
         (["wandb.mode=online"], "export WANDB_API_KEY="),
         (["wandb.mode=loud"], "choose offline, online or disabled"),
         (["train.batch_size=8", "train.micro_batch_size=3"], "not a multiple of 1 process"),
@@ -102,8 +102,8 @@ def checked(configured: Callable[..., dict[str, Any]], tmp_path: Path) -> Callab
         (["task.source=5"], "task.source=5: expected a text"),
         (["task.num_authors=0"], "task.num_authors=0: expected a whole number of 1 or more"),
         (["task.validation_fraction=2"], "at most 0.5"),
-        (["stages=evaluate"], "expected a list, such as stages=\\[evaluate\\]"),
-        (["+train.epoch=3"], "unexpected keyword argument 'epoch'"),
+        (["stages=evaluate"], "expected a list, each a text: type stages=\\[evaluate\\]"),
+        (["+train.epoch=3"], "train.epoch is unknown, did you mean train.epochs?"),
         (["task.split=forget01"], "on embedded data give task.num_forget_authors"),
         (["train.save_steps=7"], "not a multiple of train.logging_steps=5"),
         (["compute=zero2", "precision=bf16"], "choose precision=fp32 or bf16_master"),
@@ -143,7 +143,7 @@ def checked(configured: Callable[..., dict[str, Any]], tmp_path: Path) -> Callab
         (["task=detox", "task.source=hub"], "PKU-Alignment/PKU-SafeRLHF cannot be reached .* task.source=embedded"),
         (["task=detox", "task.rtp=/nowhere"], "task.rtp=/nowhere is not a folder: type task.rtp=embedded"),
         (["task=custom", "task.overlap=keep"], "task.overlap=keep is unknown: choose error or drop"),
-        (["task=copyright", "task.wordings=abc"], "task.wordings=abc: expected a list of texts, such as"),
+        (["task=copyright", "task.wordings=abc"], "task.wordings=abc: expected a list, each a text: type"),
         (["task=detox", "task.rtp=hub"], "allenai/real-toxicity-prompts cannot be reached .* type task.rtp=embedded"),
         (["task=detox", "task.source=no.csv"], "no.csv does not exist: give embedded, hub, a folder or a CSV file"),
         (["task=detox", "task.retain=no.txt"], "task.retain=.*no.txt does not exist"),
@@ -161,6 +161,7 @@ def checked(configured: Callable[..., dict[str, Any]], tmp_path: Path) -> Callab
         (["retrained.records=a", "retrained.path=b"], "both given: keep one"),
         (["stages=[unlearn,evaluate]"], "the target model is not in the cache yet, add prepare"),
         (["stages=[evaluate]"], "name it with model.path="),
+        (["stages=[prepare,evaluate]"], "stages=.prepare, evaluate. measures a checkpoint: name it with model.path="),
         (["adapter=lora", "adapter.r=0"], "adapter.r=0: expected a whole number of 1 or more"),
         (["adapter=lora", "adapter.alpha=-1"], "adapter.alpha=-1: expected a number above 0"),
         (["adapter=lora", "adapter.dropout=1"], "adapter.dropout=1: expected a number of 0 or more, below 1"),
@@ -208,7 +209,7 @@ def test_bad_input_gets_one_sentence(overrides: list[str], sentence: str, checke
         ("overwrite=1", "1", "overwrite=true"),
         ("overwrite=null", "null", "overwrite=false"),
         ("overwrite=maybe", "the text 'maybe'", "overwrite=true or overwrite=false"),
-        ("overwrite=[true]", "[True]", "overwrite=true or overwrite=false"),
+        ("overwrite=[true]", "[true]", "overwrite=true or overwrite=false"),
         ("input_based=on", "the text 'on'", "input_based=true"),
         ("model.knows_general=no", "the text 'no'", "model.knows_general=false"),
         ("task.train_general=no", "the text 'no'", "task.train_general=false"),
@@ -238,7 +239,7 @@ def test_an_option_that_is_true_or_false_takes_nothing_else(
             "optimizer.nesterov=no: found the text 'no', expected true or fals",
         ),
         (["model.scratch.config.tie_word_embeddings=off"], "type model.scratch.config.tie_word_embeddings=false or"),
-        (["loss.retain_term=none_at_all", "+optimizer.betas=[0.9,yes]"], "optimizer.betas.1=yes: .*: type optimizer.b"),
+        (["+optimizer.betas=[0.9,yes]"], r"optimizer.betas=\[0.9,yes\]: expected a list of 2, each a number"),
         (["loss.retain_term=no"], "or loss.retain_term=null"),
     ],
 )

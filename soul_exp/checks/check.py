@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from soul_exp import results
 from soul_exp.artifacts import answer_cache, prepared_models
 from soul_exp.artifacts.scores import FORGET_QUALITY, RETAIN
 from soul_exp.build import Config, build
@@ -23,6 +24,7 @@ from soul_exp.models.language_model import fit_vocabulary, load_tokenizer
 from soul_exp.models.layers import layer_of, layers_of, recomputing
 from soul_exp.run import Run
 from soul_exp.stages import NAMES
+from soul_exp.stages.stage import CHECKPOINTS, LOSSES, MODEL, RECORDS
 
 FREE_BYTES = 200 * 2**20  # for records, logs and tokenizers, and all of a tiny run, with room to spare
 
@@ -42,6 +44,7 @@ def check(config: Config, out: Path) -> Checked:
     _check_choices(config)
     for folder, option in ((out, "the run's folder"), (Path(config["cache"]), "cache")):
         _check_writable(folder, option)
+    _check_entries(out)
     _check_compute(config["compute"], bool(config["tune"]))
     run = build(config)
     check_precision(run)
@@ -180,8 +183,11 @@ def _check_models(run: Run) -> None:
         _check_given(run.retrained.path, "retrained.path", model.tokenizer)
     if run.unlearns and "prepare" not in stages and not prepared_models.exists(run, "target"):
         raise UsageError(f"stages={stages}: the target model is not in the cache yet, add prepare to stages")
-    if run.measures_only and not model.path:
-        raise UsageError("stages=[evaluate] measures a checkpoint: name it with model.path=<folder or hub name>")
+    if "evaluate" in stages and not run.unlearns and not model.path:
+        raise UsageError(
+            f"stages=[{', '.join(stages)}] measures a checkpoint: name it with model.path=<folder or hub name>, or add "
+            f"unlearn to stages"
+        )
 
 
 def _check_given(path: str, option: str, tokenizer: str | None) -> None:
@@ -196,6 +202,16 @@ def _is_local(path: str) -> bool:
     """Whether `path` means a folder: it exists, or is written as only a path is."""
     beside = Path(path).parent != Path(".") and Path(path).parent.is_dir()
     return Path(path).exists() or beside or path.startswith((".", "/", "~"))
+
+
+def _check_entries(out: Path) -> None:
+    """Raises UsageError if a file of a run's folder is a folder, or a folder a file."""
+    for name in (".lock", results.NAME, LOSSES):
+        if (out / name).is_dir():
+            raise UsageError(f"{out / name} is a folder, where a run writes a file: remove it")
+    for name in (MODEL, RECORDS, CHECKPOINTS, "ranks"):
+        if (out / name).exists() and not (out / name).is_dir():
+            raise UsageError(f"{out / name} is a file, where a run has a folder: remove it")
 
 
 def _check_writable(folder: Path, option: str) -> None:

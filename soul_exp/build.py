@@ -48,7 +48,7 @@ def build(config: Config) -> run.Run:
 
 def build_models(config: Config) -> run.Models:
     """The models that `config` compares: all that a reader of a finished run needs."""
-    retrained, prepare = config["retrained"], config["prepare"]
+    records, prepare, target = config["retrained"]["records"], config["prepare"], published(config)
     schedule = {key: value for key, value in prepare.items() if key not in ("adamw", "seed")}
     again = config["train"].get("gradient_checkpointing", False)
     schedule |= {"gradient_checkpointing": again, "dropout": True}
@@ -57,15 +57,15 @@ def build_models(config: Config) -> run.Models:
         stages=tuple(config["stages"]),
         task=built(lambda: build_task(config), "task"),
         model=model_settings(config["model"]),
-        published=published(config),
+        published=Checkpoint(target.path, target.revision) if target else None,
         prepare=run.Preparation(
             schedule=built(lambda: Schedule(**schedule), "prepare"),
             adamw=prepare["adamw"],
             seed=prepare["seed"],
             identity=options.prepared("prepare", prepare),
         ),
-        retrained=Checkpoint(retrained["path"], retrained.get("revision")) if retrained["path"] else None,
-        retrained_records=Path(retrained["records"]) if retrained["records"] else None,
+        retrained=_retrained(config),
+        retrained_records=Path(records) if records else None,
         evaluation=built(lambda: run.Evaluation(**config["evaluate"]), "evaluate"),
         suite=run.Suite(config["utility_suite"], config["utility_limit"], config["utility_data"]),
         system_prompt=config["task"].get("system_prompt") if config.get("input_based") else None,
@@ -77,6 +77,8 @@ def build_models(config: Config) -> run.Models:
 def build_task(config: Config) -> Task:
     """The task that `config["task"]` describes, without its metrics and its system prompt."""
     fields = {key: value for key, value in config["task"].items() if key not in ("metrics", "system_prompt")}
+    if fields.get("num_holdout_authors", 0) is None and published(config):
+        fields["num_holdout_authors"] = 0  # it was trained on every author
     return _instantiate(fields)
 
 
@@ -108,20 +110,28 @@ def model_settings(model: Config) -> run.ModelSettings:
         training_form=options.prepared("model.template", model["template"]),
         revision=model.get("revision"),
         tokenizer=model.get("tokenizer"),
-        **{key: model[key] for key in ("path", "max_length", "dtype", "attention") if key in model},
+        **{key: model[key] for key in ("path", "max_length", "dtype", "attention", "num_weights") if key in model},
     )
 
 
-def published(config: Config) -> Checkpoint | None:
+def published(config: Config) -> run.Published | None:
     """The published checkpoint that is the target already, if the model names one for this task, source and base."""
     task = config["choices"]["task"]
     entry = (config["model"]["published"] or {}).get(task)
     if entry is None:
         return None
-    found = built(lambda: run.Published(**entry), f"model.published.{task}")
-    if (found.base, found.source) != (config["model"]["path"], config["task"].get("source")):
-        return None
-    return Checkpoint(found.path, found.revision)
+    found: run.Published = built(lambda: run.Published(**entry), f"model.published.{task}")
+    fits = (found.base, found.source) == (config["model"]["path"], config["task"].get("source"))
+    return found if fits else None
+
+
+def _retrained(config: Config) -> Checkpoint | None:
+    """The retrained model that the run names, or else the published one beside a published target."""
+    given, target = config["retrained"], published(config)
+    if given["path"]:
+        return Checkpoint(given["path"], given.get("revision"))
+    path = target.retrained.get(config["task"].get("split", "")) if target and not given["records"] else None
+    return Checkpoint(path) if path else None
 
 
 def _metrics(entries: Any) -> dict[str, run.Metric]:

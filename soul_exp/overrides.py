@@ -27,6 +27,8 @@ def with_home(argument: str) -> str:
 
 def is_of_hydra(error: BaseException) -> bool:
     """Whether Hydra or OmegaConf has raised `error`, and not the program."""
+    if isinstance(error, OSError) and not isinstance(error, MissingConfigException):
+        return False
     *_, (last, _) = traceback.walk_tb(error.__traceback__)
     return str(last.f_globals["__name__"]).partition(".")[0] in ("hydra", "omegaconf", "antlr4")
 

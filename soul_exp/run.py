@@ -45,6 +45,7 @@ class ModelSettings:
     revision: str | None = None
     tokenizer: str | None = None  # None: each checkpoint's own
     scratch: Scratch | None = None
+    num_weights: int | None = None  # of the model on the hub, before it is here; None: unknown
     training_form: Mapping[str, str] = field(default_factory=dict)  # what is stated of the template that training reads
 
     @property
@@ -68,6 +69,7 @@ class Published:
     base: str  # the model.path that it was trained from
     path: str  # a folder or a hub name
     revision: str | None = None
+    retrained: Mapping[str, str] = field(default_factory=dict)  # task.split -> a published retrained model
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from soul_exp import compat, compose
 from soul_exp.distributed import interrupts
-from soul_exp.errors import UsageError
+from soul_exp.errors import UnreachableError, UsageError
 from soul_exp.options import option_of
 
 MOST_JOBS = 10_000
@@ -60,6 +60,8 @@ def forecast(config: DictConfig) -> str:
         if count:
             try:
                 needs += [sequence.need(composed(config, kind))] * count
+            except UnreachableError:
+                raise  # once, and not by each job after its own attempts
             except (HydraException, OmegaConfBaseException, OSError, ValueError):
                 needs += [None] * count  # the job itself reports why it cannot work
     at_once = 1 if compat.is_basic(config.hydra.launcher["_target_"]) else len(jobs)

@@ -156,7 +156,7 @@ def checked(configured: Callable[..., dict[str, Any]], tmp_path: Path) -> Callab
             "cannot be read .*check the network, or type task.scorer=own",
         ),
         (["model.scratch=null"], "neither model.path nor model.scratch"),
-        (["model=llama2_7b_chat", "model.path=./gone"], "has no config.json"),
+        (["model=llama2_7b_chat", "compute=cpu", "model.path=./gone"], "has no config.json"),
         (["retrained.records=none.json"], "does not exist: give records/ of a run or a TOFU log"),
         (["retrained.records=a", "retrained.path=b"], "both given: keep one"),
         (["stages=[unlearn,evaluate]"], "the target model is not in the cache yet, add prepare"),

@@ -160,6 +160,17 @@ def test_a_home_folder_may_be_typed(folder: Path, monkeypatch: pytest.MonkeyPatc
     assert "~nobody-here/x (Could not determine home dir" in check("cache='~nobody-here/x'").said
 
 
+def test_a_sweep_over_a_hub_that_cannot_be_reached_fails_once(folder: Path) -> None:
+    end = check("experiment=table_tofu", "-m")
+    assert end.code == 1 and end.said.startswith("soul_exp: task.source=hub: locuslab/TOFU cannot be reached")
+    assert len(end.said.splitlines()) == 1
+
+
+def test_a_sweep_of_a_million_jobs_is_no_sweep(folder: Path) -> None:
+    said = check("seed=range(0,1000000)", "-m").said
+    assert said == "soul_exp: this sweep has 1000000 jobs, expected at most 10000: divide it\n"
+
+
 def test_keys_of_a_user_s_own_files_are_judged_by_the_signature(folder: Path) -> None:
     (folder / "mine" / "loss").mkdir(parents=True)
     text = (

@@ -14,12 +14,14 @@ from soul_exp.artifacts import answer_cache, prepared_models
 from soul_exp.artifacts.scores import FORGET_QUALITY, RETAIN
 from soul_exp.build import Config, build
 from soul_exp.checks import availability, disk
+from soul_exp.checks.memory import check_memory
 from soul_exp.checks.optimizer import check_optimizer, check_precision
 from soul_exp.checks.options import check_options
 from soul_exp.distributed.environment import launch_environment
 from soul_exp.errors import UsageError
 from soul_exp.evaluation import lm_eval_suite
 from soul_exp.models import attention, loading, lora
+from soul_exp.models.checkpoint import is_local
 from soul_exp.models.language_model import fit_vocabulary, load_tokenizer
 from soul_exp.models.layers import layer_of, layers_of, recomputing
 from soul_exp.run import Run
@@ -55,6 +57,7 @@ def check(config: Config, out: Path) -> Checked:
     lm_eval_suite.check(run.suite.suite, run.suite.data)
     run.schedule.accumulation(run.compute.processes)
     _check_models(run)
+    check_memory(run)
     needed = disk.need(run)
     disk.check_run(needed, out, run.cache)
     reasons = availability.reasons(config, run)
@@ -150,7 +153,7 @@ def _check_layers(run: Run) -> None:
     path, again, reads_hidden = run.model.path, run.schedule.gradient_checkpointing, run.objective.reads_hidden
     if run.adapter is not None and run.compute.zero_stage == 3:
         raise UsageError("an adapter is not trained under ZeRO-3: choose compute=zero2, where each rank holds the base")
-    if path and _is_local(path):
+    if path and is_local(path):
         _check_given(path, "model.path", run.model.tokenizer)
         if lora.is_adapter(path) and not run.measures_only:
             raise UsageError(
@@ -179,7 +182,7 @@ def _check_models(run: Run) -> None:
         loading.check_architecture(loading.scratch_config(**vars(model.scratch)), "model.scratch.config")
     if run.retrained and run.retrained_records:
         raise UsageError("retrained.path and retrained.records are both given: keep one")
-    if run.retrained and _is_local(run.retrained.path):
+    if run.retrained and is_local(run.retrained.path):
         _check_given(run.retrained.path, "retrained.path", model.tokenizer)
     if run.unlearns and "prepare" not in stages and not prepared_models.exists(run, "target"):
         raise UsageError(f"stages={stages}: the target model is not in the cache yet, add prepare to stages")
@@ -194,14 +197,8 @@ def _check_given(path: str, option: str, tokenizer: str | None) -> None:
     """Whether the folder `path` holds a sound model, for which the `tokenizer` that it is used with was made."""
     tokenizer = tokenizer or path
     loading.check_folder(Path(path), option, own_tokenizer=tokenizer == path)
-    if _is_local(tokenizer):
+    if is_local(tokenizer):
         fit_vocabulary(loading.load_model(path, weights=False), load_tokenizer(tokenizer))
-
-
-def _is_local(path: str) -> bool:
-    """Whether `path` means a folder: it exists, or is written as only a path is."""
-    beside = Path(path).parent != Path(".") and Path(path).parent.is_dir()
-    return Path(path).exists() or beside or path.startswith((".", "/", "~"))
 
 
 def _check_entries(out: Path) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -201,7 +201,8 @@ def scratch_config(config: Mapping[str, Any], vocab_size: int, **ends: Any) -> A
     try:
         found = AutoConfig.for_model(**config, vocab_size=vocab_size, **ends)
     except (TypeError, ValueError, ArithmeticError, StrictDataclassError) as error:
-        hints = get_type_hints(CONFIG_MAPPING[kind])
+        bases = reversed(CONFIG_MAPPING[kind].__mro__)
+        hints = {key: hint for base in bases for key, hint in vars(base).get("__annotations__", {}).items()}
         typed = (Typed(hints[key]).mismatch(key, value) for key, value in config.items() if key in hints)
         why = next(filter(None, typed), first_line(error))
         raise UsageError(f"model.scratch.config describes no model ({why}): correct it") from error

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from soul_exp.errors import UsageError, short
+from soul_exp.errors import UnreachableError, UsageError, short
 
 Record = Mapping[str, Any]
 Records = Iterator[tuple[str, Record]]  # location ("line 7", in a table "row 7"), record
@@ -143,7 +143,7 @@ def _usage_errors(name: str, config: str | None, where: str, what: str, advice: 
     except OSError as error:
         if Path(name).is_dir():
             raise UsageError(f"{where}: cannot read {what}: {error}") from error
-        raise UsageError(
+        raise UnreachableError(
             f"{where}: {name} cannot be reached ({type(error).__name__}): connect to the network, or {advice}"
         ) from error
     except UnicodeDecodeError as error:

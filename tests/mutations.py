@@ -70,8 +70,8 @@ def command(seed: int, config: Mapping[str, Any]) -> tuple[str, ...]:
     valid = [f"{group}={draw.choice(choices)}" for group, choices in GROUPS.items() if draw.random() < 0.25]
     valid = [choice for choice in valid if choice not in ("task=custom", "compute=gpu")]
     is_tofu = all(choice == "task=tofu" for choice in valid if choice.startswith("task="))
-    small = [line for line in TINY if is_tofu or not line.startswith("task.")]
-    known = {key: value for key, value in options.leaves(config) if not key.startswith(("choices.", "cache"))}
+    small = [line for line in TINY if is_tofu or not line.startswith(("task.", "model.scratch.vocab_size"))]
+    known = {key: value for key, value in options.leaves(config) if not key.startswith(("choices.", "cache", "stages"))}
     return (*small, *valid, *(_mutation(draw, known) for _ in range(draw.choice((1, 1, 2)))))
 
 

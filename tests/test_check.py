@@ -357,6 +357,32 @@ def test_a_folder_that_cannot_be_written_is_an_error(configured: Callable[..., d
         check(configured(), tmp_path / "file" / "run")
 
 
+@pytest.mark.parametrize("name", ["results.json", ".lock", "train.jsonl", "model", "records", "checkpoints", "ranks"])
+def test_a_folder_in_place_of_a_file_and_a_file_in_place_of_a_folder_are_noticed_before_work(
+    name: str, configured: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    if "." in name:
+        (tmp_path / "run" / name).mkdir()
+    else:
+        (tmp_path / "run" / name).touch()
+    with pytest.raises(UsageError, match=f"run/{name} is a f.*: remove it"):
+        check(configured(), tmp_path / "run")
+
+
+def test_a_data_file_may_be_a_link_to_a_file_without_suffix(
+    configured: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    (tmp_path / "blob").write_text('{"prompt": "Who?", "answer": "Ann."}\n')
+    (tmp_path / "kept.jsonl").write_text('{"prompt": "Where?", "answer": "Here."}\n')
+    (tmp_path / "rows.jsonl").symlink_to("blob")
+    (tmp_path / "loop.jsonl").symlink_to("loop.jsonl")
+    config = configured("task=custom", "task.forget=rows.jsonl", "task.retain=kept.jsonl")
+    assert [item.answer for (item,) in build_task(config).parts["forget"].rows] == ["Ann."]
+    with pytest.raises(UsageError, match=r"loop\.jsonl"):
+        build_task(configured("task=custom", "task.forget=./loop.jsonl", "task.retain=kept.jsonl"))
+
+
 def test_a_broken_tofu_log_is_named(checked: Callable[..., Checked], tmp_path: Path) -> None:
     (tmp_path / "log.json").write_text(json.dumps({"eval_log.json": 3}))
     with pytest.raises(UsageError, match=r"retrained.records: .*log.json"):

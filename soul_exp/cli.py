@@ -169,13 +169,14 @@ def main() -> None:
     sys.argv[1:] = map(overrides.with_home, sys.argv[1:])
     _COMMAND[:] = sys.argv
     interrupts.install()
-    environment, workers = launch_environment(), None
+    environment, workers = None, None
     code: Any = 1
-    if environment is None and not any(argument.startswith(WITHOUT_WORKERS) for argument in sys.argv[1:]):
-        if any(argument.startswith("compute=zero") for argument in sys.argv[1:]):
-            os.environ.setdefault(server.PRELOAD, ",".join([*server.MODULES, server.ZERO]))
-        server.start()  # it imports while this process composes and checks
     try:
+        environment = launch_environment()
+        if environment is None and not any(argument.startswith(WITHOUT_WORKERS) for argument in sys.argv[1:]):
+            if any(argument.startswith("compute=zero") for argument in sys.argv[1:]):
+                os.environ.setdefault(server.PRELOAD, ",".join([*server.MODULES, server.ZERO]))
+            server.start()  # it imports while this process composes and checks
         if set(help_page.FLAGS) & set(sys.argv):
             print(help_page.page(sys.argv[1:]), flush=True)
             code = 0
@@ -186,7 +187,7 @@ def main() -> None:
     except KeyboardInterrupt:
         code = interrupts.exit_code()
         interrupts.write_last_line()
-    except UsageError as error:  # of the help page, or the processes do not find each other
+    except UsageError as error:  # of the help page or the environment, or the processes do not find each other
         print(f"soul_exp: {error}", file=sys.stderr)
     except BrokenPipeError:  # `--help | head`, `--cfg job | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -66,7 +66,13 @@ UNNAMED, SAME_SIZE, FILE = Option(), Option(size=False), Option(is_path=True)
 NAME = Option(changes=Changes.NOTHING, in_folder_name=False)  # what only names, places or repeats
 MIRROR = Option(TEXT_OR_NULL, Changes.NOTHING, in_folder_name=False, size=False)
 ENGINE = Option(changes=Changes.LAST_DIGITS)
-SCHEDULE = {"epochs": POSITIVE, "batch_size": COUNT, "warmup_ratio": SHARE, "max_grad_norm": Number(0)}
+PASSES = Number(0, 1_000_000, above=True)
+SCHEDULE = {
+    "epochs": Number(0, 1_000_000, above=True),
+    "batch_size": COUNT,
+    "warmup_ratio": SHARE,
+    "max_grad_norm": Number(0),
+}
 DEEPSPEED = (  # of its options, those that conf/compute/ states: how ranks share a model; any other one changes numbers
     "train_micro_batch_size_per_gpu train_batch_size gradient_accumulation_steps gradient_clipping bf16.enabled "
     "zero_allow_untested_optimizer zero_force_ds_cpu_optimizer zero_optimization.*"
@@ -143,6 +149,7 @@ TABLE: dict[str, Option] = {  # `section.*`: every option of that section which 
     "compute.threads": Option(COUNT, Changes.LAST_DIGITS),
     "compute.deepspeed": ENGINE,
     **{f"compute.deepspeed.{key}": ENGINE for key in DEEPSPEED},
+    **{f"compute.deepspeed.{key}": Option(Typed(Mapping)) for key in ("bf16", "fp16", "zero_optimization")},
     **{f"compute.deepspeed.{key}": Option(Choice(("auto",)), Changes.LAST_DIGITS) for key in DEEPSPEED[:4]},
 }
 CHOSEN = ("optimizer.lr", "loss.gamma")  # by trials, where a run has them

@@ -175,16 +175,16 @@ def _allowed(key: str, parameter: Parameter | None) -> Values | None:
     """The values that the table or else a signature allows for the option `key`; None for a section."""
     if key in SECTIONS:
         return None
-    values = option_of(key).values or (_values(parameter.annotation) if parameter is not None else None)
+    values = option_of(key).values or (values_of(parameter.annotation) if parameter is not None else None)
     section, _, name = key.rpartition(".")
     if values is None and section == "task":  # of a user's own: what the option means in a task of this package
         known = [parameters_of(f"soul_exp.tasks.{task}.{task}").get(name) for task in TASKS]
-        stated = [found for each in known if each is not None and (found := _values(each.annotation))]
+        stated = [found for each in known if each is not None and (found := values_of(each.annotation))]
         values = next((each for each in stated if each.mismatch(key, None) is None), stated[0] if stated else None)
     return values
 
 
-def _values(annotation: Any) -> Values | None:
+def values_of(annotation: Any) -> Values | None:
     """The values that the annotation of a parameter states; None where it states nothing."""
     if get_origin(annotation) is Annotated:
         return next((extra for extra in get_args(annotation)[1:] if hasattr(extra, "mismatch")), None)

@@ -106,9 +106,9 @@ def _near(draw: random.Random, value: Any) -> str:
     if isinstance(value, bool):
         return str(not value).lower()
     if isinstance(value, int):
-        return str(draw.choice((value + 1, value + 2, max(1, value // 2))))
+        return str(draw.choice((value + 1, 2 * value, value // 2, 7)))
     if isinstance(value, float):
-        return str(value * draw.choice((0.5, 0.9)))
+        return str(value * draw.choice((0.0, 0.5, 2.0, 100.0)))
     return (
         "null" if value is None else "[" + ",".join(map(str, value)) + "]" if isinstance(value, list) else f"'{value}'"
     )

@@ -121,6 +121,15 @@ def checked(configured: Callable[..., dict[str, Any]], tmp_path: Path) -> Callab
         (["compute=zero2", "compute.deepspeed.zero_optimization.stage=0"], "choose compute=ddp"),
         (["compute=zero2", "+compute.deepspeed.optimizer.type=AdamW"], "remove it, and choose optimizer="),
         (["compute=zero2", "+compute.deepspeed.fp16.enabled=true"], "scales the loss"),
+        (
+            ["compute=zero2", "compute.deepspeed.train_batch_size=3"],
+            "train_batch_size=3 is unknown: choose auto",
+        ),
+        (
+            ["compute=zero2", "+compute.deepspeed.zero_optimization.foo=3"],
+            "optimization.foo=3: Extra inputs are not",
+        ),
+        (["compute=zero2", "compute.deepspeed.zero_optimization=5"], "zero_optimization=5: expected options in braces"),
         (["optimizer.curvature_on=holdout"], "choose one of retain, forget, both"),
         (["optimizer.curvature_rows=16"], "expected at most train.batch_size=8"),
         (["optimizer=influence", "optimizer.num_samples=500"], "more than the 360 rows that optimizer.hessian=retain"),

@@ -2,17 +2,20 @@
 
 import difflib
 from collections.abc import Mapping
+from inspect import signature
 from typing import Any
 
 import torch
 from transformers import SchedulerType, get_scheduler
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
 from soul_exp import schema
 from soul_exp.errors import UsageError, explained
 from soul_exp.options import leaves
-from soul_exp.ranges import WORDS, Flag
+from soul_exp.ranges import WORDS, Flag, as_typed
 
 WITHOUT_WORDS = ("loss", "optimizer", "adapter", "compute", "train", "prepare", "evaluate")  # sections
+GIVEN = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")  # to a schedule, by its training
 SLOTS = {"prompt": ("{question}",), "answer": ("{answer}",), "system": ("{system}", "{question}")}  # of a template
 
 
@@ -49,7 +52,18 @@ def _check_schedule(settings: Mapping[str, Any], section: str) -> None:
     if scheduler in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY):
         raise UsageError(f"{section}.lr_scheduler={scheduler} follows an evaluation, which no step has: choose another")
     kwargs = settings.get("lr_scheduler_kwargs")
-    found = f"{section}.lr_scheduler={scheduler} with {section}.lr_scheduler_kwargs={kwargs}"
+    found = f"{section}.lr_scheduler={scheduler} with {section}.lr_scheduler_kwargs={as_typed(kwargs)}"
+    takes = signature(TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(scheduler)], eval_str=True).parameters
+    options = {name: p for name, p in takes.items() if name not in GIVEN}
+    for name, value in (kwargs or {}).items():
+        if name not in options:
+            raise UsageError(f"{found}: {name} is no option of that schedule, it takes {', '.join(options) or 'none'}")
+        values = schema.values_of(options[name].annotation)
+        if values and (message := values.mismatch(f"{section}.lr_scheduler_kwargs.{name}", value)):
+            raise UsageError(message)
+    for name, parameter in options.items():
+        if parameter.default is parameter.empty and name not in (kwargs or {}):
+            raise UsageError(f"{found}: {name} is missing: type '{section}.lr_scheduler_kwargs={{{name}: ...}}'")
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=1.0)
     with explained(Exception, found, "give what that schedule takes, as {min_lr_rate: 0.02}"):
         schedule = get_scheduler(scheduler, optimizer, 1, 10, scheduler_specific_kwargs=dict(kwargs or {}))

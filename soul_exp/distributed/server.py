@@ -21,6 +21,7 @@ from soul_exp import compat
 from soul_exp.distributed import interrupts
 from soul_exp.distributed.environment import launch_variables
 from soul_exp.distributed.output import QUIET
+from soul_exp.errors import UsageError
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +100,10 @@ def method_for(environment: Mapping[str, str]) -> str:
 
 
 def method_wanted() -> str:
-    return os.environ.get(METHOD) or ("forkserver" if sys.platform == "linux" else "spawn")
+    chosen, known = os.environ.get(METHOD), multiprocessing.get_all_start_methods()
+    if chosen and chosen not in known:
+        raise UsageError(f"{METHOD}={chosen} is unknown: choose one of {', '.join(known)}, or unset it")
+    return chosen or ("forkserver" if sys.platform == "linux" else "spawn")
 
 
 def environment_for_workers() -> dict[str, str]:

@@ -51,8 +51,8 @@ def message(error: BaseException, arguments: Sequence[str]) -> str:
         return _unreadable(error.override, lines)
     if isinstance(error, MissingConfigException) and (found := re.search(r"Could not find '(.*)'", lines[0], re.S)):
         group, _, choice = found[1].rpartition("/")
-        known = list(error.options or help_page.Conf.of(arguments).files.get(group, ())) if group else []
-        return f"{group or '--config-name'}={choice} is unknown" + (nearest(choice, known) if known else "")
+        known = list(error.options or help_page.Conf.of(arguments).files.get(group, {}))
+        return f"{group or '--config-name'}={choice} is unknown" + (nearest(choice, known) if group else "")
     if at and lines[0].startswith("Could not override"):
         key = at.split("=")[0]
         return f"{at}: {_unknown(key, arguments)}"

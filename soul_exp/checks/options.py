@@ -53,7 +53,8 @@ def _check_schedule(settings: Mapping[str, Any], section: str) -> None:
         raise UsageError(f"{section}.lr_scheduler={scheduler} follows an evaluation, which no step has: choose another")
     kwargs = settings.get("lr_scheduler_kwargs")
     found = f"{section}.lr_scheduler={scheduler} with {section}.lr_scheduler_kwargs={as_typed(kwargs)}"
-    takes = signature(TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(scheduler)], eval_str=True).parameters
+    schedules: Any = TYPE_TO_SCHEDULER_FUNCTION
+    takes = signature(schedules[SchedulerType(scheduler)], eval_str=True).parameters
     options = {name: p for name, p in takes.items() if name not in GIVEN}
     for name, value in (kwargs or {}).items():
         if name not in options:

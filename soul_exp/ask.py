@@ -178,9 +178,12 @@ def main() -> None:
     parser.add_argument("--raw", action="store_true", help="continue running text, without the model's template")
     parser.add_argument("--max-new-tokens", type=int, default=100, help="the longest answer, in tokens (100)")
     parser.add_argument("--trust", action="store_true", help="call code that results.json names and conf/ does not")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()  # questions may stand behind an option
     if args.max_new_tokens < 1:
         parser.error(f"--max-new-tokens {args.max_new_tokens}: expected a whole number of 1 or more")
+    for text in (*args.questions, *([] if args.answer is None else [args.answer])):
+        if not text.strip() or any("\ud800" <= letter <= "\udfff" for letter in text):  # bytes that are no UTF-8
+            parser.error(f"{text!r}: expected a text in UTF-8 that is not empty")
     library.disable_progress_bar()
     library.set_verbosity_error()
     logging.disable(logging.INFO)

@@ -48,26 +48,27 @@ def build(config: Config) -> run.Run:
 
 def build_models(config: Config) -> run.Models:
     """The models that `config` compares: all that a reader of a finished run needs."""
-    retrained, prepare = config["retrained"], config["prepare"]
+    records, prepare, target = config["retrained"]["records"], config["prepare"], published(config)
     schedule = {key: value for key, value in prepare.items() if key not in ("adamw", "seed")}
-    schedule |= {"gradient_checkpointing": config["train"]["gradient_checkpointing"], "dropout": True}
+    again = config["train"].get("gradient_checkpointing", False)
+    schedule |= {"gradient_checkpointing": again, "dropout": True}
     return run.Models(
         cache=Path(config["cache"]),
         stages=tuple(config["stages"]),
         task=built(lambda: build_task(config), "task"),
         model=model_settings(config["model"]),
-        published=published(config),
+        published=Checkpoint(target.path, target.revision) if target else None,
         prepare=run.Preparation(
             schedule=built(lambda: Schedule(**schedule), "prepare"),
             adamw=prepare["adamw"],
             seed=prepare["seed"],
             identity=options.prepared("prepare", prepare),
         ),
-        retrained=Checkpoint(retrained["path"], retrained.get("revision")) if retrained["path"] else None,
-        retrained_records=Path(retrained["records"]) if retrained["records"] else None,
+        retrained=_retrained(config),
+        retrained_records=Path(records) if records else None,
         evaluation=built(lambda: run.Evaluation(**config["evaluate"]), "evaluate"),
         suite=run.Suite(config["utility_suite"], config["utility_limit"], config["utility_data"]),
-        system_prompt=config["task"]["system_prompt"] if config.get("input_based") else None,
+        system_prompt=config["task"].get("system_prompt") if config.get("input_based") else None,
         start=Checkpoint(config["start"]) if config.get("start") else None,
         general=is_general(config),
     )
@@ -75,7 +76,10 @@ def build_models(config: Config) -> run.Models:
 
 def build_task(config: Config) -> Task:
     """The task that `config["task"]` describes, without its metrics and its system prompt."""
-    made = _instantiate(task_fields(config))
+    fields = task_fields(config)
+    if fields.get("num_holdout_authors", 0) is None and published(config):
+        fields["num_holdout_authors"] = 0  # it was trained on every author
+    made = _instantiate(fields)
     if not isinstance(made, Task):
         raise UsageError(f"task: found {type(made).__name__}, expected the _target_ of a function that returns a Task")
     return made
@@ -109,20 +113,32 @@ def _seeded(node: Any, seed: int) -> Any:
 def model_settings(model: Config) -> run.ModelSettings:
     return run.ModelSettings(
         template=built(lambda: Template(**model["template"]), "model.template"),
-        scratch=built(lambda: run.Scratch(**model["scratch"]), "model.scratch") if model["scratch"] else None,
+        scratch=built(lambda: run.Scratch(**model["scratch"]), "model.scratch") if model.get("scratch") else None,
         training_form=options.prepared("model.template", model["template"]),
         revision=model.get("revision"),
         tokenizer=model.get("tokenizer"),
-        **{key: model[key] for key in ("path", "max_length", "dtype", "attention")},
+        **{key: model[key] for key in ("path", "max_length", "dtype", "attention", "num_weights") if key in model},
     )
 
 
-def published(config: Config) -> Checkpoint | None:
+def published(config: Config) -> run.Published | None:
     """The published checkpoint that is the target already, if the model names one for this task, source and base."""
-    entry = (config["model"]["published"] or {}).get(config["choices"]["task"])
-    if entry is None or entry["base"] != config["model"]["path"] or entry["source"] != config["task"]["source"]:
+    task = config["choices"]["task"]
+    entry = (config["model"]["published"] or {}).get(task)
+    if entry is None:
         return None
-    return Checkpoint(entry["path"], entry["revision"])
+    found: run.Published = built(lambda: run.Published(**entry), f"model.published.{task}")
+    fits = (found.base, found.source) == (config["model"]["path"], config["task"].get("source"))
+    return found if fits else None
+
+
+def _retrained(config: Config) -> Checkpoint | None:
+    """The retrained model that the run names, or else the published one beside a published target."""
+    given, target = config["retrained"], published(config)
+    if given["path"]:
+        return Checkpoint(given["path"], given.get("revision"))
+    path = target.retrained.get(config["task"].get("split", "")) if target and not given["records"] else None
+    return Checkpoint(path) if path else None
 
 
 def _metrics(entries: Any) -> dict[str, run.Metric]:

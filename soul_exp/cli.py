@@ -6,24 +6,20 @@ import contextlib
 import gc
 import logging
 import os
-import shlex
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from soul_exp import help_page
+from soul_exp import help_page, overrides
 from soul_exp.compose import check_optional, conf_dir, of_job
 from soul_exp.distributed import interrupts, server
 from soul_exp.distributed.environment import launch_environment
@@ -47,7 +43,6 @@ WITHOUT_WORKERS = (
     *help_page.FLAGS, "-c", "--cfg", "-i", "--info", "--hydra-help", "--version", "-sc", "--shell", "hydra/launcher=",
     "stages=[]",
 )  # fmt: skip
-NOT_HELPFUL = ("To append to your config", "full_key:", "object_type=")  # lines of Hydra's messages
 
 
 def job(cfg: DictConfig, workers: WorkerGroup | None = None) -> float | None:
@@ -220,12 +215,14 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us, not to Hydra's own printer
     FAILED.clear()
     sys.argv.sort(key=lambda argument: argument in MULTIRUN)  # behind a flag Hydra's parser takes no more overrides
+    sys.argv[1:] = map(overrides.with_home, sys.argv[1:])
     _COMMAND[:] = sys.argv
     open_standard_streams()
     interrupts.install()
-    environment, workers = launch_environment(), None
+    environment, workers = None, None
     code: Any = 1
     try:
+        environment = launch_environment()
         if environment is None and not any(argument.startswith(WITHOUT_WORKERS) for argument in sys.argv[1:]):
             if any(argument.startswith("compute=zero") for argument in sys.argv[1:]):
                 os.environ.setdefault(server.PRELOAD, ",".join([*server.MODULES, server.ZERO]))
@@ -240,7 +237,7 @@ def main() -> None:
     except KeyboardInterrupt:
         code = interrupts.exit_code()
         interrupts.write_last_line()
-    except UsageError as error:  # of the help page, or the processes do not find each other
+    except UsageError as error:  # of the help page or the environment, or the processes do not find each other
         print(f"soul_exp: {error}", file=sys.stderr)
     except BrokenPipeError:  # `--help | head`, `--cfg job | head`
         _stop_printing()
@@ -264,11 +261,15 @@ def _command(workers: WorkerGroup | None) -> int:
     try:
         if workers is not None and sys.argv[-1] in MULTIRUN:
             raise UsageError(_no_sweep(workers))
+        overrides.check(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(start)()
-    except (UsageError, HydraException, OmegaConfBaseException) as error:
-        print(f"soul_exp: {_message(error)}", file=sys.stderr)
+    except UsageError as error:
+        print(f"soul_exp: {error}", file=sys.stderr)
         return 1
     except Exception as error:
+        if overrides.is_of_hydra(error):
+            print(f"soul_exp: {overrides.message(error, sys.argv[1:])}", file=sys.stderr)
+            return 1
         interrupts.safe_point()
         from submitit.core.utils import UncompletedJobError
 
@@ -305,37 +306,3 @@ def _no_sweep(workers: WorkerGroup) -> str:
         f"-m is a sweep, and each of its jobs needs fresh processes, but {workers.launcher} has started these "
         f"{workers.size}: type it without {workers.launcher}, compute.processes={workers.size} starts them for each"
     )
-
-
-def _message(error: BaseException) -> str:
-    """The messages of an error of Hydra or OmegaConf and of its causes, one of which lists the options of a group."""
-    lines: list[str] = []
-    cause: BaseException | None = error
-    while cause is not None:
-        text = str(cause).strip()
-        text = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith(NOT_HELPFUL))
-        text = text.removeprefix("UsageError raised while resolving interpolation: ")
-        if text and not any(text in line for line in lines):
-            lines.append(text)
-        cause = cause.__cause__
-    if any("override_grammar" in line for line in lines) and (advice := _quoted(sys.argv[1:])):
-        return advice
-    hint = ["soul_exp --help lists the options"] if any("is not in struct" in line for line in lines) else []
-    return "\n".join(lines + hint)
-
-
-def _quoted(arguments: Sequence[str]) -> str | None:
-    """How to type the first of the `arguments` whose value Hydra reads as a text only in quotes; None if none is."""
-    parser = OverridesParser.create()
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        quoted = f'{key}="{value.replace(chr(34), chr(92) + chr(34))}"'
-        if not equals or value.startswith(("[", "{", '"', "'")):  # a list, a mapping, or in quotes already
-            continue
-        with contextlib.suppress(HydraException):
-            parser.parse_override(argument)
-            continue
-        with contextlib.suppress(HydraException):
-            parser.parse_override(quoted)
-            return f"{argument}: put the value in quotes, and all of it in others for the shell: {shlex.quote(quoted)}"
-    return None

@@ -7,14 +7,15 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from soul_exp import options
-from soul_exp.errors import UsageError, first_line
+from soul_exp import options, schema
+from soul_exp.errors import UsageError, explained, first_line
 from soul_exp.ranges import BELOW
 
 log = logging.getLogger("soul_exp")
@@ -51,19 +52,24 @@ def run_name(name: Any) -> str:
 
 
 def plain(cfg: DictConfig, choices: dict[str, str]) -> dict[str, Any]:
-    """The resolved configuration as plain data, with every local path made absolute."""
-    config = options.with_todays_targets(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
+    """The resolved configuration as plain data, with every local path made absolute. UsageError if it does not fit."""
+    try:
+        config = options.with_todays_targets(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
+    except OmegaConfBaseException as error:
+        found = " ".join(first_line(error).split())
+        raise UsageError(f"{error.full_key or 'the configuration'}: {found}: correct it") from error
+    schema.check(config)
     config["choices"] = {group: choices[group] for group in CHOICES}
-    config["cache"] = _absolute(config["cache"])
+    config["cache"] = absolute(config["cache"])
     config["utility_suite"] = suite_of(config)
     if config["utility_data"]:
-        config["utility_data"] = _absolute(str(config["utility_data"]))
+        config["utility_data"] = absolute(str(config["utility_data"]))
     for section, key in (key.split(".") for key, option in options.TABLE.items() if option.is_path):
         value = config[section].get(key)
         if isinstance(value, list):
-            config[section][key] = [_absolute(path) if _is_path(path) else path for path in value]
+            config[section][key] = [absolute(path) if _is_path(path) else path for path in value]
         elif _is_path(value):
-            config[section][key] = _absolute(value)
+            config[section][key] = absolute(value)
     return config
 
 
@@ -73,13 +79,19 @@ def of_job(cfg: DictConfig, hydra_config: Any, started: tuple[int, str] | None =
     compute.processes is the number that a launcher has `started`, if any; UsageError if another one was typed.
     """
     config = plain(cfg, dict(hydra_config.runtime.choices))
-    config["tuned"] = tuned_on(config, hydra_config.overrides.task)
+    typed = overrides_of(hydra_config)
+    config["tuned"] = tuned_on(config, typed)
     if started is not None:
         (size, by), given = started, config["compute"]["processes"]
-        if given != size and "compute.processes" in map(option_key, hydra_config.overrides.task):
+        if given != size and "compute.processes" in map(option_key, typed):
             raise UsageError(f"compute.processes={given}, but {by} has started {size}: leave it out, or start as many")
         config["compute"]["processes"] = size
     return config
+
+
+def overrides_of(hydra_config: Any) -> list[str]:
+    """The overrides that were typed for a job; an interpolation in one stays as it is."""
+    return [str(override) for override in cast(list[Any], OmegaConf.to_container(hydra_config.overrides.task))]
 
 
 def _is_path(value: Any) -> bool:
@@ -128,13 +140,12 @@ def option_key(override: str) -> str:
     return override.split("=")[0].lstrip("+~")
 
 
-def _absolute(path: str) -> str:
-    """`path` from the root, without links, but for that of a file itself: what it leads to may have another suffix."""
-    try:
-        full = Path(path).expanduser().absolute()
-        return str(full.resolve() if full.is_dir() else full.parent.resolve() / full.name)
-    except (OSError, RuntimeError) as error:  # a loop of links, a name that is too long; no such user, no home
-        raise UsageError(f"the path {path}: {first_line(error).rstrip('.')}: give another") from error
+def absolute(path: str) -> str:
+    """`path` from the root, UsageError if it is none; a link to a file keeps its name, whose suffix says the format."""
+    with explained((OSError, RuntimeError), path, "correct the path"):
+        given = Path(path).expanduser().absolute()
+        real = given.resolve()
+        return str(given.parent.resolve() / given.name if given.is_symlink() and real.is_file() else real)
 
 
 def _taught_here(path: str | None, stages: Sequence[str]) -> bool:

@@ -11,6 +11,10 @@ class UsageError(ValueError):
     """Bad input: what was found, what was expected, what to type."""
 
 
+class UnreachableError(UsageError):
+    """A hub that cannot be reached: no other job of a sweep will reach it either."""
+
+
 class WorkerError(RuntimeError):
     """A worker process failed; the message holds its rank and its own traceback."""
 

@@ -3,7 +3,7 @@
 import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ WIDTH, LEFT, LONGEST = 100, 34, 60  # characters: of a line, of what may be type
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 FILES = ("*.yaml", "*/*.yaml", "*/*/*.yaml")
 FLAGS = ("--help", "-h")
+CONFIG_DIR = ("--config-dir", "-cd")
 VARIED, EACH = "hydra.sweeper.params.", "with -m: a run for each"  # what a preset sweeps over
 AUTOMATIC = ("prepare/any", "prepare", "tuned")  # groups whose choice follows from those of others
 INTRO = """\
@@ -45,15 +46,10 @@ class Entry(NamedTuple):
 
 def page(arguments: Sequence[str]) -> str:
     """The help page that the command line `arguments` requests. Raises UsageError for what does not exist."""
-    folders, wanted, rest = [conf_dir()], [], iter(arguments)
-    for argument in rest:
-        if argument in ("--config-dir", "-cd"):
-            folders.append(Path(next(rest, ".")))
-        elif argument.startswith("--config-dir="):
-            folders.append(Path(argument.partition("=")[2]))
-        elif not argument.startswith("-"):
+    conf, wanted = Conf.of(arguments), []
+    for before, argument in zip(("", *arguments), arguments, strict=False):
+        if not argument.startswith("-") and before not in CONFIG_DIR:
             wanted.append(argument)
-    conf = Conf(folders)
     return "\n\n".join(map(conf.about, wanted)) if wanted else conf.overview()
 
 
@@ -139,6 +135,13 @@ class Conf:
         self.known = [entry for file in files for entry in file.entries]  # config.yaml's, default choices', others'
         stated = [entry for entry in reversed(self.known) if entry.meaning not in ("", EACH)]
         self.meanings = {entry.key: entry.meaning for entry in stated}  # where a file states none: the first one known
+
+    @classmethod
+    def of(cls, arguments: Sequence[str]) -> "Conf":
+        """Those of the program, and of the folders that --config-dir names in a command line."""
+        folders = [after for flag, after in pairwise(arguments) if flag in CONFIG_DIR]
+        folders += [argument.partition("=")[2] for argument in arguments if argument.startswith("--config-dir=")]
+        return cls([conf_dir(), *map(Path, folders)])
 
     def entries(self, group: str, choice: str) -> dict[str, Entry]:
         """The options that a choice sets, those of the choices that it builds on included."""

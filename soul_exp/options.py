@@ -3,15 +3,31 @@
 When runs and prepared models are the same, columns of tables, names of folders, `tuned` and forecasts derive from it.
 """
 
-import functools
+import contextlib
 import inspect
 import pkgutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Annotated, Any, get_args, get_origin
+from typing import Any
 
-from soul_exp.ranges import BELOW, COUNT, FLAG, POSITIVE, SEED, SHARE, SOME, TEXT, TEXT_OR_NULL, Choice, Number, Values
+from soul_exp import ranges
+from soul_exp.ranges import (
+    BELOW,
+    COUNT,
+    FILLED,
+    FILLED_OR_NULL,
+    FLAG,
+    POSITIVE,
+    SEED,
+    SHARE,
+    SOME,
+    TEXT,
+    TEXT_OR_NULL,
+    Choice,
+    Number,
+    Typed,
+)
 
 
 class Changes(Enum):
@@ -33,7 +49,7 @@ UNSET = object()
 class Option:
     """One option. The defaults apply to an option that the table does not name: it changes numbers."""
 
-    values: Values | None = None  # None: the code that reads the option checks its value
+    values: ranges.Values | None = None  # None: the code that reads the option checks its value
     changes: Changes = Changes.NUMBERS
     when: tuple[str, Any] | None = None  # (key, value) that another option must have; else it changes nothing
     older: Any = UNSET  # the value that results written before the option existed had
@@ -51,7 +67,13 @@ UNNAMED, SAME_SIZE, FILE = Option(), Option(size=False), Option(is_path=True)
 NAME = Option(changes=Changes.NOTHING, in_folder_name=False)  # what only names, places or repeats
 MIRROR = Option(TEXT_OR_NULL, Changes.NOTHING, in_folder_name=False, size=False)
 ENGINE = Option(changes=Changes.LAST_DIGITS)
-SCHEDULE = {"epochs": POSITIVE, "batch_size": COUNT, "warmup_ratio": SHARE, "max_grad_norm": Number(0)}
+PASSES = Number(0, 1_000_000, above=True)
+SCHEDULE = {
+    "epochs": Number(0, 1_000_000, above=True),
+    "batch_size": COUNT,
+    "warmup_ratio": SHARE,
+    "max_grad_norm": Number(0),
+}
 DEEPSPEED = (  # of its options, those that conf/compute/ states: how ranks share a model; any other one changes numbers
     "train_micro_batch_size_per_gpu train_batch_size gradient_accumulation_steps gradient_clipping bf16.enabled "
     "zero_allow_untested_optimizer zero_force_ds_cpu_optimizer zero_optimization.*"
@@ -60,14 +82,14 @@ DEEPSPEED = (  # of its options, those that conf/compute/ states: how ranks shar
 TABLE: dict[str, Option] = {  # `section.*`: every option of that section which has no entry of its own
     "name": Option(BELOW, Changes.NOTHING, in_folder_name=False),
     "seed": Option(SEED, column=False, size=False),  # runs that differ in it are one row
-    "stages": NAME,  # the comparison of runs tests whether they unlearn
+    "stages": Option(Typed(list[str]), Changes.NOTHING, in_folder_name=False),  # that a run unlearns is compared
     "overwrite": Option(FLAG, Changes.NOTHING, in_folder_name=False, size=False),
-    "cache": Option(TEXT, Changes.NOTHING, in_folder_name=False),
+    "cache": Option(FILLED, Changes.NOTHING, in_folder_name=False),
     "resume": Option(Choice(("exact", "weights", "restart")), Changes.NOTHING, older="exact", in_folder_name=False),
     "save": Option(Choice(("final", "best", "none")), Changes.NOTHING, in_folder_name=False),  # best: best_keep
     "best_keep": Option(SHARE, when=("save", "best"), older=0.9),
     "input_based": Option(FLAG, Changes.NOTHING, older=False, in_folder_name=False),  # it adds a row
-    "tuned": Option(column=False, size=False),  # a word in the status
+    "tuned": Option(TEXT_OR_NULL, column=False, size=False),  # a word in the status
     "tune.*": Option(older=None, column=False, size=False),  # its own column: what was chosen
     "tune.workers": Option(changes=Changes.NOTHING, size=False),
     "start": Option(changes=Changes.NOTHING),  # of a later request: the model of the one before, compared by content
@@ -77,7 +99,7 @@ TABLE: dict[str, Option] = {  # `section.*`: every option of that section which 
     "hydra/launcher": Option(changes=Changes.NOTHING, in_folder_name=False, size=False),
     "utility_suite": Option(Choice(("paper", "embedded", "none", "auto")), older="none"),
     "utility_limit": Option(SOME, older=None),
-    "utility_data": Option(TEXT_OR_NULL, Changes.NOTHING, older=None),  # compared by content
+    "utility_data": Option(FILLED_OR_NULL, Changes.NOTHING, older=None),  # compared by content
     **{f"train.{key}": Option(values, size=False) for key, values in SCHEDULE.items()},
     "train.micro_batch_size": Option(SOME, Changes.COURSE, size=False),
     "train.logging_steps": Option(COUNT, Changes.COURSE, size=False),
@@ -99,15 +121,15 @@ TABLE: dict[str, Option] = {  # `section.*`: every option of that section which 
     "evaluate.batch_size": Option(COUNT, Changes.LAST_DIGITS, column=False, size=False),
     "evaluate.max_new_tokens": Option(COUNT, size=False),
     "evaluate.*": SAME_SIZE,
-    **{f"retrained.{key}": Option(TEXT_OR_NULL, is_path=True) for key in ("path", "records")},
+    **{f"retrained.{key}": Option(FILLED_OR_NULL, is_path=True) for key in ("path", "records")},
     "retrained.revision": Option(TEXT_OR_NULL),
     "wandb.mode": Option(Choice(("offline", "online", "disabled")), Changes.NOTHING, in_folder_name=False, size=False),
     "wandb.project": MIRROR,
     "wandb.entity": MIRROR,
     "wandb.*": Option(changes=Changes.NOTHING, size=False),
-    "model.path": Option(TEXT_OR_NULL, Changes.PREPARED, is_path=True),
+    "model.path": Option(FILLED_OR_NULL, Changes.PREPARED, is_path=True),
     "model.revision": Option(TEXT_OR_NULL, Changes.PREPARED),
-    "model.tokenizer": Option(TEXT_OR_NULL, Changes.PREPARED, older=None, is_path=True),
+    "model.tokenizer": Option(FILLED_OR_NULL, Changes.PREPARED, older=None, is_path=True),
     "model.scratch.*": Option(changes=Changes.PREPARED),
     "model.template.prompt": Option(TEXT, Changes.PREPARED),
     "model.template.answer": Option(TEXT, Changes.PREPARED),
@@ -115,6 +137,8 @@ TABLE: dict[str, Option] = {  # `section.*`: every option of that section which 
     "model.max_length": Option(COUNT, Changes.PREPARED),
     "model.dtype": Option(changes=Changes.PREPARED),
     "model.knows_general": Option(FLAG),
+    "model.published": Option(Typed(Mapping)),
+    "model.num_weights": Option(Number(1, whole=True, null=True), Changes.NOTHING, column=False),
     **{f"task.{key}": FILE for key in ("source", "forget", "retain", "holdout", "requests", "rtp", "scorer")},
     # of the same answers as task.metrics.log10_forget_quality: runs before there was this metric are the same
     "task.metrics.open_unlearning_log10_forget_quality.*": Option(changes=Changes.NOTHING, size=False),
@@ -123,11 +147,13 @@ TABLE: dict[str, Option] = {  # `section.*`: every option of that section which 
     "loss.*": SAME_SIZE,
     "optimizer.lr": Option(POSITIVE, size=False),
     "optimizer.*": SAME_SIZE,
-    "compute.device": ENGINE,
+    "compute.device": Option(Choice(("cpu", "cuda")), Changes.LAST_DIGITS),
     "compute.processes": Option(COUNT, Changes.LAST_DIGITS),
     "compute.threads": Option(COUNT, Changes.LAST_DIGITS),
     "compute.deepspeed": ENGINE,
     **{f"compute.deepspeed.{key}": ENGINE for key in DEEPSPEED},
+    **{f"compute.deepspeed.{key}": Option(Typed(Mapping)) for key in ("bf16", "fp16", "zero_optimization")},
+    **{f"compute.deepspeed.{key}": Option(Choice(("auto",)), Changes.LAST_DIGITS) for key in DEEPSPEED[:4]},
 }
 CHOSEN = ("optimizer.lr", "loss.gamma")  # by trials, where a run has them
 MOVED = {  # `_target_` in results and presets of earlier versions -> where it is now
@@ -196,45 +222,16 @@ def leaves(node: Any, key: str = "", into_lists: bool = False) -> Iterator[tuple
         yield from leaves(value, f"{key}.{name}" if key else str(name), into_lists)
 
 
-def declared(config: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any, Values]]:
-    """(dotted key, value, allowed values) of each option that the table or the signature of a `_target_` states."""
-    parameters = _parameters(config.get("_target_"))
-    for name, value in config.items():
-        key = f"{at}.{name}" if at else str(name)
-        values = option_of(key).values or (_values(parameters[name].annotation) if name in parameters else None)
-        if values is None and at == "task":  # of a user's own: what the option means in a task of this package
-            known = [_values(signature[name].annotation) for signature in _task_signatures() if name in signature]
-            stated = [each for each in known if each is not None]
-            values = next((each for each in stated if each.mismatch(key, None) is None), stated[0] if stated else None)
-        if values is not None:
-            yield key, value, values
-        if isinstance(value, Mapping):
-            yield from declared(value, key)
-
-
-@functools.cache
-def _task_signatures() -> list[Mapping[str, inspect.Parameter]]:
-    return [_parameters(f"soul_exp.tasks.{name}.{name}") for name in ("custom", "tofu", "copyright", "detox")]
-
-
 def defaults(target: Any) -> dict[str, Any]:
     """The default values of the parameters of a `_target_`."""
-    return {name: p.default for name, p in _parameters(target).items() if p.default is not p.empty}
+    return {name: p.default for name, p in parameters_of(target).items() if p.default is not p.empty}
 
 
-def _parameters(target: Any) -> Mapping[str, inspect.Parameter]:
+def parameters_of(target: Any) -> Mapping[str, inspect.Parameter]:
     """The parameters of a `_target_`; none where it does not exist, which `build` reports."""
     if not isinstance(target, str):
         return {}
-    try:
-        return inspect.signature(pkgutil.resolve_name(target), eval_str=True).parameters
-    except Exception:  # importing it may raise anything
-        return {}
-
-
-def _values(annotation: Any) -> Values | None:
-    if get_origin(annotation) is Annotated:
-        return next((extra for extra in get_args(annotation)[1:] if hasattr(extra, "mismatch")), None)
-    if annotation is bool:
-        return FLAG
-    return TEXT if annotation is str else TEXT_OR_NULL if annotation == str | None else None
+    for eval_str in (True, False):  # annotations as texts, where one names what is not there
+        with contextlib.suppress(Exception):  # importing it may raise anything
+            return inspect.signature(pkgutil.resolve_name(target), eval_str=eval_str).parameters
+    return {}

@@ -10,11 +10,12 @@ from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from subprocess import DEVNULL, CalledProcessError, check_output
-from typing import Any
+from typing import Any, get_type_hints
 
 from soul_exp import options
-from soul_exp.errors import explained
+from soul_exp.errors import explained, short
 from soul_exp.files import write_atomically
+from soul_exp.ranges import fits
 
 FORMAT = 1
 NAME = "results.json"
@@ -84,11 +85,18 @@ def read(folder: Path) -> Results | None:
     if not path.is_file():
         return None
     problem = f"{path} is not a results file of format {FORMAT}"
-    with explained((ValueError, KeyError, TypeError, OSError), problem, "remove it and run again"):
+    errors = (ValueError, KeyError, TypeError, OSError, RecursionError)
+    with explained(errors, problem, "remove it and run again"):
         found = Results(**json.loads(path.read_text()))
-        parts = (found.choices, found.config["task"], found.metrics["unlearned"], found.seeds, found.seconds)
-        if found.format != FORMAT or not all(isinstance(part, dict) for part in parts):
-            raise ValueError(f"its format is {found.format}, or a part of it is no object")
+        for name, kind in get_type_hints(Results).items():
+            if not fits(getattr(found, name), kind):
+                raise ValueError(f"{name} is {short(getattr(found, name))}")
+        if found.format != FORMAT:
+            raise ValueError(f"its format is {found.format}")
+        if not isinstance(found.config["task"], dict) or "unlearned" not in found.metrics:
+            raise ValueError("config.task or metrics.unlearned is missing")
+        if absent := {"lr", "gamma", "metrics"}.difference(*found.trials) if found.trials else ():
+            raise ValueError(f"a trial has no {min(absent)}")
         return replace(found, config=options.with_older_values(found.config))
 
 

@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from transformers import PreTrainedModel
@@ -15,11 +15,13 @@ from soul_exp.losses import Objective
 from soul_exp.models import loading
 from soul_exp.models.checkpoint import Checkpoint
 from soul_exp.models.lora import Lora
+from soul_exp.ranges import MOST, Number
 from soul_exp.tasks.task import Task
 from soul_exp.training.curvature import CURVATURE_PARTS, SAMPLED
 from soul_exp.training.schedule import Schedule
 
 Metric = Callable[..., float]
+VOCABULARY = Number(258, MOST, whole=True)  # all bytes, the end and the padding
 HESSIAN_PARTS = {"retain": ("retain",), "all": ("forget", "retain")}  # whose rows an influence step's Hessian is of
 
 
@@ -27,7 +29,7 @@ HESSIAN_PARTS = {"retain": ("retain",), "all": ("forget", "retain")}  # whose ro
 class Scratch:
     """A model to be made with random weights, and the size of its new tokenizer's vocabulary."""
 
-    vocab_size: int
+    vocab_size: Annotated[int, VOCABULARY]
     config: Mapping[str, Any]  # of transformers' AutoConfig
 
 
@@ -43,6 +45,7 @@ class ModelSettings:
     revision: str | None = None
     tokenizer: str | None = None  # None: each checkpoint's own
     scratch: Scratch | None = None
+    num_weights: int | None = None  # of the model on the hub, before it is here; None: unknown
     training_form: Mapping[str, str] = field(default_factory=dict)  # what is stated of the template that training reads
 
     @property
@@ -56,6 +59,17 @@ class ModelSettings:
             return loading.load_model(self.path, weights=False) if Path(self.path).is_dir() else None
         assert self.scratch is not None
         return loading.skeleton(loading.scratch_config(**vars(self.scratch)), "model.scratch.config")
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published checkpoint that was trained on a task's rows already."""
+
+    source: str  # the task.source that it was trained on
+    base: str  # the model.path that it was trained from
+    path: str  # a folder or a hub name
+    revision: str | None = None
+    retrained: Mapping[str, str] = field(default_factory=dict)  # task.split -> a published retrained model
 
 
 @dataclass(frozen=True)

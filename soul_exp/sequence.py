@@ -13,7 +13,6 @@ from soul_exp import experiment, results
 from soul_exp.build import Config, build
 from soul_exp.checks import disk
 from soul_exp.checks.check import Checked, check
-from soul_exp.checks.options import check_flags
 from soul_exp.distributed import interrupts
 from soul_exp.distributed.join import WorkerGroup
 from soul_exp.errors import UsageError
@@ -33,7 +32,6 @@ def run(
 
     `begin` is called as by `experiment.run`.
     """
-    check_flags(config)
     if config["task"].get("requests") is None:
         return experiment.run(_alone(config), out, group, begin)
     steps = steps_of(config, out)

@@ -22,8 +22,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from soul_exp import compat, compose
 from soul_exp.distributed import interrupts
-from soul_exp.errors import UsageError
+from soul_exp.errors import UnreachableError, UsageError
 from soul_exp.options import option_of
+
+MOST_JOBS = 10_000
 
 
 @dataclass
@@ -109,6 +111,8 @@ def forecast(config: DictConfig) -> str:
     from soul_exp.checks import disk
 
     jobs = combinations(config)  # of those that write the same amount one is composed
+    if len(jobs) > MOST_JOBS:
+        raise UsageError(f"this sweep has {len(jobs)} jobs, expected at most {MOST_JOBS}: divide it")
     kinds = Counter(tuple(override for override in job if option_of(compose.option_key(override)).size) for job in jobs)
     folder = Path(config.hydra.sweep.dir)
     if not config.overwrite:  # what has finished has its model already
@@ -121,10 +125,12 @@ def forecast(config: DictConfig) -> str:
         if count:
             try:
                 needs += [sequence.need(composed(config, kind))] * count
+            except UnreachableError:
+                raise  # once, and not by each job after its own attempts
             except (HydraException, OmegaConfBaseException, OSError, ValueError):
                 needs += [None] * count  # the job itself reports why it cannot work
     at_once = 1 if compat.is_basic(config.hydra.launcher["_target_"]) else len(jobs)
-    return disk.check_sweep(needs, folder, Path(config.cache).expanduser(), at_once)
+    return disk.check_sweep(needs, folder, Path(compose.absolute(str(config.cache))), at_once)
 
 
 def _names(config: DictConfig) -> list[str]:
@@ -137,7 +143,7 @@ def _names(config: DictConfig) -> list[str]:
 def combinations(config: DictConfig) -> list[tuple[str, ...]]:
     """The overrides of every job, as Hydra's BasicSweeper will combine them."""
     params = config.hydra.sweeper.params
-    lines = [*(f"{key}={params[key]}" for key in params or ()), *config.hydra.overrides.task]
+    lines = [*(f"{key}={params[key]}" for key in params or ()), *compose.overrides_of(config.hydra)]
     values: dict[str, list[str]] = {}
     for override in OverridesParser.create().parse_overrides(lines):
         key = override.get_key_element()

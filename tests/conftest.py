@@ -54,7 +54,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 # The files that take minutes, longest first: processes that take a file at a time end together.
-LONG = ("engines", "slurm", "kill", "cli", "tune", "detox", "passes", "sequence", "suite", "interrupts", "run_folder")
+LONG = "engines slurm kill mutations cli tune detox passes sequence suite interrupts run_folder".split()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -253,6 +253,18 @@ def test_the_users_own_loss_needs_no_trust_because_it_is_not_called(command: Any
     assert command(run, QUESTIONS[0], "--max-new-tokens", 1)[2] == 0
 
 
+@pytest.mark.parametrize("text", ["", " ", "caf\udce9"])
+def test_a_text_that_is_none_is_an_error(text: str, command: Any, tmp_path: Path) -> None:
+    for typed in ([text], [QUESTIONS[0], "--answer", text]):
+        out, err, code = command(tmp_path, *typed)
+        assert code == 2 and out == "" and "expected a text in UTF-8 that is not empty" in err
+
+
+def test_a_question_may_stand_behind_an_option(command: Any, tmp_path: Path) -> None:
+    run, _ = written(tmp_path)
+    assert command(run, "--raw", QUESTIONS[0])[0] == command(run, QUESTIONS[0], "--raw")[0] != ""
+
+
 def test_the_command_works_as_it_is_typed(tmp_path: Path) -> None:
     run, found = written(tmp_path)
     typed = [sys.executable, "-m", "soul_exp.ask", run.relative_to(tmp_path), QUESTIONS[0], "--max-new-tokens", "5"]

@@ -23,15 +23,15 @@ from soul_exp.artifacts.scores import of_test
 from soul_exp.build import build, build_task, published
 from soul_exp.checks.availability import read_records
 from soul_exp.checks.check import Checked, check
-from soul_exp.cli import _quoted
 from soul_exp.errors import UsageError
 from soul_exp.metrics.answers import Answers
 from soul_exp.models import loading, saving
 from soul_exp.models.checkpoint import DONE, UNLEARNED
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.models.lora import Lora
-from soul_exp.options import declared
+from soul_exp.overrides import quoted
 from soul_exp.ranges import Flag
+from soul_exp.schema import declared
 from soul_exp.stages.stage import fingerprint
 from soul_exp.tasks.task import Task
 from soul_exp.tasks.tofu import tofu
@@ -104,7 +104,7 @@ def test_line_breaks_around_rows_are_read_as_they_are_typed(checked: Callable[..
         (["input_based=2"], "input_based=2: found 2, expected true or false: type input_based=true or"),
         (["input_based=true", "task.system_prompt=null"], "task=tofu states no system prompt, type"),
         (["input_based=true", "model.template.system=null"], "has no form with a system prompt, type"),
-        (["model.tokenizer=5"], "model.tokenizer=5: expected a text, or null"),
+        (["model.tokenizer=5"], "model.tokenizer=5: expected a text that is not empty, or null"),
         (["wandb.mode=online"], "export WANDB_API_KEY="),
         (["wandb.mode=loud"], "choose offline, online or disabled"),
         (["train.batch_size=8", "train.micro_batch_size=3"], "not a multiple of 1 process"),
@@ -134,8 +134,8 @@ def test_line_breaks_around_rows_are_read_as_they_are_typed(checked: Callable[..
         (["task.source=5"], "task.source=5: expected a text"),
         (["task.num_authors=0"], "task.num_authors=0: expected a whole number of 1 or more"),
         (["task.validation_fraction=2"], "at most 0.5"),
-        (["stages=evaluate"], "expected a list, such as stages=\\[evaluate\\]"),
-        (["+train.epoch=3"], "unexpected keyword argument 'epoch'"),
+        (["stages=evaluate"], "expected a list, each a text: type stages=\\[evaluate\\]"),
+        (["+train.epoch=3"], "train.epoch is unknown, did you mean train.epochs?"),
         (["task.split=forget01"], "on embedded data give task.num_forget_authors"),
         (["train.save_steps=7"], "not a multiple of train.logging_steps=5"),
         (["compute=zero2", "precision=bf16"], "choose precision=fp32 or bf16_master"),
@@ -153,6 +153,15 @@ def test_line_breaks_around_rows_are_read_as_they_are_typed(checked: Callable[..
         (["compute=zero2", "compute.deepspeed.zero_optimization.stage=0"], "choose compute=ddp"),
         (["compute=zero2", "+compute.deepspeed.optimizer.type=AdamW"], "remove it, and choose optimizer="),
         (["compute=zero2", "+compute.deepspeed.fp16.enabled=true"], "scales the loss"),
+        (
+            ["compute=zero2", "compute.deepspeed.train_batch_size=3"],
+            "train_batch_size=3 is unknown: choose auto",
+        ),
+        (
+            ["compute=zero2", "+compute.deepspeed.zero_optimization.foo=3"],
+            "optimization.foo=3: Extra inputs are not",
+        ),
+        (["compute=zero2", "compute.deepspeed.zero_optimization=5"], "zero_optimization=5: expected options in braces"),
         (["optimizer.curvature_on=holdout"], "choose one of retain, forget, both"),
         (["optimizer.curvature_rows=16"], "expected at most train.batch_size=8"),
         (["optimizer=influence", "optimizer.num_samples=500"], "more than the 360 rows that optimizer.hessian=retain"),
@@ -175,7 +184,7 @@ def test_line_breaks_around_rows_are_read_as_they_are_typed(checked: Callable[..
         (["task=detox", "task.source=hub"], "PKU-Alignment/PKU-SafeRLHF cannot be reached .* task.source=embedded"),
         (["task=detox", "task.rtp=/nowhere"], "task.rtp=/nowhere is not a folder: type task.rtp=embedded"),
         (["task=custom", "task.overlap=keep"], "task.overlap=keep is unknown: choose error or drop"),
-        (["task=copyright", "task.wordings=abc"], "task.wordings=abc: expected a list of texts, such as"),
+        (["task=copyright", "task.wordings=abc"], "task.wordings=abc: expected a list, each a text: type"),
         (["task=detox", "task.rtp=hub"], "allenai/real-toxicity-prompts cannot be reached .* type task.rtp=embedded"),
         (["task=detox", "task.source=no.csv"], "no.csv does not exist: give embedded, hub, a folder or a CSV file"),
         (["task=detox", "task.retain=no.txt"], "task.retain=.*no.txt does not exist"),
@@ -188,11 +197,12 @@ def test_line_breaks_around_rows_are_read_as_they_are_typed(checked: Callable[..
             "cannot be read .*check the network, or type task.scorer=own",
         ),
         (["model.scratch=null"], "neither model.path nor model.scratch"),
-        (["model=llama2_7b_chat", "model.path=./gone"], "has no config.json"),
+        (["model=llama2_7b_chat", "compute=cpu", "model.path=./gone"], "has no config.json"),
         (["retrained.records=none.json"], "does not exist: give records/ of a run or a TOFU log"),
         (["retrained.records=a", "retrained.path=b"], "both given: keep one"),
         (["stages=[unlearn,evaluate]"], "the target model is not in the cache yet, add prepare"),
         (["stages=[evaluate]"], "name it with model.path="),
+        (["stages=[prepare,evaluate]"], "stages=.prepare, evaluate. measures a checkpoint: name it with model.path="),
         (["adapter=lora", "adapter.r=0"], "adapter.r=0: expected a whole number of 1 or more"),
         (["adapter=lora", "adapter.alpha=-1"], "adapter.alpha=-1: expected a number above 0"),
         (["adapter=lora", "adapter.dropout=1"], "adapter.dropout=1: expected a number of 0 or more, below 1"),
@@ -240,7 +250,7 @@ def test_bad_input_gets_one_sentence(overrides: list[str], sentence: str, checke
         ("overwrite=1", "1", "overwrite=true"),
         ("overwrite=null", "null", "overwrite=false"),
         ("overwrite=maybe", "the text 'maybe'", "overwrite=true or overwrite=false"),
-        ("overwrite=[true]", "[True]", "overwrite=true or overwrite=false"),
+        ("overwrite=[true]", "[true]", "overwrite=true or overwrite=false"),
         ("input_based=on", "the text 'on'", "input_based=true"),
         ("model.knows_general=no", "the text 'no'", "model.knows_general=false"),
         ("task.train_general=no", "the text 'no'", "task.train_general=false"),
@@ -270,7 +280,7 @@ def test_an_option_that_is_true_or_false_takes_nothing_else(
             "optimizer.nesterov=no: found the text 'no', expected true or fals",
         ),
         (["model.scratch.config.tie_word_embeddings=off"], "type model.scratch.config.tie_word_embeddings=false or"),
-        (["loss.retain_term=none_at_all", "+optimizer.betas=[0.9,yes]"], "optimizer.betas.1=yes: .*: type optimizer.b"),
+        (["+optimizer.betas=[0.9,yes]"], r"optimizer.betas=\[0.9,yes\]: expected a list of 2, each a number"),
         (["loss.retain_term=no"], "or loss.retain_term=null"),
     ],
 )
@@ -408,6 +418,32 @@ def test_a_complete_cache_is_only_read(
     monkeypatch.setattr("soul_exp.checks.check.unprepared", lambda run: [])
     monkeypatch.setattr("soul_exp.checks.disk.need", lambda run: None)
     assert check(config, tmp_path / "run").run.cache == Path("/proc/nowhere")
+
+
+@pytest.mark.parametrize("name", ["results.json", ".lock", "train.jsonl", "model", "records", "checkpoints", "ranks"])
+def test_a_folder_in_place_of_a_file_and_a_file_in_place_of_a_folder_are_noticed_before_work(
+    name: str, configured: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    if "." in name:
+        (tmp_path / "run" / name).mkdir()
+    else:
+        (tmp_path / "run" / name).touch()
+    with pytest.raises(UsageError, match=f"run/{name} is a f.*: remove it"):
+        check(configured(), tmp_path / "run")
+
+
+def test_a_data_file_may_be_a_link_to_a_file_without_suffix(
+    configured: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    (tmp_path / "blob").write_text('{"prompt": "Who?", "answer": "Ann."}\n')
+    (tmp_path / "kept.jsonl").write_text('{"prompt": "Where?", "answer": "Here."}\n')
+    (tmp_path / "rows.jsonl").symlink_to("blob")
+    (tmp_path / "loop.jsonl").symlink_to("loop.jsonl")
+    config = configured("task=custom", "task.forget=rows.jsonl", "task.retain=kept.jsonl")
+    assert [item.answer for (item,) in build_task(config).parts["forget"].rows] == ["Ann."]
+    with pytest.raises(UsageError, match=r"loop\.jsonl"):
+        build_task(configured("task=custom", "task.forget=./loop.jsonl", "task.retain=kept.jsonl"))
 
 
 def test_a_broken_tofu_log_is_named(checked: Callable[..., Checked], tmp_path: Path) -> None:
@@ -742,8 +778,8 @@ def test_answers_that_a_metric_cannot_read_stop_the_run(checked: Callable[..., C
     "path", ["/a/my file (1).jsonl", "/a/it's.jsonl", "/a/b=c.jsonl", "/a/ä#1.jsonl", "~/a.jsonl", '/a/"b" [2].jsonl']
 )
 def test_a_path_that_needs_quotes_is_printed_as_it_is_to_be_typed(path: str) -> None:
-    advice = _quoted(["task=custom", f"task.forget={path}", "-m"])
-    assert advice is not None and advice.startswith(f"task.forget={path}: put the value in quotes")
+    advice = quoted(f"task.forget={path}")
+    assert advice is not None and advice.startswith("put the value in quotes")
     (typed,) = shlex.split(advice.rpartition("for the shell: ")[2])
     assert OverridesParser.create().parse_override(typed).value() == path
-    assert _quoted([typed, "task.forget=/a/my file.jsonl", "stages=[prepare", "--help"]) is None
+    assert quoted("stages=[prepare") is None

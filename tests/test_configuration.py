@@ -16,7 +16,14 @@ from soul_exp import run
 PACKAGE = Path(__file__).parents[1] / "soul_exp"
 FILES = sorted(PACKAGE.rglob("*.py"))
 READERS = {
-    *("compose.py", "build.py", "comparison.py", "options.py", "sweep.py"),  # they make it, or derive from it
+    *(
+        "compose.py",
+        "build.py",
+        "comparison.py",
+        "options.py",
+        "schema.py",
+        "sweep.py",
+    ),  # they make it, or derive from it
     *("experiment.py", "sequence.py"),  # what a finished run, and each request, is compared by
     "stages/tune.py",  # derives trials
 }

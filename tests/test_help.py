@@ -58,7 +58,10 @@ def test_an_option_that_a_run_has_is_on_a_page(tmp_path: Path) -> None:
         ("optimizer=sophia", "  optimizer.interval=10             steps between curvature passes"),
         ("optimizer=sophia_gradient", "  optimizer.estimator=gradient "),  # beside all that sophia.yaml states
         ("optimizer", "  optimizer=adam                    AdamW, equal to torch's up to rounding"),
-        ("train.epochs", "values: a number above 0\nit changes: weights and metrics of the unlearned model"),
+        (
+            "train.epochs",
+            "values: a number above 0, at most 1000000\nit changes: weights and metrics of the unlearned model",
+        ),
         ("best_keep", "it changes: weights and metrics of the unlearned model (with save=best)"),
         ("train.gradient_checkpointing=true", "it changes: no numbers, only names, folders, speed or size"),
         ("experiment=ablation_rho", 'optimizer.rho="0.01,0.1,1,10,100"\n'),

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "soul_exp"
 LEVELS: list[set[str]] = [
     {"__init__", "binding", "compat", "errors", "metrics", "optim", "ranges"},
     {"distributed", "files", "losses", "options"},
-    {"comparison", "data", "results"},
+    {"comparison", "data", "results", "schema"},
     {"models", "report"},
     {"tables", "tasks", "training"},
     {"evaluation", "run"},
@@ -22,7 +22,7 @@ LEVELS: list[set[str]] = [
     {"compose", "stages"},
     {"checks"},
     {"experiment", "help_page"},
-    {"sequence"},
+    {"overrides", "sequence"},
     {"sweep"},
     {"ask", "cli", "preload"},
     {"__main__"},

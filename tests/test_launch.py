@@ -257,6 +257,19 @@ def test_a_launch_environment_is_known_by_its_variables(
 
 
 @pytest.mark.parametrize(
+    ("variables", "found"),
+    [
+        ({"RANK": "x", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "'x'"),
+        ({"SLURM_STEP_NUM_TASKS": "abc"}, "'abc'"),
+        ({"SLURM_STEP_NUM_TASKS": "2"}, "'SLURM_JOB_ID'"),
+    ],
+)
+def test_a_launch_environment_that_cannot_be_read_is_an_error(variables: Mapping[str, str], found: str) -> None:
+    with pytest.raises(UsageError, match=f"the variables of a launcher cannot be read .*{found}.*: start the program"):
+        launch_environment(variables)
+
+
+@pytest.mark.parametrize(
     ("nodes", "first"), [("a", "a"), ("a,b", "a"), ("a[07-09,12],b3", "a07"), ("r[1-2]n[3,5]x,c", "r1n3x")]
 )
 def test_the_first_host_of_a_list_of_nodes(nodes: str, first: str) -> None:

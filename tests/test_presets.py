@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,12 @@ import pytest
 from composing import job
 from starts import type_
 
+from soul_exp.build import build
+from soul_exp.checks import availability, memory
 from soul_exp.checks.check import check
+from soul_exp.checks.memory import check_memory
+from soul_exp.errors import UsageError
+from soul_exp.models.checkpoint import Checkpoint
 
 PRESETS = ("table_tofu", "table_copyright", "table_detox")
 # The release's configurations: loss, order -> learning rate, gamma, weight decay, epochs (batch 1 x 4, seed 0).
@@ -116,3 +121,48 @@ def test_a_preset_runs_in_few_steps_and_its_table_has_every_baseline(preset: str
         note for note in run["notes"] if note.startswith("the original model has little to forget (forget_50_rouge")
     ]
     assert len(little) == (preset == "table_copyright")  # one epoch teaches it no book
+
+
+def test_a_large_model_chooses_a_gpu_and_16_bits_unless_others_are_typed() -> None:
+    def chosen(*overrides: str) -> tuple[str, str, str]:
+        config, _ = job(*overrides)
+        return config["choices"]["compute"], config["choices"]["precision"], config["model"]["dtype"]
+
+    assert chosen("experiment=table_tofu") == chosen("model=llama2_7b") == ("gpu", "bf16", "bfloat16")
+    assert chosen("model=llama2_7b", "compute=cpu", "precision=fp32") == ("cpu", "fp32", "float32")
+    assert chosen("experiment=table_tofu", "model=tiny") == chosen("model=opt_1p3b") == ("cpu", "fp32", "float32")
+
+
+def test_what_cannot_fit_into_the_memory_is_refused_with_the_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_available", lambda device: 80e9)
+    line = ("model=llama2_7b_chat", "compute=cpu")
+    with pytest.raises(UsageError) as error:
+        check_memory(build(job(*line, "precision=fp32")[0]))
+    assert str(error.value).startswith(
+        "compute=cpu with precision=fp32 and optimizer=sophia needs 108 GB of memory and has 80: 6.74 billion weights "
+        "x (4 bytes of weight + 4 of gradient + 8 of optimizer states): choose precision=bf16, adapter=lora"
+    )
+    check_memory(build(job(*line)[0]))  # 8 bytes a weight
+    check_memory(build(job(*line, "precision=bf16_kahan")[0]))  # 10
+    with pytest.raises(UsageError, match=r"needs 108 GB .* \(2 bytes of weight \+ 2 of gradient \+ 12 of optimizer"):
+        check_memory(build(job(*line, "precision=bf16_master")[0]))
+    check_memory(build(job(*line, "precision=fp32", "adapter=lora")[0]))
+    check_memory(build(job("model=llama2_7b_chat", "compute=zero3", "precision=bf16_master")[0]))  # 16 / 2 ranks
+
+
+def test_the_published_target_has_a_published_retrained_model_and_no_author_is_held_out(
+    real_data: Callable[[str], Path],
+) -> None:
+    config, _ = job("experiment=table_tofu", f"task.source={real_data('tofu')}")
+    config["model"]["published"]["tofu"]["source"] = config["task"]["source"]  # as if it were the hub's
+    run = build(config)
+    assert run.published is not None and run.published.path == "locuslab/tofu_ft_llama2-7b"
+    assert run.retrained is not None and run.retrained.path.endswith("_retain90")
+    assert run.task.caption == "TOFU (tofu): 20 of 200 authors forgotten, 180 retained, none held out of both trainings"
+    reasons = availability.reasons(config, run)
+    assert "the published target was trained on every author" in reasons["mia_auc"]
+    assert not {"forget_quality", "utility"} & set(reasons)
+    config["retrained"]["path"] = "mine"
+    assert build(config).retrained == Checkpoint("mine")
+    config["task"]["split"], config["retrained"]["path"] = "forget05", None
+    assert build(config).retrained == Checkpoint("open-unlearning/tofu_Llama-2-7b-chat-hf_retain95")

@@ -481,6 +481,25 @@ def test_bad_input_is_one_line_on_stderr_and_exit_code_2(
     assert message in done.stderr and "Traceback" not in done.stderr and done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("metrics", {"unlearned": None}), ("metrics", {}), ("notes", None), ("reasons", None), ("versions", None),
+        ("commit", 5), ("data_hashes", None), ("trials", [{}]), ("num_steps", "2"), ("config", {"task": None}),
+    ],
+)  # fmt: skip
+def test_a_results_file_with_a_field_of_another_type_is_broken(field: str, value: Any, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    results.write(tmp_path / "a", made())
+    path = tmp_path / "a" / results.NAME
+    path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
+    with pytest.raises(UsageError, match=r"a/results\.json is not a results file of format 1 .*: remove it and run"):
+        results.read(tmp_path / "a")
+    path.write_text("[" * 100_000)
+    with pytest.raises(UsageError, match="recursion"):
+        results.read(tmp_path / "a")
+
+
 def test_a_results_file_of_another_format_is_broken(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"a/results\.json is not a results file of format 1 \(its format is 2"):
         tables.load(left(tmp_path, a=replace(made(), format=2)))

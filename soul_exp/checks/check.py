@@ -1,5 +1,7 @@
 """Everything that can be known before work starts: one message for an error; why a metric is not available."""
 
+import contextlib
+import io
 import os
 import re
 import shutil
@@ -7,24 +9,30 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 
+from soul_exp import results
 from soul_exp.artifacts import answer_cache, prepared_models
 from soul_exp.artifacts.scores import FORGET_QUALITY, RETAIN
 from soul_exp.build import Config, build
 from soul_exp.checks import availability, disk
+from soul_exp.checks.memory import check_memory
 from soul_exp.checks.optimizer import check_optimizer, check_precision
 from soul_exp.checks.options import check_options
 from soul_exp.distributed.environment import launch_environment
 from soul_exp.errors import UsageError
 from soul_exp.evaluation import lm_eval_suite
 from soul_exp.models import attention, loading, lora
+from soul_exp.models.checkpoint import is_local
 from soul_exp.models.language_model import fit_vocabulary, load_tokenizer
 from soul_exp.models.layers import layer_of, layers_of, recomputing
+from soul_exp.ranges import as_typed
 from soul_exp.run import Run
 from soul_exp.stages import NAMES
 from soul_exp.stages.prepare import unprepared
+from soul_exp.stages.stage import CHECKPOINTS, LOSSES, MODEL, RECORDS
 from soul_exp.stages.tune import untried
 
 SLOTS = {"prompt": ("{question}",), "answer": ("{answer}",), "system": ("{system}", "{question}")}  # of a template
@@ -47,6 +55,7 @@ def check(config: Config, out: Path) -> Checked:
     _check_texts(config)
     _check_writable(out, "the run's folder")
     _check_readable(Path(config["cache"]))
+    _check_entries(out)
     _check_compute(config["compute"], bool(config["tune"]))
     run = build(config)
     check_precision(run)
@@ -57,6 +66,7 @@ def check(config: Config, out: Path) -> Checked:
     lm_eval_suite.check(run.suite.suite, run.suite.data)
     run.schedule.accumulation(run.compute.processes)
     _check_models(run)
+    check_memory(run)
     if unprepared(run) or untried(config, run):  # a complete cache is only read
         _check_writable(run.cache, "cache")
     needed = disk.need(run)
@@ -166,6 +176,7 @@ def _check_compute(compute: Config, tunes: bool) -> None:
         raise UsageError(
             f"compute.deepspeed.zero_optimization.stage={stage}: expected 1, 2 or 3; else choose compute=ddp"
         )
+    _check_zero(deepspeed["zero_optimization"])
     for section in ("optimizer", "scheduler"):
         if section in deepspeed:
             raise UsageError(
@@ -176,12 +187,24 @@ def _check_compute(compute: Config, tunes: bool) -> None:
         raise UsageError("compute.deepspeed.fp16 scales the loss, which no curvature here expects: choose precision=")
 
 
+def _check_zero(settings: Config) -> None:
+    """Raises UsageError for the first option of ZeRO that DeepSpeed does not know, or whose value it does not take."""
+    with contextlib.redirect_stdout(io.StringIO()):  # it says which accelerator it has found
+        from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    try:
+        DeepSpeedZeroConfig(**{name: value for name, value in settings.items() if value != "auto"})
+    except ValueError as error:  # pydantic's
+        first = cast(Any, error).errors()[0]
+        key = ".".join(["compute.deepspeed.zero_optimization", *map(str, first["loc"])])
+        raise UsageError(f"{key}={as_typed(first['input'])}: {first['msg']} by DeepSpeed: correct it") from error
+
+
 def _check_layers(run: Run) -> None:
     """Whether the model, unless it has to be downloaded, has the layer that the loss reads and can be recomputed."""
     path, again, reads_hidden = run.model.path, run.schedule.gradient_checkpointing, run.objective.reads_hidden
     if run.adapter is not None and run.compute.zero_stage == 3:
         raise UsageError("an adapter is not trained under ZeRO-3: choose compute=zero2, where each rank holds the base")
-    if path and _is_local(path):
+    if path and is_local(path):
         _check_given(path, "model.path", run.model.tokenizer)
         if lora.is_adapter(path) and not run.measures_only:
             raise UsageError(
@@ -210,26 +233,33 @@ def _check_models(run: Run) -> None:
         loading.check_architecture(loading.scratch_config(**vars(model.scratch)), "model.scratch.config")
     if run.retrained and run.retrained_records:
         raise UsageError("retrained.path and retrained.records are both given: keep one")
-    if run.retrained and _is_local(run.retrained.path):
+    if run.retrained and is_local(run.retrained.path):
         _check_given(run.retrained.path, "retrained.path", model.tokenizer)
     if run.unlearns and "prepare" not in stages and not prepared_models.exists(run, "target"):
         raise UsageError(f"stages={stages}: the target model is not in the cache yet, add prepare to stages")
-    if run.measures_only and not model.path:
-        raise UsageError("stages=[evaluate] measures a checkpoint: name it with model.path=<folder or hub name>")
+    if "evaluate" in stages and not run.unlearns and not model.path:
+        raise UsageError(
+            f"stages=[{', '.join(stages)}] measures a checkpoint: name it with model.path=<folder or hub name>, or add "
+            f"unlearn to stages"
+        )
 
 
 def _check_given(path: str, option: str, tokenizer: str | None) -> None:
     """Whether the folder `path` holds a sound model, for which the `tokenizer` that it is used with was made."""
     tokenizer = tokenizer or path
     loading.check_folder(Path(path), option, own_tokenizer=tokenizer == path)
-    if _is_local(tokenizer):
+    if is_local(tokenizer):
         fit_vocabulary(loading.load_model(path, weights=False), load_tokenizer(tokenizer))
 
 
-def _is_local(path: str) -> bool:
-    """Whether `path` means a folder: it exists, or is written as only a path is."""
-    beside = Path(path).parent != Path(".") and Path(path).parent.is_dir()
-    return Path(path).exists() or beside or path.startswith((".", "/", "~"))
+def _check_entries(out: Path) -> None:
+    """Raises UsageError if a file of a run's folder is a folder, or a folder a file."""
+    for name in (".lock", results.NAME, LOSSES):
+        if (out / name).is_dir():
+            raise UsageError(f"{out / name} is a folder, where a run writes a file: remove it")
+    for name in (MODEL, RECORDS, CHECKPOINTS, "ranks"):
+        if (out / name).exists() and not (out / name).is_dir():
+            raise UsageError(f"{out / name} is a file, where a run has a folder: remove it")
 
 
 def _check_readable(cache: Path) -> None:

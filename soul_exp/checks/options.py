@@ -1,50 +1,81 @@
-"""The type and range of every option, as the table or a signature states it; checked before anything else."""
+"""What the options of a section must be together; each alone is judged by the schema."""
 
 import difflib
 from collections.abc import Mapping
+from inspect import signature
 from typing import Any
 
-from transformers import SchedulerType
+import torch
+from transformers import SchedulerType, get_scheduler
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
-from soul_exp.errors import UsageError
-from soul_exp.options import declared, leaves
-from soul_exp.ranges import WORDS, Flag
+from soul_exp import schema
+from soul_exp.errors import UsageError, explained
+from soul_exp.options import leaves
+from soul_exp.ranges import WORDS, Flag, as_typed
 
 WITHOUT_WORDS = ("loss", "optimizer", "adapter", "compute", "train", "prepare", "evaluate")  # sections
+GIVEN = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")  # to a schedule, by its training
+SLOTS = {"prompt": ("{question}",), "answer": ("{answer}",), "system": ("{system}", "{question}")}  # of a template
 
 
 def check_options(config: Mapping[str, Any]) -> None:
-    """Raises UsageError for the first option whose value is of the wrong type or out of range."""
-    if not isinstance(config["stages"], list):
-        raise UsageError(f"stages={config['stages']}: expected a list, such as stages=[evaluate]")
-    for key, value, values in declared(config):
-        if message := values.mismatch(key, value):
-            raise UsageError(message)
+    """Raises UsageError for the first option that does not fit the schema, or the other options of its section."""
+    schema.check(config)
     for section in ("train", "prepare"):
-        save, every = config[section]["save_steps"], config[section]["logging_steps"]
-        if save and save % every:  # else a resumed run logs another window
-            raise UsageError(
-                f"{section}.save_steps={save} is not a multiple of {section}.logging_steps={every}: change one of them"
-            )
-        scheduler, known = config[section]["lr_scheduler"], [str(kind.value) for kind in SchedulerType]
-        if scheduler not in known:
-            near = difflib.get_close_matches(str(scheduler), known, n=1)
-            hint = f", did you mean {near[0]}?" if near else f": choose one of {', '.join(known)}"
-            raise UsageError(f"{section}.lr_scheduler={scheduler} is unknown{hint}")
+        _check_schedule(config[section], section)
+    for name, form in config["model"]["template"].items():
+        absent = [slot for slot in SLOTS[name] if form is not None and slot not in form]
+        if absent:
+            raise UsageError(f"model.template.{name}={form!r} has no {absent[0]}, which the text replaces: write it")
     _check_words(config)
 
 
 def check_flags(config: Mapping[str, Any]) -> None:
     """Raises UsageError for the first option that has to be true or false and is neither."""
-    for key, value, values in declared(config):
+    for key, value, values in schema.declared(config):
         if isinstance(values, Flag) and (message := values.mismatch(key, value)):
             raise UsageError(message)
+
+
+def _check_schedule(settings: Mapping[str, Any], section: str) -> None:
+    save, every = settings.get("save_steps"), settings.get("logging_steps", 1)
+    if save and save % every:  # else a resumed run logs another window
+        raise UsageError(
+            f"{section}.save_steps={save} is not a multiple of {section}.logging_steps={every}: change one of them"
+        )
+    scheduler, known = settings.get("lr_scheduler", "linear"), [str(kind.value) for kind in SchedulerType]
+    if scheduler not in known:
+        near = difflib.get_close_matches(str(scheduler), known, n=1)
+        hint = f", did you mean {near[0]}?" if near else f": choose one of {', '.join(known)}"
+        raise UsageError(f"{section}.lr_scheduler={scheduler} is unknown{hint}")
+    if scheduler in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY):
+        raise UsageError(f"{section}.lr_scheduler={scheduler} follows an evaluation, which no step has: choose another")
+    kwargs = settings.get("lr_scheduler_kwargs")
+    found = f"{section}.lr_scheduler={scheduler} with {section}.lr_scheduler_kwargs={as_typed(kwargs)}"
+    schedules: Any = TYPE_TO_SCHEDULER_FUNCTION
+    takes = signature(schedules[SchedulerType(scheduler)], eval_str=True).parameters
+    options = {name: p for name, p in takes.items() if name not in GIVEN}
+    for name, value in (kwargs or {}).items():
+        if name not in options:
+            raise UsageError(f"{found}: {name} is no option of that schedule, it takes {', '.join(options) or 'none'}")
+        values = schema.values_of(options[name].annotation)
+        if values and (message := values.mismatch(f"{section}.lr_scheduler_kwargs.{name}", value)):
+            raise UsageError(message)
+    for name, parameter in options.items():
+        if parameter.default is parameter.empty and name not in (kwargs or {}):
+            raise UsageError(f"{found}: {name} is missing: type '{section}.lr_scheduler_kwargs={{{name}: ...}}'")
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=1.0)
+    with explained(Exception, found, "give what that schedule takes, as {min_lr_rate: 0.02}"):
+        schedule = get_scheduler(scheduler, optimizer, 1, 10, scheduler_specific_kwargs=dict(kwargs or {}))
+        optimizer.step()
+        schedule.step()
 
 
 def _check_words(config: Mapping[str, Any]) -> None:
     """Raises UsageError for a text like `no` where none is an option's value: libraries would take it for true."""
     sections = {name: config[name] for name in WITHOUT_WORDS}
-    for key, value in leaves({**sections, "model": {"scratch": config["model"]["scratch"]}}, into_lists=True):
+    for key, value in leaves({**sections, "model": {"scratch": config["model"].get("scratch")}}, into_lists=True):
         meant = WORDS.get(value.lower()) if isinstance(value, str) else None
         if meant:
             raise UsageError(

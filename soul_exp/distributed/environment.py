@@ -5,6 +5,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from soul_exp.errors import explained
+
 LAUNCH_VARIABLE = re.compile(
     r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|TORCHELASTIC_\w+|PMI_\w+"
 )
@@ -30,8 +32,14 @@ def launch_environment(variables: Mapping[str, str] = os.environ) -> LaunchEnvir
     """The launch environment that `variables` describe; None if no launcher has started several processes.
 
     Of a SLURM job only a step counts: its batch script runs once, whatever SLURM_NTASKS is. MASTER_ADDR and
-    MASTER_PORT replace the address that follows from the step.
+    MASTER_PORT replace the address that follows from the step. Raises UsageError if a variable is missing or no number.
     """
+    found = "the variables of a launcher cannot be read"
+    with explained((KeyError, ValueError), found, "start the program by torchrun or srun, or unset them"):
+        return _described(variables)
+
+
+def _described(variables: Mapping[str, str]) -> LaunchEnvironment | None:
     if {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= set(variables):
         elastic = "TORCHELASTIC_RUN_ID" in variables
         if variables["WORLD_SIZE"] == "1" and not elastic:

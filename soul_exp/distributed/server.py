@@ -41,7 +41,6 @@ MODULES = (
 ZERO = "deepspeed.runtime.zero.muon.muon_optimizer"  # which imports what compiles: a second for each ZeRO engine
 PRELOAD = "SOUL_EXP_PRELOAD"
 METHOD = "SOUL_EXP_START_METHOD"
-METHODS = ("forkserver", "spawn", "fork")
 # variables of the server alone; its one thread starts no pool of threads, and CUDA stays untouched until after the fork
 OWN = {"OMP_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1", "PYTHONSAFEPATH": "1"}
 LAUNCHER = "SOUL_EXP_LAUNCHER"  # of the server alone: its launcher's process id, file of soul_exp, and sys.path
@@ -120,10 +119,10 @@ def method_for(environment: Mapping[str, str], threads: int) -> str:
 
 
 def method_wanted() -> str:
-    method = os.environ.get(METHOD) or ("forkserver" if sys.platform == "linux" else "spawn")
-    if method not in METHODS:
-        raise UsageError(f"{METHOD}={method}: expected one of {', '.join(METHODS)}")
-    return method
+    chosen, known = os.environ.get(METHOD), multiprocessing.get_all_start_methods()
+    if chosen and chosen not in known:
+        raise UsageError(f"{METHOD}={chosen} is unknown: choose one of {', '.join(known)}, or unset it")
+    return chosen or ("forkserver" if sys.platform == "linux" else "spawn")
 
 
 def environment_for_workers() -> dict[str, str]:

@@ -22,7 +22,7 @@ import datasets
 import huggingface_hub.constants
 
 from soul_exp.distributed.ranks import is_first
-from soul_exp.errors import UsageError
+from soul_exp.errors import UnreachableError, UsageError
 from soul_exp.evaluation.probing import evaluating
 from soul_exp.metrics.suite import mean_accuracy
 from soul_exp.models.language_model import LanguageModel
@@ -54,7 +54,9 @@ def check(suite: str, data: str | None) -> None:
     for _, dataset, config, split in TASKS.values() if suite == PAPER else ():
         if not data and (error := _unavailable(dataset, config, split)):
             found = f"utility_suite=paper: {dataset} cannot be reached ({error})"
-            raise UsageError(f"{found}: connect to the network, give utility_data=<folder with copies>, or {instead}")
+            raise UnreachableError(
+                f"{found}: connect to the network, give utility_data=<folder with copies>, or {instead}"
+            )
         folder = Path(data or "") / dataset
         if data and (error := _unavailable(str(folder), config, split) if folder.is_dir() else "it is not a folder"):
             found = f"utility_data: {folder} is not a copy of that dataset of the hub ({error})"

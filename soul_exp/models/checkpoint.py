@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from soul_exp.errors import UsageError
+from soul_exp.errors import UnreachableError, UsageError
 from soul_exp.files import read_intact, read_sealed
 from soul_exp.models import lora
 
@@ -32,6 +32,12 @@ class Checkpoint:
             return prepared["recipe"]
         files = [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in sorted(folder.glob("*")) if f.is_file()]
         return [*files, Checkpoint(*lora.base_of(folder)).identity()] if lora.is_adapter(self.path) else files
+
+
+def is_local(path: str) -> bool:
+    """Whether `path` means a folder: it exists, or is written as only a path is."""
+    beside = Path(path).parent != Path(".") and Path(path).parent.is_dir()
+    return Path(path).exists() or beside or path.startswith((".", "/", "~"))
 
 
 def is_ours(path: str) -> bool:
@@ -73,4 +79,4 @@ def from_hub(path: str, read: Callable[[], Any]) -> Any:
                 f"{path} has no safetensors weights: name a revision that has in model.revision"
             ) from error
         found = f"{path} is neither a folder here nor available from the hub ({text.splitlines()[0][:120]})"
-        raise UsageError(f"{found}: give a checkpoint folder or check the network") from error
+        raise UnreachableError(f"{found}: give a checkpoint folder or check the network") from error

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import (
+    CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
@@ -18,11 +20,14 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from soul_exp import compat
 from soul_exp.distributed import zero3
-from soul_exp.errors import UsageError, explained
+from soul_exp.errors import UsageError, explained, first_line
 from soul_exp.models import lora, weight_files
 from soul_exp.models.attention import KERNELS
 from soul_exp.models.checkpoint import from_hub, from_pretrained
 from soul_exp.models.language_model import fit_vocabulary, load_tokenizer
+from soul_exp.options import leaves
+from soul_exp.ranges import MOST, Typed, as_typed
+from soul_exp.schema import nearest
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 SMALL = 20_000_000  # weights: a model of at most this size is built with random ones, in a moment, and run
@@ -153,7 +158,8 @@ def check_architecture(config: Any, label: str) -> None:
     """Raises UsageError unless `config` is of a causal model; one above SMALL weights is run once it is loaded."""
     check_causal_config(config, label)
     if skeleton(config, label).num_parameters() <= SMALL:
-        with torch.random.fork_rng(devices=[]), compat.no_remembered_deepspeed():
+        running = explained(weight_files.BUILD_ERRORS, f"{label}: the model cannot be run", "correct its configuration")
+        with running, torch.random.fork_rng(devices=[]), compat.no_remembered_deepspeed():
             check_causal(AutoModelForCausalLM.from_config(config, dtype=torch.float32), label)
 
 
@@ -183,7 +189,27 @@ def from_scratch(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, 
     return model
 
 
-def scratch_config(config: Mapping[str, Any], vocab_size: int, **ends: Any) -> Any:
+def scratch_config(fields: Mapping[str, Any], vocab_size: int, **ends: Any) -> Any:
     """The library's configuration of the option `model.scratch`. Raises UsageError if it has no such model."""
-    with explained((TypeError, ValueError), "model.scratch.config describes no model", "correct it"):
-        return AutoConfig.for_model(**config, vocab_size=vocab_size, **ends)
+    for key, value in leaves(fields):
+        if isinstance(value, int) and value > MOST:
+            raise UsageError(f"model.scratch.config.{key}={value}: expected at most {MOST}")
+    kind = dict(fields).get("model_type")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        unknown = f"model.scratch.config.model_type={as_typed(kind)} is unknown"
+        raise UsageError(f"{unknown}{nearest(str(kind), CONFIG_MAPPING)}")
+    try:
+        found = AutoConfig.for_model(**fields, vocab_size=vocab_size, **ends)
+    except (TypeError, ValueError, ArithmeticError, StrictDataclassError) as error:
+        bases = reversed(CONFIG_MAPPING[kind].__mro__)
+        hints = {key: hint for base in bases for key, hint in vars(base).get("__annotations__", {}).items()}
+        typed = (Typed(hints[key]).mismatch(key, value) for key, value in fields.items() if key in hints)
+        why = next(filter(None, typed), first_line(error))
+        raise UsageError(f"model.scratch.config describes no model ({why}): correct it") from error
+    known = {"model_type", *vars(AutoConfig.for_model(kind)), *found.attribute_map}
+    for name in sorted(set(fields) - known):
+        advice = nearest(name, known, "model.scratch.config")
+        raise UsageError(f"model.scratch.config.{name} is no option of a {kind} model{advice}")
+    if found.get_text_config().num_hidden_layers < 1:
+        raise UsageError("model.scratch.config.num_hidden_layers: expected 1 or more")
+    return found

@@ -23,7 +23,9 @@ SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 # constants that older versions of the library saved with the weights: masks of attention, and angles of positions
 CONSTANT = re.compile(r"(attn|attention)\.((masked_)?bias|causal_mask)$|rotary_emb\.(inv_freq|cos_cached|sin_cached)$")
 NAMED = 3  # keys of each kind in a message
-BUILD_ERRORS = (AssertionError, AttributeError, ImportError, KeyError, RuntimeError, TypeError, ValueError)
+BUILD_ERRORS = (
+    ArithmeticError, AssertionError, AttributeError, ImportError, KeyError, RuntimeError, TypeError, ValueError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

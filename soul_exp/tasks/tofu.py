@@ -122,7 +122,7 @@ def tofu(
         retrained_rows=common,
         caption=(
             f"TOFU ({Path(source).name}): {num_forget} of {total} authors forgotten, {num_retain} retained, "
-            f"{num_holdout} held out of both trainings{trained}"
+            f"{num_holdout or 'none'} held out of both trainings{trained}"
         ),
         missing=missing,
     )

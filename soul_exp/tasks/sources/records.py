@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from soul_exp.errors import UsageError, first_line, short
+from soul_exp.errors import UnreachableError, UsageError, first_line, short
 
 Record = Mapping[str, Any]
 Records = Iterator[tuple[str, Record]]  # location ("line 7", in a table "row 7"), record
@@ -196,7 +196,7 @@ def _usage_errors(name: str, config: str | None, where: str, what: str, advice: 
     except OSError as error:
         if Path(name).is_dir():
             raise UsageError(f"{where}: cannot read {what}: {error}") from error
-        raise UsageError(
+        raise UnreachableError(
             f"{where}: {name} cannot be reached ({type(error).__name__}: {_cause(error)}): connect to the network, or "
             f"{advice}"
         ) from error

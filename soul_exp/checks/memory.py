@@ -1,0 +1,65 @@
+"""Whether the weights of an unlearning run, their gradients and the optimizer's states fit into the memory."""
+
+import functools
+import os
+from typing import Any
+
+import torch
+
+from soul_exp.checks.optimizer import num_weights
+from soul_exp.errors import UsageError
+from soul_exp.models.checkpoint import is_local
+from soul_exp.optim.elementwise import Elementwise
+from soul_exp.run import Run
+
+GB = 1e9
+ROUNDING = {"kahan": 2, "master": 4}  # bytes a weight that a rounding keeps beside bfloat16 weights; the states too
+
+
+def check_memory(run: Run) -> None:
+    """Raises UsageError, with the sum, if what a rank holds at least cannot fit into its memory."""
+    weights = _count(run)
+    if weights is None or not run.unlearns or run.adapter is not None:
+        return
+    of_weight = 2 if run.model.dtype == "bfloat16" else 4
+    of_state = 4 if run.rounding == "master" or run.compute.deepspeed else of_weight
+    of_rounding = 4 if run.compute.deepspeed and of_weight == 2 else ROUNDING.get(run.rounding, 0)
+    states = _num_states(run) * of_state + of_rounding
+    stage, ranks = run.compute.zero_stage or 0, run.compute.processes
+    gradients = of_weight if _num_states(run) else 0  # an optimizer unknown here may take none
+    shares = [(of_weight, 3), (gradients, 2), (states, 1)]  # bytes a weight, and the stage of ZeRO that divides them
+    needed = sum(weights * size / (ranks if stage >= divided else 1) for size, divided in shares)
+    offloads = run.compute.deepspeed and "offload_optimizer" in run.compute.deepspeed["zero_optimization"]
+    available = _available(run.compute.device)
+    if needed <= available or offloads:
+        return
+    divided = f", divided over {ranks} ranks by ZeRO-{stage}" if stage else ""
+    raise UsageError(
+        f"compute={run.choices.compute} with precision={run.choices.precision} and optimizer={run.choices.optimizer} "
+        f"needs {needed / GB:.0f} GB of memory and has {available / GB:.0f}: {weights / 1e9:.2f} billion weights x "
+        f"({of_weight} bytes of weight + {gradients} of gradient + {states} of optimizer states){divided}: choose "
+        f"precision=bf16, adapter=lora, or compute=zero3 with more compute.processes"
+    )
+
+
+def _count(run: Run) -> int | None:
+    """How many weights the model has, counted or as its entry in conf/model/ states for the hub's; None: unknown."""
+    if run.model.num_weights is not None and run.model.path and not is_local(run.model.path):
+        return run.model.num_weights
+    counted = num_weights(run)
+    return counted.all if counted else None
+
+
+def _num_states(run: Run) -> int:
+    """How many numbers the optimizer keeps for each weight, as far as its class declares them."""
+    kind: Any = run.make_optimizer
+    while isinstance(kind, functools.partial):
+        kind = kind.func
+    return len(kind.states) if isinstance(kind, type) and issubclass(kind, Elementwise) else 0
+
+
+def _available(device: str) -> float:
+    """The bytes of one device, or of this machine."""
+    if device == "cuda":
+        return float(torch.cuda.get_device_properties(0).total_memory)
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

@@ -17,6 +17,7 @@ import torch
 from conftest import start, type_
 
 from soul_exp import results
+from soul_exp.artifacts import prepared_models
 from soul_exp.models import loading
 from soul_exp.sweep import Sweep
 
@@ -160,7 +161,8 @@ def test_results_of_an_earlier_version_of_training_are_not_taken_for_this_runs(f
         "hydra.sweep.dir=.", "hydra.sweep.subdir=older", "-m",
     )  # fmt: skip
     assert run.returncode == 1
-    assert "another configuration (version of training: 3 or earlier before, 4 now differ)" in run.stderr
+    differ = f"version of training: 3 or earlier before, {prepared_models.VERSION} now differ"
+    assert f"another configuration ({differ})" in run.stderr
     assert json.loads((older / "results.json").read_text()) == results_of
 
 

@@ -132,6 +132,8 @@ def start(cfg: DictConfig) -> float | None:
     except Exception as error:
         interrupts.safe_point()  # the workers were killed for it
         text = str(error) if isinstance(error, UsageError | WorkerError) else "".join(traceback.format_exception(error))
+        if isinstance(error, UsageError):  # one line, whatever the value was that it shows
+            text = text.replace("\n", " ")
         failure = _failed(_record_failure(out, text))
         if _COMMAND:  # raised, it would make Hydra print a line of its own
             return None

@@ -7,8 +7,8 @@ import traceback
 from collections.abc import Sequence
 
 from hydra.core.override_parser.types import Override
-from hydra.errors import MissingConfigException, OverrideParseException
-from omegaconf.errors import InterpolationResolutionError
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from soul_exp import help_page
 from soul_exp.compose import conf_dir
@@ -58,6 +58,8 @@ def message(error: BaseException, arguments: Sequence[str]) -> str:
         return f"{at}: {_unknown(key, arguments)}"
     if at and lines[0].startswith("Could not append"):
         return f"{at}: this option exists: type {at.lstrip('+')}"
+    if at and not isinstance(error, HydraException | OmegaConfBaseException):
+        return f"{at}: it cannot be applied to what stands there"
     return f"{at}: {reason}" if at else reason
 
 

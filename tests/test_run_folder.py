@@ -61,7 +61,7 @@ def test_a_run_records_its_command(finished: Path) -> None:
         (["train.batch_size=0"], "train.batch_size=0: expected a whole number"),
         (["seed=1"], "holds finished results of another configuration (seed: 0 before, 1 now differ)"),
         (["seed=1", "stages=[]"], "holds finished results of another configuration"),
-        (["overwrite=true", "optimizer=adamm"], "Could not find 'optimizer/adamm'"),
+        (["overwrite=true", "optimizer=adamm"], "optimizer=adamm is unknown, did you mean adam"),
         (["overwrite=true", "loss.layer=99", "loss=rmu"], "loss.layer=99"),
     ],
 )

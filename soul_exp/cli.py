@@ -174,6 +174,8 @@ def start(cfg: DictConfig) -> float | None:
     except Exception as error:
         interrupts.safe_point()  # the workers were killed for it
         text = str(error) if isinstance(error, UsageError | WorkerError) else "".join(traceback.format_exception(error))
+        if isinstance(error, UsageError):  # one line, whatever the value was that it shows
+            text = text.replace("\n", " ")
         failure = _failed(_record_failure(out, text))
         if sweep := current():
             spent = time.monotonic() - began

@@ -44,6 +44,7 @@ DIVIDED = {
 NOT_FLIPPED = {
     "choices.*": "the names of choices: what they set is listed itself",
     "experiment": "a group: what it sets is listed itself",
+    "model.num_weights": "of a model on the hub, before it is here",
     "start": "set by a sequence of requests: tests/test_sequence.py",
     "hydra.*": "where Hydra writes and how it logs",
     "hydra/launcher": "needs SLURM: tests/test_slurm.py",

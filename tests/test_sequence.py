@@ -302,7 +302,7 @@ def test_a_folder_of_runs_counts_a_sequence_once(twin: Path, files: Path, tmp_pa
         (["save=none"], "each request starts from the model before: choose save=final"),
         (["adapter=lora"], "type adapter.merge=true"),
         (["stages=[evaluate]", "model.path=."], "measure a checkpoint with task.forget"),
-        (["task.requests=a.jsonl"], "expected a list, such as task.requests="),
+        (["task.requests=a.jsonl"], "expected a list, each a text, or null: type task.requests="),
         (["task.requests=[a.jsonl,gone.jsonl]"], "gone.jsonl does not exist"),
         (["task.forget=a.jsonl"], "task.forget=.*a.jsonl and task.requests are both given: keep one"),
         (["retrained.path=x"], "retrained.path is one model, but each request is compared with its own"),

@@ -203,7 +203,7 @@ def scratch_config(fields: Mapping[str, Any], vocab_size: int, **ends: Any) -> A
     except (TypeError, ValueError, ArithmeticError, StrictDataclassError) as error:
         bases = reversed(CONFIG_MAPPING[kind].__mro__)
         hints = {key: hint for base in bases for key, hint in vars(base).get("__annotations__", {}).items()}
-        typed = (Typed(hints[key]).mismatch(key, value) for key, value in fields.items() if key in hints)
+        typed = (Typed(hints[key]).mismatch(key, value) for key, value in dict(fields).items() if key in hints)
         why = next(filter(None, typed), first_line(error))
         raise UsageError(f"model.scratch.config describes no model ({why}): correct it") from error
     known = {"model_type", *vars(AutoConfig.for_model(kind)), *found.attribute_map}

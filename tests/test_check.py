@@ -542,7 +542,7 @@ def test_records_of_part_of_the_questions_are_errors(checked: Callable[..., Chec
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
-        (lambda folder: (folder / "model.safetensors").write_bytes(b""), "model.safetensors is damaged"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b""), "model.safetensors is empty"),
         (
             lambda folder: (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-9]),
             "model.safetensors is damaged",
@@ -577,6 +577,9 @@ def test_the_retrained_model_and_the_tokenizer_of_another_are_checked_before_wor
     lm.tokenizer.add_tokens(["<|one|>"])
     lm.tokenizer.save_pretrained(tmp_path / "foreign")
     with pytest.raises(UsageError, match=r"the tokenizer has 1 token.s. beyond the 320 rows"):
+        checked("model.path=./good", "model.tokenizer=./foreign")
+    (tmp_path / "foreign" / "tokenizer.json").write_text("")
+    with pytest.raises(UsageError, match=r"model\.tokenizer=.*foreign: tokenizer\.json is empty: copy it again"):
         checked("model.path=./good", "model.tokenizer=./foreign")
 
 

@@ -149,6 +149,11 @@ def _check_layers(run: Run) -> None:
         raise UsageError("an adapter is not trained under ZeRO-3: choose compute=zero2, where each rank holds the base")
     if path and _is_local(path):
         _check_given(path, "model.path", run.model.tokenizer)
+        if run.compute.zero_stage == 3 and lora.reads_embedding(path):
+            raise UsageError(
+                f"model.path={path} is an adapter of single tokens (trainable_token_indices), which reads the complete "
+                f"embedding: choose another compute than ZeRO-3"
+            )
         if lora.is_adapter(path) and not run.measures_only:
             raise UsageError(
                 f"model.path={path} is an adapter, which can only be measured: type stages=[evaluate], or start from a "
@@ -188,6 +193,8 @@ def _check_given(path: str, option: str, tokenizer: str | None) -> None:
     """Whether the folder `path` holds a sound model, for which the `tokenizer` that it is used with was made."""
     tokenizer = tokenizer or path
     loading.check_folder(Path(path), option, own_tokenizer=tokenizer == path)
+    if tokenizer != path and Path(tokenizer).is_dir():
+        loading.check_tokenizer(Path(tokenizer), "model.tokenizer")
     if _is_local(tokenizer):
         fit_vocabulary(loading.load_model(path, weights=False), load_tokenizer(tokenizer))
 

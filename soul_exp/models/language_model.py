@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from soul_exp.data import Encoded, Item, Template, encode
@@ -85,20 +86,25 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int, max_length: int) -> P
 def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer in `path` (folder or hub name), with a pad token that is never the end token.
 
-    Raises UsageError if there is none: transformers then returns an empty one, for which every text is empty.
+    Raises UsageError if there is none (transformers then returns an empty one, for which every text is empty), if it
+    cannot be read, or if it has no end token.
     """
+    other = "name another with model.tokenizer="
     try:
         tokenizer: PreTrainedTokenizerBase = from_pretrained(AutoTokenizer, path, revision)
         some = len(tokenizer) > 1 and tokenizer("a")["input_ids"]
-    except ValueError as error:
-        if isinstance(error, UsageError):
-            raise
+    except UsageError:
+        raise
+    except Exception as error:  # the tokenizers library raises no more special one
         if "instantiate the backend tokenizer" not in str(error):
             found = f"{path}: the tokenizer cannot be read ({first_line(error)})"
-            raise UsageError(f"{found}: copy it again, or name another with model.tokenizer=") from error
+            raise UsageError(f"{found}: copy it again, or {other}") from error
         some = False
     if not some:
         raise UsageError(f"{path} has no tokenizer: name a folder or hub name that has, with model.tokenizer=")
+    if not tokenizer.eos_token or tokenizer.eos_token_id is None:
+        found = f"the tokenizer of {path} names no end token, in which every answer ends"
+        raise UsageError(f"{found}: name one as eos_token in its tokenizer_config.json, or {other}")
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         if spare := _spare_token(tokenizer, len(tokenizer)):
             tokenizer.pad_token = spare
@@ -136,6 +142,12 @@ def fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
             f"right one with model.tokenizer=<folder or hub name>"
         )
     if tokenizer.pad_token in beyond:
+        ends = model.get_input_embeddings(), model.get_output_embeddings()
+        if lora.is_wrapped(model) and not all(isinstance(end, nn.Embedding | nn.Linear) for end in ends):
+            raise UsageError(
+                "no token of the tokenizer can pad, and an embedding or output head that an adapter has changed cannot "
+                "get a row for a new one: merge the adapter into its base with peft's merge_and_unload"
+            )
         model.resize_token_embeddings(len(tokenizer), mean_resizing=not embedding.weight.is_meta)
         setattr(model, lora.GROWN, True)
     generation = model.generation_config

@@ -24,7 +24,7 @@ from soul_exp.models import saving
 from soul_exp.models.checkpoint import Checkpoint
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.models.lora import Lora
-from soul_exp.optim import AdamW, Sophia
+from soul_exp.optim import AdamW, Muon, Sophia
 from soul_exp.run import Compute, ModelSettings
 from soul_exp.stages.process import start_process
 from soul_exp.tasks.task import Probe
@@ -52,6 +52,7 @@ WRONG = {  # what an engine would make of `sophia` that left a thing out
     "sophia_undecayed": functools.partial(sophia, weight_decay=0.0),
 }
 OPTIMIZERS |= WRONG
+ALONE = {"muon": functools.partial(Muon, lr=1e-2)}  # in one process only
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def run(case: Case, model: Path, folder: Path, processes: int) -> Ended:
         lm.reader,
         parts(lm, names),
         objective=OBJECTIVES[case.loss],
-        make_optimizer=OPTIMIZERS[case.optimizer],
+        make_optimizer={**OPTIMIZERS, **ALONE}[case.optimizer],
         schedule=Schedule(**{**SCHEDULE, **(case.schedule or {})}),
         seed=0,
         pad_id=lm.pad_id,

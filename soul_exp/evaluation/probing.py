@@ -14,7 +14,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 
-from soul_exp.data import Item, pad, without_end
+from soul_exp.data import Encoded, Item, pad, without_end
 from soul_exp.distributed import zero3
 from soul_exp.distributed.ranks import in_batches
 from soul_exp.losses import Scored
@@ -85,10 +85,7 @@ def generations(
     """
     encoded = lm.encode(items)
     cut = cut if cut is not None else [False] * len(items)
-    limits = [
-        min(max_new_tokens, CUT_TOKENS * (len(row.ids) - row.num_prompt)) if is_cut else max_new_tokens
-        for row, is_cut in zip(encoded, cut, strict=True)
-    ]
+    limits = [num_new_tokens(row, is_cut, max_new_tokens) for row, is_cut in zip(encoded, cut, strict=True)]
     device, sharded = next(lm.model.parameters()).device, zero3.is_sharded(lm.model)
 
     @torch.no_grad()
@@ -121,6 +118,11 @@ def generations(
         return in_batches([row.num_prompt for row in encoded], answer, batch_size, label=label, lockstep=sharded)
     finally:
         model.generation_config = given
+
+
+def num_new_tokens(row: Encoded, cut: bool, max_new_tokens: int) -> int:
+    """The most tokens that the free answer to the prompt of `row` may have."""
+    return min(max_new_tokens, CUT_TOKENS * (len(row.ids) - row.num_prompt)) if cut else max_new_tokens
 
 
 def scored_items(probe: Probe) -> list[Item]:

@@ -12,7 +12,7 @@ from soul_exp.data import Encoded, Item, Template, encode
 from soul_exp.errors import UsageError, first_line
 from soul_exp.models import lora
 from soul_exp.models.checkpoint import from_pretrained
-from soul_exp.models.layers import AnswerReader
+from soul_exp.models.layers import AnswerReader, max_positions
 
 END, PAD = "<|end|>", "<|pad|>"
 
@@ -31,7 +31,10 @@ class LanguageModel:
     def of(
         cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template: Template, max_length: int
     ) -> Self:
-        """Raises UsageError if the template writes a special token that the tokenizer does not know."""
+        """Where the model has fewer positions than `max_length`, it reads no more tokens than that.
+
+        Raises UsageError if the template writes a special token that the tokenizer does not know.
+        """
         fit_vocabulary(model, tokenizer)
         unknown = [marker for marker in template.markers() if marker not in tokenizer.get_vocab()]
         if unknown:
@@ -39,7 +42,8 @@ class LanguageModel:
                 f"model.template writes {unknown[0]}, which is no token of this model: choose model=<the entry of "
                 f"conf/model/ for its family>, or give its own model.template"
             )
-        return cls(model, tokenizer, template, max_length, AnswerReader(model))
+        longest = min(max_length, max_positions(model) or max_length)
+        return cls(model, tokenizer, template, longest, AnswerReader(model))
 
     def with_model(self, model: PreTrainedModel) -> Self:
         """The same with another model, or with this one after its modules were replaced."""
@@ -142,8 +146,8 @@ def fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
             f"right one with model.tokenizer=<folder or hub name>"
         )
     if tokenizer.pad_token in beyond:
-        ends = model.get_input_embeddings(), model.get_output_embeddings()
-        if lora.is_wrapped(model) and not all(isinstance(end, nn.Embedding | nn.Linear) for end in ends):
+        both = model.get_input_embeddings(), model.get_output_embeddings()
+        if lora.is_wrapped(model) and not all(isinstance(part, nn.Embedding | nn.Linear) for part in both):
             raise UsageError(
                 "no token of the tokenizer can pad, and an embedding or output head that an adapter has changed cannot "
                 "get a row for a new one: merge the adapter into its base with peft's merge_and_unload"

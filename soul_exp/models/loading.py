@@ -20,7 +20,7 @@ from soul_exp import compat
 from soul_exp.distributed import zero3
 from soul_exp.errors import UsageError, explained
 from soul_exp.models import lora, weight_files
-from soul_exp.models.attention import KERNELS
+from soul_exp.models.attention import of_family
 from soul_exp.models.checkpoint import UNLEARNED, from_hub, from_pretrained
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
@@ -57,7 +57,7 @@ def load_model(
             revision,
             config=config,
             dtype=getattr(torch, dtype),
-            attn_implementation="sdpa" if attention in KERNELS else attention,
+            attn_implementation=of_family(type(skeleton(config, path)), attention),
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # they are in `found`
             output_loading_info=True,
@@ -166,7 +166,9 @@ def check_architecture(config: Any, label: str) -> None:
     """Raises UsageError unless `config` is of a causal model; one above SMALL weights is run once it is loaded."""
     check_causal_config(config, label)
     if skeleton(config, label).num_parameters() <= SMALL:
-        with torch.random.fork_rng(devices=[]), compat.no_remembered_deepspeed():
+        errors, found = (*weight_files.BUILD_ERRORS, IndexError), f"{label}: no {config.model_type} model of it can run"
+        running = explained(errors, found, "correct its configuration")
+        with running, torch.random.fork_rng(devices=[]), compat.no_remembered_deepspeed():
             check_causal(AutoModelForCausalLM.from_config(config, dtype=torch.float32), label)
 
 

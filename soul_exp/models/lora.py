@@ -77,6 +77,28 @@ class Lora:
         return cast(PreTrainedModel, made)
 
 
+def coverage(model: PreTrainedModel) -> str:
+    """One line: the matrices of the wrapped `model` that have an adapter, with their share of its values, and the rest.
+
+    Experts that a model keeps in one tensor are a matrix each, under the name of the tensor.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    named = [(path.replace(".base_layer", ""), module) for path, module in bare(model).named_modules()]
+    layers = [(path, module) for path, module in named if isinstance(module, BaseTunerLayer)]
+    adapted = {(path, getattr(module, "parameter_name", "weight")) for path, module in layers}
+    sizes: dict[bool, dict[str, int]] = {True: {}, False: {}}  # with an adapter or without: name -> values
+    for name, p in bare(model).named_parameters():
+        owner, _, last = name.replace(".base_layer", "").rpartition(".")
+        if p.ndim > 1 and ".lora_" not in name:
+            shown, own = owner.rpartition(".")[2], sizes[(owner, last) in adapted]
+            shown = shown if last == "weight" else f"{shown}.{last}"
+            own[shown] = own.get(shown, 0) + p.numel()
+    values = {has: sum(names.values()) for has, names in sizes.items()}
+    share = values[True] / sum(values.values())
+    return f"adapter: on {', '.join(sizes[True])} ({share:.0%} of the values), not on {', '.join(sizes[False]) or '-'}"
+
+
 def is_wrapped(model: nn.Module) -> "TypeGuard[PeftModel]":
     """Whether `model` is in the wrapper of an adapter: only if peft has been imported."""
     peft = sys.modules.get("peft")
@@ -219,6 +241,8 @@ def _with_adapter(model: PreTrainedModel, config: "LoraConfig") -> "PeftModel":
         warnings.simplefilter("ignore", FutureWarning)  # peft calls deprecated functions of transformers
         for message in (".*tie_word_embeddings.*", "fan_in_fan_out is set"):  # `wrapped` and peft handle both
             warnings.filterwarnings("ignore", message=message, category=UserWarning)
+        # of patterns that peft itself writes for fused experts
+        warnings.filterwarnings("ignore", message=".*_pattern keys did not match", category=RuntimeWarning)
         # autocast would give fp32 adapters to bf16 weights
         return cast("PeftModel", peft.get_peft_model(model, config, autocast_adapter_dtype=False))
 

@@ -61,8 +61,8 @@ def engine_mismatch(folder: Path, found: CompleteCheckpoint, engine: Engine) -> 
     """The error message for a run with `engine` in a `folder` where another one has left a checkpoint."""
     return (
         f"{folder} holds {found.path.name} of {found.engine}, this is {engine}: type the same compute, or "
-        f"resume=weights to continue from its weights (momentum and curvature start at 0, so the numbers will differ a "
-        f"little), or resume=restart to start again"
+        f"resume=weights to continue from its weights (momentum starts at 0 and curvature with a new pass, so the "
+        f"numbers will differ a little), or resume=restart to start again"
     )
 
 

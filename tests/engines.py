@@ -63,7 +63,7 @@ class Case:
     optimizer: str
     deepspeed: Mapping[str, Any] | None = None
     schedule: Mapping[str, Any] | None = None
-    adapter: bool = False
+    adapter: bool | list[str] = False  # on all linear layers, or on those
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,8 @@ def run(case: Case, model: Path, folder: Path, processes: int) -> Ended:
     logged: list[dict[str, float]] = []
     divided = all(p.numel() == 0 for p in lm.model.parameters())
     if case.adapter:
-        lm = lm.with_model(
-            Lora(r=4, alpha=8, dropout=0.0, target_modules="all-linear", merge=False).wrapped(lm.model, 0)
-        )
+        targets = "all-linear" if case.adapter is True else case.adapter
+        lm = lm.with_model(Lora(r=4, alpha=8, dropout=0.0, target_modules=targets, merge=False).wrapped(lm.model, 0))
     parts_of_curvature = ("forget", "retain") if case.optimizer == "sophia_both" else ("retain",)
     names = tuple(dict.fromkeys((*OBJECTIVES[case.loss].parts, *parts_of_curvature)))
     train(

@@ -173,7 +173,7 @@ def checked(configured: Callable[..., dict[str, Any]], tmp_path: Path) -> Callab
             ["adapter=lora", "adapter.target_modules=[q_proj,Wqkv]"],
             "the model has no Wqkv, it has embed_tokens, q_proj",
         ),
-        (["adapter=lora", "adapter.target_modules=Wqkv"], "Wqkv fits no layer of the model, it has embed_tokens, q_pr"),
+        (["adapter=lora", "adapter.target_modules=Wqkv"], "Wqkv does not fit the model, which has embed_tokens, q_pr"),
         (
             [
                 "adapter=lora",
@@ -642,7 +642,7 @@ def test_an_answer_that_would_pass_the_last_position_is_known_before_work(
     read = prepared_models.load(settings, Checkpoint(str(tmp_path / "gpt2")))
     assert read.max_length == 64  # of model.max_length=1024
     generations(read, [Item("Where?", "Rome")], batch_size=1, max_new_tokens=fitting)
-    with pytest.raises(IndexError):
+    with pytest.raises(UsageError, match=r"and .* new tokens are more than the model has positions: ask for fewer"):
         generations(read, [Item("Where?", "Rome")], batch_size=1, max_new_tokens=fitting + 1)
 
 

@@ -20,7 +20,7 @@ from soul_exp.errors import UsageError
 from soul_exp.models import checkpoint, loading, saving
 from soul_exp.models.checkpoint import DONE, UNLEARNED, Checkpoint
 from soul_exp.models.language_model import LanguageModel, fit_vocabulary, load_tokenizer
-from soul_exp.models.layers import AnswerReader, layer_of
+from soul_exp.models.layers import AnswerReader, layer_of, max_positions
 from soul_exp.models.lora import Lora
 from soul_exp.run import ModelSettings
 
@@ -213,6 +213,40 @@ def test_no_number_means_a_layer_as_deep_as_the_seventh_of_32() -> None:
         layer_of([], None)
 
 
+TINY = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 48}
+POSITIONS = {"gpt2": "n_positions", "gptj": "n_positions", "gpt_neo": "max_position_embeddings",
+             "opt": "max_position_embeddings", "mpt": "max_seq_len", "roberta": "max_position_embeddings",
+             "llama": "max_position_embeddings"}  # fmt: skip
+
+
+@pytest.mark.parametrize("architecture", POSITIONS)
+def test_a_model_with_a_table_of_positions_reads_as_many_tokens_and_no_more(
+    architecture: str, lm: LanguageModel
+) -> None:
+    """The vocabulary has 320 tokens too, and RoBERTa's row of the pad, here the first, is nobody's."""
+    small = {
+        "gpt2": {"n_embd": 32, "n_layer": 1, "n_head": 2},
+        "gptj": {"n_embd": 32, "n_layer": 1, "n_head": 2, "rotary_dim": 4},
+        "gpt_neo": {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "attention_types": [[["global"], 1]]},
+        "opt": {"hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 1, "num_attention_heads": 2,
+                "word_embed_proj_dim": 32},
+        "mpt": {"d_model": 32, "n_layers": 1, "n_heads": 2, "expansion_ratio": 1},
+        "roberta": {**TINY, "is_decoder": True},
+        "llama": TINY,
+    }[architecture]  # fmt: skip
+    config = {"model_type": architecture, **small, POSITIONS[architecture]: 320}
+    model = loading.from_scratch(config, lm.tokenizer, seed=0).eval()
+    positions = max_positions(model)
+    assert positions == {"roberta": 319, "llama": None}.get(architecture, 320)
+    wrapped = Lora(4, 8, 0.0, "all-linear", False).wrapped(model, seed=0)
+    assert max_positions(wrapped) == positions
+    with torch.no_grad():
+        wrapped(input_ids=torch.full((1, positions or 400), 5))
+        if positions is not None:
+            with pytest.raises((IndexError, RuntimeError)):
+                wrapped(input_ids=torch.full((1, positions + 1), 5))
+
+
 def test_an_adapter_leaves_the_layers_where_they_are(lm: LanguageModel) -> None:
     batch = pad(lm.encode(items(4)), lm.pad_id)
     with torch.no_grad():
@@ -251,7 +285,6 @@ def test_other_architectures_give_the_same_logits_at_answer_positions(architectu
 # --- a checkpoint is what its files say ---------------------------------------------------------------------------
 
 Tensors = dict[str, Tensor]
-TINY = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 48}
 
 
 @pytest.fixture
@@ -594,6 +627,19 @@ def test_a_damaged_vocabulary_is_named_and_an_empty_list_of_merges_is_none(
     (saved / "merges.txt").write_text("")
     with pytest.raises(UsageError, match=r"merges\.txt is empty"):
         loading.check_folder(saved, "model.path")
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "llama", "gpt2"])
+def test_a_tokenizer_of_no_model_s_class_is_read_as_it_was_saved(
+    architecture: str, lm: LanguageModel, tmp_path: Path
+) -> None:
+    """Beside a Qwen2 model the library would read it as Qwen2's, with other pieces of words and one token more."""
+    small = {**TINY, "num_key_value_heads": 2} if architecture != "gpt2" else {"n_embd": 32, "n_layer": 1, "n_head": 2}
+    model = loading.from_scratch({"model_type": architecture, **small}, lm.tokenizer, seed=0)
+    saving.save(model, lm.tokenizer, tmp_path)
+    read = prepared_models.load(settings(tmp_path), Checkpoint(str(tmp_path))).tokenizer
+    text = "Question: Which amber is number 3?\nAnswer: it's 1234 Ünï"
+    assert len(read) == 320 and read(text)["input_ids"] == lm.tokenizer(text)["input_ids"]
 
 
 @pytest.mark.parametrize("token", [None, ""])

@@ -12,7 +12,7 @@ from soul_exp.artifacts import prepared_models
 from soul_exp.artifacts.prepared_models import foreign_tokenizer
 from soul_exp.data import Encoded, Item, Template, content_hash, encode
 from soul_exp.errors import UsageError
-from soul_exp.evaluation.probing import num_new_tokens, scored_items
+from soul_exp.evaluation.probing import beyond, num_new_tokens, scored_items
 from soul_exp.models import loading
 from soul_exp.models.checkpoint import Checkpoint
 from soul_exp.models.language_model import train_tokenizer
@@ -134,9 +134,8 @@ def _check_ends(models: Models, positions: int, read: Read) -> None:
     """Raises UsageError if an answer of the longest allowed length would end beyond the last of the `positions`."""
     free = [(item, probe.cut) for probe in models.task.probes.values() if probe.generate for item in probe.items]
     new, rows = models.evaluation.max_new_tokens, read([item for item, _ in free])
-    ends = [row.num_prompt + num_new_tokens(row, cut, new) for (_, cut), row in zip(free, rows, strict=True)]
-    if ends and max(ends) > positions + 1:  # the last token of an answer is not read
-        last = ends.index(max(ends))
+    limits = [num_new_tokens(row, cut, new) for (_, cut), row in zip(free, rows, strict=True)]
+    if (last := beyond(rows, limits, positions)) is not None:
         item, size = free[last][0], rows[last].num_prompt
         raise UsageError(
             f"{models.task.location_of(item)}the prompt {item.prompt[:60]!r} has {size} tokens, and with "

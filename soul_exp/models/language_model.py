@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Self
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from soul_exp.data import Encoded, Item, Template, encode
 from soul_exp.errors import UsageError, first_line
@@ -15,6 +17,10 @@ from soul_exp.models.checkpoint import from_pretrained
 from soul_exp.models.layers import AnswerReader, max_positions
 
 END, PAD = "<|end|>", "<|pad|>"
+GENERIC = (
+    "TokenizersBackend",
+    "PreTrainedTokenizerFast",
+)  # classes of a tokenizer that tokenizer.json describes wholly
 
 
 @dataclass
@@ -96,6 +102,10 @@ def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenize
     other = "name another with model.tokenizer="
     try:
         tokenizer: PreTrainedTokenizerBase = from_pretrained(AutoTokenizer, path, revision)
+        place = {"local_files_only": True} if Path(path).is_dir() else {"revision": revision}
+        if get_tokenizer_config(path, **place).get("tokenizer_class") in GENERIC:
+            # the library may have read it as its model's class, with other pieces of words and more tokens
+            tokenizer = from_pretrained(PreTrainedTokenizerFast, path, revision)
         some = len(tokenizer) > 1 and tokenizer("a")["input_ids"]
     except UsageError:
         raise

@@ -55,8 +55,9 @@ def max_positions(model: PreTrainedModel) -> int | None:
     if config.model_type == "mpt":
         return int(config.max_seq_len)
     limit = getattr(config, "max_position_embeddings", None)
-    ends = model.get_input_embeddings(), model.get_output_embeddings()
-    parts = [part for part in model.modules() if isinstance(part, nn.Embedding) and part not in ends]
+    ends = [end for end in (model.get_input_embeddings(), model.get_output_embeddings()) if end is not None]
+    of_tokens = {id(part) for end in ends for part in end.modules()}  # within an adapter too
+    parts = [part for part in model.modules() if isinstance(part, nn.Embedding) and id(part) not in of_tokens]
     rows = [part.num_embeddings - (0 if part.padding_idx is None else part.padding_idx + 1) for part in parts]
     rows += [buffer.shape[0] for name, buffer in model.named_buffers() if name.endswith("embed_positions")]
     return next((min(limit, count) for count in rows if limit is not None and abs(count - limit) <= 2), None)

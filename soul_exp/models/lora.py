@@ -65,7 +65,7 @@ class Lora:
             raise UsageError(f"adapter.target_modules: the model has no {missing[0]}, it has {_choices(model)}")
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            unfit = f"adapter.target_modules={self.target_modules} fits no layer of the model, it has {_choices(model)}"
+            unfit = f"adapter.target_modules={self.target_modules} does not fit the model, which has {_choices(model)}"
             with explained(ValueError, unfit, "name some of these"):
                 made = _with_adapter(model, config)
         ends = made.get_input_embeddings(), made.get_output_embeddings()

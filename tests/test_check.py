@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import soul_exp.build as build_module
 from soul_exp import sequence
-from soul_exp.artifacts import prepared_models
+from soul_exp.artifacts import prepared_models, texts
 from soul_exp.build import build, build_task, published
 from soul_exp.checks.check import Checked, check
 from soul_exp.data import Item
@@ -662,6 +662,22 @@ def test_a_retrained_model_with_another_tokenizer_is_an_error(
     ):
         checked(*line, "retrained.path=./other", "evaluate.max_new_tokens=9")
     checked(*line, "retrained.path=./other", "model.tokenizer=./model", "evaluate.max_new_tokens=9")
+
+
+def test_the_texts_of_a_published_target_are_read_by_it_and_its_base_is_not_needed(
+    checked: Callable[..., Checked], lm: LanguageModel, tmp_path: Path
+) -> None:
+    """The base may be gated, or take hours to download."""
+    saving.save(lm.model, lm.tokenizer, tmp_path / "model")
+    (tmp_path / "f.jsonl").write_text('{"prompt": "Who?", "answer": "Ada"}\n')
+    (tmp_path / "r.jsonl").write_text('{"prompt": "Where?", "answer": "Rome"}\n')
+    run = checked("task=custom", "task.forget=./f.jsonl", "task.retain=./r.jsonl").run
+    base = replace(run.model, path="nobody/base")
+    run = replace(run, model=base, published=Checkpoint(str(tmp_path / "model")), start=None)
+    assert texts.are_here(run)
+    texts.check(run, run.parts)
+    with pytest.raises(UsageError, match="but the model reads 8"):
+        texts.check(replace(run, model=replace(base, max_length=8)), run.parts)
 
 
 def test_a_configuration_that_cannot_run_is_an_error(checked: Callable[..., Checked]) -> None:

@@ -17,7 +17,7 @@ from soul_exp.models import loading
 from soul_exp.models.checkpoint import Checkpoint
 from soul_exp.models.language_model import train_tokenizer
 from soul_exp.models.layers import max_positions
-from soul_exp.run import Models
+from soul_exp.run import Models, ModelSettings
 from soul_exp.tasks.task import Task, evenly_spaced
 
 CHUNK = 64  # rows that are read together
@@ -67,7 +67,7 @@ def _check(models: Models, parts: Sequence[str]) -> None:
     rows = [*task.target_rows, *task.retrained_rows] if prepares and prepared_models.recipes(models) else []
     rows += [item for part in parts for row in task.parts[part].rows for item in row]
     probed = [item for probe in task.probes.values() for item in scored_items(probe)]
-    positions = _positions(models)
+    positions = _positions(start, model)
     longest = min(model.max_length, positions or model.max_length)
     prompts = [None, models.system_prompt] if models.system_prompt is not None else [None]
     for prompt in prompts:
@@ -123,11 +123,10 @@ def _located(task: Task, item: Item) -> Iterator[None]:
         raise UsageError(f"{task.location_of(item)}{error}") from None
 
 
-def _positions(models: Models) -> int | None:
-    model, at = models.model.described(), models.model
-    if model is None:  # of the hub
-        model = loading.load_model(at.checkpoint.path, at.revision, weights=False)
-    return max_positions(model)
+def _positions(start: Checkpoint | None, model: ModelSettings) -> int | None:
+    described = loading.load_model(start.path, start.revision, weights=False) if start else model.described()
+    assert described is not None
+    return max_positions(described)
 
 
 def _check_ends(models: Models, positions: int, read: Read) -> None:

@@ -90,7 +90,7 @@ def unlearned(
     notes = [DROPOUT] if run.schedule.dropout and has_dropout(lm.model) else []
     if run.adapter is not None:
         lm = lm.with_model(run.adapter.wrapped(lm.model, run.seed, start.revision))
-        if not Path(start.path).is_dir():  # otherwise the check has said it
+        if run.model.path and not Path(run.model.path).is_dir():  # of the hub; otherwise the check has said it
             notes.append(lora.coverage(lm.model))
     for note in notes:
         log.warning("%s: %s", label, note)

@@ -86,6 +86,17 @@ def attention_of(model: Any) -> str | None:
     return getattr(getattr(model, "config", None), "_attn_implementation", None)
 
 
+def has_attention(cls: type, name: str) -> bool:
+    """Whether models of `cls` can compute with the library's attention `name`; every one can with "eager".
+
+    Only the flags `PreTrainedModel._supports_sdpa` and `_supports_flash_attn` of the class say so; the public way is to
+    build a model and to read the error. transformers 5.23.0.
+    """
+    if name.startswith("flash"):
+        return bool(cls._supports_flash_attn)  # type: ignore[attr-defined]
+    return name != "sdpa" or bool(cls._supports_sdpa)  # type: ignore[attr-defined]
+
+
 def cached_file_if_present(path: str, name: str, revision: str | None) -> str | None:
     """The cached or downloaded file `name` of the hub entry `path`; None if the entry does not have it.
 

@@ -126,7 +126,7 @@ def encode(
             including = " with the system prompt" if template.system_prompt else ""
             raise UsageError(
                 f"the row {item.prompt[:60]!r} has {len(ids) + 1} tokens{including} but the model reads {max_length}: "
-                f"shorten it or raise model.max_length"
+                f"shorten it, or raise model.max_length up to what the model was made for"
             )
         if end_id in ids[len(prompt) :]:
             what, advice = f"the answer {item.answer[:60]!r} to {item.prompt[:60]!r}", "remove it, or make two rows"

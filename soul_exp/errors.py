@@ -26,8 +26,12 @@ def short(value: object) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of the message of `error`, at most 160 characters of it; of an empty one the name of its class."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+    """The first line of the message of `error`, and the next where it ends in a colon, at most 160 characters of it.
+
+    Of an empty message the name of the class of `error`.
+    """
+    lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:160]
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from soul_exp import results
-from soul_exp.artifacts import prepared_models
+from soul_exp.artifacts import prepared_models, texts
 from soul_exp.build import Config, build, tried
 from soul_exp.checks import disk
 from soul_exp.checks.check import check
@@ -50,13 +50,13 @@ def run(
             log.info("finished before, skipped: %s", out)
             checkpoints.remove_all(out / CHECKPOINTS)  # it may have been killed before it could do that
             return previous
-        for note in checked.run.task.notes:
+        for note in (*checked.run.task.notes, *checked.notes):
             log.info("%s", note)
         if not checked.run.stages:
             log.info("checked, nothing to run (stages=[]): %s", out)
             return None
         replaced = checked.run.overwrite and (out / results.NAME).exists()
-        job = Job(config=config, run=checked.run, out=out, reasons=checked.reasons)
+        job = Job(config=config, run=checked.run, out=out, reasons=checked.reasons, notes=checked.notes)
         if not replaced:  # else the checkpoint goes too
             _check_engine(job)
         begin(disk.run_sentence(checked.need, out, checked.run.cache))
@@ -91,6 +91,8 @@ def worker(rank: int, plan: dict[str, Any]) -> None:
     run, out = build(plan["config"]), plan["out"]
     with explain_full_disk(out, clear=lambda: checkpoints.remove_unmarked(out / CHECKPOINTS)):
         device = start_process(run.compute, rank, seed=run.seed, attention_kernel=run.model.attention)
+        if not texts.are_here(run):  # else they have been checked
+            texts.check(run, run.parts if run.unlearns else ())
         wandb_log = WandbLog(run, plan["config"], out, out / LOSSES) if rank == 0 else None
         job = RankJob(**plan, run=run, device=device, wandb_log=wandb_log)
         for stage in RANK_STAGES:

@@ -86,7 +86,7 @@ class Preparation:
 class Evaluation:
     """How answers are computed."""
 
-    batch_size: int  # changes no number in fp32
+    batch_size: int  # changes no number in fp32; in bf16 it is part of what identifies cached answers
     max_new_tokens: int
 
 

@@ -24,7 +24,7 @@ from soul_exp.models import saving
 from soul_exp.models.checkpoint import Checkpoint
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.models.lora import Lora
-from soul_exp.optim import AdamW, Sophia
+from soul_exp.optim import AdamW, Muon, Sophia
 from soul_exp.run import Compute, ModelSettings
 from soul_exp.stages.process import start_process
 from soul_exp.tasks.task import Probe
@@ -52,6 +52,7 @@ WRONG = {  # what an engine would make of `sophia` that left a thing out
     "sophia_undecayed": functools.partial(sophia, weight_decay=0.0),
 }
 OPTIMIZERS |= WRONG
+ALONE = {"muon": functools.partial(Muon, lr=1e-2)}  # in one process only
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Case:
     optimizer: str
     deepspeed: Mapping[str, Any] | None = None
     schedule: Mapping[str, Any] | None = None
-    adapter: bool = False
+    adapter: bool | list[str] = False  # on all linear layers, or on those
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,8 @@ def run(case: Case, model: Path, folder: Path, processes: int) -> Ended:
     logged: list[dict[str, float]] = []
     divided = all(p.numel() == 0 for p in lm.model.parameters())
     if case.adapter:
-        lm = lm.with_model(
-            Lora(r=4, alpha=8, dropout=0.0, target_modules="all-linear", merge=False).wrapped(lm.model, 0)
-        )
+        targets = "all-linear" if case.adapter is True else case.adapter
+        lm = lm.with_model(Lora(r=4, alpha=8, dropout=0.0, target_modules=targets, merge=False).wrapped(lm.model, 0))
     parts_of_curvature = ("forget", "retain") if case.optimizer == "sophia_both" else ("retain",)
     names = tuple(dict.fromkeys((*OBJECTIVES[case.loss].parts, *parts_of_curvature)))
     train(
@@ -106,7 +106,7 @@ def run(case: Case, model: Path, folder: Path, processes: int) -> Ended:
         lm.reader,
         parts(lm, names),
         objective=OBJECTIVES[case.loss],
-        make_optimizer=OPTIMIZERS[case.optimizer],
+        make_optimizer={**OPTIMIZERS, **ALONE}[case.optimizer],
         schedule=Schedule(**{**SCHEDULE, **(case.schedule or {})}),
         seed=0,
         pad_id=lm.pad_id,

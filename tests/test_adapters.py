@@ -12,8 +12,10 @@ import torch
 from conftest import items
 from safetensors.torch import load_file, save_file
 from test_trainer import OBJECTIVES, SGD, killed_run, one_trainer, run, weights
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from soul_exp import compose
 from soul_exp.artifacts import prepared_models
@@ -21,7 +23,7 @@ from soul_exp.data import Template, pad
 from soul_exp.errors import UsageError
 from soul_exp.models import attention, loading, lora, saving
 from soul_exp.models.checkpoint import Checkpoint
-from soul_exp.models.language_model import LanguageModel
+from soul_exp.models.language_model import LanguageModel, fit_vocabulary
 from soul_exp.models.layers import recomputing
 from soul_exp.models.lora import WEIGHTS, Lora
 from soul_exp.optim import SAM, AdamW, Influence, MeZO, Muon, Sophia
@@ -209,8 +211,13 @@ def test_a_saved_adapter_is_read_onto_its_base_to_the_same_bits(
         (lambda settings: {**settings, "target_modules": ["Wqkv"]}, "does not fit its base .*Wqkv"),
         (lambda settings: {**settings, "r": 3}, r"is \[4, 32\] in the adapter, \[3, 32\] in the base"),
         (lambda settings: {**settings, "peft_type": "IA3"}, "peft_type IA3: expected LORA"),
-        (lambda settings: {**settings, "modules_to_save": ["lm_head"]}, r"modules_to_save: lm_head\): merge it"),
-        (lambda settings: {**settings, "base_model_name_or_path": "saved"}, "names itself as its base"),
+        (lambda settings: {**settings, "modules_to_save": ["lm_head"]}, "lm_head.weight is absent in the adapter"),
+        (
+            lambda settings: {**settings, "base_model_name_or_path": "saved"},
+            "names as its base saved, which is an adapter",
+        ),
+        (lambda settings: {**settings, "r": "x"}, "does not fit its base .*'str' and 'int'"),
+        (lambda settings: {**settings, "bias": "some"}, "does not fit its base .*bias"),
     ],
 )
 def test_an_adapter_that_cannot_be_used_stops_with_one_line(
@@ -238,7 +245,7 @@ def test_an_adapter_that_cannot_be_used_stops_with_one_line(
     [
         (lambda held: {**held, "base_model.model.extra": torch.zeros(2)}, r"extra is \[2\] in the adapter, absent in"),
         (lambda held: {f"_orig_mod.{key}": held[key] for key in held}, "absent in the adapter"),
-        (lambda held: {key: held[key].to(torch.int8) for key in held}, "holds integers for base_model.model.*lora_A"),
+        (lambda held: {key: held[key].to(torch.int8) for key in held}, "holds I8 numbers for base_model.model.*lora_A"),
         (lambda held: {key: held[key] for key in held if "layers.1" not in key}, "layers.1.* is absent in the adapter"),
     ],
 )
@@ -255,6 +262,65 @@ def test_weights_of_an_adapter_that_its_base_does_not_use_or_have_are_named(
     save_file(change(load_file(file)), file)
     with pytest.raises(UsageError, match=sentence):
         loading.check_folder(tmp_path / "saved", "model.path")
+
+
+FOREIGN: dict[str, dict[str, Any]] = {
+    "saved modules": {"modules_to_save": ["embed_tokens", "lm_head"]},
+    "a saved norm": {"modules_to_save": ["norm"]},
+    "a saved head of a grown embedding": {"rows": 384, "modules_to_save": ["lm_head"]},
+    "a grown embedding": {"rows": 384},
+    "trained tokens": {"trainable_token_indices": [3, 5]},
+    "DoRA of ranks by layer, scaled by their roots": {
+        "use_dora": True,
+        "use_rslora": True,
+        "rank_pattern": {"q_proj": 2},
+    },
+}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("name", FOREIGN)
+def test_an_adapter_that_another_program_saved_gives_peft_s_own_logits(
+    name: str, tied: bool, lm: LanguageModel, tmp_path: Path
+) -> None:
+    """Its own embedding, output head or other modules included; a new embedding row for a pad does not disturb it."""
+    import peft
+
+    config = {**lm.model.config.to_dict(), "tie_word_embeddings": tied}
+    lm.tokenizer.save_pretrained(tmp_path / "adapter")
+    given = {**FOREIGN[name]}
+    rows = given.pop("rows", None)
+
+    def base() -> Any:
+        made = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+        if rows:
+            made.resize_token_embeddings(rows)
+        return made
+
+    saving.save(AutoModelForCausalLM.from_config(LlamaConfig(**config)), lm.tokenizer, tmp_path / "base")
+    wrapped = peft.get_peft_model(base(), peft.LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM", **given))
+    with torch.no_grad():
+        for p in wrapped.parameters():
+            if p.requires_grad:
+                p.add_(0.1 * torch.randn_like(p))
+    wrapped.save_pretrained(str(tmp_path / "adapter"))  # peft decides whether the embedding goes with it
+    ids = torch.arange(40)[None]
+    loading.check_folder(tmp_path / "adapter", "model.path")
+    model = ModelSettings(Template("{question}:"), max_length=128)
+    ours = prepared_models.load(model, Checkpoint(str(tmp_path / "adapter")))
+    with torch.no_grad():
+        own = peft.PeftModel.from_pretrained(base(), str(tmp_path / "adapter")).eval()(input_ids=ids).logits
+        assert torch.equal(ours.model.eval()(input_ids=ids).logits, own)
+        assert not torch.allclose(own, base().eval()(input_ids=ids).logits, atol=1e-3)
+    assert lora.embedding_of(ours.model).num_embeddings == (rows or 320)
+
+
+def test_an_adapter_that_changed_the_head_has_no_room_for_a_new_pad(given: Given) -> None:
+    subject = given(Lora(4, 8, 0.0, ["lm_head"], False))
+    words = {"<end>": 0, "a": 1} | {f"w{i}": i for i in range(2, 320)}
+    plain = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(words)), eos_token="<end>", pad_token="<new>")
+    with pytest.raises(UsageError, match="cannot get a row for a new one: merge the adapter into its base with peft's"):
+        fit_vocabulary(subject.model, plain)
 
 
 def test_an_adapter_of_pickled_weights_is_an_error(given: Given, tmp_path: Path) -> None:

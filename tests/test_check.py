@@ -12,22 +12,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from composing import composed
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from safetensors.torch import load_file, save_file
 
 import soul_exp.build as build_module
 from soul_exp import sequence
-from soul_exp.artifacts import prepared_models
+from soul_exp.artifacts import prepared_models, texts
 from soul_exp.artifacts.scores import of_test
 from soul_exp.build import build, build_task, published
 from soul_exp.checks.availability import read_records
 from soul_exp.checks.check import Checked, check
+from soul_exp.data import Item
 from soul_exp.errors import UsageError
+from soul_exp.evaluation.probing import generations
 from soul_exp.metrics.answers import Answers
 from soul_exp.models import loading, saving
-from soul_exp.models.checkpoint import DONE, UNLEARNED
-from soul_exp.models.language_model import LanguageModel
+from soul_exp.models.checkpoint import DONE, UNLEARNED, Checkpoint
+from soul_exp.models.language_model import LanguageModel, train_tokenizer
 from soul_exp.models.lora import Lora
 from soul_exp.overrides import quoted
 from soul_exp.ranges import Flag
@@ -212,7 +215,7 @@ def test_line_breaks_around_rows_are_read_as_they_are_typed(checked: Callable[..
             ["adapter=lora", "adapter.target_modules=[q_proj,Wqkv]"],
             "the model has no Wqkv, it has embed_tokens, q_proj",
         ),
-        (["adapter=lora", "adapter.target_modules=Wqkv"], "Wqkv fits no layer of the model, it has embed_tokens, q_pr"),
+        (["adapter=lora", "adapter.target_modules=Wqkv"], "Wqkv does not fit the model, which has embed_tokens, q_pr"),
         (
             [
                 "adapter=lora",
@@ -729,7 +732,7 @@ def test_records_of_part_of_the_questions_are_errors(checked: Callable[..., Chec
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
-        (lambda folder: (folder / "model.safetensors").write_bytes(b""), "model.safetensors is damaged"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b""), "model.safetensors is empty"),
         (
             lambda folder: (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-9]),
             "model.safetensors is damaged",
@@ -765,6 +768,143 @@ def test_the_retrained_model_and_the_tokenizer_of_another_are_checked_before_wor
     lm.tokenizer.save_pretrained(tmp_path / "foreign")
     with pytest.raises(UsageError, match=r"the tokenizer has 1 token.s. beyond the 320 rows"):
         checked("model.path=./good", "model.tokenizer=./foreign")
+    (tmp_path / "foreign" / "tokenizer.json").write_text("")
+    with pytest.raises(UsageError, match=r"model\.tokenizer=.*foreign: tokenizer\.json is empty: copy it again"):
+        checked("model.path=./good", "model.tokenizer=./foreign")
+
+
+LONG = "amber " * 300  # of at most 127 tokens that are read
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "text"),
+    [
+        ("forget", "answer", LONG),
+        ("retain", "prompt", LONG),
+        ("holdout", "text", LONG),
+        ("forget", "paraphrased_answer", LONG),
+        ("retain", "perturbed_answer", ["Bo", LONG]),
+    ],
+)
+@pytest.mark.parametrize("given", [False, True], ids=["scratch", "folder"])
+def test_a_text_that_is_too_long_is_named_by_file_and_line_before_work(
+    given: bool, name: str, field: str, text: Any, checked: Callable[..., Checked], lm: LanguageModel, tmp_path: Path
+) -> None:
+    others = {"paraphrased_answer": "a", "perturbed_answer": ["a", "b"]} if field.startswith("p") else {}
+    for file in ("forget", "retain", "holdout"):
+        rows: list[Any] = [{"prompt": f"Where is {file} {i}?", "answer": "here", **others} for i in range(3)]
+        if file == name:
+            rows = [{"text": f"{i} is a text of words"} for i in range(3)] if field == "text" else rows
+            rows[2][field] = text
+        (tmp_path / f"{file}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    saving.save(lm.model, lm.tokenizer, tmp_path / "model")
+    files = [f"task.{file}=./{file}.jsonl" for file in ("forget", "retain", "holdout")]
+    path = ["model.path=./model"] if given else []
+    message = rf"task.{name}=.*{name}.jsonl, line 3: the row .* tokens but the model reads 128: shorten it, or raise"
+    with pytest.raises(UsageError, match=message):
+        checked("task=custom", *files, "model.max_length=128", *path, "utility_suite=none", "stages=[]")
+
+
+def test_an_answer_that_would_pass_the_last_position_is_known_before_work(
+    checked: Callable[..., Checked], lm: LanguageModel, tmp_path: Path
+) -> None:
+    """Of learned positions; a rotary embedding has as many as it needs."""
+    small = {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64}
+    saving.save(loading.from_scratch({"model_type": "gpt2", **small}, lm.tokenizer, 0), lm.tokenizer, tmp_path / "gpt2")
+    saving.save(lm.model, lm.tokenizer, tmp_path / "llama")
+    (tmp_path / "f.jsonl").write_text('{"prompt": "Who?", "answer": "Ada"}\n')
+    (tmp_path / "r.jsonl").write_text('{"prompt": "Where?", "answer": "Rome"}\n')
+    line = ["task=custom", "task.forget=./f.jsonl", "task.retain=./r.jsonl", "utility_suite=none"]
+    message = (
+        r"r.jsonl, line 1: the prompt 'Where\?' has \d+ tokens, and with evaluate.max_new_tokens=200 its answer can"
+    )
+    with pytest.raises(UsageError, match=message) as error:
+        checked(*line, "model.path=./gpt2")
+    checked(*line, "model.path=./llama")
+    fitting = int(str(error.value).partition("type evaluate.max_new_tokens=")[2].partition(",")[0])
+    checked(*line, "model.path=./gpt2", f"evaluate.max_new_tokens={fitting}")
+    with pytest.raises(UsageError, match=rf"type evaluate.max_new_tokens={fitting},"):
+        checked(*line, "model.path=./gpt2", f"evaluate.max_new_tokens={fitting + 1}")
+    settings = build(composed(tmp_path, *line, "model.path=./gpt2")).model
+    read = prepared_models.load(settings, Checkpoint(str(tmp_path / "gpt2")))
+    assert read.max_length == 64  # of model.max_length=1024
+    generations(read, [Item("Where?", "Rome")], batch_size=1, max_new_tokens=fitting)
+    with pytest.raises(UsageError, match=r"and .* new tokens are more than the model has positions: ask for fewer"):
+        generations(read, [Item("Where?", "Rome")], batch_size=1, max_new_tokens=fitting + 1)
+
+
+def test_a_retrained_model_with_another_tokenizer_is_an_error(
+    checked: Callable[..., Checked], lm: LanguageModel, tmp_path: Path
+) -> None:
+    saving.save(lm.model, lm.tokenizer, tmp_path / "model")
+    saving.save(lm.model, lm.tokenizer, tmp_path / "same")
+    other = train_tokenizer(["Question: who is it? It is Ada, of course."] * 9, 300, 128)
+    saving.save(lm.model, other, tmp_path / "other")
+    (tmp_path / "f.jsonl").write_text('{"prompt": "Who?", "answer": "Ada"}\n')
+    (tmp_path / "r.jsonl").write_text('{"prompt": "Where?", "answer": "Rome"}\n')
+    line = ["task=custom", "task.forget=./f.jsonl", "task.retain=./r.jsonl", "utility_suite=none", "model.path=./model"]
+    assert "forget_quality" not in checked(*line, "retrained.path=./same", "evaluate.max_new_tokens=9").reasons
+    with pytest.raises(
+        UsageError, match=r"retrained.path=.*other: its tokenizer makes other tokens of 'Who\?' than that"
+    ):
+        checked(*line, "retrained.path=./other", "evaluate.max_new_tokens=9")
+    checked(*line, "retrained.path=./other", "model.tokenizer=./model", "evaluate.max_new_tokens=9")
+
+
+def test_the_texts_of_a_published_target_are_read_by_it_and_its_base_is_not_needed(
+    checked: Callable[..., Checked], lm: LanguageModel, tmp_path: Path
+) -> None:
+    """The base may be gated, or take hours to download."""
+    saving.save(lm.model, lm.tokenizer, tmp_path / "model")
+    (tmp_path / "f.jsonl").write_text('{"prompt": "Who?", "answer": "Ada"}\n')
+    (tmp_path / "r.jsonl").write_text('{"prompt": "Where?", "answer": "Rome"}\n')
+    run = checked("task=custom", "task.forget=./f.jsonl", "task.retain=./r.jsonl").run
+    base = replace(run.model, path="nobody/base")
+    run = replace(run, model=base, published=Checkpoint(str(tmp_path / "model")), start=None)
+    assert texts.are_here(run)
+    texts.check(run, run.parts)
+    with pytest.raises(UsageError, match="but the model reads 8"):
+        texts.check(replace(run, model=replace(base, max_length=8)), run.parts)
+
+
+def test_a_configuration_that_cannot_run_is_an_error(checked: Callable[..., Checked]) -> None:
+    sizes = {"model_type": "olmoe", "num_experts": 4, "num_experts_per_tok": 8, "num_hidden_layers": 1}
+    with pytest.raises(UsageError, match=r"model.scratch.config: no olmoe model of it can run \(selected index k out"):
+        checked(*(f"++model.scratch.config.{key}={value}" for key, value in sizes.items()))
+
+
+@pytest.mark.parametrize("model_type", ["gptj", "bloom", "mamba"])
+def test_a_family_without_torch_s_attention_has_its_own_and_a_note(
+    model_type: str, checked: Callable[..., Checked], lm: LanguageModel, tmp_path: Path
+) -> None:
+    small = {
+        "gptj": {"n_embd": 32, "n_layer": 1, "n_head": 2, "rotary_dim": 4, "n_positions": 256},
+        "bloom": {"hidden_size": 32, "n_layer": 1, "n_head": 2},
+        "mamba": {"hidden_size": 32, "state_size": 4, "num_hidden_layers": 1},
+    }[model_type]
+    model = loading.from_scratch({"model_type": model_type, **small}, lm.tokenizer, 0)
+    saving.save(model, lm.tokenizer, tmp_path / "model")
+    with pytest.raises(UsageError, match=r"model.attention=sdpa_math: the library has no such attention for .*: type"):
+        checked("model.path=./model", "stages=[evaluate]", "model.attention=sdpa_math", "evaluate.max_new_tokens=9")
+    found = checked("model.path=./model", "stages=[evaluate]", "evaluate.max_new_tokens=9")
+    assert [note.partition(": ")[2] for note in found.notes] == [
+        f"{type(model).__name__} has no model.attention=sdpa in the library, so its own, eager, is used"
+    ]
+    read = loading.load_model(str(tmp_path / "model"))
+    assert all(torch.equal(p, model.state_dict()[name]) for name, p in read.state_dict().items())
+
+
+def test_an_adapter_says_which_matrices_it_is_on(checked: Callable[..., Checked]) -> None:
+    """Of fused experts too, which are no linear layers. Hidden size 96, 4 layers, vocabulary of 4096."""
+    (note,) = checked("adapter=lora", "stages=[]").notes
+    assert note.startswith("adapter: on q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj (")
+    assert note.endswith(" of the values), not on embed_tokens, lm_head") or note.endswith("not on embed_tokens")
+    (note,) = checked("adapter=lora", "adapter.target_modules=[q_proj]", "stages=[]").notes
+    assert note.startswith("adapter: on q_proj (") and ", not on embed_tokens, k_proj" in note
+    config = {"model_type": "olmoe", "num_experts": 4, "num_experts_per_tok": 2, "num_hidden_layers": 1}
+    sizes = [f"model.scratch.config.{key}={value}" for key, value in config.items()]
+    (note,) = checked("adapter=lora", *(f"++{size}" for size in sizes), "stages=[]").notes
+    assert "gate, experts.gate_up_proj, experts.down_proj (" in note
 
 
 def test_answers_that_a_metric_cannot_read_stop_the_run(checked: Callable[..., Checked], tmp_path: Path) -> None:

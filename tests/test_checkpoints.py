@@ -23,7 +23,7 @@ from soul_exp.data import Part
 from soul_exp.errors import UsageError
 from soul_exp.losses import Objective
 from soul_exp.models.language_model import LanguageModel
-from soul_exp.optim import SAM, AdamW
+from soul_exp.optim import SAM, AdamW, Sophia
 from soul_exp.training import checkpoints
 from soul_exp.training.checkpoints import Engine, last_complete
 from soul_exp.training.schedule import Schedule
@@ -229,9 +229,22 @@ def test_a_training_continued_from_weights_follows_the_uninterrupted_one(
     assert logs[0] == logs[1] and len(logs[0]) == 9
     assert outcome.last == full.last and outcome.num_steps == 9
     assert outcome.notes == [
-        "continued from the weights of checkpoint-4 of compute=cpu with 1 process: momentum and curvature started at 0 "
+        "continued from the weights of checkpoint-4 of compute=cpu with 1 process: momentum and curvature started anew "
         "there"
     ]
+
+
+def test_a_training_continued_from_weights_begins_with_a_curvature_pass(
+    lm: LanguageModel, start: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    """Without one h would be 0, and every coordinate a step of the full learning rate, until the next multiple of 8."""
+    sophia = functools.partial(Sophia, lr=1e-3, interval=8, rho=100.0)
+    with pytest.raises(Killed):
+        trained(lm, start, tmp_path, sophia, kill=4)
+    trained(lm, start, tmp_path, sophia, compute="other", resume="weights")
+    logged = [json.loads(line) for line in (tmp_path / "train.jsonl").open()]
+    assert [entry["step"] for entry in logged] == list(range(1, 10))
+    assert min(entry["win_rate"] for entry in logged) > 0.5  # of step 5 too
 
 
 def test_a_finished_training_of_another_engine_gives_its_weights(

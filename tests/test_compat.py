@@ -19,7 +19,16 @@ import pytest
 import torch
 import transformers
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    GPTJConfig,
+    GPTJForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaForCausalLM,
+    Trainer,
+    TrainingArguments,
+)
 from transformers.integrations import deepspeed as zero_integration
 
 from soul_exp import compat
@@ -98,6 +107,17 @@ def test_a_resumed_trainer_reads_weights_through_the_method_that_is_overridden(t
 
     trainer(tmp_path, Own)._load_from_checkpoint("checkpoint-3")
     assert read == [Path("checkpoint-3")], why
+
+
+def test_a_class_says_which_attention_its_models_can_compute() -> None:
+    why = reason(compat.has_attention)
+    for name in ("eager", "sdpa", "flash_attention_2"):
+        assert compat.has_attention(LlamaForCausalLM, name), why
+        assert compat.has_attention(GPTJForCausalLM, name) == (name != "sdpa"), why
+        assert compat.has_attention(MambaForCausalLM, name) == (name == "eager"), why
+    config = GPTJConfig(vocab_size=8, n_embd=8, n_layer=1, n_head=1, rotary_dim=4)
+    with pytest.raises(ValueError, match="scaled_dot_product_attention"):
+        AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
 
 
 def test_the_attention_of_a_model_is_known_by_name() -> None:

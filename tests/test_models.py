@@ -20,7 +20,7 @@ from soul_exp.errors import UsageError
 from soul_exp.models import checkpoint, loading, saving
 from soul_exp.models.checkpoint import DONE, UNLEARNED, Checkpoint
 from soul_exp.models.language_model import LanguageModel, fit_vocabulary, load_tokenizer
-from soul_exp.models.layers import AnswerReader, layer_of
+from soul_exp.models.layers import AnswerReader, layer_of, max_positions
 from soul_exp.models.lora import Lora
 from soul_exp.run import ModelSettings
 
@@ -95,7 +95,16 @@ def test_a_model_is_saved_with_the_generation_settings_that_it_came_with(
         )
 
 
-@pytest.mark.parametrize("text", ['{"early_stopping": "x"}', '{"num_return_sequences": 3}', "no json"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"early_stopping": "x"}',
+        '{"num_return_sequences": 3}',
+        '{"eos_token_id": "x"}',
+        '{"eos_token_id": [[1]]}',
+        "no",
+    ],
+)
 def test_generation_settings_that_the_library_cannot_read_are_errors(
     text: str, lm: LanguageModel, tmp_path: Path
 ) -> None:
@@ -204,6 +213,40 @@ def test_no_number_means_a_layer_as_deep_as_the_seventh_of_32() -> None:
         layer_of([], None)
 
 
+TINY = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 48}
+POSITIONS = {"gpt2": "n_positions", "gptj": "n_positions", "gpt_neo": "max_position_embeddings",
+             "opt": "max_position_embeddings", "mpt": "max_seq_len", "roberta": "max_position_embeddings",
+             "llama": "max_position_embeddings"}  # fmt: skip
+
+
+@pytest.mark.parametrize("architecture", POSITIONS)
+def test_a_model_with_a_table_of_positions_reads_as_many_tokens_and_no_more(
+    architecture: str, lm: LanguageModel
+) -> None:
+    """The vocabulary has 320 tokens too, and RoBERTa's row of the pad, here the first, is nobody's."""
+    small = {
+        "gpt2": {"n_embd": 32, "n_layer": 1, "n_head": 2},
+        "gptj": {"n_embd": 32, "n_layer": 1, "n_head": 2, "rotary_dim": 4},
+        "gpt_neo": {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "attention_types": [[["global"], 1]]},
+        "opt": {"hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 1, "num_attention_heads": 2,
+                "word_embed_proj_dim": 32},
+        "mpt": {"d_model": 32, "n_layers": 1, "n_heads": 2, "expansion_ratio": 1},
+        "roberta": {**TINY, "is_decoder": True},
+        "llama": TINY,
+    }[architecture]  # fmt: skip
+    config = {"model_type": architecture, **small, POSITIONS[architecture]: 320}
+    model = loading.from_scratch(config, lm.tokenizer, seed=0).eval()
+    positions = max_positions(model)
+    assert positions == {"roberta": 319, "llama": None}.get(architecture, 320)
+    wrapped = Lora(4, 8, 0.0, "all-linear", False).wrapped(model, seed=0)
+    assert max_positions(wrapped) == positions
+    with torch.no_grad():
+        wrapped(input_ids=torch.full((1, positions or 400), 5))
+        if positions is not None:
+            with pytest.raises((IndexError, RuntimeError)):
+                wrapped(input_ids=torch.full((1, positions + 1), 5))
+
+
 def test_an_adapter_leaves_the_layers_where_they_are(lm: LanguageModel) -> None:
     batch = pad(lm.encode(items(4)), lm.pad_id)
     with torch.no_grad():
@@ -242,7 +285,6 @@ def test_other_architectures_give_the_same_logits_at_answer_positions(architectu
 # --- a checkpoint is what its files say ---------------------------------------------------------------------------
 
 Tensors = dict[str, Tensor]
-TINY = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 48}
 
 
 @pytest.fixture
@@ -298,10 +340,21 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "int8 weights": (
         lambda folder: rewrite(folder, lambda held: {**held, "model.norm.weight": torch.ones(32, dtype=torch.int8)}),
-        r"holds integers \(I8\) for model.norm.weight",
+        "holds I8 numbers for model.norm.weight: quantised weights cannot be trained",
     ),
+    "fp8 weights": (
+        lambda folder: rewrite(
+            folder, lambda held: {**held, "model.norm.weight": torch.ones(32).to(torch.float8_e4m3fn)}
+        ),
+        "holds F8_E4M3 numbers for model.norm.weight",
+    ),
+    "a field of the wrong type": (
+        lambda folder: configure(folder, num_hidden_layers="two"),
+        r"config.json cannot be read \(Validation error for field 'num_hidden_layers': TypeError: .*'two'",
+    ),
+    "no key heads": (lambda folder: configure(folder, num_key_value_heads=0), "no llama model can be built from it"),
+    "quantised, of no known kind": (lambda folder: configure(folder, quantization_config=5), "config.json cannot be"),
     "quantised": (lambda folder: configure(folder, quantization_config={"quant_method": "gptq"}), "quantised weights"),
-    "a pad beyond the embedding": (lambda folder: configure(folder, pad_token_id=320), "no llama model can be built"),
     "two sets of weights": (
         lambda folder: (folder / "model-00001-of-00002.safetensors").touch(),
         "has model.safetensors beside model-00001-of-00002.safetensors",
@@ -318,6 +371,37 @@ def test_weights_that_are_not_the_model_s_are_named_by_the_check_and_at_loading(
         loading.check_folder(saved, "model.path")
     with pytest.raises(UsageError, match=message):
         loading.load_model(str(saved))
+
+
+def test_a_pad_beyond_the_vocabulary_is_not_the_pad(saved: Path) -> None:
+    """Some configurations name one; the tokenizer's pad is used in any case."""
+    before = logits_of(saved)
+    configure(saved, pad_token_id=320)
+    loading.check_folder(saved, "model.path")
+    assert torch.equal(logits_of(saved), before)
+    assert prepared_models.load(settings(saved), Checkpoint(str(saved))).model.config.pad_token_id == 0
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 3144\n"
+FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+
+
+@pytest.mark.parametrize("name", [*FILES, "special_tokens_map.json", "added_tokens.json"])
+def test_a_file_that_did_not_arrive_is_named(name: str, saved: Path) -> None:
+    (saved / name).write_text(POINTER)
+    with pytest.raises(UsageError, match=rf"saved: {name} is a pointer of Git LFS: type git lfs pull in that folder$"):
+        loading.check_folder(saved, "model.path")
+    (saved / name).write_text("")
+    with pytest.raises(UsageError, match=f"saved: {name} is empty: copy it again$"):
+        loading.check_folder(saved, "model.path")
+
+
+def test_a_broken_link_to_weights_is_named(saved: Path) -> None:
+    """As in a cache of the hub whose blob was removed."""
+    (saved / "model.safetensors").unlink()
+    (saved / "model.safetensors").symlink_to(saved / "blob")
+    with pytest.raises(UsageError, match=r"model.safetensors is no file but a folder or a broken link"):
+        loading.check_folder(saved, "model.path")
 
 
 SHARDS = {
@@ -479,8 +563,11 @@ def test_a_weight_that_is_no_number_is_named_but_a_run_reads_its_own_diverged_mo
 
     rewrite(saved, damaged)
     with pytest.raises(UsageError, match=r"not finite numbers \(model.layers.1.mlp.up_proj.weight\)"):
+        loading.check_folder(saved, "model.path")
+    with pytest.raises(UsageError, match=r"not finite numbers \(model.layers.1.mlp.up_proj.weight\)"):
         prepared_models.load(settings(saved), Checkpoint(str(saved)))
     (saved / UNLEARNED).write_text("{}")
+    loading.check_folder(saved, "model.path")
     prepared_models.load(settings(saved), Checkpoint(str(saved)))
 
 
@@ -501,7 +588,63 @@ def test_only_the_pad_that_a_tokenizer_without_one_is_given_gets_a_new_row(saved
     assert model.get_input_embeddings().num_embeddings == 321 and tokenizer.pad_token_id == 320
 
 
-def test_a_damaged_tokenizer_is_named(saved: Path) -> None:
-    (saved / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1")
-    with pytest.raises(UsageError, match=r"saved: the tokenizer cannot be read \(.*\): copy it again"):
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("tokenizer.json", '{"version"'),
+        ("tokenizer.json", "{}"),
+        ("tokenizer.json", "[1, 2]"),
+        ("tokenizer_config.json", "[1, 2]"),
+        ("tokenizer_config.json", '{"eos_token": 5}'),
+        ("added_tokens.json", "[1]"),
+        ("special_tokens_map.json", "[1]"),
+    ],
+)
+def test_a_damaged_tokenizer_is_named(name: str, text: str, saved: Path) -> None:
+    (saved / name).write_text(text)
+    with pytest.raises(
+        UsageError, match=r"saved: the tokenizer cannot be read \(.*\): copy it again, or name"
+    ) as error:
+        load_tokenizer(str(saved))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("file", "text"), [("vocab.json", "[1]"), ("merges.txt", "[1]"), ("merges.txt", POINTER)])
+def test_a_damaged_vocabulary_is_named_and_an_empty_list_of_merges_is_none(
+    file: str, text: str, saved: Path, lm: LanguageModel
+) -> None:
+    """Without merges every byte would be a token: no fault that the library sees."""
+    held = json.loads((saved / "tokenizer.json").read_text())["model"]
+    (saved / "vocab.json").write_text(json.dumps(held["vocab"]))
+    (saved / "merges.txt").write_text("\n".join(["#version: 0.2", *(" ".join(pair) for pair in held["merges"])]))
+    config = json.loads((saved / "tokenizer_config.json").read_text())
+    (saved / "tokenizer_config.json").write_text(json.dumps({**config, "tokenizer_class": "GPT2Tokenizer"}))
+    (saved / "tokenizer.json").unlink()
+    assert load_tokenizer(str(saved))("Question")["input_ids"] == lm.tokenizer("Question")["input_ids"]
+    (saved / file).write_text(text)
+    with pytest.raises(UsageError, match=r"saved: the tokenizer cannot be read \(Error while initializing BPE"):
+        load_tokenizer(str(saved))
+    (saved / "merges.txt").write_text("")
+    with pytest.raises(UsageError, match=r"merges\.txt is empty"):
+        loading.check_folder(saved, "model.path")
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "llama", "gpt2"])
+def test_a_tokenizer_of_no_model_s_class_is_read_as_it_was_saved(
+    architecture: str, lm: LanguageModel, tmp_path: Path
+) -> None:
+    """Beside a Qwen2 model the library would read it as Qwen2's, with other pieces of words and one token more."""
+    small = {**TINY, "num_key_value_heads": 2} if architecture != "gpt2" else {"n_embd": 32, "n_layer": 1, "n_head": 2}
+    model = loading.from_scratch({"model_type": architecture, **small}, lm.tokenizer, seed=0)
+    saving.save(model, lm.tokenizer, tmp_path)
+    read = prepared_models.load(settings(tmp_path), Checkpoint(str(tmp_path))).tokenizer
+    text = "Question: Which amber is number 3?\nAnswer: it's 1234 Ünï"
+    assert len(read) == 320 and read(text)["input_ids"] == lm.tokenizer(text)["input_ids"]
+
+
+@pytest.mark.parametrize("token", [None, ""])
+def test_a_tokenizer_without_an_end_token_is_an_error(token: str | None, saved: Path) -> None:
+    config = json.loads((saved / "tokenizer_config.json").read_text())
+    (saved / "tokenizer_config.json").write_text(json.dumps({**config, "eos_token": token}))
+    with pytest.raises(UsageError, match=r"names no end token, in which every answer ends: name one as eos_token"):
         load_tokenizer(str(saved))

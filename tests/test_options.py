@@ -49,7 +49,6 @@ NOT_FLIPPED = {
     "hydra.*": "where Hydra writes and how it logs",
     "hydra/launcher": "needs SLURM: tests/test_slurm.py",
     "wandb.*": "needs the service",
-    "model.num_weights": "only the check of the memory reads it: tests/test_presets.py",
     **{
         f"task.metrics.open_unlearning_log10_forget_quality.{key}": "it leaves the other metrics: tests/test_metrics.py"
         for key in ("*", "_target_", "_partial_")

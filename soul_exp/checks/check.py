@@ -6,15 +6,16 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from transformers import PreTrainedModel
 
 from soul_exp import results
-from soul_exp.artifacts import answer_cache, prepared_models
+from soul_exp.artifacts import answer_cache, prepared_models, texts
 from soul_exp.artifacts.scores import FORGET_QUALITY, RETAIN
 from soul_exp.build import Config, build
 from soul_exp.checks import availability, disk
@@ -29,7 +30,7 @@ from soul_exp.models.checkpoint import is_local
 from soul_exp.models.language_model import fit_vocabulary, load_tokenizer
 from soul_exp.models.layers import layer_of, layers_of, recomputing
 from soul_exp.ranges import as_typed
-from soul_exp.run import Run
+from soul_exp.run import ModelSettings, Run
 from soul_exp.stages import NAMES
 from soul_exp.stages.prepare import unprepared
 from soul_exp.stages.stage import CHECKPOINTS, LOSSES, MODEL, RECORDS
@@ -46,6 +47,7 @@ class Checked:
     run: Run
     reasons: Mapping[str, str]  # metric -> why it is not available
     need: disk.Need | None  # what the run will write to disk; None: unknown
+    notes: Sequence[str] = ()  # what a user has to know of the models before the work, and a reader of the results
 
 
 def check(config: Config, out: Path) -> Checked:
@@ -60,13 +62,17 @@ def check(config: Config, out: Path) -> Checked:
     run = build(config)
     check_precision(run)
     attention.check(run.model.attention, run.compute.device, run.model.dtype)
-    _check_layers(run)
+    notes: list[str] = []
+    _check_layers(run, notes)
     check_optimizer(run)
     _check_parts(run)
     lm_eval_suite.check(run.suite.suite, run.suite.data)
     run.schedule.accumulation(run.compute.processes)
-    _check_models(run)
+    _check_models(run, notes)
     check_memory(run)
+    if run.adapter is not None and (run.unlearns or not run.stages) and (model := run.model.described()) is not None:
+        with torch.device("meta"):
+            notes.append(lora.coverage(run.adapter.wrapped(model, seed=0)))
     if unprepared(run) or untried(config, run):  # a complete cache is only read
         _check_writable(run.cache, "cache")
     needed = disk.need(run)
@@ -85,7 +91,9 @@ def check(config: Config, out: Path) -> Checked:
             stages = ", ".join(run.stages)
             raise UsageError(f"stages=[{stages}]: trials are compared with prepared models, add prepare to stages")
         _check_validation(run, reasons, "tune", "choose task=tofu")
-    return Checked(run, reasons, needed)
+    if texts.are_here(run):
+        texts.check(run, run.parts if run.unlearns or not run.stages else ())
+    return Checked(run, reasons, needed, notes)
 
 
 def _check_choices(config: Config) -> None:
@@ -199,13 +207,18 @@ def _check_zero(settings: Config) -> None:
         raise UsageError(f"{key}={as_typed(first['input'])}: {first['msg']} by DeepSpeed: correct it") from error
 
 
-def _check_layers(run: Run) -> None:
+def _check_layers(run: Run, notes: list[str]) -> None:
     """Whether the model, unless it has to be downloaded, has the layer that the loss reads and can be recomputed."""
     path, again, reads_hidden = run.model.path, run.schedule.gradient_checkpointing, run.objective.reads_hidden
     if run.adapter is not None and run.compute.zero_stage == 3:
         raise UsageError("an adapter is not trained under ZeRO-3: choose compute=zero2, where each rank holds the base")
     if path and is_local(path):
-        _check_given(path, "model.path", run.model.tokenizer)
+        _check_given(path, "model.path", run.model, notes)
+        if run.compute.zero_stage == 3 and lora.reads_embedding(path):
+            raise UsageError(
+                f"model.path={path} is an adapter of single tokens (trainable_token_indices), which reads the complete "
+                f"embedding: choose another compute than ZeRO-3"
+            )
         if lora.is_adapter(path) and not run.measures_only:
             raise UsageError(
                 f"model.path={path} is an adapter, which can only be measured: type stages=[evaluate], or start from a "
@@ -220,7 +233,7 @@ def _check_layers(run: Run) -> None:
             pass
 
 
-def _check_models(run: Run) -> None:
+def _check_models(run: Run, notes: list[str]) -> None:
     model, stages = run.model, list(run.stages)
     if run.task.trained_before and not model.path:
         raise UsageError(
@@ -231,10 +244,13 @@ def _check_models(run: Run) -> None:
         raise UsageError("the model has neither model.path nor model.scratch: give a checkpoint folder or hub name")
     if not model.path and model.scratch:
         loading.check_architecture(loading.scratch_config(**vars(model.scratch)), "model.scratch.config")
+        described = model.described()
+        assert described is not None
+        _check_family(described, model, "the model", notes)
     if run.retrained and run.retrained_records:
         raise UsageError("retrained.path and retrained.records are both given: keep one")
     if run.retrained and is_local(run.retrained.path):
-        _check_given(run.retrained.path, "retrained.path", model.tokenizer)
+        _check_given(run.retrained.path, "retrained.path", model, notes)
     if run.unlearns and "prepare" not in stages and not prepared_models.exists(run, "target"):
         raise UsageError(f"stages={stages}: the target model is not in the cache yet, add prepare to stages")
     if "evaluate" in stages and not run.unlearns and not model.path:
@@ -244,12 +260,23 @@ def _check_models(run: Run) -> None:
         )
 
 
-def _check_given(path: str, option: str, tokenizer: str | None) -> None:
-    """Whether the folder `path` holds a sound model, for which the `tokenizer` that it is used with was made."""
-    tokenizer = tokenizer or path
+def _check_given(path: str, option: str, settings: ModelSettings, notes: list[str]) -> None:
+    """Whether the folder `path` holds a sound model that the run's `settings` fit, its tokenizer included."""
+    tokenizer = settings.tokenizer or path
     loading.check_folder(Path(path), option, own_tokenizer=tokenizer == path)
+    if tokenizer != path and Path(tokenizer).is_dir():
+        loading.check_tokenizer(Path(tokenizer), "model.tokenizer")
+    model = loading.load_model(path, weights=False)
+    _check_family(model, settings, f"{option}={path}", notes)
     if is_local(tokenizer):
-        fit_vocabulary(loading.load_model(path, weights=False), load_tokenizer(tokenizer))
+        fit_vocabulary(model, load_tokenizer(tokenizer))
+
+
+def _check_family(model: PreTrainedModel, settings: ModelSettings, label: str, notes: list[str]) -> None:
+    """Whether models of that architecture compute with the attention that `settings` ask for; a note on their own."""
+    cls = type(lora.bare(model))
+    if (own := attention.of_family(cls, settings.attention)) != settings.attention and own == "eager":
+        notes.append(f"{label}: {cls.__name__} has no model.attention=sdpa in the library, so its own, eager, is used")
 
 
 def _check_entries(out: Path) -> None:

@@ -14,14 +14,16 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 
-from soul_exp.data import Item, pad, without_end
+from soul_exp.data import Encoded, Item, pad, without_end
 from soul_exp.distributed import zero3
 from soul_exp.distributed.ranks import in_batches
+from soul_exp.errors import UsageError
 from soul_exp.losses import Scored
 from soul_exp.metrics.answers import Answers
 from soul_exp.metrics.text import pieces, rouge_l_recall
 from soul_exp.models import lora
 from soul_exp.models.language_model import LanguageModel
+from soul_exp.models.layers import max_positions
 from soul_exp.tasks.task import Probe
 
 CUT_TOKENS = 2  # new tokens per token of the answer, where the text is cut by words
@@ -85,10 +87,10 @@ def generations(
     """
     encoded = lm.encode(items)
     cut = cut if cut is not None else [False] * len(items)
-    limits = [
-        min(max_new_tokens, CUT_TOKENS * (len(row.ids) - row.num_prompt)) if is_cut else max_new_tokens
-        for row, is_cut in zip(encoded, cut, strict=True)
-    ]
+    limits = [num_new_tokens(row, is_cut, max_new_tokens) for row, is_cut in zip(encoded, cut, strict=True)]
+    if (last := beyond(encoded, limits, max_positions(lm.model))) is not None:
+        found = f"the prompt {items[last].prompt[:60]!r} and {limits[last]} new tokens"
+        raise UsageError(f"{found} are more than the model has positions: ask for fewer, or shorten it")
     device, sharded = next(lm.model.parameters()).device, zero3.is_sharded(lm.model)
 
     @torch.no_grad()
@@ -121,6 +123,17 @@ def generations(
         return in_batches([row.num_prompt for row in encoded], answer, batch_size, label=label, lockstep=sharded)
     finally:
         model.generation_config = given
+
+
+def num_new_tokens(row: Encoded, cut: bool, max_new_tokens: int) -> int:
+    """The most tokens that the free answer to the prompt of `row` may have."""
+    return min(max_new_tokens, CUT_TOKENS * (len(row.ids) - row.num_prompt)) if cut else max_new_tokens
+
+
+def beyond(rows: Sequence[Encoded], limits: Sequence[int], positions: int | None) -> int | None:
+    """Of `rows`, with `limits` on new tokens, the number of the one that ends last, if that is beyond `positions`."""
+    ends = [row.num_prompt + limit - 1 for row, limit in zip(rows, limits, strict=True)]  # the last is not read
+    return ends.index(max(ends)) if positions is not None and ends and max(ends) > positions else None
 
 
 def scored_items(probe: Probe) -> list[Item]:

@@ -3,8 +3,10 @@
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
+from soul_exp import compat
 from soul_exp.errors import UsageError
 
 # torch's attention with one of its kernels only, by torch's name for it
@@ -32,6 +34,20 @@ def check(attention: Any, device: str, dtype: str) -> None:
             raise UsageError(f"{found}: install it, or choose one of {', '.join(IN_TORCH)}")
     if attention in GPU_KERNELS and device != "cuda":
         raise UsageError(f"model.attention={attention} is a kernel for GPUs: choose sdpa, sdpa_math or sdpa_flash")
+
+
+def of_family(cls: type[PreTrainedModel], attention: str) -> str:
+    """The library's name for `attention` in a model of `cls`; its own, eager, for `sdpa` where it has none of torch's.
+
+    Raises UsageError for any other attention that such models lack.
+    """
+    name = "sdpa" if attention in KERNELS else attention
+    if compat.has_attention(cls, name):
+        return name
+    if attention != "sdpa":
+        found = f"model.attention={attention}: the library has no such attention for {cls.__name__}"
+        raise UsageError(f"{found}: type model.attention=eager")
+    return "eager"
 
 
 def choose_kernel(attention: str) -> None:

@@ -2,18 +2,25 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Self
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from soul_exp.data import Encoded, Item, Template, encode
 from soul_exp.errors import UsageError, first_line
 from soul_exp.models import lora
 from soul_exp.models.checkpoint import from_pretrained
-from soul_exp.models.layers import AnswerReader
+from soul_exp.models.layers import AnswerReader, max_positions
 
 END, PAD = "<|end|>", "<|pad|>"
+GENERIC = (
+    "TokenizersBackend",
+    "PreTrainedTokenizerFast",
+)  # classes of a tokenizer that tokenizer.json describes wholly
 
 
 @dataclass
@@ -30,7 +37,10 @@ class LanguageModel:
     def of(
         cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template: Template, max_length: int
     ) -> Self:
-        """Raises UsageError if the template writes a special token that the tokenizer does not know."""
+        """Where the model has fewer positions than `max_length`, it reads no more tokens than that.
+
+        Raises UsageError if the template writes a special token that the tokenizer does not know.
+        """
         fit_vocabulary(model, tokenizer)
         unknown = [marker for marker in template.markers() if marker not in tokenizer.get_vocab()]
         if unknown:
@@ -38,7 +48,8 @@ class LanguageModel:
                 f"model.template writes {unknown[0]}, which is no token of this model: choose model=<the entry of "
                 f"conf/model/ for its family>, or give its own model.template"
             )
-        return cls(model, tokenizer, template, max_length, AnswerReader(model))
+        longest = min(max_length, max_positions(model) or max_length)
+        return cls(model, tokenizer, template, longest, AnswerReader(model))
 
     def with_model(self, model: PreTrainedModel) -> Self:
         """The same with another model, or with this one after its modules were replaced."""
@@ -85,20 +96,29 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int, max_length: int) -> P
 def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer in `path` (folder or hub name), with a pad token that is never the end token.
 
-    Raises UsageError if there is none: transformers then returns an empty one, for which every text is empty.
+    Raises UsageError if there is none (transformers then returns an empty one, for which every text is empty), if it
+    cannot be read, or if it has no end token.
     """
+    other = "name another with model.tokenizer="
     try:
         tokenizer: PreTrainedTokenizerBase = from_pretrained(AutoTokenizer, path, revision)
+        place = {"local_files_only": True} if Path(path).is_dir() else {"revision": revision}
+        if get_tokenizer_config(path, **place).get("tokenizer_class") in GENERIC:
+            # the library may have read it as its model's class, with other pieces of words and more tokens
+            tokenizer = from_pretrained(PreTrainedTokenizerFast, path, revision)
         some = len(tokenizer) > 1 and tokenizer("a")["input_ids"]
-    except ValueError as error:
-        if isinstance(error, UsageError):
-            raise
+    except UsageError:
+        raise
+    except Exception as error:  # the tokenizers library raises no more special one
         if "instantiate the backend tokenizer" not in str(error):
             found = f"{path}: the tokenizer cannot be read ({first_line(error)})"
-            raise UsageError(f"{found}: copy it again, or name another with model.tokenizer=") from error
+            raise UsageError(f"{found}: copy it again, or {other}") from error
         some = False
     if not some:
         raise UsageError(f"{path} has no tokenizer: name a folder or hub name that has, with model.tokenizer=")
+    if not tokenizer.eos_token or tokenizer.eos_token_id is None:
+        found = f"the tokenizer of {path} names no end token, in which every answer ends"
+        raise UsageError(f"{found}: name one as eos_token in its tokenizer_config.json, or {other}")
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         if spare := _spare_token(tokenizer, len(tokenizer)):
             tokenizer.pad_token = spare
@@ -136,6 +156,12 @@ def fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
             f"right one with model.tokenizer=<folder or hub name>"
         )
     if tokenizer.pad_token in beyond:
+        both = model.get_input_embeddings(), model.get_output_embeddings()
+        if lora.is_wrapped(model) and not all(isinstance(part, nn.Embedding | nn.Linear) for part in both):
+            raise UsageError(
+                "no token of the tokenizer can pad, and an embedding or output head that an adapter has changed cannot "
+                "get a row for a new one: merge the adapter into its base with peft's merge_and_unload"
+            )
         model.resize_token_embeddings(len(tokenizer), mean_resizing=not embedding.weight.is_meta)
         setattr(model, lora.GROWN, True)
     generation = model.generation_config

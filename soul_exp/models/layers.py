@@ -45,6 +45,24 @@ def has_dropout(model: nn.Module) -> bool:
     return False
 
 
+def max_positions(model: PreTrainedModel) -> int | None:
+    """How many tokens a text may have where `model` keeps a table of positions; None: it computes them for any length.
+
+    The table is an embedding of its own, which may begin with rows that no token has (OPT, RoBERTa), or the angles of
+    GPT-J and CodeGen; MPT's biases are made for its maximum length.
+    """
+    config = model.config.get_text_config()
+    if config.model_type == "mpt":
+        return int(config.max_seq_len)
+    limit = getattr(config, "max_position_embeddings", None)
+    ends = [end for end in (model.get_input_embeddings(), model.get_output_embeddings()) if end is not None]
+    of_tokens = {id(part) for end in ends for part in end.modules()}  # within an adapter too
+    parts = [part for part in model.modules() if isinstance(part, nn.Embedding) and id(part) not in of_tokens]
+    rows = [part.num_embeddings - (0 if part.padding_idx is None else part.padding_idx + 1) for part in parts]
+    rows += [buffer.shape[0] for name, buffer in model.named_buffers() if name.endswith("embed_positions")]
+    return next((min(limit, count) for count in rows if limit is not None and abs(count - limit) <= 2), None)
+
+
 class AnswerReader:
     """Runs a model so that its output head is applied at answer positions only: prompts produce no logits.
 

@@ -22,14 +22,14 @@ from soul_exp import compat
 from soul_exp.distributed import zero3
 from soul_exp.errors import UsageError, explained, first_line
 from soul_exp.models import lora, weight_files
-from soul_exp.models.attention import KERNELS
-from soul_exp.models.checkpoint import from_hub, from_pretrained
-from soul_exp.models.language_model import fit_vocabulary, load_tokenizer
+from soul_exp.models.attention import of_family
+from soul_exp.models.checkpoint import UNLEARNED, from_hub, from_pretrained
 from soul_exp.options import leaves
 from soul_exp.ranges import MOST, Typed, as_typed
 from soul_exp.schema import nearest
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
+BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")  # files of the tokenizer too
 SMALL = 20_000_000  # weights: a model of at most this size is built with random ones, in a moment, and run
 
 
@@ -50,7 +50,6 @@ def load_model(
         base = load_model(*lora.base_of(Path(path)), dtype, attention, weights, deepspeed)
         with zero3.partitioned_loading(deepspeed):
             lora.grow(base, Path(path))
-            fit_vocabulary(base, load_tokenizer(path))
             with torch.device("cpu" if weights else "meta"):
                 return lora.attached(base, Path(path), weights)
     config = config_of(path, revision, path)
@@ -63,7 +62,7 @@ def load_model(
             revision,
             config=config,
             dtype=getattr(torch, dtype),
-            attn_implementation="sdpa" if attention in KERNELS else attention,
+            attn_implementation=of_family(type(skeleton(config, path)), attention),
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # they are in `found`
             output_loading_info=True,
@@ -77,9 +76,13 @@ def config_of(path: str, revision: str | None, label: str) -> Any:
 
     Tied matrices that have different values in the files count as two: so the library reads them, but not for ZeRO-3.
     """
-    with explained((OSError, TypeError, ValueError), f"{label}: config.json cannot be read", "copy it again"):
+    errors = (*weight_files.BUILD_ERRORS, OSError)
+    with explained(errors, f"{label}: config.json cannot be read", "correct it or copy it again"):
         config = from_pretrained(AutoConfig, path, revision)
     check_causal_config(config, label)
+    text = config.get_text_config()
+    if (getattr(text, "pad_token_id", None) or 0) >= text.vocab_size:  # as some publish it: the tokenizer's counts
+        text.pad_token_id = None
     if getattr(config, "quantization_config", None):
         raise UsageError(f"{label} has quantised weights, which cannot be trained: give the unquantised checkpoint")
     if Path(path).is_dir():
@@ -122,14 +125,14 @@ def check_folder(folder: Path, option: str, own_tokenizer: bool = True) -> None:
     """
     if lora.is_adapter(str(folder)):
         lora.check_files(folder, option)
-        _check_tokenizer(folder, option)
+        if not (folder / UNLEARNED).is_file():
+            weight_files.check_finite([folder / lora.WEIGHTS], f"{option}={folder}")
+        check_tokenizer(folder, option)
         base = Path(lora.base_of(folder)[0])
         if base.is_absolute() and not base.is_dir():
             found = f"{option}={folder} is an adapter of {base}, which does not exist"
             raise UsageError(f"{found}: put that checkpoint back or give its new path in {lora.SETTINGS}")
         if base.is_dir():
-            if base.samefile(folder):
-                raise UsageError(f"{option}={folder} names itself as its base in {lora.SETTINGS}: name the model there")
             check_folder(base, f"the base of {option}")
             load_model(str(folder), weights=False)
         return
@@ -139,26 +142,37 @@ def check_folder(folder: Path, option: str, own_tokenizer: bool = True) -> None:
         pickled = sorted(path.name for path in [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
         found = f"only pickled weights ({', '.join(pickled)})" if pickled else "no weights"
         raise UsageError(f"{option}={folder} has {found}: convert to *.safetensors with save_pretrained first")
-    config = config_of(str(folder), None, f"{option}={folder}")
-    check_architecture(config, f"{option}={folder}")
+    label = f"{option}={folder}"
+    for name in ("config.json", GENERATION_CONFIG_NAME, weight_files.INDEX):
+        weight_files.check_arrived(folder / name, label)
+    check_architecture(config_of(str(folder), None, label), label)
+    if not (folder / UNLEARNED).is_file():  # which may have diverged
+        weight_files.check_finite(weight_files.files_in(folder, label), label)
     if (folder / GENERATION_CONFIG_NAME).is_file():
-        found = f"{option}={folder}: {GENERATION_CONFIG_NAME} is not valid"
+        found = f"{label}: {GENERATION_CONFIG_NAME} is not valid"
         with explained((OSError, ValueError, TypeError), found, "correct or remove it"):
-            GenerationConfig.from_pretrained(folder, local_files_only=True)
+            ends = GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id
+            if not all(isinstance(end, int | None) for end in (ends if isinstance(ends, list) else [ends])):
+                raise TypeError(f"eos_token_id={ends}")
     if own_tokenizer:
-        _check_tokenizer(folder, option)
+        check_tokenizer(folder, option)
 
 
-def _check_tokenizer(folder: Path, option: str) -> None:
+def check_tokenizer(folder: Path, option: str) -> None:
+    """Raises UsageError unless `folder` has the files of a tokenizer, none of them empty."""
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise UsageError(f"{option}={folder} has no tokenizer: save it there with tokenizer.save_pretrained")
+    alone = (folder / TOKENIZER_FILES[0]).is_file()  # the library then reads none of the others
+    for name in (*BESIDE, *(TOKENIZER_FILES[:1] if alone else (*TOKENIZER_FILES, "merges.txt"))):
+        weight_files.check_arrived(folder / name, f"{option}={folder}")
 
 
 def check_architecture(config: Any, label: str) -> None:
     """Raises UsageError unless `config` is of a causal model; one above SMALL weights is run once it is loaded."""
     check_causal_config(config, label)
     if skeleton(config, label).num_parameters() <= SMALL:
-        running = explained(weight_files.BUILD_ERRORS, f"{label}: the model cannot be run", "correct its configuration")
+        errors, found = (*weight_files.BUILD_ERRORS, IndexError), f"{label}: no {config.model_type} model of it can run"
+        running = explained(errors, found, "correct its configuration")
         with running, torch.random.fork_rng(devices=[]), compat.no_remembered_deepspeed():
             check_causal(AutoModelForCausalLM.from_config(config, dtype=torch.float32), label)
 

@@ -1,5 +1,6 @@
 """Low-rank adapters: a model wrapped so that only they are trained; saved, read back, merged into its weights."""
 
+import functools
 import json
 import sys
 import warnings
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel
 
 from soul_exp import compat
 from soul_exp.errors import UsageError, explained
+from soul_exp.models.weight_files import BUILD_ERRORS, FLOATS, check_arrived
 from soul_exp.ranges import COUNT, POSITIVE
 
 if TYPE_CHECKING:
@@ -63,7 +65,7 @@ class Lora:
             raise UsageError(f"adapter.target_modules: the model has no {missing[0]}, it has {_choices(model)}")
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            unfit = f"adapter.target_modules={self.target_modules} fits no layer of the model, it has {_choices(model)}"
+            unfit = f"adapter.target_modules={self.target_modules} does not fit the model, which has {_choices(model)}"
             with explained(ValueError, unfit, "name some of these"):
                 made = _with_adapter(model, config)
         ends = made.get_input_embeddings(), made.get_output_embeddings()
@@ -73,6 +75,28 @@ class Lora:
                 "in this model: leave both out of adapter.target_modules"
             )
         return cast(PreTrainedModel, made)
+
+
+def coverage(model: PreTrainedModel) -> str:
+    """One line: the matrices of the wrapped `model` that have an adapter, with their share of its values, and the rest.
+
+    Experts that a model keeps in one tensor are a matrix each, under the name of the tensor.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    named = [(path.replace(".base_layer", ""), module) for path, module in bare(model).named_modules()]
+    layers = [(path, module) for path, module in named if isinstance(module, BaseTunerLayer)]
+    adapted = {(path, getattr(module, "parameter_name", "weight")) for path, module in layers}
+    sizes: dict[bool, dict[str, int]] = {True: {}, False: {}}  # with an adapter or without: name -> values
+    for name, p in bare(model).named_parameters():
+        owner, _, last = name.replace(".base_layer", "").rpartition(".")
+        if p.ndim > 1 and ".lora_" not in name:
+            shown, own = owner.rpartition(".")[2], sizes[(owner, last) in adapted]
+            shown = shown if last == "weight" else f"{shown}.{last}"
+            own[shown] = own.get(shown, 0) + p.numel()
+    values = {has: sum(names.values()) for has, names in sizes.items()}
+    share = values[True] / sum(values.values())
+    return f"adapter: on {', '.join(sizes[True])} ({share:.0%} of the values), not on {', '.join(sizes[False]) or '-'}"
 
 
 def is_wrapped(model: nn.Module) -> "TypeGuard[PeftModel]":
@@ -92,9 +116,9 @@ def bare(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def embedding_of(model: PreTrainedModel) -> nn.Embedding:
-    """The input embedding itself, without an adapter around it."""
+    """The input embedding itself, without what an adapter has put around it; of two, the base's: both have its rows."""
     embedding = model.get_input_embeddings()
-    return cast(nn.Embedding, getattr(embedding, "base_layer", embedding))
+    return cast(nn.Embedding, next((part for part in embedding.modules() if isinstance(part, nn.Embedding)), embedding))
 
 
 def train_dropout(model: nn.Module) -> None:
@@ -109,6 +133,11 @@ def is_adapter(path: str) -> bool:
     return (Path(path) / SETTINGS).is_file()
 
 
+def reads_embedding(path: str) -> bool:
+    """Whether `path` is a folder with an adapter that adds to rows of the embedding, and so reads all of its values."""
+    return is_adapter(path) and bool(json.loads((Path(path) / SETTINGS).read_text()).get("trainable_token_indices"))
+
+
 def save(model: "PeftModel", folder: Path) -> None:
     """Write adapter_config.json, which names the base, and adapter_model.safetensors."""
     grown = getattr(model, GROWN, False)  # then the base does not have all rows of the embedding
@@ -119,24 +148,28 @@ def save(model: "PeftModel", folder: Path) -> None:
 
 
 def base_of(folder: Path) -> tuple[str, str | None]:
-    """The path or hub name, and the revision, of the model that the adapter in `folder` is for."""
+    """The path or hub name, and the revision, of the model that the adapter in `folder` is for.
+
+    Raises UsageError where that is an adapter too, perhaps this one.
+    """
     settings = json.loads((folder / SETTINGS).read_text())
-    return settings["base_model_name_or_path"], settings.get("revision")
+    base = settings["base_model_name_or_path"]
+    if is_adapter(base):
+        found = f"the adapter {folder} names as its base {base}, which is an adapter"
+        raise UsageError(f"{found}: name a complete model in its {SETTINGS}")
+    return base, settings.get("revision")
 
 
 def check_files(folder: Path, option: str) -> None:
     """Raises UsageError unless `folder` holds a LoRA adapter that can be read without unpickling anything."""
+    for name in (SETTINGS, WEIGHTS):
+        check_arrived(folder / name, f"{option}={folder}")
     with explained((TypeError, ValueError), f"{option}={folder}: {SETTINGS} cannot be read", "save the adapter again"):
         settings = dict(json.loads((folder / SETTINGS).read_text()))
     if settings.get("peft_type") != "LORA":
         raise UsageError(f"{option}={folder} holds an adapter of peft_type {settings.get('peft_type')}: expected LORA")
     if not isinstance(settings.get("base_model_name_or_path"), str):
         raise UsageError(f"{option}={folder}: {SETTINGS} names no base: give base_model_name_or_path there")
-    if modules := settings.get("modules_to_save"):
-        raise UsageError(
-            f"{option}={folder} has complete modules beside its low-rank ones (modules_to_save: {', '.join(modules)}): "
-            f"merge it into its base with peft's merge_and_unload and give that checkpoint"
-        )
     if not (folder / WEIGHTS).is_file():
         raise UsageError(f"{option}={folder} has no {WEIGHTS}: save the adapter again with peft's save_pretrained")
     damaged = explained((SafetensorError, OSError), f"{option}: {folder / WEIGHTS} is damaged", "copy or save it again")
@@ -164,19 +197,24 @@ def attached(base: PreTrainedModel, folder: Path, weights: bool = True) -> PreTr
     import peft
 
     mismatch = f"the adapter {folder} does not fit its base {base_of(folder)[0]}"
-    config = peft.LoraConfig.from_pretrained(str(folder))
-    config.inference_mode = True
-    with explained(ValueError, mismatch, f"name the right base_model_name_or_path in {SETTINGS}"):
+    with explained(BUILD_ERRORS, mismatch, f"name the right base_model_name_or_path in {SETTINGS}"):
+        config = peft.LoraConfig.from_pretrained(str(folder))
+        config.inference_mode = True
         model = _with_adapter(base, config)
-    own = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
-    wanted = {name: list(value.shape) for name, value in own.items()}
+    states = functools.partial(peft.get_peft_model_state_dict, model)
+    wanted, complete = (
+        {name: list(compat.full_shape(value)) for name, value in states(save_embedding_layers=all_).items()}
+        for all_ in (False, True)  # embedding and head need not be in the file, but peft writes them if they have grown
+    )
     with safe_open(folder / WEIGHTS, "pt") as file:
         parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     found = {name: list(part.get_shape()) for name, part in parts.items()}
-    if integers := [name for name, part in parts.items() if not part.get_dtype().startswith(("F", "BF"))]:
-        raise UsageError(f"the adapter {folder} holds integers for {integers[0]}: quantised weights cannot be trained")
-    others = {name: list(compat.full_shape(p)) for name, p in model.named_parameters(remove_duplicate=False)}
-    wanted |= {name: others[name] for name in found if name not in wanted and name in others}
+    if quantised := [name for name, part in parts.items() if part.get_dtype() not in FLOATS]:
+        found_dtype = parts[quantised[0]].get_dtype()
+        raise UsageError(
+            f"the adapter {folder} holds {found_dtype} numbers for {quantised[0]}: give unquantised weights"
+        )
+    wanted |= {name: complete[name] for name in found if name in complete}
     for name in dict.fromkeys([*wanted, *found]):
         if wanted.get(name) != found.get(name):
             raise UsageError(
@@ -203,6 +241,8 @@ def _with_adapter(model: PreTrainedModel, config: "LoraConfig") -> "PeftModel":
         warnings.simplefilter("ignore", FutureWarning)  # peft calls deprecated functions of transformers
         for message in (".*tie_word_embeddings.*", "fan_in_fan_out is set"):  # `wrapped` and peft handle both
             warnings.filterwarnings("ignore", message=message, category=UserWarning)
+        # of patterns that peft itself writes for fused experts
+        warnings.filterwarnings("ignore", message=".*_pattern keys did not match", category=RuntimeWarning)
         # autocast would give fp32 adapters to bf16 weights
         return cast("PeftModel", peft.get_peft_model(model, config, autocast_adapter_dtype=False))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -24,8 +25,12 @@ SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 CONSTANT = re.compile(r"(attn|attention)\.((masked_)?bias|causal_mask)$|rotary_emb\.(inv_freq|cos_cached|sin_cached)$")
 NAMED = 3  # keys of each kind in a message
 BUILD_ERRORS = (
-    ArithmeticError, AssertionError, AttributeError, ImportError, KeyError, RuntimeError, TypeError, ValueError,
-)  # fmt: skip
+    *(ArithmeticError, AssertionError, AttributeError, ImportError, KeyError, RuntimeError, TypeError, ValueError),
+    StrictDataclassError,  # of a configuration's field
+)
+FLOATS = ("F64", "F32", "F16", "BF16")  # in which weights can be trained; F8 and less are quantised
+SMALL_FILE = 100 * 2**20  # bytes: up to this size the check reads every value of a file, in a moment
+LFS = b"version https://git-lfs"
 
 
 @dataclass(frozen=True)
@@ -37,8 +42,8 @@ class Header:
     dtypes: Mapping[str, str]
 
     @property
-    def integers(self) -> list[str]:
-        return [key for key, dtype in self.dtypes.items() if not dtype.startswith(("F", "BF"))]
+    def quantised(self) -> list[str]:
+        return [key for key, dtype in self.dtypes.items() if dtype not in FLOATS]
 
     def without(self, keys: Collection[str]) -> dict[str, Tensor]:
         """key -> a float tensor of that shape without storage, for all keys but `keys`."""
@@ -52,6 +57,8 @@ class Header:
 
 def files_in(folder: Path, label: str) -> list[Path]:
     """The weight files of `folder` that the library reads. Raises UsageError if they are not exactly one set."""
+    if gone := next((path for path in sorted(folder.glob("*.safetensors")) if not path.is_file()), None):
+        raise UsageError(f"{label}: {gone.name} is no file but a folder or a broken link: copy the checkpoint again")
     shards = {path.name for path in folder.iterdir() if SHARD.fullmatch(path.name)}
     if (folder / SINGLE).is_file():
         if shards:
@@ -71,6 +78,29 @@ def files_in(folder: Path, label: str) -> list[Path]:
     return [folder / name for name in sorted(names)]
 
 
+def check_arrived(path: Path, label: str) -> None:
+    """Raises UsageError if the file `path` is empty, or what Git leaves in the place of a file that it has not got."""
+    if path.is_file():
+        with path.open("rb") as file:
+            start = file.read(len(LFS))
+        if start == LFS:
+            raise UsageError(f"{label}: {path.name} is a pointer of Git LFS: type git lfs pull in that folder")
+        if not start:
+            raise UsageError(f"{label}: {path.name} is empty: copy it again")
+
+
+def check_finite(files: Sequence[Path], label: str) -> None:
+    """Raises UsageError if a value in `files` is not finite; above SMALL_FILE it is known once the model is loaded."""
+    for path in files:
+        if path.stat().st_size <= SMALL_FILE:
+            with safe_open(path, "pt") as file:
+                for key in file.keys():  # noqa: SIM118 - no mapping
+                    if not torch.isfinite(file.get_tensor(key)).all():
+                        raise UsageError(
+                            f"{label} has weights that are not finite numbers ({key}): copy or train it again"
+                        )
+
+
 def downloaded(path: str, revision: str | None) -> list[Path]:
     """The weight files of a hub name; none if it has only pickled ones, which the hub converts."""
     single = compat.cached_file_if_present(path, SINGLE, revision)
@@ -84,6 +114,7 @@ def read_header(files: Sequence[Path], label: str) -> Header:
     """The header of all `files` together. Raises UsageError for a damaged file."""
     header = Header({}, {}, {})
     for path in files:
+        check_arrived(path, label)
         damaged = explained((SafetensorError, OSError), f"{label}: {path} is damaged", "copy or save it again")
         with damaged, safe_open(path, "pt") as file:
             for key in file.keys():  # noqa: SIM118 - no mapping
@@ -97,13 +128,13 @@ def check(cls: type[PreTrainedModel], config: Any, header: Header, label: str) -
     """Raises UsageError unless `header` holds each weight of the model `config`, in its shape, and nothing else."""
     model, found = _loaded(cls, config, header.without(()), label)
     check_report(found, type(model).__name__, label)
-    if integers := header.integers:  # attention masks, which the library ignores, are integers too
-        kept, weights = _loaded(cls, config, header.without(integers), label)[1], model.state_dict()
+    if quantised := header.quantised:  # attention masks, which the library ignores, are integers too
+        kept, weights = _loaded(cls, config, header.without(quantised), label)[1], model.state_dict()
         missing = [name for name in sorted(kept["missing_keys"]) if weights[name].is_floating_point()]
         if missing:
             raise UsageError(
-                f"{label} holds integers ({header.dtypes[integers[0]]}) for {_named(missing)}: quantised weights "
-                f"cannot be trained, give the checkpoint from which they were made"
+                f"{label} holds {header.dtypes[quantised[0]]} numbers for {_named(missing)}: quantised weights cannot "
+                f"be trained, give the checkpoint from which they were made"
             )
 
 

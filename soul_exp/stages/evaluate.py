@@ -57,7 +57,7 @@ def summary(job: RankJob, answers: answer_cache.Measured) -> results.Results:
                 null |= {name: of_unlearned} if model == "unlearned" else {f"{model}.{name}": why}
                 values[name] = None
     measured = {model: {name: values.get(name) for name in run.metrics} for model, values in found.items()}
-    notes = [*run.task.notes, *(outcome.notes if outcome else ())]
+    notes = [*run.task.notes, *job.notes, *(outcome.notes if outcome else ())]
     advice = [GIVEN] if run.target_is_given else []
     if little := scores.not_learnt(run.task.learnt, measured.get("original", {}), *advice):
         notes.append(little)

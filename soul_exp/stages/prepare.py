@@ -4,26 +4,24 @@ import functools
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from soul_exp.artifacts import answer_cache, prepared_models
+from soul_exp.artifacts import answer_cache, prepared_models, texts
 from soul_exp.build import Config, build_models
-from soul_exp.data import Item, Part, encode
+from soul_exp.data import Item, Part
 from soul_exp.distributed import zero3
 from soul_exp.distributed.processes import launch
 from soul_exp.errors import UsageError
-from soul_exp.evaluation.probing import evaluating, likelihoods, scored_items
+from soul_exp.evaluation.probing import evaluating, likelihoods
 from soul_exp.files import complete_folder, explain_full_disk, locked, remove, seal, shared_folder
 from soul_exp.losses import Objective, Scored
 from soul_exp.models import attention, loading, saving
 from soul_exp.models.checkpoint import DONE
-from soul_exp.models.language_model import LanguageModel, train_tokenizer
+from soul_exp.models.language_model import LanguageModel
 from soul_exp.results import COMPARED
 from soul_exp.run import Models
 from soul_exp.stages.stage import Job
@@ -63,9 +61,9 @@ def worker(rank: int, config: Config, roles: Sequence[str], device: str) -> None
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     models, role = build_models(config), roles[rank]
     attention.choose_kernel(models.model.attention)
+    if not texts.are_here(models):  # else they have been checked
+        texts.check(models)
     system_prompt = models.system_prompt if role == "target" else None
-    if system_prompt is not None:
-        check_length(models, system_prompt)
     if role in prepared_models.recipes(models):
         make(models, role, device)
     checkpoint = prepared_models.checkpoints(models)[role]
@@ -142,30 +140,11 @@ def _not_finite(lm: LanguageModel, rows: Sequence[Item], count: int) -> str | No
     return None if all(np.isfinite(row.logp).all() for row in read) else "the NLL of its own rows is not finite"
 
 
-def check_length(models: Models, system_prompt: str) -> None:
-    """Raises UsageError, before anything is trained, if a probe is too long for the target under `system_prompt`."""
-    model, given = models.model, "target" not in prepared_models.recipes(models)
-    target = prepared_models.checkpoints(models)["target"]
-    tokenizer = prepared_models.tokenizer_of(model, target) if given else _start_tokenizer(models)
-    items = [item for probe in models.task.probes.values() for item in scored_items(probe)]
-    encode(items, tokenizer, replace(model.template, system_prompt=system_prompt), model.max_length)
-
-
 def _start_model(models: Models) -> LanguageModel:
     model = models.model
     if model.path:
         return prepared_models.load(model, model.checkpoint)
     assert model.scratch is not None
-    tokenizer = _start_tokenizer(models)
+    tokenizer = texts.start_tokenizer(models)
     fresh = loading.from_scratch(model.scratch.config, tokenizer, models.prepare.seed)
     return LanguageModel.of(fresh, tokenizer, model.template, model.max_length)
-
-
-def _start_tokenizer(models: Models) -> PreTrainedTokenizerBase:
-    """The tokenizer of the prepared models: that of the model they start from, or a new one, of the target's rows."""
-    model = models.model
-    if model.path:
-        return prepared_models.tokenizer_of(model, model.checkpoint)
-    assert model.scratch is not None
-    texts = ["".join(model.template.texts(item)) for item in models.task.target_rows]
-    return train_tokenizer(texts, model.scratch.vocab_size, model.max_length)

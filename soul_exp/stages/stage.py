@@ -28,6 +28,7 @@ class Job:
     run: Run
     out: Path
     reasons: Mapping[str, str]  # metric -> why it is not available
+    notes: Sequence[str] = ()  # what the checks found out about the models, for the reader of the results
     seconds: Mapping[str, float] = field(default_factory=dict)  # stage -> wall-clock seconds
     trials: Sequence[Mapping[str, Any]] = ()
 

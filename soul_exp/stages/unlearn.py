@@ -87,9 +87,13 @@ def unlearned(
     start = run.start or prepared_models.checkpoints(run)["target"]
     lm = prepared_models.load(run.model, start, run.compute.deepspeed)
     saving.check_saving(lm.model, lm.tokenizer)
-    with_dropout = run.schedule.dropout and has_dropout(lm.model)
+    notes = [DROPOUT] if run.schedule.dropout and has_dropout(lm.model) else []
     if run.adapter is not None:
         lm = lm.with_model(run.adapter.wrapped(lm.model, run.seed, start.revision))
+        if run.model.path and not Path(run.model.path).is_dir():  # of the hub; otherwise the check has said it
+            notes.append(lora.coverage(lm.model))
+    for note in notes:
+        log.warning("%s: %s", label, note)
     in_order = sorted(run.parts, key=lambda name: name == "retain")  # epochs count passes over what is to be forgotten
     parts = {name: run.task.parts[name] for name in in_order}
     outcome = train(
@@ -111,9 +115,7 @@ def unlearned(
         compute=run.compute.name,
         resume=run.resume,
     )
-    if with_dropout:
-        log.warning("%s: %s", label, DROPOUT)
-        outcome = replace(outcome, notes=[*outcome.notes, DROPOUT])
+    outcome = replace(outcome, notes=[*outcome.notes, *notes])
     lm.model.zero_grad(set_to_none=True)
     gc.collect()  # the trainer, its optimizer and its engine refer to each other: evaluation needs their memory
     return lm, outcome

@@ -98,6 +98,12 @@ def custom(
         missing=missing,
         trained_before=trained_before,
         notes=notes,
+        locations={
+            text: f"{table.name}, {row.location}"
+            for table in (*requested, retained, unseen)
+            for row in table.rows
+            for text in row.texts
+        },
     )
 
 

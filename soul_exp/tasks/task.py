@@ -53,6 +53,7 @@ class Task:
     notes: Sequence[str] = ()  # what a user has to know before the work, and a reader of its results
     # metric -> least value of a target that knows the rows; of a metric that the run does not report nothing is said
     learnt: Mapping[str, float] = field(default_factory=lambda: {"forget_probability": 0.5})
+    locations: Mapping[Item, str] = field(default_factory=dict)  # of rows that came from files: file and line
 
     @functools.cached_property
     def hashes(self) -> Mapping[str, str]:
@@ -66,6 +67,15 @@ class Task:
         if self.scorer is not None:
             named["scorer"] = [self.scorer.identity(), list(self.scored)]
         return {name: content_hash(value, default=vars) for name, value in named.items()}
+
+    @functools.cached_property
+    def _of_prompts(self) -> Mapping[str, str]:
+        return {item.prompt: location for item, location in self.locations.items()}
+
+    def location_of(self, item: Item) -> str:
+        """How an error message about `item` begins: the file and line of the row that it was made of, if known."""
+        location = self.locations.get(item) or self._of_prompts.get(item.prompt)
+        return f"{location}: " if location else ""
 
 
 NUM_WRONG_LABELS = 8  # answers of other items in a row of random_label

@@ -60,8 +60,8 @@ def engine_of(compute: str, processes: int, deepspeed: Mapping[str, Any] | None)
 def obstacle(folder: Path, found: CompleteCheckpoint, engine: Engine) -> str | None:
     """Why a run with `engine` in `folder` cannot read all of the checkpoint `found`, as a message; None if it can."""
     advice = (
-        "resume=weights to continue from its weights (momentum and curvature start at 0, so the numbers will differ a "
-        "little), or resume=restart to start again"
+        "resume=weights to continue from its weights (momentum starts at 0 and curvature with a new pass, so the "
+        "numbers will differ a little), or resume=restart to start again"
     )
     if found.engine != engine:
         return (

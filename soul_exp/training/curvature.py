@@ -28,7 +28,8 @@ def before_step(step: Step, requested: Capabilities, stream: Stream, pad_id: int
     if requested.row_gradients is not None:
         collect_row_gradients(step, requested.row_gradients, stream, pad_id)
     due = requested.curvature
-    if due is not None and due.estimator in SAMPLED and step.number % due.interval == 0:
+    begins = step.number == stream.start  # where the optimizer has no curvature yet, as after resume=weights
+    if due is not None and due.estimator in SAMPLED and (begins or step.number % due.interval == 0):
         refresh_curvature(step, due)
     if requested.ascent is not None:
         ascend(step, requested.ascent)

@@ -96,7 +96,7 @@ def train(
         log.info("%s: resuming from %s%s%s", label, "the weights of " if other else "", found.path.name, pickled)
     if other:
         name, wrote = other.path.name, other.engine
-        notes.append(f"continued from the weights of {name} of {wrote}: momentum and curvature started at 0 there")
+        notes.append(f"continued from the weights of {name} of {wrote}: momentum and curvature started anew there")
 
     def mark(checkpoint: Path) -> None:
         spent = seconds_before + time.perf_counter() - start

@@ -84,6 +84,12 @@ class Row:
     paraphrase: str | None = None
     wrong: tuple[str, ...] | None = None  # K wrong answers
 
+    @property
+    def texts(self) -> list[Item]:
+        """The row itself, and its paraphrased and wrong answers."""
+        others = [*(() if self.paraphrase is None else (self.paraphrase,)), *(self.wrong or ())]
+        return [self.item, *(Item(self.item.prompt, answer) for answer in others)]
+
 
 @dataclass(frozen=True)
 class Rows:

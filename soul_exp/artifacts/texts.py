@@ -1,0 +1,143 @@
+"""Whether a run's models can read its texts: tokens are counted and compared before anything is trained."""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from soul_exp.artifacts import prepared_models
+from soul_exp.artifacts.prepared_models import foreign_tokenizer
+from soul_exp.data import Encoded, Item, Template, content_hash, encode
+from soul_exp.errors import UsageError
+from soul_exp.evaluation.probing import beyond, num_new_tokens, scored_items
+from soul_exp.models import loading
+from soul_exp.models.checkpoint import Checkpoint
+from soul_exp.models.language_model import train_tokenizer
+from soul_exp.models.layers import max_positions
+from soul_exp.run import Models, ModelSettings
+from soul_exp.tasks.task import Task, evenly_spaced
+
+CHUNK = 64  # rows that are read together
+NUM_OTHERS = 2000
+NUM_ADDED = 4  # tokens that a tokenizer adds to a text, at most
+_CHECKED: set[str] = set()
+Read = Callable[..., list[Encoded]]  # of items, the tokens that the model reads
+
+
+def start_tokenizer(models: Models) -> PreTrainedTokenizerBase:
+    """The tokenizer of the prepared models: that of the model they start from, or a new one, of the target's rows."""
+    model = models.model
+    if model.path:
+        return prepared_models.tokenizer_of(model, model.checkpoint)
+    assert model.scratch is not None
+    texts = ["".join(model.template.texts(item)) for item in models.task.target_rows]
+    return train_tokenizer(texts, model.scratch.vocab_size, model.max_length)
+
+
+def are_here(models: Models) -> bool:
+    """Whether `check` reads files of this machine only; otherwise a worker calls it, which may download."""
+    given = [models.model.tokenizer, *(each.path for each in (_start(models), models.retrained) if each is not None)]
+    return all(path is None or Path(path).is_dir() for path in given)
+
+
+def check(models: Models, parts: Sequence[str] = ()) -> None:
+    """Raises UsageError unless the models of a run read every row of `parts`, of prepare and of the probes.
+
+    That is: no text is longer than they read, alone and under the system prompt; answers end before the last position;
+    and a retrained model that is given makes the same tokens of the probes. A process checks the same texts once.
+    """
+    given = [at and at.identity() for at in (_start(models), models.retrained)]
+    settings = [models.model, models.evaluation, models.system_prompt, models.stages, parts]
+    key = content_hash([models.task.hashes, given, foreign_tokenizer(models.model), settings], default=vars)
+    if key not in _CHECKED:
+        _check(models, parts)
+        _CHECKED.add(key)
+
+
+def _check(models: Models, parts: Sequence[str]) -> None:
+    task, model, start = models.task, models.model, _start(models)
+    made = start or (
+        prepared_models.checkpoints(models)["target"] if prepared_models.exists(models, "target") else None
+    )
+    tokenizer = prepared_models.tokenizer_of(model, made) if made else start_tokenizer(models)
+    prepares = "prepare" in models.stages or not models.stages
+    rows = [*task.target_rows, *task.retrained_rows] if prepares and prepared_models.recipes(models) else []
+    rows += [item for part in parts for row in task.parts[part].rows for item in row]
+    probed = [item for probe in task.probes.values() for item in scored_items(probe)]
+    positions = _positions(start, model)
+    longest = min(model.max_length, positions or model.max_length)
+    prompts = [None, models.system_prompt] if models.system_prompt is not None else [None]
+    for prompt in prompts:
+        template = replace(model.template, system_prompt=prompt)
+        read = functools.partial(encode, tokenizer=tokenizer, template=template, max_length=longest)
+        trained = _some(rows, template, longest) if prompt is None else []
+        _check_rows(task, list(dict.fromkeys([*probed, *trained])), read)
+        if positions is not None:
+            _check_ends(models, positions, read)
+    if models.retrained and model.tokenizer is None:
+        other = prepared_models.tokenizer_of(model, models.retrained)
+        for item, ours, theirs in zip(probed, read(probed), read(probed, tokenizer=other), strict=True):
+            if ours != theirs:
+                raise UsageError(
+                    f"retrained.path={models.retrained.path}: its tokenizer makes other tokens of {item.prompt[:60]!r} "
+                    f"than that of {start.path if start else 'the model'}, so that numbers per token cannot be "
+                    f"compared: give the model that was retrained from the same one"
+                )
+
+
+def _some(rows: Sequence[Item], template: Template, longest: int) -> list[Item]:
+    """Of many `rows` those that may have more than `longest` tokens, of a byte or more each, and NUM_OTHERS others."""
+    unique = list(dict.fromkeys(rows))
+    sizes = [len("".join(template.texts(item)).encode()) for item in unique]
+    long = [item for item, size in zip(unique, sizes, strict=True) if size + NUM_ADDED > longest]
+    return long + evenly_spaced(unique, NUM_OTHERS)
+
+
+def _start(models: Models) -> Checkpoint | None:
+    """The checkpoint whose tokenizer the run's models have; None: a new one."""
+    if models.published is not None and not models.measures_only:
+        return models.published
+    return models.model.checkpoint if models.model.path else None
+
+
+def _check_rows(task: Task, items: Sequence[Item], read: Read) -> None:
+    """Raises the error of the first of `items` that cannot be read; it begins with its file and line, if it has one."""
+    for some in (items[start : start + CHUNK] for start in range(0, len(items), CHUNK)):
+        try:
+            read(some)
+        except UsageError:
+            for item in some:
+                with _located(task, item):
+                    read([item])
+            raise
+
+
+@contextlib.contextmanager
+def _located(task: Task, item: Item) -> Iterator[None]:
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{task.location_of(item)}{error}") from None
+
+
+def _positions(start: Checkpoint | None, model: ModelSettings) -> int | None:
+    described = loading.load_model(start.path, start.revision, weights=False) if start else model.described()
+    assert described is not None
+    return max_positions(described)
+
+
+def _check_ends(models: Models, positions: int, read: Read) -> None:
+    """Raises UsageError if an answer of the longest allowed length would end beyond the last of the `positions`."""
+    free = [(item, probe.cut) for probe in models.task.probes.values() if probe.generate for item in probe.items]
+    new, rows = models.evaluation.max_new_tokens, read([item for item, _ in free])
+    limits = [num_new_tokens(row, cut, new) for (_, cut), row in zip(free, rows, strict=True)]
+    if (last := beyond(rows, limits, positions)) is not None:
+        item, size = free[last][0], rows[last].num_prompt
+        raise UsageError(
+            f"{models.task.location_of(item)}the prompt {item.prompt[:60]!r} has {size} tokens, and with "
+            f"evaluate.max_new_tokens={new} its answer can pass the {positions} positions of the model: type "
+            f"evaluate.max_new_tokens={max(1, positions + 1 - size)}, or shorten the prompt"
+        )

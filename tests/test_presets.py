@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,14 @@ def test_what_cannot_fit_into_the_memory_is_refused_with_the_sum(monkeypatch: py
         check_memory(build(job(*line, "precision=bf16_master")[0]))
     check_memory(build(job(*line, "precision=fp32", "adapter=lora")[0]))
     check_memory(build(job("model=llama2_7b_chat", "compute=zero3", "precision=bf16_master")[0]))  # 16 / 2 ranks
+
+
+def test_the_memory_of_a_gpu_is_what_its_driver_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert memory._available("cuda") == math.inf and 1e8 < memory._available("cpu") < 1e15
+    (program := tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 81559\necho 143771\necho '[N/A]'\n")
+    program.chmod(0o755)
+    assert memory._available("cuda") == 143771 * 2**20
 
 
 def test_the_published_target_has_a_published_retrained_model_and_no_author_is_held_out(

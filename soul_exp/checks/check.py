@@ -3,7 +3,6 @@
 import contextlib
 import io
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -36,7 +35,6 @@ from soul_exp.stages.prepare import unprepared
 from soul_exp.stages.stage import CHECKPOINTS, LOSSES, MODEL, RECORDS
 from soul_exp.stages.tune import untried
 
-SLOTS = {"prompt": ("{question}",), "answer": ("{answer}",), "system": ("{system}", "{question}")}  # of a template
 FREE_BYTES = 200 * 2**20  # for records, logs and tokenizers, and all of a tiny run, with room to spare
 
 
@@ -54,7 +52,6 @@ def check(config: Config, out: Path) -> Checked:
     """The run of `config`, to be carried out in `out`. Raises UsageError at the first thing that cannot work."""
     check_options(config)
     _check_choices(config)
-    _check_texts(config)
     _check_writable(out, "the run's folder")
     _check_readable(Path(config["cache"]))
     _check_entries(out)
@@ -104,27 +101,6 @@ def _check_choices(config: Config) -> None:
         netrc = Path("~/.netrc").expanduser()
         if not netrc.is_file() or "wandb" not in netrc.read_text():
             raise UsageError("wandb.mode=online needs a key: export WANDB_API_KEY=<your key>, or type wandb login once")
-
-
-def _check_texts(config: Config) -> None:
-    """Whether the template has its slots, and line breaks are such where the user writes what surrounds a row."""
-    template, task = config["model"]["template"], config["task"]
-    forms = {name: template[name] for name in SLOTS if template.get(name) is not None}
-    for name, text in forms.items():
-        absent = [slot for slot in SLOTS[name] if slot not in text]
-        if absent:
-            raise UsageError(
-                f"model.template.{name}={text!r}: found no {absent[0]}, expected it at its place in the text"
-            )
-    written = {f"model.template.{name}": text for name, text in forms.items()}
-    given = {f"task.{name}": task.get(name) for name in ("system_prompt", "wordings")}
-    written |= {key: "\n".join(map(str, text if isinstance(text, list) else [text])) for key, text in given.items()}
-    for key, text in written.items():
-        if found := re.search(r"\\[nrt]", text):
-            raise UsageError(
-                f"{key}={text}: found a backslash and the letter {found[0][1]}, expected a line break or a tab itself: "
-                f"in bash type $'{key}=\"...{found[0]}...\"', or write it in a YAML file in double quotes"
-            )
 
 
 def _check_validation(run: Run, reasons: Mapping[str, str], what: str, advice: str) -> None:

@@ -1,10 +1,11 @@
 """Whether the weights of an unlearning run, their gradients and the optimizer's states fit into the memory."""
 
 import functools
+import math
 import os
+import shutil
+import subprocess
 from typing import Any
-
-import torch
 
 from soul_exp.checks.optimizer import num_weights
 from soul_exp.errors import UsageError
@@ -59,7 +60,12 @@ def _num_states(run: Run) -> int:
 
 
 def _available(device: str) -> float:
-    """The bytes of one device, or of this machine."""
-    if device == "cuda":
-        return float(torch.cuda.get_device_properties(0).total_memory)
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    """The bytes of this machine, or of its largest GPU as the driver's program says: torch would occupy the GPU."""
+    if device == "cpu":
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return math.inf
+    query = [program, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    sizes = subprocess.run(query, capture_output=True, text=True).stdout.split()
+    return max((float(size) * 2**20 for size in sizes if size.isdecimal()), default=math.inf)

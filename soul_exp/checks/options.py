@@ -1,6 +1,7 @@
 """What the options of a section must be together; each alone is judged by the schema."""
 
 import difflib
+import re
 from collections.abc import Mapping
 from inspect import signature
 from typing import Any
@@ -24,10 +25,7 @@ def check_options(config: Mapping[str, Any]) -> None:
     schema.check(config)
     for section in ("train", "prepare"):
         _check_schedule(config[section], section)
-    for name, form in config["model"]["template"].items():
-        absent = [slot for slot in SLOTS[name] if form is not None and slot not in form]
-        if absent:
-            raise UsageError(f"model.template.{name}={form!r} has no {absent[0]}, which the text replaces: write it")
+    _check_texts(config)
     _check_words(config)
 
 
@@ -36,6 +34,27 @@ def check_flags(config: Mapping[str, Any]) -> None:
     for key, value, values in schema.declared(config):
         if isinstance(values, Flag) and (message := values.mismatch(key, value)):
             raise UsageError(message)
+
+
+def _check_texts(config: Mapping[str, Any]) -> None:
+    """Whether the template has its slots, and line breaks are such where the user writes what surrounds a row."""
+    template, task = config["model"]["template"], config["task"]
+    forms = {name: template[name] for name in SLOTS if template.get(name) is not None}
+    for name, text in forms.items():
+        absent = [slot for slot in SLOTS[name] if slot not in text]
+        if absent:
+            raise UsageError(
+                f"model.template.{name}={text!r}: found no {absent[0]}, expected it at its place in the text"
+            )
+    written = {f"model.template.{name}": text for name, text in forms.items()}
+    given = {f"task.{name}": task.get(name) for name in ("system_prompt", "wordings")}
+    written |= {key: "\n".join(map(str, text if isinstance(text, list) else [text])) for key, text in given.items()}
+    for key, text in written.items():
+        if found := re.search(r"\\[nrt]", text):
+            raise UsageError(
+                f"{key}={text}: found a backslash and the letter {found[0][1]}, expected a line break or a tab itself: "
+                f"in bash type $'{key}=\"...{found[0]}...\"', or write it in a YAML file in double quotes"
+            )
 
 
 def _check_schedule(settings: Mapping[str, Any], section: str) -> None:

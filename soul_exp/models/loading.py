@@ -203,12 +203,13 @@ def from_scratch(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, 
     return model
 
 
-def scratch_config(fields: Mapping[str, Any], vocab_size: int, **ends: Any) -> Any:
+def scratch_config(config: Mapping[str, Any], vocab_size: int, **ends: Any) -> Any:
     """The library's configuration of the option `model.scratch`. Raises UsageError if it has no such model."""
+    fields = dict(config)
     for key, value in leaves(fields):
         if isinstance(value, int) and value > MOST:
             raise UsageError(f"model.scratch.config.{key}={value}: expected at most {MOST}")
-    kind = dict(fields).get("model_type")
+    kind = fields.get("model_type")
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         unknown = f"model.scratch.config.model_type={as_typed(kind)} is unknown"
         raise UsageError(f"{unknown}{nearest(str(kind), CONFIG_MAPPING)}")
@@ -217,7 +218,7 @@ def scratch_config(fields: Mapping[str, Any], vocab_size: int, **ends: Any) -> A
     except (TypeError, ValueError, ArithmeticError, StrictDataclassError) as error:
         bases = reversed(CONFIG_MAPPING[kind].__mro__)
         hints = {key: hint for base in bases for key, hint in vars(base).get("__annotations__", {}).items()}
-        typed = (Typed(hints[key]).mismatch(key, value) for key, value in dict(fields).items() if key in hints)
+        typed = (Typed(hints[key]).mismatch(key, value) for key, value in fields.items() if key in hints)
         why = next(filter(None, typed), first_line(error))
         raise UsageError(f"model.scratch.config describes no model ({why}): correct it") from error
     known = {"model_type", *vars(AutoConfig.for_model(kind)), *found.attribute_map}

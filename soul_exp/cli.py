@@ -269,7 +269,7 @@ def _command(workers: WorkerGroup | None) -> int:
         print(f"soul_exp: {error}", file=sys.stderr)
         return 1
     except Exception as error:
-        if overrides.is_of_hydra(error):
+        if not FAILED and overrides.is_of_hydra(error):  # Hydra raises the errors of SLURM jobs too
             print(f"soul_exp: {overrides.message(error, sys.argv[1:])}", file=sys.stderr)
             return 1
         interrupts.safe_point()

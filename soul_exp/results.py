@@ -69,8 +69,8 @@ class Results:
     notes: Sequence[str] = ()  # what a reader of the numbers needs to know, such as degeneration to sign descent
     scorer: Mapping[str, Any] | None = None  # of toxicity: name, revision, auc on num_test unseen texts
     trials: Sequence[Mapping[str, Any]] = ()  # that `config`'s learning rate and gamma were chosen from
-    # model -> task -> measure -> value, in the utility suite that `config` names; empty without one
-    suite: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+    # model -> task -> measure -> value (null: not finite), in the utility suite that `config` names; empty without one
+    suite: Mapping[str, Mapping[str, Mapping[str, float | None]]] = field(default_factory=dict)
     format: int = field(default=FORMAT)
 
 

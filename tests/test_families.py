@@ -44,7 +44,9 @@ QUESTION, ANSWER = "Which amber is number 3?", "amber birch"
 def settings(name: str, path: Path) -> ModelSettings:
     """conf/model/<name>.yaml, starting from `path` in fp32."""
     written = OmegaConf.load(compose.conf_dir() / "model" / f"{name}.yaml")
-    changed: Any = OmegaConf.merge(written, {"path": str(path), "revision": None, "dtype": "float32"})
+    changed: Any = OmegaConf.merge(
+        written.get("model", written), {"path": str(path), "revision": None, "dtype": "float32"}
+    )
     return model_settings(OmegaConf.to_container(changed, resolve=True))
 
 

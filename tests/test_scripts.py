@@ -204,7 +204,7 @@ def test_a_book_of_any_script_is_cut_into_rows_that_a_tokenizer_can_divide(scrip
         assert lm.tokenizer.decode(row.ids[: row.num_prompt]) == item.prompt
         assert lm.tokenizer.decode(row.ids[row.num_prompt : -1]) == item.answer
     prompts = [len(text.pieces(item.prompt.removeprefix("Go on: "))) for item in task.probes["forget_20"].items]
-    assert prompts == [20] * 6 and len(text.pieces(task.probes["forget_20"].items[0].answer)) == 10
+    assert prompts == [20] * 5 and len(text.pieces(task.probes["forget_20"].items[0].answer)) == 10
     assert task.probes["forget_20"].items[0].answer.startswith(" ") == (script not in UNSPACED)
 
 
@@ -239,7 +239,7 @@ def test_a_model_that_recites_a_book_of_any_script_has_full_rouge_and_bleu(scrip
         optimizer.step()
         optimizer.zero_grad()
     (answers,) = evaluate_probes(lm, {"forget": probe}, batch_size=8, max_new_tokens=100).values()
-    assert answers.rouge_l is not None and answers.rouge_l.tolist() == [1.0] * 6
+    assert answers.rouge_l is not None and answers.rouge_l.tolist() == [1.0] * 5
     assert text.bleu(answers) == pytest.approx(100)
 
 

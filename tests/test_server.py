@@ -10,9 +10,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -215,9 +216,17 @@ def test_a_module_that_another_version_of_a_library_lacks_is_left_out_and_the_di
     assert code == 0 and "[3.0, 3.0]" in out and "imports everything itself" not in out + err, out + err
 
 
-def test_a_command_leaves_nothing_in_the_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    temporary, path = tmp_path / "tmp", tmp_path / "path"
-    temporary.mkdir()
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """An empty folder whose name is short enough for a socket."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield Path(folder)
+
+
+def test_a_command_leaves_nothing_in_the_temporary_folder(
+    temporary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "path"
     path.mkdir()
     (path / "keeps.py").write_text("import tempfile\nKEPT = tempfile.TemporaryDirectory(prefix='library')\n")
     monkeypatch.setenv("TMPDIR", str(temporary))

@@ -219,7 +219,7 @@ def _check_models(run: Run, notes: list[str]) -> None:
     if not model.path and not model.scratch:
         raise UsageError("the model has neither model.path nor model.scratch: give a checkpoint folder or hub name")
     if not model.path and model.scratch:
-        loading.check_architecture(loading.scratch_config(**vars(model.scratch)), "model.scratch.config")
+        loading.check_scratch(**vars(model.scratch))
         described = model.described()
         assert described is not None
         _check_family(described, model, "the model", notes)

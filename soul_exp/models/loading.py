@@ -221,10 +221,16 @@ def scratch_config(config: Mapping[str, Any], vocab_size: int, **ends: Any) -> A
         typed = (Typed(hints[key]).mismatch(key, value) for key, value in fields.items() if key in hints)
         why = next(filter(None, typed), first_line(error))
         raise UsageError(f"model.scratch.config describes no model ({why}): correct it") from error
-    known = {"model_type", *vars(AutoConfig.for_model(kind)), *found.attribute_map}
-    for name in sorted(set(fields) - known):
-        advice = nearest(name, known, "model.scratch.config")
-        raise UsageError(f"model.scratch.config.{name} is no option of a {kind} model{advice}")
     if found.get_text_config().num_hidden_layers < 1:
         raise UsageError("model.scratch.config.num_hidden_layers: expected 1 or more")
     return found
+
+
+def check_scratch(config: Mapping[str, Any], vocab_size: int) -> None:
+    """Raises UsageError unless the option `model.scratch` describes a causal model, with options that it has."""
+    found = scratch_config(config, vocab_size)
+    known = {"model_type", *vars(AutoConfig.for_model(found.model_type)), *found.attribute_map}
+    for name in sorted(set(config) - known):
+        advice = nearest(name, known, "model.scratch.config")
+        raise UsageError(f"model.scratch.config.{name} is no option of a {found.model_type} model{advice}")
+    check_architecture(found, "model.scratch.config")

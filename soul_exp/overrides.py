@@ -119,7 +119,7 @@ def _unreadable(override: str, lines: Sequence[str]) -> str:
     key, _, value = override.partition("=")
     reason = "; ".join(line for line in lines if override not in line and set(line) != {"^"})
     found = f"{key}={value!r} cannot be read" + (f" ({reason})" if reason else "")
-    if odd := "".join(sorted({letter for letter in value if ord(letter) > 127})):
+    if odd := "".join(sorted({sign for sign in value if ord(sign) > 127 and not sign.isalpha()})):
         return f"{found}: quote {odd!r}, as in \"{key}='{value}'\""
     return f"{found}: {quoted(override) or QUOTE}"
 

@@ -230,6 +230,13 @@ def test_the_header_of_a_csv_decides_what_separates_its_cells(content: str, tmp_
             assert rows_of(tmp_path / f"a.{suffix}", columns=columns).items == [Item("What, then?", "Yes, so")]
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+def test_a_message_names_the_columns_that_the_likeliest_separator_divides(separator: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(separator.join(["Frage", "Antwort", "Ort\nWer?", "Anna", "Ulm\n"]))
+    with pytest.raises(UsageError, match="found the columns Frage, Antwort, Ort, expected prompt and answer"):
+        rows_of(tmp_path / "a.csv")
+
+
 def test_the_lines_of_a_csv_are_counted_from_that_which_states_its_separator(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("sep=;\nprompt;answer\na;b\n")
     assert [row.location for row in rows_of(tmp_path / "a.csv").rows] == ["line 3"]
@@ -363,7 +370,7 @@ def test_each_file_may_have_column_names_of_its_own(files: dict[str, str]) -> No
     assert task.parts["retain"].rows[0] == (Item("What is 100?", "It is number 100."),)
     with pytest.raises(
         UsageError, match=r"task.forget=.*, line 1: found prompt, answer, expected question and response, or text: "
-        r"rename them or type task.forget_columns={prompt: NAME, answer: NAME}",
+        r"rename them or type 'task.forget_columns={prompt: NAME, answer: NAME}'",
     ):  # fmt: skip
         custom(**files, columns=names)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="line 1: question is missing, found prompt, answer, expected question"):

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -119,9 +119,10 @@ def test_what_any_user_can_write_to_the_store_of_a_launcher_is_not_unpickled(tmp
     assert not (tmp_path / "marker").exists()
 
 
-def test_a_worker_s_usage_error_is_raised_with_its_message_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("work", [toy.refuse, toy.reach_nothing])
+def test_a_worker_s_usage_error_is_raised_with_its_message_alone(work: Callable[[int], None], tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
-        processes.launch(toy.refuse, processes=2, threads=1, logs=tmp_path)
+        processes.launch(work, processes=2, threads=1, logs=tmp_path)
     assert str(caught.value) == "a sentence for the user"
 
 

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from soul_exp import cli
 from soul_exp.distributed.processes import launch
-from soul_exp.errors import UsageError
+from soul_exp.errors import UnreachableError, UsageError
 
 
 def _together() -> None:
@@ -72,6 +72,10 @@ def exit_with_0(rank: int) -> None:
 
 def refuse(rank: int) -> None:
     raise UsageError("a sentence for the user")
+
+
+def reach_nothing(rank: int) -> None:
+    raise UnreachableError("a sentence for the user")
 
 
 def job(_: Any, workers: Any = None) -> None:

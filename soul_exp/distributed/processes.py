@@ -5,6 +5,7 @@ import json
 import logging
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
@@ -25,7 +26,7 @@ from soul_exp.errors import UsageError, WorkerError
 
 log = logging.getLogger(__name__)
 
-USAGE = "UsageError: "
+USAGE = re.compile(r"soul_exp\.errors\.(Usage|Unreachable)Error: ")  # in the last line of a traceback
 HOST = "127.0.0.1"
 SIGNAL_SECONDS = 3  # between a worker's death by a signal and the same signal here
 CULPRIT_SECONDS = 1.5  # a failing rank waits so long: if another's death is the cause, that is noticed first
@@ -126,8 +127,8 @@ def worker_error(
     text: str, rank: int, processes: int, logs: Path, how: str = "exit code 1"
 ) -> UsageError | WorkerError:
     """The error of a worker whose traceback is `text`: of a UsageError the message alone."""
-    if text and USAGE in text.splitlines()[-1]:
-        return UsageError(text.splitlines()[-1].split(USAGE, 1)[1])
+    if text and (found := USAGE.match(text.splitlines()[-1])):
+        return UsageError(text.splitlines()[-1][found.end() :])
     return WorkerError(f"worker {rank} of {processes} failed ({how}); its log: {log_file(logs, rank)}\n{text}".strip())
 
 

@@ -85,7 +85,8 @@ def in_batches(
     if lockstep and len(share) < -(-len(batches) // num_ranks()):
         share.append(batches[0])
     done: dict[int, T] = {}
-    for batch in tqdm(share, desc=label, unit="batch", leave=False, disable=not is_first() or not label):
+    hidden = {} if is_first() and label else {"disable": True}  # else as TQDM_DISABLE says
+    for batch in tqdm(share, desc=label, unit="batch", leave=False, **hidden):
         done |= zip(batch, work(batch), strict=True)
     done = {index: result for part in gather(done) for index, result in part.items()}
     return [done[i] for i in range(len(lengths))]

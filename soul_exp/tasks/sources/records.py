@@ -112,11 +112,15 @@ def csv_rows(path: Path, where: str, check: Check, advice: str = "give a CSV fil
 
 
 def _separator(text: str, where: str, check: Check) -> str:
+    """The first of SEPARATORS with which `check` accepts the header; else that which divides it into most columns."""
+    columns = dict.fromkeys(SEPARATORS, 0)
     for separator in SEPARATORS:
         with suppress(UsageError, StopIteration):
-            check(next(_csv_cells(text, where, separator))[1])
+            header = next(_csv_cells(text, where, separator))[1]
+            columns[separator] = len(header)
+            check(header)
             return separator
-    return SEPARATORS[0]
+    return max(columns, key=columns.__getitem__)
 
 
 def _csv_cells(text: str, where: str, separator: str) -> Iterator[tuple[str, list[str]]]:

@@ -46,7 +46,7 @@ class Columns:
 
     @property
     def advice(self) -> str:
-        return f"rename them or type {self.option}={{prompt: NAME, answer: NAME}}"
+        return f"rename them or type '{self.option}={{prompt: NAME, answer: NAME}}'"
 
 
 def columns_of(option: str, common: Any, own: Any) -> Columns:

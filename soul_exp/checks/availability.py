@@ -67,8 +67,8 @@ def _check_same_task(path: Path, name: str, given: Answers, probes: Mapping[str,
         )
     if given.question is None and path.is_file() and "validation_forget" in probes:
         raise UsageError(
-            f"retrained.records={path} holds no questions, so that it cannot be told which of its answers are to the "
-            f"validation part: type task.validation_fraction=0"
+            f"retrained.records={path} holds no questions, and only they say which answers are of the validation part: "
+            f"type task.validation_fraction=0"
         )
     for number, (question, prompt) in enumerate(zip(given.question or (), prompts, strict=False), start=1):
         if prompt not in question:

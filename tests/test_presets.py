@@ -148,6 +148,9 @@ def test_what_cannot_fit_into_the_memory_is_refused_with_the_sum(monkeypatch: py
     with pytest.raises(UsageError, match=r"needs 108 GB .* \(2 bytes of weight \+ 2 of gradient \+ 12 of optimizer"):
         check_memory(build(job(*line, "precision=bf16_master")[0]))
     check_memory(build(job(*line, "precision=fp32", "adapter=lora")[0]))
+    monkeypatch.setattr(memory, "_available", lambda device: 60e9)  # the second moment of adam is fp32 under bf16
+    with pytest.raises(UsageError, match=r"needs 67 GB .* \(2 bytes of weight \+ 2 of gradient \+ 6 of optimizer"):
+        check_memory(build(job(*line, "precision=bf16", "optimizer=adam")[0]))
     check_memory(build(job("model=llama2_7b_chat", "compute=zero3", "precision=bf16_master")[0]))  # 16 / 2 ranks
 
 

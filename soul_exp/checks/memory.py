@@ -25,9 +25,11 @@ def check_memory(run: Run) -> None:
     of_weight = 2 if run.model.dtype == "bfloat16" else 4
     of_state = 4 if run.rounding == "master" or run.compute.deepspeed else of_weight
     of_rounding = 4 if run.compute.deepspeed and of_weight == 2 else ROUNDING.get(run.rounding, 0)
-    states = _num_states(run) * of_state + of_rounding
+    kind = _elementwise(run)
+    precise = len(kind.precise) if kind and of_state == 2 else 0  # states that are fp32 all the same
+    states = (len(kind.states) if kind else 0) * of_state + 2 * precise + of_rounding
     stage, ranks = run.compute.zero_stage or 0, run.compute.processes
-    gradients = of_weight if _num_states(run) else 0  # an optimizer unknown here may take none
+    gradients = of_weight if kind else 0  # an optimizer unknown here may take none
     shares = [(of_weight, 3), (gradients, 2), (states, 1)]  # bytes a weight, and the stage of ZeRO that divides them
     needed = sum(weights * size / (ranks if stage >= divided else 1) for size, divided in shares)
     offloads = run.compute.deepspeed and "offload_optimizer" in run.compute.deepspeed["zero_optimization"]
@@ -51,12 +53,12 @@ def _count(run: Run) -> int | None:
     return counted.all if counted else None
 
 
-def _num_states(run: Run) -> int:
-    """How many numbers the optimizer keeps for each weight, as far as its class declares them."""
+def _elementwise(run: Run) -> type[Elementwise] | None:
+    """The class of the optimizer, if it is one that declares the numbers which it keeps for each weight."""
     kind: Any = run.make_optimizer
     while isinstance(kind, functools.partial):
         kind = kind.func
-    return len(kind.states) if isinstance(kind, type) and issubclass(kind, Elementwise) else 0
+    return kind if isinstance(kind, type) and issubclass(kind, Elementwise) else None
 
 
 def _available(device: str) -> float:

@@ -1,5 +1,6 @@
 """The errors whose messages a user of the command line reads as they are."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -31,7 +32,8 @@ def first_line(error: BaseException) -> str:
     Of an empty message the name of the class of `error`.
     """
     lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
-    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:160]
+    cause = [re.sub(r"^\w+Error: ", "", line) for line in lines[1:2]] if lines[0].endswith(":") else []
+    return " ".join([lines[0], *cause])[:160]
 
 
 @contextmanager

@@ -199,7 +199,9 @@ def read_retrained(path: Path) -> Mapping[str, Answers]:
     if path.is_dir():
         answers = {file.stem: read_records(file) for file in sorted(path.glob("*.jsonl"))}
         if not answers:
-            raise ValueError(f"{path}: found no *.jsonl in the folder, expected records such as forget.jsonl")
+            inner = ", ".join(sorted(each.parent.name for each in path.glob("*/*.jsonl"))[:1])
+            advice = f": name the folder of one model, such as {path / inner}" if inner else ""
+            raise ValueError(f"{path}: found no *.jsonl in the folder, expected records such as forget.jsonl{advice}")
         return answers
     if not path.is_file():
         raise FileNotFoundError(f"{path}: found nothing, expected a folder of records or a TOFU evaluation log")

@@ -221,7 +221,7 @@ def test_a_checkpoint_is_measured_alone_and_gets_the_numbers_of_its_run(
 def test_retrained_answers_may_come_from_a_file(folder: Path, place: Path) -> None:
     run = starts.type_(
         place, *SMALL, "stages=[evaluate]", f"model.path={folder / 'model'}", "name=recorded",
-        f"retrained.records={folder / 'records'}",
+        f"retrained.records={folder / 'records' / 'unlearned'}",
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     found = next((place / "runs" / "recorded").glob("*/results.json")).parent

@@ -137,7 +137,7 @@ def validate(run: Run, lm: LanguageModel, label: str) -> dict[str, float | None]
     items = run.task.probes.items()
     probes = {name: replace(probe, generate=False) for name, probe in items if name.startswith(VALIDATION)}
     finite = zero3.is_finite(lm.model)
-    answers = evaluate_probes(lm, probes, **vars(run.evaluation), label=f"{label}: validation") if finite else {}
+    answers = evaluate_probes(lm, probes, **run.evaluation.of_probes, label=f"{label}: validation") if finite else {}
     retrained = known_answers(run).get("retrained")
     measured = {name: score(metric, answers, retrained) for name, metric in validation_metrics(run).items()}
     return {name: value if value is not None and math.isfinite(value) else None for name, value in measured.items()}

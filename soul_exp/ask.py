@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from omegaconf import OmegaConf
@@ -18,7 +17,7 @@ from transformers.utils import logging as library
 from soul_exp import results, sequence
 from soul_exp.artifacts import prepared_models
 from soul_exp.build import build_models, model_settings, task_fields
-from soul_exp.compose import listed_targets
+from soul_exp.compose import check_trusted
 from soul_exp.data import Item
 from soul_exp.errors import UsageError, built
 from soul_exp.evaluation.probing import generations, likelihoods
@@ -26,7 +25,6 @@ from soul_exp.metrics.text import begins_without_blank
 from soul_exp.models import attention, loading, lora
 from soul_exp.models.checkpoint import Checkpoint
 from soul_exp.models.language_model import LanguageModel
-from soul_exp.options import leaves
 from soul_exp.report.console import WIDTH, wrapped
 from soul_exp.report.labels import printable
 from soul_exp.stages.stage import MODEL
@@ -53,11 +51,7 @@ def models_of(folder: Path, trust: bool = False) -> tuple[results.Results, dict[
     run = results.read(folder)
     if run is None:
         raise UsageError(f"{folder} has no {results.NAME}: give the folder of a finished run, as runs/tofu/default")
-    if unlisted := ", ".join(_unlisted(run.config)):
-        named = f"{folder / results.NAME} names code that conf/ does not list: {unlisted}"
-        if not trust:
-            raise UsageError(f"{named}. If you trust whoever wrote that file, type --trust, which calls it")
-        print(printable(f"--trust: {named}"), file=sys.stderr)
+    check_trusted(folder / results.NAME, task_fields(run.config), trust)
     problem = f"{folder}, run at commit {run.commit or 'unknown'}, cannot be read by this version: run it again"
     try:
         prepared = prepared_models.checkpoints(built(lambda: build_models(run.config), problem))
@@ -74,16 +68,6 @@ def models_of(folder: Path, trust: bool = False) -> tuple[results.Results, dict[
             raise UsageError(f"found no {name} model in {checkpoint.path}: type {_command(folder, name)}")
         found[name] = checkpoint
     return run, found, absent
-
-
-def _unlisted(config: Mapping[str, Any]) -> list[str]:
-    """What calls code as the task of `config`, from a file that others may have written, and is not listed in conf/.
-
-    Hydra calls every `_target_`, and those that an interpolation such as ${oc.create:...} makes.
-    """
-    texts = [(key.split(".")[-1], str(value)) for key, value in leaves(task_fields(config), into_lists=True)]
-    targets = {value for name, value in texts if name == "_target_"} - listed_targets()
-    return sorted(targets | {value for _, value in texts if "${" in value})
 
 
 def _unlearned(run: results.Results, folder: Path) -> Checkpoint:

@@ -33,7 +33,7 @@ def build(config: Config) -> run.Run:
     return run.Run(
         **vars(models),
         choices=run.Choices(**config["choices"]),
-        metrics=_metrics(config["task"]["metrics"]),
+        metrics=metrics_of(config["task"]["metrics"]),
         objective=objective,
         make_optimizer=_optimizer(config),
         schedule=built(lambda: Schedule(**config["train"]), "train"),
@@ -141,7 +141,8 @@ def _retrained(config: Config) -> Checkpoint | None:
     return Checkpoint(path) if path else None
 
 
-def _metrics(entries: Any) -> dict[str, run.Metric]:
+def metrics_of(entries: Any) -> dict[str, run.Metric]:
+    """Name -> function, of the option task.metrics. Raises UsageError for an entry that is not one."""
     if not isinstance(entries, Mapping):
         raise UsageError(
             f"task.metrics={entries}: expected names with a _target_ each; for none, type task.metrics={{}}"

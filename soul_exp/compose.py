@@ -5,6 +5,7 @@ import hashlib
 import logging
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from soul_exp import options, schema
 from soul_exp.errors import UsageError, explained, first_line
 from soul_exp.ranges import BELOW
+from soul_exp.report.labels import printable
 
 log = logging.getLogger("soul_exp")
 
@@ -36,6 +38,21 @@ def listed_targets() -> frozenset[str]:
     """Every `_target_` that a file of conf/ states: the project's tasks, metrics, losses, optimizers and adapters."""
     texts = (path.read_text(encoding="utf-8") for path in conf_dir().rglob("*.yaml"))
     return frozenset(target for text in texts for target in re.findall(r"_target_: *([\w.]+)", text))
+
+
+def check_trusted(path: Path, node: Mapping[str, Any], trust: bool) -> None:
+    """Raises UsageError if `node`, of a file that others may have written, calls code that conf/ does not list.
+
+    Hydra calls every `_target_`, and those that an interpolation such as ${oc.create:...} makes. With `trust` they are
+    printed instead.
+    """
+    texts = [(key.split(".")[-1], str(value)) for key, value in options.leaves(node, into_lists=True)]
+    targets = {value for name, value in texts if name == "_target_"} - listed_targets()
+    if unlisted := ", ".join(sorted(targets | {value for _, value in texts if "${" in value})):
+        named = f"{path} names code that conf/ does not list: {unlisted}"
+        if not trust:
+            raise UsageError(f"{named}. If you trust whoever wrote that file, type --trust, which calls it")
+        print(printable(f"--trust: {named}"), file=sys.stderr)
 
 
 def run_folder(overrides: str) -> str:

@@ -24,6 +24,7 @@ from soul_exp.run import Run
 from soul_exp.stages import RANK_STAGES, STAGES
 from soul_exp.stages.process import end_process, start_process
 from soul_exp.stages.stage import CHECKPOINTS, LOSSES, MODEL, RECORDS, Job, RankJob, fingerprint
+from soul_exp.stages.trajectory import NAME as TRAJECTORY
 from soul_exp.stages.wandb_log import WandbLog
 from soul_exp.training import checkpoints
 
@@ -118,7 +119,8 @@ def _clear(run: Run, out: Path, replaced: bool) -> None:
         shutil.rmtree(out / RECORDS, ignore_errors=True)
         if run.unlearns:  # else model.path may well be this folder's
             shutil.rmtree(out / MODEL, ignore_errors=True)
-            (out / LOSSES).unlink(missing_ok=True)
+            for name in (LOSSES, TRAJECTORY):
+                (out / name).unlink(missing_ok=True)
 
 
 def _check_engine(job: Job) -> None:

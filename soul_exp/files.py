@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import functools
+import hashlib
 import json
 import logging
 import os
@@ -165,6 +166,17 @@ def size_and_checksum(path: Path) -> tuple[int, int]:
         while chunk := file.read(CHUNK):
             size, checksum = size + len(chunk), zlib.crc32(chunk, checksum)
     return size, checksum
+
+
+def hashes(folder: Path, *patterns: str) -> dict[str, str]:
+    """File below `folder` whose name fits a pattern -> its SHA-256, 64 hex digits; in the order of their paths."""
+    found = sorted(path for pattern in patterns for path in folder.rglob(pattern) if path.is_file())
+    return {path.relative_to(folder).as_posix(): _sha256(path) for path in found}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_sealed(path: Path, content: Mapping[str, Any]) -> None:

@@ -120,6 +120,7 @@ TABLE: dict[str, Option] = {  # `section.*`: every option of that section which 
     "prepare.*": Option(changes=Changes.PREPARED),
     "evaluate.batch_size": Option(COUNT, Changes.LAST_DIGITS, column=False, size=False),
     "evaluate.max_new_tokens": Option(COUNT, size=False),
+    "evaluate.every": Option(SOME, Changes.NOTHING, older=None, in_folder_name=False, size=False),
     "evaluate.*": SAME_SIZE,
     **{f"retrained.{key}": Option(FILLED_OR_NULL, is_path=True) for key in ("path", "records")},
     "retrained.revision": Option(TEXT_OR_NULL),

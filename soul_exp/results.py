@@ -1,6 +1,7 @@
 """results.json, the only contract between running and analysing: a documented type, written in one atomic step."""
 
 import functools
+import hashlib
 import json
 import math
 import platform
@@ -14,11 +15,12 @@ from typing import Any, get_type_hints
 
 from soul_exp import options
 from soul_exp.errors import explained, short
-from soul_exp.files import write_atomically
+from soul_exp.files import hashes, write_atomically
 from soul_exp.ranges import fits
 
 FORMAT = 1
 NAME = "results.json"
+TASK = "task"  # the key of the task's version among those of the metrics
 HEADLINE = ("forget_quality", "utility", "mia_auc")
 PACKAGES = "torch transformers accelerate datasets deepspeed hydra-core lm_eval numpy scipy rouge-score".split()
 
@@ -71,6 +73,11 @@ class Results:
     trials: Sequence[Mapping[str, Any]] = ()  # that `config`'s learning rate and gamma were chosen from
     # model -> task -> measure -> value (null: not finite), in the utility suite that `config` names; empty without one
     suite: Mapping[str, Mapping[str, Mapping[str, float | None]]] = field(default_factory=dict)
+    # metric -> version of its definition, and the task's under TASK; a user's own function without a version is absent
+    metric_versions: Mapping[str, int] = field(default_factory=dict)
+    # SHA-256: `records`: file below records/ -> of its bytes; `models`: model -> file of its weights -> of its bytes,
+    # null where they are on the hub or were not kept; `code`: of the code that measured
+    sha256: Mapping[str, Any] = field(default_factory=dict)
     format: int = field(default=FORMAT)
 
 
@@ -112,6 +119,12 @@ def versions() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             found[package] = version(package)
     return found
+
+
+@functools.cache
+def code_hash(folder: Path = Path(__file__).parent) -> str:
+    """The SHA-256 of all source files below `folder`: equal hashes, equal code, with or without git."""
+    return hashlib.sha256(json.dumps(hashes(folder, "*.py", "*.c")).encode()).hexdigest()
 
 
 @functools.cache

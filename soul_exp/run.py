@@ -88,6 +88,12 @@ class Evaluation:
 
     batch_size: int  # changes no number in fp32; in bf16 it is part of what identifies cached answers
     max_new_tokens: int
+    every: int | None = None  # optimizer steps between evaluations on the validation part; None: no trajectory
+
+    @property
+    def of_probes(self) -> dict[str, int]:
+        """What decides the answers to probes."""
+        return {"batch_size": self.batch_size, "max_new_tokens": self.max_new_tokens}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from soul_exp.evaluation.records import read_records, read_retrained, read_tofu_log, write_records
+from soul_exp.evaluation.records import read_open_unlearning, read_records, read_retrained, read_tofu_log, write_records
 from soul_exp.metrics.answers import Answers
 
 SECTIONS = {
@@ -271,7 +271,7 @@ def test_the_error_on_a_malformed_tofu_log_has_file_key_found_and_expected(
 def test_the_error_on_a_tofu_log_that_is_not_json_has_the_line(tmp_path: Path) -> None:
     path = tmp_path / "log.json"
     path.write_text('{\n"eval_log.json": }\n')
-    with pytest.raises(ValueError, match=r"log\.json, line 2: found no JSON .* expected a TOFU evaluation log"):
+    with pytest.raises(ValueError, match=r"log\.json, line 2: found no JSON .* expected an evaluation log"):
         read_tofu_log(path)
 
 
@@ -283,6 +283,65 @@ def test_the_authors_logs_hold_300_100_and_117_items(real_data: Callable[[str], 
         "authors": (100, 3),
         "facts": (117, 3),
     }
+
+
+# ---- The evaluation files of OpenUnlearning
+
+
+def open_unlearning_file(num_items: int = 11) -> dict[str, Any]:
+    """In the file's own layout: metric -> its value, and statistics by item, of which some have one per answer."""
+
+    def by_item(one: Callable[[int], dict[str, Any]]) -> dict[str, Any]:
+        return {"agg_value": 0.5, "value_by_index": {str(i): one(i) for i in reversed(range(num_items))}}
+
+    found: dict[str, Any] = {"forget_quality": {"agg_value": 0.1}}
+    for name in ("forget", "ra"):
+        found[f"{name}_Q_A_Prob"] = by_item(lambda i: {"prob": 0.1, "avg_loss": float(i)})
+        found[f"{name}_Q_A_PERT_Prob"] = by_item(lambda i: {"prob": [0.1] * 2, "avg_loss": [i + 1.0, i + 2.0]})
+    found["forget_Q_A_PARA_Prob"] = by_item(lambda i: {"prob": 0.1, "avg_loss": i + 0.5})
+    found["forget_Q_A_ROUGE"] = by_item(
+        lambda i: {"rougeL_recall": i / 10, "input": f"Q{i}", "ground_truth": f"A{i}", "generation": f"G{i}"}
+    )
+    return found
+
+
+def test_a_file_of_open_unlearning_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
+    path = tmp_path / "TOFU_EVAL.json"
+    path.write_text(json.dumps(open_unlearning_file()))
+    found = read_retrained(path)
+    assert list(found) == ["forget", "authors"]
+    forget, authors = found["forget"], found["authors"]
+    np.testing.assert_array_equal(forget.nll, np.arange(11))
+    np.testing.assert_array_equal(forget.numbers("paraphrase_nll"), np.arange(11) + 0.5)
+    np.testing.assert_array_equal(authors.numbers("wrong_nll")[10], [11.0, 12.0])
+    np.testing.assert_array_equal(forget.numbers("rouge_l"), np.arange(11) / 10)
+    assert (forget.needed("question")[10], forget.needed("answer")[10], forget.needed("generation")[10]) == (
+        "Q10", "A10", "G10",
+    )  # fmt: skip
+    assert authors.rouge_l is authors.paraphrase_nll is authors.logp is None
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda log: {"other": 1}, "found the keys ['other'], expected an evaluation file with forget_Q_A_Prob"),
+        (lambda log: [1], "found [1], expected an evaluation file with forget_Q_A_Prob"),
+        (lambda log: log | {"ra_Q_A_Prob": 1}, "ra_Q_A_Prob, value_by_index: found None, expected a list"),
+        (lambda log: log | {"ra_Q_A_Prob": log["forget_Q_A_ROUGE"]}, "ra_Q_A_Prob, item 0: found {"),
+        (
+            lambda log: log | {"ra_Q_A_Prob": open_unlearning_file(10)["ra_Q_A_Prob"]},
+            "ra: Answers: found 11 entries of wrong_nll, expected 10",
+        ),
+    ],
+)
+def test_the_error_on_a_malformed_file_of_open_unlearning_has_file_metric_found_and_expected(
+    tmp_path: Path, spoil: Callable[[dict[str, Any]], Any], message: str
+) -> None:
+    path = tmp_path / "TOFU_EVAL.json"
+    path.write_text(json.dumps(spoil(open_unlearning_file())))
+    with pytest.raises(ValueError) as error:
+        read_open_unlearning(path)
+    assert str(error.value).startswith(f"{path}") and message in str(error.value) and "\n" not in str(error.value)
 
 
 # ---- The retrained model's answers

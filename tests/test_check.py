@@ -201,7 +201,7 @@ def test_line_breaks_around_rows_are_read_as_they_are_typed(checked: Callable[..
         ),
         (["model.scratch=null"], "neither model.path nor model.scratch"),
         (["model=llama2_7b_chat", "compute=cpu", "model.path=./gone"], "has no config.json"),
-        (["retrained.records=none.json"], "does not exist: give records/ of a run or a TOFU log"),
+        (["retrained.records=none.json"], "does not exist: give records/MODEL/ of a run or a TOFU log"),
         (["retrained.records=a", "retrained.path=b"], "both given: keep one"),
         (["stages=[unlearn,evaluate]"], "the target model is not in the cache yet, add prepare"),
         (["stages=[evaluate]"], "name it with model.path="),

@@ -463,7 +463,7 @@ def test_a_run_reports_numbers_of_all_three_models_and_the_scorers_auc(place: Pa
     assert any(f"AUC is {found.scorer['auc']:.3f} on 200 texts" in note for note in found.notes)
     for model in ("original", "unlearned", "retrained"):
         assert None not in found.metrics[model].values()
-    records = read_records(folder / "records" / "prompts.jsonl")
+    records = read_records(folder / "records" / "unlearned" / "prompts.jsonl")
     assert found.metrics["unlearned"]["prompts_toxicity"] == records.numbers("toxicity").mean()
     assert "scorer" in found.data_hashes and found.metrics["retrained"]["forget_quality"] == 1.0
     (place / "bert").mkdir()

@@ -24,7 +24,7 @@ LEVELS: list[set[str]] = [
     {"experiment", "help_page"},
     {"overrides", "sequence"},
     {"sweep"},
-    {"ask", "cli", "preload"},
+    {"ask", "cli", "preload", "verify"},
     {"__main__"},
 ]
 # Narrower than the level: an optimizer is one copyable file, a metric a pure function of answers, a report reads files.

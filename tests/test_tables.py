@@ -414,6 +414,16 @@ def test_commit_and_versions_stand_below_the_table(tmp_path: Path) -> None:
     assert "- commit 0123456789, ffffffffff+changes; torch 2.9.9" in tables.table(left(tmp_path, a=made(), b=later))
 
 
+def test_values_of_several_definitions_are_said_not_to_be_comparable(tmp_path: Path) -> None:
+    old, new = {"task": 1, "mia_auc": 1}, {"task": 1, "mia_auc": 2}
+    runs = {f"s{seed}": replace(made(seed=seed), metric_versions=old) for seed in range(2)}
+    assert "NOT COMPARABLE" not in tables.table(left(tmp_path, **runs))
+    more = {"s2": replace(made(seed=2), metric_versions=new), "s3": replace(made(seed=3), metric_versions={})}
+    text = tables.table(left(tmp_path, **more))
+    assert "NOT COMPARABLE: MIA AUC of several definitions (version 1: `s0`, `s1`; version 2: `s2`" in text
+    assert "NOT COMPARABLE: the task's rows and probes of several definitions (version 1: " in text
+
+
 def test_load_is_tidy_and_exact(tmp_path: Path) -> None:
     third = {**UNLEARNED, "utility": 1 / 3, "mia_auc": None}
     frame = tables.load(left(tmp_path, a=made(metrics=third), b=made(optimizer="sgd", seed=1)))

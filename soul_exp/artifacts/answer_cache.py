@@ -32,7 +32,7 @@ Measured = Mapping[str, Answers | Scores]  # probe -> answers, and SUITE -> scor
 def folder_of(models: Models, checkpoint: Checkpoint, system_prompt: str | None = None) -> Path:
     """The cache folder for the answers of `checkpoint` to probes and utility suite, with `system_prompt` if any."""
     model, hashes = models.model, models.task.hashes
-    evaluation = vars(models.evaluation).items()
+    evaluation = models.evaluation.of_probes.items()
     key: dict[str, Any] = {
         "version": VERSION,
         "model": checkpoint.identity(),
@@ -64,7 +64,7 @@ def cached_answers(models: Models, checkpoint: Checkpoint, system_prompt: str | 
 def answers_of(lm: LanguageModel, models: Models, label: str) -> dict[str, Answers | Scores]:
     """All that a run measures of a model; every rank calls it and gets the same answers."""
     label, task, evaluation = f"evaluate {label}", models.task, models.evaluation
-    answers = evaluate_probes(lm, task.probes, **vars(evaluation), label=label)
+    answers = evaluate_probes(lm, task.probes, **evaluation.of_probes, label=label)
     if task.scorer is not None:
         score = task.scorer.load(models.cache, str(next(lm.model.parameters()).device))
         answers = with_toxicity(answers, task.scored, score)

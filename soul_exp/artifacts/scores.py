@@ -14,9 +14,11 @@ from soul_exp.distributed import zero3
 from soul_exp.evaluation.probing import evaluate_probes
 from soul_exp.evaluation.records import read_retrained
 from soul_exp.metrics.general import ks_p_value, log10_p_value
+from soul_exp.metrics.scale import scale_of
 from soul_exp.models.language_model import LanguageModel
-from soul_exp.results import COMPARED
+from soul_exp.results import COMPARED, TASK
 from soul_exp.run import Metric, Models, Run
+from soul_exp.tasks.task import Task
 
 KNOWN = "forget_probability"
 WORTH_LOSING = 0.1  # of it: with less there is nothing to forget
@@ -31,6 +33,12 @@ def score(metric: Metric, answers: Measured, retrained: Measured | None) -> floa
     if any(name not in available for name in binding.names(metric)):
         return None
     return float(binding.call(metric, available))
+
+
+def versions(metrics: Mapping[str, Metric], task: Task) -> dict[str, int]:
+    """Metric -> version of its definition, and the task's under `results.TASK`; without what declares none."""
+    scales = {name: scale_of(metric) for name, metric in metrics.items()}
+    return {TASK: len(task.history), **{name: scale.version for name, scale in scales.items() if scale is not None}}
 
 
 def why_null(metric: Metric, value: float | None, answers: Measured, retrained: Measured | None) -> str | None:
@@ -129,7 +137,7 @@ def validate(run: Run, lm: LanguageModel, label: str) -> dict[str, float | None]
     items = run.task.probes.items()
     probes = {name: replace(probe, generate=False) for name, probe in items if name.startswith(VALIDATION)}
     finite = zero3.is_finite(lm.model)
-    answers = evaluate_probes(lm, probes, **vars(run.evaluation), label=f"{label}: validation") if finite else {}
+    answers = evaluate_probes(lm, probes, **run.evaluation.of_probes, label=f"{label}: validation") if finite else {}
     retrained = known_answers(run).get("retrained")
     measured = {name: score(metric, answers, retrained) for name, metric in validation_metrics(run).items()}
     return {name: value if value is not None and math.isfinite(value) else None for name, value in measured.items()}

@@ -43,7 +43,8 @@ def read_records(run: Run) -> Mapping[str, Answers] | None:
     try:
         records = read_retrained(path)
     except FileNotFoundError as error:
-        raise UsageError(f"retrained.records={path} does not exist: give records/ of a run or a TOFU log") from error
+        advice = "give records/MODEL/ of a run or a TOFU log"
+        raise UsageError(f"retrained.records={path} does not exist: {advice}") from error
     except ValueError as error:
         raise UsageError(f"retrained.records: {error}") from error
     for name, given in records.items():

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from soul_exp import results
 from soul_exp.artifacts import answer_cache, prepared_models, texts
-from soul_exp.artifacts.scores import FORGET_QUALITY, RETAIN
+from soul_exp.artifacts.scores import FORGET_QUALITY, RETAIN, VALIDATION
 from soul_exp.build import Config, build
 from soul_exp.checks import availability, disk
 from soul_exp.checks.memory import check_memory
@@ -33,6 +33,7 @@ from soul_exp.run import ModelSettings, Run
 from soul_exp.stages import NAMES
 from soul_exp.stages.prepare import unprepared
 from soul_exp.stages.stage import CHECKPOINTS, LOSSES, MODEL, RECORDS
+from soul_exp.stages.trajectory import NAME as TRAJECTORY
 from soul_exp.stages.tune import untried
 
 FREE_BYTES = 200 * 2**20  # for records, logs and tokenizers, and all of a tiny run, with room to spare
@@ -83,6 +84,8 @@ def check(config: Config, out: Path) -> Checked:
         _check_validation(run, reasons, "save=best", "choose save=final")
         if run.retrained_records:
             raise UsageError("save=best needs the retrained model's answers to validation rows: give retrained.path")
+    if run.evaluation.every and not any(name.startswith(VALIDATION) for name in {*run.metrics} - {*reasons}):
+        raise UsageError("evaluate.every evaluates the validation part, and this run has none: leave it out")
     if run.tuning is not None:
         if run.stages and "prepare" not in run.stages:
             stages = ", ".join(run.stages)
@@ -257,7 +260,7 @@ def _check_family(model: PreTrainedModel, settings: ModelSettings, label: str, n
 
 def _check_entries(out: Path) -> None:
     """Raises UsageError if a file of a run's folder is a folder, or a folder a file."""
-    for name in (".lock", results.NAME, LOSSES):
+    for name in (".lock", results.NAME, LOSSES, TRAJECTORY):
         if (out / name).is_dir():
             raise UsageError(f"{out / name} is a folder, where a run writes a file: remove it")
     for name in (MODEL, RECORDS, CHECKPOINTS, "ranks"):

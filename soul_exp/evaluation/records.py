@@ -1,4 +1,4 @@
-"""Answers in files: our records, one JSON object per line and example, and TOFU's logs. N examples, K wrong answers."""
+"""Answers in files: our records, a JSON object per example, and the logs of others. N examples, K wrong answers."""
 
 import json
 import math
@@ -149,12 +149,16 @@ def read_tofu_log(path: Path | str) -> dict[str, Answers]:
     the answer's NLL as the authors' code computed it a second time (up to 0.12 nats apart): their truth ratio, and so
     their model utility, comes from it. Raises ValueError, naming file and key, if a key is missing or malformed.
     """
+    log = _json_of(path)
+    return {probe: _tofu_answers(log, section, str(path)) for probe, section in _TOFU_SECTIONS.items()}
+
+
+def _json_of(path: Path | str) -> object:
     try:
-        log = json.loads(Path(path).read_bytes())  # Python's json also reads the NaN that the authors' code may write
+        return json.loads(Path(path).read_bytes())  # Python's json also reads the NaN that the others' code may write
     except (ValueError, RecursionError) as error:
         line = getattr(error, "lineno", 1)
-        raise ValueError(f"{path}, line {line}: found no JSON ({error}), expected a TOFU evaluation log") from error
-    return {probe: _tofu_answers(log, section, str(path)) for probe, section in _TOFU_SECTIONS.items()}
+        raise ValueError(f"{path}, line {line}: found no JSON ({error}), expected an evaluation log") from error
 
 
 def _tofu_answers(log: object, section: str, path: str) -> Answers:
@@ -180,6 +184,57 @@ def _tofu_answers(log: object, section: str, path: str) -> Answers:
         raise ValueError(f"{path}, {section}: {error}") from error
 
 
+_OPEN_UNLEARNING = {"forget": "forget", "retain": "retain", "authors": "ra", "facts": "wf"}  # probe -> name there
+# Field of Answers -> the end of the metric's name, the key of its values by item, and the function that reads one.
+_OPEN_UNLEARNING_FIELDS: dict[str, tuple[str, str, Callable[[object], Any]]] = {
+    "nll": ("Q_A_Prob", "avg_loss", _number),
+    "paraphrase_nll": ("Q_A_PARA_Prob", "avg_loss", _number),
+    "wrong_nll": ("Q_A_PERT_Prob", "avg_loss", _vector),
+    "rouge_l": ("Q_A_ROUGE", "rougeL_recall", _number),
+    "question": ("Q_A_ROUGE", "input", _text),
+    "answer": ("Q_A_ROUGE", "ground_truth", _text),
+    "generation": ("Q_A_ROUGE", "generation", _text),
+}
+
+
+def read_open_unlearning(path: Path | str) -> dict[str, Answers]:
+    """The probes of an evaluation file of OpenUnlearning (TOFU_EVAL.json) for which it has NLLs.
+
+    A field of Answers is None where the file lacks its metric; the model's token probabilities are not in such files,
+    so membership is not available. Raises ValueError, naming file and metric, for one that is malformed.
+    """
+    log = _json_of(path)
+    probes = {probe: _open_unlearning_answers(log, name, str(path)) for probe, name in _OPEN_UNLEARNING.items()}
+    found = {probe: answers for probe, answers in probes.items() if answers is not None}
+    if not found:
+        keys = f"the keys {short(list(log))}" if isinstance(log, dict) else short(log)
+        raise ValueError(f"{path}: found {keys}, expected an evaluation file with forget_Q_A_Prob")
+    return found
+
+
+def _open_unlearning_answers(log: object, name: str, path: str) -> Answers | None:
+    columns: dict[str, Any] = {}
+    for field, (metric, key, read) in _OPEN_UNLEARNING_FIELDS.items():
+        stated = log.get(f"{name}_{metric}") if isinstance(log, dict) else None
+        if stated is None:
+            continue
+        where = f"{path}, {name}_{metric}"
+        by_item = stated.get("value_by_index") if isinstance(stated, dict) else None
+        items: list[Any] = _in_order(by_item, f"{where}, value_by_index")
+        for i, item in enumerate(items):
+            if not isinstance(item, dict) or key not in item:
+                raise ValueError(f"{where}, item {i}: found {short(item)}, expected an object with {key}")
+        columns[field] = [_value(read, item[key], f"{where}, item {i}, {key}") for i, item in enumerate(items)]
+        if read is _vector:
+            columns[field] = _matrix(columns[field], lambda i, where=where: f"{where}, item {i}")  # type: ignore[misc]
+        elif read is _number:
+            columns[field] = np.array(columns[field])
+    try:
+        return Answers(**columns) if "nll" in columns else None
+    except ValueError as error:  # metrics of different numbers of items
+        raise ValueError(f"{path}, {name}: {error}") from error
+
+
 def _in_order(values: object, where: str) -> list[object]:
     if isinstance(values, list) and values:
         return values
@@ -192,15 +247,19 @@ def _in_order(values: object, where: str) -> list[object]:
 
 
 def read_retrained(path: Path) -> Mapping[str, Answers]:
-    """The retrained model's answers by probe, from a folder of our records (`forget.jsonl`, ...) or a TOFU log.
+    """The retrained model's answers by probe: a folder of our records, a TOFU log, or a file of OpenUnlearning.
 
     Raises FileNotFoundError if there is nothing at `path`, ValueError for a folder without records or a malformed file.
     """
     if path.is_dir():
         answers = {file.stem: read_records(file) for file in sorted(path.glob("*.jsonl"))}
         if not answers:
-            raise ValueError(f"{path}: found no *.jsonl in the folder, expected records such as forget.jsonl")
+            inner = ", ".join(sorted(each.parent.name for each in path.glob("*/*.jsonl"))[:1])
+            advice = f": name the folder of one model, such as {path / inner}" if inner else ""
+            raise ValueError(f"{path}: found no *.jsonl in the folder, expected records such as forget.jsonl{advice}")
         return answers
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: found nothing, expected a folder of records or a TOFU evaluation log")
-    return read_tofu_log(path)
+        raise FileNotFoundError(f"{path}: found nothing, expected a folder of records or an evaluation log")
+    log = _json_of(path)
+    is_tofu = isinstance(log, dict) and log.keys() & {*_TOFU_SECTIONS.values()}
+    return read_tofu_log(path) if is_tofu else read_open_unlearning(path)

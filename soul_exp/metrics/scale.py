@@ -27,13 +27,21 @@ class Scale:
     """The declaration of a metric, as its decorator: `@Scale("higher", 0, 1)`.
 
     `better` is the direction on a probe of what is to be kept; `for_probe` gives it for any other. Every value lies in
-    [`low`, `high`]. `unit` stands after the metric's name where it is shown; a pure number has none.
+    [`low`, `high`]. `unit` stands after the metric's name where it is shown; a pure number has none. `history` has one
+    line for each version of the definition, oldest first: a change after which the same answers give another value adds
+    a line, and so raises the version.
     """
 
     better: Direction
     low: float
     high: float
     unit: str = ""
+    history: tuple[str, ...] = ("first definition",)
+
+    @property
+    def version(self) -> int:
+        """The number of the definition, from 1; values of two versions are not comparable."""
+        return len(self.history)
 
     def __call__(self, metric: Metric) -> Metric:
         metric.scale = self  # type: ignore[attr-defined]
@@ -46,3 +54,9 @@ class Scale:
         """
         is_kept = IS_KEPT.get(probe.removeprefix("validation_").rstrip("_0123456789"))
         return None if is_kept is None else self.better if is_kept else "nearest"
+
+
+def scale_of(metric: Callable[..., float]) -> Scale | None:
+    """What `metric`, a function or a partial of one, declares; None if it declares nothing."""
+    found = getattr(getattr(metric, "func", metric), "scale", None)
+    return found if isinstance(found, Scale) else None

@@ -12,7 +12,7 @@ from scipy.stats import t as student
 from soul_exp.errors import UsageError
 from soul_exp.report.labels import DELTA, HEADLINE, MIA, NULL, declared, finite, headline_first, label_of, number
 from soul_exp.report.runs import ABOUT, CHOSEN, REQUEST, SUITE_OPTIONS, comparable, find, frame_of, varied
-from soul_exp.results import COMPARED, Results
+from soul_exp.results import COMPARED, TASK, Results
 
 ARROWS = {"higher": " ↑", "lower": " ↓", "nearest": " →", None: ""}
 ON_DEMAND = ("holdout_", "authors_", "facts_", "validation_", "earlier_")  # no column unless `metrics` lists them
@@ -63,7 +63,8 @@ def _table(named: Mapping[str, Results], requested: Sequence[str] | None, varied
     notes = [f"one result in several folders, counted once: {'; '.join(same)}"] if same else []
     commits = dict.fromkeys(run.commit[:10] + run.commit[40:] if run.commit else "unknown" for run in runs)
     versions = dict.fromkeys(f"{name} {version}" for run in runs for name, version in run.versions.items())
-    notes += [*_run_notes(named), *_null_notes(runs, columns), f"commit {', '.join(commits)}; {', '.join(versions)}"]
+    notes += [*_version_notes(named, columns), *_run_notes(named), *_null_notes(runs, columns)]
+    notes += [f"commit {', '.join(commits)}; {', '.join(versions)}"]
     fixed = _fixed(frame, runs, [*choices, *varied_anywhere], by)
     tuned = f" Learning rate and gamma tuned on the {runs[0].tuned}." if runs[0].trials else ""
     above = [f"### {_escaped(runs[0].caption)}", "", _escaped(f"All rows: {fixed}.{tuned} {ABOUT}")]
@@ -99,6 +100,19 @@ def _combinations(frame: pd.DataFrame, by: Sequence[str], columns: Sequence[str]
             cells.append(" to ".join(map(str, sorted({same["num_steps"].min(), same["num_steps"].max()}))))
             cells += [_cell(same.get(name, [])) for name in ("seconds.unlearn", "training.win_rate")]
             yield [*map(_text, key), *cells, str(len(same)), status]
+
+
+def _version_notes(runs: Mapping[str, Results], columns: Iterable[str]) -> Iterator[str]:
+    """A note for the task, and for each metric of `columns`, of which runs have values of different definitions."""
+    for name in (TASK, *columns):
+        by_version: dict[str, list[str]] = {}
+        for folder, run in runs.items():
+            if name == TASK or name in run.metrics["unlearned"]:
+                by_version.setdefault(str(run.metric_versions.get(name, "unknown")), []).append(f"`{folder}`")
+        if len(by_version) > 1:
+            listed = "; ".join(f"version {version}: {', '.join(names)}" for version, names in by_version.items())
+            what = "the task's rows and probes" if name == TASK else label_of(name)
+            yield f"NOT COMPARABLE: {what} of several definitions ({listed}): measure these runs again"
 
 
 def _run_notes(runs: Mapping[str, Results]) -> Iterator[str]:

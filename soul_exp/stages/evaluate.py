@@ -3,18 +3,22 @@
 import logging
 import math
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from soul_exp import results
 from soul_exp.artifacts import answer_cache, prepared_models, scores
 from soul_exp.distributed import zero3
+from soul_exp.files import complete_folder, hashes
 from soul_exp.metrics.answers import SUITE
 from soul_exp.stages.process import peak_memory_gib
-from soul_exp.stages.stage import CHECKPOINTS, RECORDS, RankJob
+from soul_exp.stages.stage import CHECKPOINTS, MODEL, RECORDS, RankJob
 from soul_exp.tasks import scorers
 from soul_exp.training import checkpoints
 
+WEIGHTS = "*.safetensors"
 log = logging.getLogger(__name__)
 
 GIVEN = "name a model.path that knows the forget rows, or type task.trained_before=false to train it on them"
@@ -29,18 +33,24 @@ def evaluate(job: RankJob) -> RankJob:
     job = replace(job, lm=lm, seconds={**job.seconds, **seconds})
     if job.wandb_log is not None:
         log.info("evaluate unlearned: %d probes in %.0f s", len(run.task.probes), seconds["evaluate"])
-        answer_cache.write_answers(job.out / RECORDS, answers)
-        found = summary(job, answers)
+        found = summary(job, recorded(job, {"unlearned": answers, **scores.known_answers(run)}))
         results.write(job.out, found)
         job.wandb_log.finish(found)
         checkpoints.remove_all(job.out / CHECKPOINTS)
     return job
 
 
-def summary(job: RankJob, answers: answer_cache.Measured) -> results.Results:
-    """The results of `job`, whose unlearned model gave `answers`; none where its weights are not finite."""
-    run, outcome = job.run, job.outcome
-    by_model = {"unlearned": answers, **scores.known_answers(run)}
+def recorded(job: RankJob, by_model: Mapping[str, answer_cache.Measured]) -> dict[str, answer_cache.Measured]:
+    """The answers of each model as its records hold them, which are written here: metrics come from nothing else."""
+    with complete_folder(job.out / RECORDS) as partial:
+        for model, answers in by_model.items():
+            answer_cache.write_answers(partial / model, answers)
+    return {model: answer_cache.read_answers(job.out / RECORDS / model) for model in by_model}
+
+
+def summary(job: RankJob, by_model: Mapping[str, answer_cache.Measured]) -> results.Results:
+    """The results of `job`, whose models gave the answers `by_model`: the unlearned one none if it is not finite."""
+    run, outcome, answers = job.run, job.outcome, by_model["unlearned"]
     suites: dict[str, Any] = {model: given[SUITE] for model, given in by_model.items() if SUITE in given}
     retrained = by_model.get("retrained")
     available = {name: metric for name, metric in run.metrics.items() if name not in job.reasons}
@@ -88,8 +98,23 @@ def summary(job: RankJob, answers: answer_cache.Measured) -> results.Results:
         data_hashes=prepared_models.data_hashes(run),
         commit=results.commit(),
         versions=results.versions(),
+        metric_versions=scores.versions(run.metrics, run.task),
+        sha256=_sha256(job, by_model),
         **headline,
     )
+
+
+def _sha256(job: RankJob, models: Iterable[str]) -> dict[str, Any]:
+    """The SHA-256 of all that the results of `job` rest on: records, weights, code."""
+    weights = prepared_models.checkpoints(job.run)
+    paths = {each.key: weights[each.role].path for each in results.COMPARED if each.role in weights}
+    if job.run.save != "none" or not job.run.unlearns:
+        paths["unlearned"] = str(job.out / MODEL) if job.run.unlearns else job.run.model.checkpoint.path
+    return {
+        "records": hashes(job.out / RECORDS, "*"),
+        "models": {model: hashes(Path(paths[model]), WEIGHTS) or None if model in paths else None for model in models},
+        "code": results.code_hash(),
+    }
 
 
 def _not_finite(answers: answer_cache.Measured, unlearned: dict[str, float | None]) -> str | None:

@@ -22,6 +22,8 @@ from soul_exp.run import Run
 from soul_exp.stages.process import peak_memory_gib
 from soul_exp.stages.selection import KeepBest
 from soul_exp.stages.stage import CHECKPOINTS, LOSSES, MODEL, RankJob
+from soul_exp.stages.trajectory import NAME as TRAJECTORY
+from soul_exp.stages.trajectory import Trajectory
 from soul_exp.training.train import Outcome, train
 
 log = logging.getLogger(__name__)
@@ -48,7 +50,10 @@ def unlearn(job: RankJob) -> RankJob:
             enough = run.best_keep * validation_of_target(run, job.reasons)[RETAIN]
             save = functools.partial(saving.save, lm.model, lm.tokenizer, first=job.first)
             best.append(KeepBest(folder, enough, lambda: validate(run, lm, "best"), save, job.first))
-        return [*([job.wandb_log] if job.wandb_log else []), *best]
+        watched: list[TrainerCallback] = []
+        if every := run.evaluation.every:
+            watched.append(Trajectory(every, job.out / TRAJECTORY, lambda: validate(run, lm, "every"), job.first))
+        return [*watched, *([job.wandb_log] if job.wandb_log else []), *best]
 
     lm, outcome = unlearned(
         run, folder=folder, label="unlearn", records=job.out / LOSSES, device=job.device, callbacks=callbacks

@@ -1,0 +1,171 @@
+"""`python -m soul_exp.verify runs/NAME`: every metric of finished runs, recomputed from their records alone."""
+
+import argparse
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from soul_exp import results
+from soul_exp.artifacts import scores
+from soul_exp.artifacts.answer_cache import Measured, read_answers
+from soul_exp.build import metrics_of
+from soul_exp.compose import check_trusted
+from soul_exp.errors import UsageError
+from soul_exp.files import hashes, mismatch, read_sealed
+from soul_exp.metrics.scale import scale_of
+from soul_exp.report.labels import printable
+from soul_exp.report.runs import REQUEST
+from soul_exp.run import Metric
+from soul_exp.stages.evaluate import WEIGHTS
+from soul_exp.stages.stage import MODEL, RECORDS
+from soul_exp.training.checkpoints import COMPLETE
+
+SAME = 1e-9  # relative: other releases of numpy and scipy may round the last digits otherwise
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What `verify` found out about one run."""
+
+    num_numbers: int = 0  # recomputed
+    num_agree: int = 0  # of these
+    problems: Sequence[str] = ()
+    notes: Sequence[str] = field(default=())
+
+
+def verify(folder: Path, trust: bool = False) -> Verdict:
+    """Compares results.json in `folder` with the files that it was computed from, which alone are read.
+
+    UsageError if there is no results.json, if the run is of a version that kept the records of the unlearned model
+    only, or if it names metrics that conf/ does not list, unless `trust`.
+    """
+    run = results.read(folder)
+    if run is None:
+        raise UsageError(f"{folder} has no {results.NAME}: give the folder of a finished run, as runs/tofu/default")
+    if not run.sha256:
+        raise UsageError(f"{folder} was run by a version that did not keep the records of all models: run it again")
+    entries = run.config["task"]["metrics"]
+    check_trusted(folder / results.NAME, entries, trust)
+    metrics = metrics_of(entries)
+    damaged, foreign = dict(_damaged(folder, run)), _foreign(folder, run)
+    other = dict(_other_versions(metrics, run.metric_versions))
+    answers, unreadable = _answers(folder, run, damaged)
+    compared = list(_compared(run, {name: metrics[name] for name in metrics if name not in other}, answers))
+    notes = []
+    if run.sha256.get("code") != results.code_hash():
+        notes.append(f"measured by other code than this (commit {run.commit or 'unknown'})")
+    wrong = [problem for problem in compared if problem is not None]
+    problems = [*damaged.values(), *foreign, *unreadable, *other.values(), *wrong]
+    return Verdict(len(compared), len(compared) - len(wrong), problems, notes)
+
+
+def _damaged(folder: Path, run: results.Results) -> Iterator[tuple[str, str]]:
+    """File below `folder` -> what is wrong with it, of records and kept weights whose SHA-256 is not the stated one."""
+    stated, found = _stated(folder, run), _found(folder)
+    for name in stated:
+        if stated[name] != found.get(name):
+            path = folder / name
+            sealed = read_sealed(path.parent / COMPLETE)
+            sizes = sealed.get("files", {}) if isinstance(sealed, dict) else {}
+            inner = mismatch(path.parent, path.name, sizes) if path.name in sizes else None
+            missing = "missing" if name not in found else "changed after it was written (its SHA-256 differs)"
+            yield name, f"{path.parent.relative_to(folder)}/{inner}" if inner else f"{name}: {missing}"
+
+
+def _foreign(folder: Path, run: results.Results) -> list[str]:
+    stated = _stated(folder, run)
+    return [f"{name}: a file that this run did not write" for name in _found(folder) if name not in stated]
+
+
+def _stated(folder: Path, run: results.Results) -> dict[str, str]:
+    """File below `folder` -> SHA-256 in results.json; of weights only where the folder of the model was kept."""
+    weights = (run.sha256["models"].get("unlearned") or {}) if (folder / MODEL).is_dir() else {}
+    return _below({RECORDS: run.sha256["records"], MODEL: weights})
+
+
+def _found(folder: Path) -> dict[str, str]:
+    return _below({RECORDS: hashes(folder / RECORDS, "*"), MODEL: hashes(folder / MODEL, WEIGHTS)})
+
+
+def _below(named: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    return {f"{inner}/{name}": digest for inner, files in named.items() for name, digest in files.items()}
+
+
+def _other_versions(metrics: Mapping[str, Metric], stated: Mapping[str, int]) -> Iterator[tuple[str, str]]:
+    """Metric -> the message that another version of its definition computed the stored value."""
+    for name, metric in metrics.items():
+        scale, then = scale_of(metric), stated.get(name)
+        if scale is not None and then != scale.version:
+            here = f"{scale.version} ({scale.history[-1]})"
+            yield name, f"{name}: stored by version {then} of its definition, here is {here}"
+
+
+def _answers(folder: Path, run: results.Results, damaged: Mapping[str, str]) -> tuple[dict[str, Measured], list[str]]:
+    """The records of each model that are intact, and the message for each model whose records are not."""
+    found: dict[str, Measured] = {}
+    problems = []
+    for model in run.metrics:
+        if any(name.startswith(f"{RECORDS}/{model}/") for name in damaged):
+            problems.append(f"{model}: not recomputed, as its records are not those of the run")
+        else:
+            found[model] = read_answers(folder / RECORDS / model)
+    return found, problems
+
+
+def _compared(
+    run: results.Results, metrics: Mapping[str, Metric], by_model: Mapping[str, Measured]
+) -> Iterator[str | None]:
+    """For each number that is stored or can be computed: None if both agree, else what differs."""
+    for model, answers in by_model.items():
+        for name, metric in metrics.items():
+            stored = run.metrics[model].get(name)
+            if stored is None and {name, f"{model}.{name}"} & run.reasons.keys():
+                continue
+            value = scores.score(metric, answers, by_model.get("retrained"))
+            if not _same(stored, value):
+                yield f"{model}.{name}: stored {stored}, its records give {value}"
+            else:
+                yield None
+    for name in results.HEADLINE:
+        stored, shown = run.metrics["unlearned"].get(name), getattr(run, name)
+        yield None if _same(stored, shown) else f"{name}: {shown}, but {stored} in metrics.unlearned"
+
+
+def _same(stored: float | None, value: float | None) -> bool:
+    if stored is None or value is None:
+        return stored is None and (value is None or not math.isfinite(value))
+    return math.isclose(stored, value, rel_tol=SAME, abs_tol=1e-300)
+
+
+def main() -> None:
+    """Prints one line per run and one per problem; exits 1 if there is a problem, 2 for bad input."""
+    parser = argparse.ArgumentParser(
+        "python -m soul_exp.verify", description="Recompute every metric of finished runs from their records alone."
+    )
+    parser.add_argument("folder", type=Path, metavar="runs/NAME", help="the folder of a finished run, or of several")
+    parser.add_argument("--trust", action="store_true", help="call metrics that results.json names and conf/ does not")
+    args = parser.parse_args()
+    failed, folders = False, runs_in(args.folder)
+    if not folders:
+        parser.exit(2, printable(f"soul_exp.verify: found no {results.NAME} in {args.folder} or below it\n"))
+    for folder in folders:
+        try:
+            verdict = verify(folder, args.trust)
+        except UsageError as error:
+            verdict = Verdict(problems=[str(error)])
+        failed |= bool(verdict.problems)
+        print(printable(f"{folder}: {verdict.num_agree} of {verdict.num_numbers} numbers agree with the records"))
+        for line in (*verdict.problems, *(f"note: {note}" for note in verdict.notes)):
+            print(printable(f"  {line}"), flush=True)
+    parser.exit(int(failed))
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """The folders of finished runs, `folder` or below it; of a sequence of requests those of its requests."""
+    found = sorted(path.parent for path in folder.rglob(results.NAME))
+    return [path for path in found if not (path / f"{REQUEST}1").is_dir()]
+
+
+if __name__ == "__main__":
+    main()

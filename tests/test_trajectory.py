@@ -1,0 +1,52 @@
+"""evaluate.every: the course of the validation metrics, which the training does not notice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from starts import TINY, type_
+
+from soul_exp.stages.trajectory import Trajectory, read
+
+
+def test_a_trajectory_has_the_start_every_nth_step_and_the_end_and_changes_no_bit(tmp_path: Path) -> None:
+    line = [*TINY, "train.max_steps=5", "train.micro_batch_size=4", "save=final"]
+    for name, more in (("plain", []), ("watched", ["evaluate.every=2"])):
+        run = type_(tmp_path, *line, f"hydra.run.dir={name}", *more)
+        assert run.returncode == 0, run.stderr
+    plain, watched = tmp_path / "plain", tmp_path / "watched"
+    for name in ("model/model.safetensors", "train.jsonl", "records/unlearned/forget.jsonl"):
+        assert (plain / name).read_bytes() == (watched / name).read_bytes()
+    lines = read(watched / "trajectory.jsonl")
+    assert [line["step"] for line in lines] == [0, 2, 4, 5] and not (plain / "trajectory.jsonl").exists()
+    assert [line["seconds"] for line in lines] == sorted(line["seconds"] for line in lines)
+    metrics = json.loads((watched / "results.json").read_text())["metrics"]
+    for name in set(lines[0]) - {"step", "seconds"}:  # in other batches than at the end
+        assert lines[0][name] == pytest.approx(metrics["original"][name], rel=1e-5)
+        assert lines[-1][name] == pytest.approx(metrics["unlearned"][name], rel=1e-5)
+
+
+def test_a_resumed_training_keeps_the_lines_up_to_its_checkpoint(tmp_path: Path) -> None:
+    path, measured = tmp_path / "trajectory.jsonl", iter(range(100))
+    killed = Trajectory(1, path, lambda: {"m": next(measured)}, first=True)
+    resumed = Trajectory(1, path, lambda: {"m": next(measured)}, first=True)
+    state = SimpleNamespace(global_step=0)
+    killed.on_train_begin(None, state, None)
+    for state.global_step in (1, 2, 3):
+        killed.on_step_end(None, state, None)
+    state.global_step = 2
+    resumed.on_train_begin(None, state, None)
+    for state.global_step in (3, 4):
+        resumed.on_step_end(None, state, None)
+    resumed.on_train_end(None, state, None)
+    lines = read(path)
+    assert [(line["step"], line["m"]) for line in lines] == [(0, 0), (1, 1), (2, 2), (3, 4), (4, 5)]
+    assert lines[3]["seconds"] >= lines[2]["seconds"]
+
+
+def test_a_run_without_a_validation_part_is_stopped(tmp_path: Path) -> None:
+    run = type_(tmp_path, *TINY, "task.validation_fraction=0", "evaluate.every=2", "stages=[]")
+    assert run.returncode == 1 and "evaluate.every evaluates the validation part, and this run has none" in run.stderr

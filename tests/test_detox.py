@@ -354,15 +354,32 @@ def test_a_classifiers_score_is_the_sigmoid_of_its_label_toxic_at_any_index(tmp_
 
 def test_a_classifier_with_missing_or_non_finite_weights_is_an_error(tmp_path: Path) -> None:
     folder = classifier(tmp_path)
-    held = load_file(folder / "model.safetensors")
-    save_file({**held, "classifier.bias": torch.full((6,), math.nan)}, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UsageError, match=r"has weights that are not finite numbers \(classifier.bias\)"):
-        Classifier(str(folder)).load(tmp_path, "cpu")
-    held = {key: held[key] for key in held if key != "classifier.weight"}
-    save_file(held, folder / "model.safetensors", {"format": "pt"})
-    for use in (Classifier(str(folder)).check, lambda: Classifier(str(folder)).load(tmp_path, "cpu")):
-        with pytest.raises(UsageError, match=r"task.scorer=.* 1 missing \(classifier.weight\)"):
-            use()
+    sound = load_file(folder / "model.safetensors")
+    uses = (Classifier(str(folder)).check, lambda: Classifier(str(folder)).load(tmp_path, "cpu"))
+    for held, message in (
+        ({**sound, "classifier.bias": torch.full((6,), math.nan)}, r"not finite numbers \(classifier.bias\)"),
+        ({key: sound[key] for key in sound if key != "classifier.weight"}, r" 1 missing \(classifier.weight\)"),
+    ):
+        save_file(held, folder / "model.safetensors", {"format": "pt"})
+        for use in uses:
+            with pytest.raises(UsageError, match=f"task.scorer=.*{message}"):
+                use()
+
+
+def test_a_classifier_without_its_own_tokenizer_is_an_error(tmp_path: Path) -> None:
+    """Without its files, the library makes an empty one: every word is unknown, every text gets the same score."""
+    folder = classifier(tmp_path)
+    words, uses = (
+        folder / "vocab.txt",
+        (Classifier(str(folder)).check, lambda: Classifier(str(folder)).load(tmp_path, "cpu")),
+    )
+    words.write_text("\n".join([*WORDS, "one", "more"]))
+    for message in (rf"{len(WORDS) + 2} tokens for an embedding of {len(WORDS)} rows", "no tokenizer: save its own"):
+        for use in uses:
+            with pytest.raises(UsageError, match=message):
+                use()
+        for path in (words, folder / "tokenizer_config.json"):
+            path.unlink(missing_ok=True)
 
 
 def test_damaged_files_of_the_scorer_in_the_cache_are_replaced(tmp_path: Path) -> None:

@@ -642,6 +642,14 @@ def test_a_tokenizer_of_no_model_s_class_is_read_as_it_was_saved(
     assert len(read) == 320 and read(text)["input_ids"] == lm.tokenizer(text)["input_ids"]
 
 
+@pytest.mark.parametrize("architecture", ["gemma2", "gpt2", "llama"])
+def test_the_empty_tokenizer_that_the_library_makes_without_files_is_none(architecture: str, tmp_path: Path) -> None:
+    """Gemma's has an end and a pad, and reads every text as one unknown token."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": architecture}))
+    with pytest.raises(UsageError, match="has no tokenizer: name a folder or hub name that has"):
+        load_tokenizer(str(tmp_path))
+
+
 @pytest.mark.parametrize("token", [None, ""])
 def test_a_tokenizer_without_an_end_token_is_an_error(token: str | None, saved: Path) -> None:
     config = json.loads((saved / "tokenizer_config.json").read_text())

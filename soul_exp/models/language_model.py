@@ -93,11 +93,18 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int, max_length: int) -> P
     )
 
 
+def reads_text(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether `tokenizer` has tokens of texts: without its files, the library makes an empty one of special tokens."""
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} | set(
+        tokenizer.all_special_ids
+    )
+    return len(tokenizer) > len(special) and bool(tokenizer("a")["input_ids"])
+
+
 def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer in `path` (folder or hub name), with a pad token that is never the end token.
 
-    Raises UsageError if there is none (transformers then returns an empty one, for which every text is empty), if it
-    cannot be read, or if it has no end token.
+    Raises UsageError if there is none, if it cannot be read, or if it has no end token.
     """
     other = "name another with model.tokenizer="
     try:
@@ -106,7 +113,7 @@ def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenize
         if get_tokenizer_config(path, **place).get("tokenizer_class") in GENERIC:
             # the library may have read it as its model's class, with other pieces of words and more tokens
             tokenizer = from_pretrained(PreTrainedTokenizerFast, path, revision)
-        some = len(tokenizer) > 1 and tokenizer("a")["input_ids"]
+        some = reads_text(tokenizer)
     except UsageError:
         raise
     except Exception as error:  # the tokenizers library raises no more special one

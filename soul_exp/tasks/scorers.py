@@ -28,6 +28,7 @@ from soul_exp.metrics.answers import Answers
 from soul_exp.metrics.membership import roc_auc
 from soul_exp.models import weight_files
 from soul_exp.models.checkpoint import Checkpoint
+from soul_exp.models.language_model import reads_text
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -132,7 +133,7 @@ class Classifier:
         return Checkpoint(self.name, self.revision).identity()
 
     def check(self) -> None:
-        """Raises UsageError unless the classifier has the label, and a local one matching weights in safetensors."""
+        """Raises UsageError unless the classifier has the label, and a local one sound weights and their tokenizer."""
         self._label()
         if not Path(self.name).is_dir():
             return
@@ -140,15 +141,16 @@ class Classifier:
         if not any(Path(self.name).glob("*.safetensors")):
             raise UsageError(f"{where} has no *.safetensors: convert its weights with save_pretrained first")
         config = self._from(AutoConfig)
-        header = weight_files.read_header(weight_files.files_in(Path(self.name), where), where)
+        files = weight_files.files_in(Path(self.name), where)
         with torch.device("meta"):
-            cls = type(AutoModelForSequenceClassification.from_config(config))
-        weight_files.check(cls, config, header, where)
+            skeleton = AutoModelForSequenceClassification.from_config(config)
+        weight_files.check(type(skeleton), config, weight_files.read_header(files, where), where)
+        weight_files.check_finite(files, where)
+        self._tokenizer(skeleton)
 
     def load(self, cache: Path, device: str) -> Score:
         """The classifier in fp32 on `device`; a longer text than it reads is cut at its end."""
         label = self._label()
-        tokenizer: Any = self._from(AutoTokenizer)
         model, loading_info = self._from(
             AutoModelForSequenceClassification, dtype=torch.float32, use_safetensors=True,
             ignore_mismatched_sizes=True, output_loading_info=True,
@@ -156,6 +158,7 @@ class Classifier:
         weight_files.check_report(loading_info, type(model).__name__, f"task.scorer={self.name}")
         if name := zero3.nonfinite_weight(model):
             raise UsageError(f"task.scorer={self.name} has weights that are not finite numbers ({name}): copy it again")
+        tokenizer = self._tokenizer(model)
         model.to(device).eval()
         max_length = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", math.inf))
 
@@ -183,6 +186,22 @@ class Classifier:
                 f"as {TOXIC_BERT} has"
             )
         return indices[0]
+
+    def _tokenizer(self, model: Any) -> Any:
+        """The tokenizer. Raises UsageError unless it reads texts, can pad, and `model` has a row for each token."""
+        tokenizer, rows = self._from(AutoTokenizer), model.get_input_embeddings().num_embeddings
+        found = (
+            "no tokenizer"
+            if not reads_text(tokenizer)
+            else "a tokenizer without a padding token"
+            if tokenizer.pad_token is None
+            else f"a tokenizer of {len(tokenizer)} tokens for an embedding of {rows} rows"
+            if len(tokenizer) > rows
+            else None
+        )
+        if found:
+            raise UsageError(f"task.scorer={self.name} has {found}: save its own there with save_pretrained")
+        return tokenizer
 
     def _from(self, cls: Any, **options: Any) -> Any:
         local = Path(self.name).is_dir()

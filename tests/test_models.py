@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from soul_exp.artifacts import prepared_models
+from soul_exp.checks import check
 from soul_exp.data import Template, pad
 from soul_exp.errors import UsageError
 from soul_exp.models import checkpoint, loading, saving
@@ -586,6 +587,14 @@ def test_only_the_pad_that_a_tokenizer_without_one_is_given_gets_a_new_row(saved
     tokenizer, model = load_tokenizer(str(tmp_path / "plain")), loading.load_model(str(saved))
     fit_vocabulary(model, tokenizer)
     assert model.get_input_embeddings().num_embeddings == 321 and tokenizer.pad_token_id == 320
+    for given in (saved, tmp_path / "plain"):
+        notes: list[str] = []
+        settings = ModelSettings(Template(), max_length=32, tokenizer=str(given))
+        check._check_given(str(saved), "model.path", settings, notes)
+        expected = (
+            f"model.path={saved}: none of the 320 tokens can pad, so the embedding and the output head get"
+        )
+        assert [note.startswith(expected) for note in notes] == [True] * (given != saved)
 
 
 @pytest.mark.parametrize(

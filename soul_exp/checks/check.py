@@ -248,7 +248,13 @@ def _check_given(path: str, option: str, settings: ModelSettings, notes: list[st
     model = loading.load_model(path, weights=False)
     _check_family(model, settings, f"{option}={path}", notes)
     if is_local(tokenizer):
+        rows = lora.embedding_of(model).num_embeddings
         fit_vocabulary(model, load_tokenizer(tokenizer))
+        if getattr(model, lora.GROWN, False):
+            notes.append(
+                f"{option}={path}: none of the {rows} tokens can pad, so the embedding and the output head get one row "
+                f"more, which takes about 1/{rows} of the probability"
+            )
 
 
 def _check_family(model: PreTrainedModel, settings: ModelSettings, label: str, notes: list[str]) -> None:

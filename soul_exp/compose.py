@@ -116,7 +116,7 @@ def check_optional(choices: Mapping[str, str | None]) -> None:
     for group in ("experiment", "method", "budget"):
         options = GlobalHydra.instance().config_loader().get_group_options(group)
         if choices.get(group) and choices[group] not in options:
-            raise UsageError(f"{group}={choices[group]} is unknown: choose one of {', '.join(options)}")
+            raise UsageError(f"{group}={choices[group]} is unknown{schema.nearest(choices[group], options)}")
 
 
 def tuned_on(config: Mapping[str, Any], overrides: Sequence[str]) -> str | None:

@@ -26,17 +26,25 @@ log = logging.getLogger(__name__)
 
 
 def run(
-    config: Config, out: Path, group: WorkerGroup | None = None, begin: Callable[[str], None] = log.info
+    config: Config,
+    out: Path,
+    group: WorkerGroup | None = None,
+    begin: Callable[[str], None] = log.info,
+    note: Callable[[str], None] = log.info,
 ) -> Results | None:
     """Carry out `config` in `out`: one run, or one for each of task.requests; returns the (last) results, if any.
 
-    `begin` is called as by `experiment.run`.
+    `begin` and `note` are called as by `experiment.run`.
     """
     if config["task"].get("requests") is None:
-        return experiment.run(_alone(config), out, group, begin)
+        return experiment.run(_alone(config), out, group, begin, note)
     steps = steps_of(config, out)
     _check_sequence(config, group)
     checked = [check(step, folder_of(out, number)) for number, step in enumerate(steps, start=1)]
+    if not checked[0].run.stages:
+        if _finished(steps, checked, out) is None:
+            disk.check_run(disk.together([each.need for each in checked]), out, checked[0].run.cache)
+        return _run_requests(steps, out, note)
     out.mkdir(parents=True, exist_ok=True)
     with locked(out / ".lock"):  # a second start of the same run waits, and then finds it finished
         interrupts.safe_point()
@@ -46,10 +54,9 @@ def run(
             return previous
         first, needed = checked[0].run, disk.together([each.need for each in checked])
         disk.check_run(needed, out, first.cache)
-        if first.stages:
-            begin(disk.run_sentence(needed, out, first.cache))
+        begin(disk.run_sentence(needed, out, first.cache))
         (out / results.NAME).unlink(missing_ok=True)  # only overwrite=true gets here with one
-        return _run_requests(steps, out)
+        return _run_requests(steps, out, note)
 
 
 def need(config: Config) -> disk.Need | None:
@@ -72,7 +79,7 @@ def steps_of(config: Config, out: Path) -> list[dict[str, Any]]:
     return steps
 
 
-def _run_requests(steps: list[dict[str, Any]], out: Path) -> Results | None:
+def _run_requests(steps: list[dict[str, Any]], out: Path, note: Callable[[str], None]) -> Results | None:
     """Carry out one request after the other, until one diverges; the results of the last are the sequence's."""
     for number, step in enumerate(steps, start=1):
         log.info("--- request %d of %d: %s", number, len(steps), step["task"]["requests"][number - 1])
@@ -82,15 +89,15 @@ def _run_requests(steps: list[dict[str, Any]], out: Path) -> Results | None:
             raise UsageError(
                 f"{start} is gone or damaged, from which request {number} starts: put it back, or type overwrite=true"
             )
-        last = experiment.run(step, folder, begin=lambda sentence: None)
+        last = experiment.run(step, folder, begin=lambda sentence: None, note=note)
         if last is not None and last.status == "diverged":
             break
     if last is None:
         return None
-    note = f"the last of {len(steps)} requests; the results of each are in request-1/ to request-{number}/"
+    ending = f"the last of {len(steps)} requests; the results of each are in request-1/ to request-{number}/"
     if last.status == "diverged" and number < len(steps):
-        note = f"request {number} of {len(steps)} diverged, so that the later ones were not begun"
-    last = replace(last, notes=[*last.notes, note])
+        ending = f"request {number} of {len(steps)} diverged, so that the later ones were not begun"
+    last = replace(last, notes=[*last.notes, ending])
     results.write(out, last)
     return last
 

@@ -25,6 +25,19 @@ def open_standard_streams() -> None:
             setattr(sys, name, os.fdopen(number, mode, closefd=False))
 
 
+def show(text: str) -> None:
+    """Print `text` on standard output, if somebody still reads it: the run has finished all the same."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        stop_printing()
+
+
+def stop_printing() -> None:
+    """Standard output goes nowhere from now on: whoever read it, as `head`, has seen enough."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class RunLog(MemoryHandler):
     """What the console shows of one run, kept until its checks are over, and from then on written to a file."""
 
@@ -32,6 +45,7 @@ class RunLog(MemoryHandler):
 
     def __init__(self) -> None:
         super().__init__(capacity=1_000_000, flushLevel=logging.CRITICAL + 1)
+        self.notes: set[str] = set()  # that are in the log
 
     @property
     def has_begun(self) -> bool:

@@ -155,6 +155,12 @@ def _taught_here(path: str | None, stages: Sequence[str]) -> bool:
     return path is None or (list(stages) == ["evaluate"] and knows_general(path))
 
 
+def user_cache() -> str:
+    """The folder of a user's caches, as the XDG specification says; the compiled kernels are below it too."""
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    return given if given.startswith("/") else "~/.cache"
+
+
 def default_device() -> str:
     import torch
 
@@ -170,6 +176,7 @@ RESOLVERS: dict[str, Callable[..., Any]] = {
     "equal": lambda a, b: a == b,
     "taught_here": _taught_here,
     "device": default_device,
+    "user_cache": user_cache,
     "choice": _choice,
     "cpus": lambda processes, threads: processes * threads,
     "gpus": lambda device, n: n if device == "cuda" else None,

@@ -115,8 +115,8 @@ def check_optional(choices: Mapping[str, str | None]) -> None:
     """Raises UsageError if the preset, method or budget does not exist: Hydra ignores a missing optional choice."""
     for group in ("experiment", "method", "budget"):
         options = GlobalHydra.instance().config_loader().get_group_options(group)
-        if choices.get(group) and choices[group] not in options:
-            raise UsageError(f"{group}={choices[group]} is unknown{schema.nearest(choices[group], options)}")
+        if (choice := choices.get(group)) and choice not in options:
+            raise UsageError(f"{group}={choice} is unknown{schema.nearest(choice, options)}")
 
 
 def tuned_on(config: Mapping[str, Any], overrides: Sequence[str]) -> str | None:

@@ -5,7 +5,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from soul_exp.errors import counted
 from soul_exp.metrics.suite import MEASURES
-from soul_exp.report.labels import HEADLINE, NULL, declared, finite, headline_first, label_of, number
+from soul_exp.report.labels import HEADLINE, NOT_MEASURED, NULL, declared, finite, headline_first, label_of, number
+from soul_exp.report.runs import is_measured
 from soul_exp.results import COMPARED, Results
 from soul_exp.results import HEADLINE as results_headline
 
@@ -17,11 +18,13 @@ Row = tuple[str, Sequence[str], str]  # label, one cell per model, hint
 def comparison(results: Results, said: Collection[str] = ()) -> str:
     """The metrics of one run, its models side by side, in at most 100 columns; a null has its reason below.
 
-    Below that are the notes of the results, but for those that were `said` before.
+    A metric that no model has is only named, with its reason. Below that are the notes of the results, but for those
+    that were `said` before.
     """
     titles = _titles(results)
     names = headline_first(name for model in titles for name in results.metrics[model])
-    rows = [*_metric_rows(results, titles, names), *_suite_rows(results, titles)]
+    measured = [name for name in names if is_measured([results], name)]
+    rows = [*_metric_rows(results, titles, measured), *_suite_rows(results, titles)]
     below = [
         *_null_reasons(results, titles, names),
         _cost(results),
@@ -115,7 +118,13 @@ def _null_reasons(results: Results, titles: Mapping[str, str], names: Iterable[s
             known = [results.reasons.get(key) for key in (*(f"{model}.{name}" for model in empty), name)]
             reason = "; ".join(dict.fromkeys(filter(None, known))) or "no reason is given"
             metrics.setdefault((", ".join(titles[model] for model in empty), reason), []).append(label_of(name))
-    return [f"{NULL} {', '.join(labels)} ({models}): {reason}" for (models, reason), labels in metrics.items()]
+    everywhere = ", ".join(titles.values())
+    return [
+        f"{NOT_MEASURED} {', '.join(labels)}: {reason}"
+        if models == everywhere
+        else f"{NULL} {', '.join(labels)} ({models}): {reason}"
+        for (models, reason), labels in metrics.items()
+    ]
 
 
 def _cost(results: Results) -> str:

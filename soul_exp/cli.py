@@ -63,8 +63,7 @@ def job(cfg: DictConfig, workers: WorkerGroup | None = None) -> float | None:
     if ours and (twin := ours.twin(config, out.name)):
         return twin.utility
     start, run_log = time.monotonic(), _run_logs[0]
-    begin = functools.partial(_begin, cfg, out)
-    results = sequence.run(config, out, workers, begin, functools.partial(sweep.note, run_log=run_log))
+    results = sequence.run(config, out, workers, functools.partial(_begin, cfg, out))
     spent = time.monotonic() - start if run_log.has_begun else None
     if results:
         if (out / sweep.ERROR).is_file():  # of a try before

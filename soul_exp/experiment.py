@@ -3,7 +3,8 @@
 import logging
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from soul_exp.checks.check import check
 from soul_exp.comparison import compared, differences
 from soul_exp.distributed import interrupts
 from soul_exp.distributed.join import WorkerGroup
+from soul_exp.distributed.output import note
 from soul_exp.distributed.processes import launch
 from soul_exp.errors import UsageError
 from soul_exp.files import explain_full_disk, locked
@@ -31,62 +33,41 @@ log = logging.getLogger(__name__)
 
 
 def run(
-    config: Config,
-    out: Path,
-    group: WorkerGroup | None = None,
-    begin: Callable[[str], None] = log.info,
-    note: Callable[[str], None] = log.info,
+    config: Config, out: Path, group: WorkerGroup | None = None, begin: Callable[[str], None] = log.info
 ) -> Results | None:
     """Carry out the stages of `config` in `out`; returns the results, or None where the stages end before them.
 
-    Every stage starts workers of its own; where a `group` exists, it is the one that unlearns. `note` is called with
-    each note of the checks, and then `begin` with the disk space that the run needs, as a message, under the run's lock
-    and before anything in `out` changes; neither is called where a check fails or there is nothing to do. Without
-    stages there are only the checks, which write nothing.
+    Every stage starts workers of its own; where a `group` exists, it is the one that unlearns. `begin` is called
+    with the disk space that the run needs, as a message, under the run's lock and before anything in `out` changes; it
+    is not called where there is nothing to do or a check fails. Without stages nothing is written, not even a lock.
     """
     interrupts.safe_point()
     checked = check(config, out)
     interrupts.safe_point()
-    job = Job(config=config, run=checked.run, out=out, reasons=checked.reasons, notes=checked.notes)
-    notes = [*checked.run.task.notes, *checked.notes]
-    if not checked.run.stages:
-        _say_checked(job, notes, note)
-        return None
-    out.mkdir(parents=True, exist_ok=True)
+    works = bool(checked.run.stages)
+    if works:
+        out.mkdir(parents=True, exist_ok=True)
     # a second start of the same run waits, and then finds it finished
-    with locked(out / ".lock"), explain_full_disk(out, checked.run.cache):
+    with locked(out / ".lock") if works else nullcontext(), explain_full_disk(out, checked.run.cache):
         interrupts.safe_point()
         previous = finished(config, checked.run, out)
-        if previous is not None:
+        if previous is not None and works:
             log.info("finished before, skipped: %s", out)
             checkpoints.remove_all(out / CHECKPOINTS)  # it may have been killed before it could do that
             return previous
-        replaced = _check_before(job)
-        for text in notes:
+        replaced = checked.run.overwrite and (out / results.NAME).exists()
+        job = Job(config=config, run=checked.run, out=out, reasons=checked.reasons, notes=checked.notes)
+        if previous is None and not replaced:  # else the checkpoint goes too
+            _check_engine(job)
+        for text in (*checked.run.task.notes, *checked.notes):
             note(text)
+        if not works:
+            log.info("checked, nothing to run (stages=[])%s: %s", "; finished before" if previous else "", out)
+            return None
         begin(disk.run_sentence(checked.need, out, checked.run.cache))
         _clear(checked.run, out, replaced)
         _run_stages(job, group)
         return results.read(out)
-
-
-def _say_checked(job: Job, notes: Sequence[str], note: Callable[[str], None]) -> None:
-    """Say what a run without stages, whose checks are over, has found in its folder."""
-    is_finished = finished(job.config, job.run, job.out) is not None
-    if not is_finished:
-        _check_before(job)
-    for text in notes:
-        note(text)
-    found = f"; finished before: {job.out / results.NAME}" if is_finished else f": {job.out}"
-    log.info("checked, nothing to run (stages=[])%s", found)
-
-
-def _check_before(job: Job) -> bool:
-    """Whether finished results will be replaced. Raises UsageError if the checkpoint that is there cannot be used."""
-    replaced = job.run.overwrite and (job.out / results.NAME).exists()
-    if not replaced:  # else the checkpoint goes too
-        _check_engine(job)
-    return replaced
 
 
 def _run_stages(job: Job, group: WorkerGroup | None) -> None:

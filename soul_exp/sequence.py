@@ -5,6 +5,7 @@ The run's folder holds request-1/, request-2/, ..., each with all that a run has
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,43 +21,38 @@ from soul_exp.files import is_intact, locked
 from soul_exp.models.checkpoint import UNLEARNED
 from soul_exp.results import Results
 from soul_exp.stages.stage import MODEL
-from soul_exp.tasks.custom import EARLIER
+from soul_exp.tasks.custom import EARLIER, sources_of
 
 log = logging.getLogger(__name__)
 
 
 def run(
-    config: Config,
-    out: Path,
-    group: WorkerGroup | None = None,
-    begin: Callable[[str], None] = log.info,
-    note: Callable[[str], None] = log.info,
+    config: Config, out: Path, group: WorkerGroup | None = None, begin: Callable[[str], None] = log.info
 ) -> Results | None:
     """Carry out `config` in `out`: one run, or one for each of task.requests; returns the (last) results, if any.
 
-    `begin` and `note` are called as by `experiment.run`.
+    `begin` is called as by `experiment.run`.
     """
     if config["task"].get("requests") is None:
-        return experiment.run(_alone(config), out, group, begin, note)
+        return experiment.run(_alone(config), out, group, begin)
     steps = steps_of(config, out)
     _check_sequence(config, group)
     checked = [check(step, folder_of(out, number)) for number, step in enumerate(steps, start=1)]
-    if not checked[0].run.stages:
-        if _finished(steps, checked, out) is None:
-            disk.check_run(disk.together([each.need for each in checked]), out, checked[0].run.cache)
-        return _run_requests(steps, out, note)
-    out.mkdir(parents=True, exist_ok=True)
-    with locked(out / ".lock"):  # a second start of the same run waits, and then finds it finished
+    works = bool(checked[0].run.stages)
+    if works:
+        out.mkdir(parents=True, exist_ok=True)
+    with locked(out / ".lock") if works else nullcontext():  # a second start waits, and then finds it finished
         interrupts.safe_point()
         previous = _finished(steps, checked, out)
-        if previous is not None:
+        if previous is not None and works:
             log.info("finished before, skipped: %s", out)
             return previous
         first, needed = checked[0].run, disk.together([each.need for each in checked])
         disk.check_run(needed, out, first.cache)
-        begin(disk.run_sentence(needed, out, first.cache))
-        (out / results.NAME).unlink(missing_ok=True)  # only overwrite=true gets here with one
-        return _run_requests(steps, out, note)
+        if works:
+            begin(disk.run_sentence(needed, out, first.cache))
+            (out / results.NAME).unlink(missing_ok=True)  # only overwrite=true gets here with one
+        return _run_requests(steps, out)
 
 
 def need(config: Config) -> disk.Need | None:
@@ -67,11 +63,8 @@ def need(config: Config) -> disk.Need | None:
 
 def steps_of(config: Config, out: Path) -> list[dict[str, Any]]:
     """The configuration of each request's run: which one it is, and from the second on where it starts."""
-    requests = config["task"]["requests"]
-    if not isinstance(requests, list) or not requests:
-        raise UsageError(f"task.requests={requests}: expected a list, such as task.requests=[a.jsonl,b.jsonl]")
     steps = []
-    for number in range(1, len(requests) + 1):
+    for number in range(1, len(sources_of(config["task"]["forget"], config["task"]["requests"])) + 1):
         step = {**config, "task": {**config["task"], "request": number}}
         if number > 1:
             step["start"] = str(folder_of(out, number - 1) / MODEL)
@@ -79,7 +72,7 @@ def steps_of(config: Config, out: Path) -> list[dict[str, Any]]:
     return steps
 
 
-def _run_requests(steps: list[dict[str, Any]], out: Path, note: Callable[[str], None]) -> Results | None:
+def _run_requests(steps: list[dict[str, Any]], out: Path) -> Results | None:
     """Carry out one request after the other, until one diverges; the results of the last are the sequence's."""
     for number, step in enumerate(steps, start=1):
         log.info("--- request %d of %d: %s", number, len(steps), step["task"]["requests"][number - 1])
@@ -89,15 +82,15 @@ def _run_requests(steps: list[dict[str, Any]], out: Path, note: Callable[[str], 
             raise UsageError(
                 f"{start} is gone or damaged, from which request {number} starts: put it back, or type overwrite=true"
             )
-        last = experiment.run(step, folder, begin=lambda sentence: None, note=note)
+        last = experiment.run(step, folder, begin=lambda sentence: None)
         if last is not None and last.status == "diverged":
             break
     if last is None:
         return None
-    ending = f"the last of {len(steps)} requests; the results of each are in request-1/ to request-{number}/"
+    note = f"the last of {len(steps)} requests; the results of each are in request-1/ to request-{number}/"
     if last.status == "diverged" and number < len(steps):
-        ending = f"request {number} of {len(steps)} diverged, so that the later ones were not begun"
-    last = replace(last, notes=[*last.notes, ending])
+        note = f"request {number} of {len(steps)} diverged, so that the later ones were not begun"
+    last = replace(last, notes=[*last.notes, note])
     results.write(out, last)
     return last
 

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
+from soul_exp.distributed.output import RunLog, note, shown_notes
 from soul_exp.errors import counted
 from soul_exp.files import locked, remove_empty, write_atomically
 
 if TYPE_CHECKING:
-    from soul_exp.distributed.output import RunLog
     from soul_exp.results import Results
 
 log = logging.getLogger("soul_exp")
@@ -111,7 +111,6 @@ class Sweep:
 
 _current: list[Sweep] = []
 _made: list[Path] = []  # the folders that were not there before this command, the innermost first
-_shown: set[str] = set()  # the notes that this command has shown on the console
 FAILED: list[str] = []  # the failures of this command, wherever its jobs ran: the reason, after the name of a job
 
 
@@ -128,7 +127,7 @@ def is_swept() -> bool:
 def begin_command(made: Iterable[Path] = (), sweep: Sweep | None = None) -> None:
     """A command begins, which will have `made` these folders, the innermost first; a `sweep` or one run."""
     _made[:], _current[:] = made, [] if sweep is None else [sweep]
-    _shown.clear()
+    shown_notes.clear()
     FAILED.clear()
 
 
@@ -185,22 +184,11 @@ def shown(results: Results, out: Path, run_log: RunLog) -> list[str]:
 
     if current() and run_log.has_begun:
         for text in results.notes:
-            note(text, run_log)
+            note(text)
     lines = [comparison(results, run_log.notes), f"results: {near(out) / 'results.json'}"]
     if (out / f"{REQUEST}1").is_dir():
         lines.append(f"all requests: python -m soul_exp.tables {near(out)}")
     return [*map(printable, lines)]
-
-
-def note(text: str, run_log: RunLog) -> None:
-    """Log what a reader of the numbers needs to know: once for a run, and on the console once for a command."""
-    if text not in run_log.notes:
-        run_log.notes.add(text)
-        if text in _shown:
-            run_log.write(text)
-        else:
-            _shown.add(text)
-            log.info("%s", text)
 
 
 def near(path: Path) -> Path:

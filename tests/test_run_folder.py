@@ -140,7 +140,7 @@ def test_a_finished_run_is_checked_and_said_to_be_finished(out: Path) -> None:
     typed = [*TINY, f"hydra.run.dir={out}", "stages=[]"]
     run = starts.type_(out.parent, *typed)
     assert run.returncode == 0, run.stderr
-    assert run.stdout == f"checked, nothing to run (stages=[]); finished before: {out / 'results.json'}\n"
+    assert run.stdout == f"checked, nothing to run (stages=[]); finished before: {out}\n"
     other = starts.type_(out.parent, *typed, "seed=1")
     assert other.returncode == 1 and "holds finished results of another configuration (seed: 0 before" in other.stderr
     wrong = starts.type_(out.parent, *typed, "train.batch_size=0")

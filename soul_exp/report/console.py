@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from soul_exp.errors import counted
 from soul_exp.metrics.suite import MEASURES
-from soul_exp.report.labels import HEADLINE, NOT_MEASURED, NULL, declared, finite, headline_first, label_of, number
+from soul_exp.report.labels import HEADLINE, NULL, declared, finite, headline_first, label_of, number
 from soul_exp.report.runs import is_measured
 from soul_exp.results import COMPARED, Results
 from soul_exp.results import HEADLINE as results_headline
@@ -120,7 +120,7 @@ def _null_reasons(results: Results, titles: Mapping[str, str], names: Iterable[s
             metrics.setdefault((", ".join(titles[model] for model in empty), reason), []).append(label_of(name))
     everywhere = ", ".join(titles.values())
     return [
-        f"{NOT_MEASURED} {', '.join(labels)}: {reason}"
+        f"not measured: {', '.join(labels)}: {reason}"
         if models == everywhere
         else f"{NULL} {', '.join(labels)} ({models}): {reason}"
         for (models, reason), labels in metrics.items()

@@ -11,7 +11,7 @@ from typing import Any
 from soul_exp import results
 from soul_exp.metrics.scale import Direction, Scale
 
-NULL, NOT_MEASURED = "—", "not measured:"
+NULL = "—"
 # control characters, lone surrogates, and what changes the direction of text or ends a line
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 HEADLINE = ("log10_forget_quality", *results.HEADLINE)

@@ -11,18 +11,7 @@ import pandas as pd
 from scipy.stats import t as student
 
 from soul_exp.errors import UsageError
-from soul_exp.report.labels import (
-    DELTA,
-    HEADLINE,
-    MIA,
-    NOT_MEASURED,
-    NULL,
-    declared,
-    finite,
-    headline_first,
-    label_of,
-    number,
-)
+from soul_exp.report.labels import DELTA, HEADLINE, MIA, NULL, declared, finite, headline_first, label_of, number
 from soul_exp.report.runs import ABOUT, CHOSEN, REQUEST, SUITE_OPTIONS, comparable, find, frame_of, is_measured, varied
 from soul_exp.results import COMPARED, Results
 
@@ -155,12 +144,12 @@ def _null_notes(runs: Collection[Results], columns: Collection[str], listed: Col
         for key, why in run.reasons.items():
             model, _, name = key.rpartition(".")
             if name in listed:
-                begin = f"{NULL if name in columns else NOT_MEASURED} %s"
+                begin = f"{NULL if name in columns else 'not measured:'} %s"
                 line = f"{begin}{f' of the {model} model' if model else ''}: {why.replace('%', '%%')}"
                 labels.setdefault(line, {})[label_of(name)] = None
     yield from (line % ", ".join(names) for line, names in labels.items())
     if DELTA in listed and MIA in columns and DELTA not in columns:
-        yield f"{NOT_MEASURED} {label_of(DELTA)}: no run has the retrained model's"
+        yield f"not measured: {label_of(DELTA)}: no run has the retrained model's"
 
 
 def _fixed(frame: pd.DataFrame, runs: Sequence[Results], keys: Sequence[str], by: Collection[str]) -> str:

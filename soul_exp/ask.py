@@ -157,7 +157,9 @@ def main() -> None:
         "python -m soul_exp.ask", description="Print the answers of a run's original, unlearned and retrained model."
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run: runs/tofu/default")
-    parser.add_argument("questions", nargs="*", metavar="QUESTION", help="default: a dialogue, or standard input")
+    parser.add_argument(
+        "questions", nargs="*", default=[], metavar="QUESTION", help="default: a dialogue, or standard input"
+    )
     parser.add_argument("--answer", help="also print each model's probability of this answer: geometric mean per token")
     parser.add_argument("--raw", action="store_true", help="continue running text, without the model's template")
     parser.add_argument("--max-new-tokens", type=int, default=100, help="the longest answer, in tokens (100)")

@@ -132,8 +132,8 @@ def check_optional(choices: Mapping[str, str | None]) -> None:
     """Raises UsageError if the preset, method or budget does not exist: Hydra ignores a missing optional choice."""
     for group in ("experiment", "method", "budget"):
         options = GlobalHydra.instance().config_loader().get_group_options(group)
-        if choices.get(group) and choices[group] not in options:
-            raise UsageError(f"{group}={choices[group]} is unknown: choose one of {', '.join(options)}")
+        if (choice := choices.get(group)) and choice not in options:
+            raise UsageError(f"{group}={choice} is unknown{schema.nearest(choice, options)}")
 
 
 def tuned_on(config: Mapping[str, Any], overrides: Sequence[str]) -> str | None:
@@ -172,6 +172,12 @@ def _taught_here(path: str | None, stages: Sequence[str]) -> bool:
     return path is None or (list(stages) == ["evaluate"] and knows_general(path))
 
 
+def user_cache() -> str:
+    """The folder of a user's caches, as the XDG specification says; the compiled kernels are below it too."""
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    return given if given.startswith("/") else "~/.cache"
+
+
 def default_device() -> str:
     import torch
 
@@ -187,6 +193,7 @@ RESOLVERS: dict[str, Callable[..., Any]] = {
     "equal": lambda a, b: a == b,
     "taught_here": _taught_here,
     "device": default_device,
+    "user_cache": user_cache,
     "choice": _choice,
     "cpus": lambda processes, threads: processes * threads,
     "gpus": lambda device, n: n if device == "cuda" else None,

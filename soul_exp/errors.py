@@ -1,4 +1,4 @@
-"""The errors whose messages a user of the command line reads as they are."""
+"""The errors whose messages a user of the command line reads as they are, and words for such messages."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -24,6 +24,11 @@ def short(value: object) -> str:
     """`value` as an error message shows it: its repr, at most 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def counted(number: int, noun: str) -> str:
+    """`number` and the `noun` in the form that fits: 1 job, 2 jobs."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def first_line(error: BaseException) -> str:

@@ -4,6 +4,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from soul_exp.checks.check import check
 from soul_exp.comparison import compared, differences
 from soul_exp.distributed import interrupts
 from soul_exp.distributed.join import WorkerGroup
+from soul_exp.distributed.output import note
 from soul_exp.distributed.processes import launch
 from soul_exp.errors import UsageError
 from soul_exp.files import explain_full_disk, locked
@@ -38,28 +40,31 @@ def run(
 
     Every stage starts workers of its own; where a `group` exists, it is the one that unlearns. `begin` is called
     with the disk space that the run needs, as a message, under the run's lock and before anything in `out` changes; it
-    is not called where there is nothing to do or a check fails.
+    is not called where there is nothing to do or a check fails. Without stages nothing is written, not even a lock.
     """
     interrupts.safe_point()
     checked = check(config, out)
     interrupts.safe_point()
+    works = bool(checked.run.stages)
+    if works:
+        out.mkdir(parents=True, exist_ok=True)
     # a second start of the same run waits, and then finds it finished
-    with locked(out / ".lock"), explain_full_disk(out, checked.run.cache):
+    with locked(out / ".lock") if works else nullcontext(), explain_full_disk(out, checked.run.cache):
         interrupts.safe_point()
         previous = finished(config, checked.run, out)
-        if previous is not None:
+        if previous is not None and works:
             log.info("finished before, skipped: %s", out)
             checkpoints.remove_all(out / CHECKPOINTS)  # it may have been killed before it could do that
             return previous
-        for note in (*checked.run.task.notes, *checked.notes):
-            log.info("%s", note)
-        if not checked.run.stages:
-            log.info("checked, nothing to run (stages=[]): %s", out)
-            return None
         replaced = checked.run.overwrite and (out / results.NAME).exists()
         job = Job(config=config, run=checked.run, out=out, reasons=checked.reasons, notes=checked.notes)
-        if not replaced:  # else the checkpoint goes too
+        if previous is None and not replaced:  # else the checkpoint goes too
             _check_engine(job)
+        for text in (*checked.run.task.notes, *checked.notes):
+            note(text)
+        if not works:
+            log.info("checked, nothing to run (stages=[])%s: %s", "; finished before" if previous else "", out)
+            return None
         begin(disk.run_sentence(checked.need, out, checked.run.cache))
         _clear(checked.run, out, replaced)
         _run_stages(job, group)

@@ -11,7 +11,7 @@ import shutil
 import stat
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,25 @@ def remove(path: Path) -> None:
     except OSError as error:
         found = f"{path} is damaged or cannot be read, and this user cannot remove it ({error.strerror})"
         raise UsageError(f"{found}: let its owner remove it, or type cache=<another folder>") from error
+
+
+def existing(folder: Path) -> Path:
+    """`folder`, or the nearest one above it that exists."""
+    folder = folder.absolute()
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
+def missing(folder: Path) -> list[Path]:
+    """`folder` and those above it that do not exist, the innermost first."""
+    folder = folder.absolute()
+    return [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove the folders, one after the other, up to the first that holds anything or cannot be removed."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def shared_folder(folder: Path) -> Path:
@@ -236,7 +255,7 @@ def explain_full_disk(*folders: Path, clear: Callable[[], None] = lambda: None) 
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        free = {folder: shutil.disk_usage(folder).free for folder in folders}
+        free = {folder: shutil.disk_usage(existing(folder)).free for folder in folders}
         least = min(free, key=lambda folder: free[folder])
         text, code = str(error), getattr(error, "errno", None)
         is_full = code in (errno.ENOSPC, errno.EDQUOT) or any(words in text for words in FULL)

@@ -12,6 +12,7 @@ import yaml
 from soul_exp.compose import conf_dir
 from soul_exp.errors import UsageError
 from soul_exp.options import option_of
+from soul_exp.schema import nearest
 
 WIDTH, LEFT, LONGEST = 100, 34, 60  # characters: of a line, of what may be typed, of a default
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -178,7 +179,7 @@ class Conf:
         choices = self.files.get(name, {})
         if choices and choice:
             if choice not in choices:
-                raise UsageError(f"{argument} is unknown: choose one of {', '.join(choices)}")
+                raise UsageError(f"{argument} is unknown{nearest(choice, choices)}")
             title = _wrapped(f"{argument}: {choices[choice].about}", "")
             return "\n".join([*title, "", *_rows(self.entries(name, choice).values())])
         if choices:
@@ -188,7 +189,7 @@ class Conf:
             if f"{entry.key}.".startswith(f"{name}."):
                 found.setdefault(entry.key, self._explained(entry))
         if not found:
-            raise UsageError(f"--help {argument}: expected a group (optimizer), choice (optimizer=sophia) or option")
+            raise UsageError(f"--help {argument}: {self.unknown(name)}")
         lines = _rows(found.values())
         if name in found and found[name].value:
             option = option_of(name)
@@ -196,6 +197,14 @@ class Conf:
             lines += ["", *([f"values: {option.values.expected()}"] if option.values else ())]
             lines += [f"it changes: {option.changes.value}{when}"]
         return "\n".join(lines)
+
+    def unknown(self, key: str) -> str:
+        """That there is no group or option `key`, and which one may be meant: of that last name, or the nearest."""
+        known = dict.fromkeys([*self.files, *(entry.key for entry in self.known)])
+        near = min((other for other in known if other.endswith(f".{key}")), key=lambda k: k.count("."), default=None)
+        return (
+            f"no such option{f', did you mean {near}?' if near else nearest(key, known, otherwise='--help lists them')}"
+        )
 
 
 def _rows(entries: Iterable[Entry]) -> list[str]:

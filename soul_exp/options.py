@@ -67,7 +67,6 @@ UNNAMED, SAME_SIZE, FILE = Option(), Option(size=False), Option(is_path=True)
 NAME = Option(changes=Changes.NOTHING, in_folder_name=False)  # what only names, places or repeats
 MIRROR = Option(TEXT_OR_NULL, Changes.NOTHING, in_folder_name=False, size=False)
 ENGINE = Option(changes=Changes.LAST_DIGITS)
-PASSES = Number(0, 1_000_000, above=True)
 SCHEDULE = {
     "epochs": Number(0, 1_000_000, above=True),
     "batch_size": COUNT,

@@ -1,7 +1,6 @@
 """The overrides of a command line: home folders, and one line for each that Hydra cannot read or apply."""
 
 import contextlib
-import difflib
 import os
 import re
 import shlex
@@ -138,10 +137,7 @@ def quoted(override: str) -> str | None:
 def _unknown(key: str, arguments: Sequence[str]) -> str:
     """That the option `key` does not exist, and which one may be meant."""
     conf = help_page.Conf.of(arguments)
-    known = sorted({entry.key for entry in conf.known} | set(conf.groups))
     group = key.split(".")[0]
-    if key in known:
+    if any(entry.key == key for entry in conf.known):
         return f"the chosen {group} has no such option: --help {group}=NAME lists those of a choice"
-    same = [other for other in known if other.endswith(f".{key}")]
-    near = min(same, key=len) if same else next(iter(difflib.get_close_matches(key, known, n=1, cutoff=0.7)), None)
-    return f"no such option, did you mean {near}?" if near else "no such option: --help lists them"
+    return conf.unknown(key)

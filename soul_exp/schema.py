@@ -151,13 +151,16 @@ def _keys(node: Mapping[str, Any], at: str, parameters: Mapping[str, Parameter])
             yield f"{key} is missing{what}: give it{f' ({values.expected()})' if values else ''}, or leave out ~{key}"
 
 
-def nearest(name: str, known: Iterable[str], at: str = "") -> str:
-    """The end of a message about the unknown `name` in the section `at`: the nearest of the `known` ones, else all."""
+def nearest(name: str, known: Iterable[str], at: str = "", otherwise: str = "correct it") -> str:
+    """The end of a message about the unknown `name` in the section `at`: the nearest of the `known` ones, else all.
+
+    `otherwise` is what to do where those are many.
+    """
     names = sorted(set(known))
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if close:
         return f", did you mean {_below(at, close[0])}?"
-    return f": choose one of {', '.join(names)}" if len(names) <= MOST_NAMES else ": correct it"
+    return f": choose one of {', '.join(names)}" if len(names) <= MOST_NAMES else f": {otherwise}"
 
 
 def _below(at: str, name: Any) -> str:

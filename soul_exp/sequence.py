@@ -5,6 +5,7 @@ The run's folder holds request-1/, request-2/, ..., each with all that a run has
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from soul_exp.files import is_intact, locked
 from soul_exp.models.checkpoint import UNLEARNED
 from soul_exp.results import Results
 from soul_exp.stages.stage import MODEL
-from soul_exp.tasks.custom import EARLIER
+from soul_exp.tasks.custom import EARLIER, sources_of
 
 log = logging.getLogger(__name__)
 
@@ -37,18 +38,20 @@ def run(
     steps = steps_of(config, out)
     _check_sequence(config, group)
     checked = [check(step, folder_of(out, number)) for number, step in enumerate(steps, start=1)]
-    out.mkdir(parents=True, exist_ok=True)
-    with locked(out / ".lock"):  # a second start of the same run waits, and then finds it finished
+    works = bool(checked[0].run.stages)
+    if works:
+        out.mkdir(parents=True, exist_ok=True)
+    with locked(out / ".lock") if works else nullcontext():  # a second start waits, and then finds it finished
         interrupts.safe_point()
         previous = _finished(steps, checked, out)
-        if previous is not None:
+        if previous is not None and works:
             log.info("finished before, skipped: %s", out)
             return previous
         first, needed = checked[0].run, disk.together([each.need for each in checked])
         disk.check_run(needed, out, first.cache)
-        if first.stages:
+        if works:
             begin(disk.run_sentence(needed, out, first.cache))
-        (out / results.NAME).unlink(missing_ok=True)  # only overwrite=true gets here with one
+            (out / results.NAME).unlink(missing_ok=True)  # only overwrite=true gets here with one
         return _run_requests(steps, out)
 
 
@@ -60,11 +63,8 @@ def need(config: Config) -> disk.Need | None:
 
 def steps_of(config: Config, out: Path) -> list[dict[str, Any]]:
     """The configuration of each request's run: which one it is, and from the second on where it starts."""
-    requests = config["task"]["requests"]
-    if not isinstance(requests, list) or not requests:
-        raise UsageError(f"task.requests={requests}: expected a list, such as task.requests=[a.jsonl,b.jsonl]")
     steps = []
-    for number in range(1, len(requests) + 1):
+    for number in range(1, len(sources_of(config["task"]["forget"], config["task"]["requests"])) + 1):
         step = {**config, "task": {**config["task"], "request": number}}
         if number > 1:
             step["start"] = str(folder_of(out, number - 1) / MODEL)

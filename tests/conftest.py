@@ -62,6 +62,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
 
 
+def give_to_another_user(path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a file to another user")
+    os.chown(path, 4242, 4242)
+
+
+@pytest.fixture(params=["of another user", "writable by all", "a link"])
+def make_suspect(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Path], None]:
+    """Turns a file into one that another user could have written."""
+
+    def make(path: Path) -> None:
+        if request.param == "of another user":
+            give_to_another_user(path)
+        elif request.param == "writable by all":
+            path.chmod(0o777)
+        else:
+            path.rename(tmp_path / "elsewhere")
+            path.symlink_to(tmp_path / "elsewhere")
+
+    return make
+
+
 WORDS = (
     "amber birch cedar delta ember fjord grove hazel iris jade kelp larch maple north olive pearl quartz reed"
 ).split()

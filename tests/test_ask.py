@@ -105,6 +105,11 @@ def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
     return of
 
 
+def test_only_the_run_is_required(command: Callable[..., tuple[str, str, int]]) -> None:
+    _, err, code = command()
+    assert code == 2 and err.endswith("error: the following arguments are required: RUN\n") and "[QUESTION" in err
+
+
 def blocks(text: str) -> list[dict[str, list[str]]]:
     """Of each question: model -> the lines beside its name."""
     found: list[dict[str, list[str]]] = []

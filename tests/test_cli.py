@@ -10,6 +10,8 @@ import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import starts
@@ -19,7 +21,7 @@ from conftest import start, type_
 from soul_exp import results
 from soul_exp.artifacts import prepared_models
 from soul_exp.models import loading
-from soul_exp.sweep import Sweep
+from soul_exp.sweep import Sweep, Twin
 
 SMALL = [
     "task.num_authors=8",
@@ -71,23 +73,25 @@ def test_a_sweep_says_how_far_it_is_and_how_it_ended(
     failed = next(path for path in folder.parent.iterdir() if "train.batch_size-7" in path.name)
     lines = [line for line in sweep.stdout.splitlines() if "job" in line]
     assert lines[0].startswith("2 jobs will need about")
-    assert lines[1:3] == [f"--- job 1 of 2: {failed.name}", f"job 1 of 2 failed after 0 s: {failed.name}"]
+    assert lines[1:3] == [f"--- job 1 of 2: {failed.name}", f"job 1 of 2 failed in its checks: {failed.name}"]
     assert lines[3] == f"--- job 2 of 2: {folder.name}"
     assert re.fullmatch(r"job 2 of 2 finished in \d+ s: forget quality \S+, model utility \S+, MIA AUC \S+", lines[4])
     assert re.fullmatch(r"2 jobs in \d+ s: 1 finished, 1 failed", lines[5]) and len(lines) == 6
-    ending = [f"failed: {failed.name}", "table: python -m soul_exp.tables runs/small"]
-    assert sweep.stdout.splitlines()[-2:] == ending and "higher is better" not in sweep.stdout
+    assert sweep.stdout.endswith("\ntable: python -m soul_exp.tables runs/small\n")
+    assert "higher is better" not in sweep.stdout
 
 
 def test_the_log_of_a_run_holds_what_the_console_showed_of_it(
     sweep: subprocess.CompletedProcess[str], folder: Path
 ) -> None:
     _, _, shown = sweep.stdout.partition(f"--- job 2 of 2: {folder.name}\n")
-    expected = shown.splitlines()[:-3]  # the summary is the sweep's
+    expected = shown.splitlines()[:-2]  # the summary is the sweep's
     assert len(expected) > 5 and any(line.startswith("unlearn: 4 steps") for line in expected)
     logged = (folder / "soul_exp.log").read_text().splitlines()
     assert logged[0].endswith(folder.name) and all(logged.count(line) == 1 for line in expected)
     assert any("higher is better" in line for line in logged)  # and the table of metrics, which a sweep does not show
+    notes = json.loads((folder / "results.json").read_text())["notes"]
+    assert len(notes) > 0 and all(shown.count(note) == logged.count(note) == 1 for note in notes)
     failed = next(path for path in folder.parent.iterdir() if "train.batch_size-7" in path.name)
     assert not (failed / "soul_exp.log").exists()  # its checks failed
 
@@ -99,20 +103,36 @@ def test_a_configuration_that_a_sweep_has_twice_is_run_once(place: Path) -> None
     assert re.search(r"\n2 jobs in \d+ s: 1 checked, 1 the same as another\n$", done.stdout)
 
 
-def test_the_forecast_of_a_sweep_counts_the_jobs_that_worked() -> None:
+def test_the_forecast_of_a_sweep_is_the_mean_of_the_jobs_that_worked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the seconds that prepared models take, which are made once, nor jobs that did no work count."""
+    ends: list[str] = []
+    monkeypatch.setattr(Sweep, "_log", lambda sweep, end: ends.append(f"{end}{sweep.coming()}"))
     sweep = Sweep(total=9, folder=Path("runs/x y"), is_local=True, began=time.monotonic() - 7200)
-    assert [sweep.job(0), sweep.job(8), Sweep(None, Path(), True, 0.0).job(4)] == ["job 1 of 9", "job 9 of 9", "job 5"]
-    assert sweep.end_job("failed", None) == "" and sweep.end_job("finished", 600) == "; about 70 min for 7 more"
-    assert sweep.end_job("diverged", 200) == "; about 40 min for 6 more"
-    assert sweep.end_job("finished before", None) == "; about 33 min for 5 more"
-    for seconds in (1, 1, 1, 1):
-        left = sweep.end_job("finished", seconds)
-    assert left == "; about 41 s for 1 more"  # of the last five: 200, 1, 1, 1, 1
-    assert sweep.end_job("finished", 1) == ""
-    assert sweep.summary(["a", "b"]).splitlines() == [
-        "9 jobs in 2.0 h: 6 finished, 1 diverged, 1 finished before, 1 failed", "failed: a, b"
+    assert [sweep.job(0), sweep.job(8), Sweep(None, Path(), True).job(4)] == ["job 1 of 9", "job 9 of 9", "job 5"]
+
+    def end(name: str, spent: float | None, **changes: Any) -> None:
+        assert sweep.twin({"seed": name}, name) is None
+        made = {"status": "finished", "seconds": {"prepare": 400.0}, "utility": 0.5, "forget_quality": None}
+        sweep.end_job(Path(name), cast(results.Results, SimpleNamespace(**{**made, "mia_auc": None, **changes})), spent)
+
+    sweep.end_failed_job(Path("a"), None)
+    end("b", 600)
+    sweep.end_failed_job(Path("c"), 7)
+    end("d", 400, status="diverged", seconds={"unlearn": 300.0})
+    end("e", None)
+    end("f", 300, seconds={"prepare": 0.0})
+    nothing = "model utility 0.500"
+    assert ends == [
+        "failed in its checks: a", f"finished in 10 min: {nothing}; about 23 min for 7 more",
+        "failed after 7 s: c; about 20 min for 6 more",
+        f"finished in 6.7 min: DIVERGED, {nothing}; about 25 min for 5 more",
+        f"finished in 5.0 min: {nothing}; about 15 min for 3 more",
     ]  # fmt: skip
-    assert Sweep(3, Path("runs"), False, time.monotonic()).summary([]) == "3 jobs in 0 s"
+    assert sweep.twin({"seed": "b"}, "g") == Twin("b", 0.5)
+    assert sweep.summary(2).splitlines() == [
+        "9 jobs in 2.0 h: 2 finished, 1 diverged, 1 finished before, 1 the same as another, 2 failed"
+    ]  # fmt: skip
+    assert Sweep(1, Path("runs"), False).summary(0) == "1 job in 0 s"
 
 
 def test_results_hold_what_a_reviewer_needs(folder: Path) -> None:
@@ -294,11 +314,8 @@ def test_stages_empty_checks_and_runs_nothing(place: Path) -> None:
     [
         (["optimizer=adamm"], ["optimizer=adamm is unknown, did you mean adam?"]),
         (["optimizer.lrr=1"], ["optimizer.lrr=1: no such option, did you mean optimizer.lr?"]),
-        (
-            ["experiment=ablation_rhoo"],
-            ["experiment=ablation_rhoo is unknown: choose one of ablation,", "ablation_rho"],
-        ),
-        (["experiment=ablation_rhoo", "-m"], ["experiment=ablation_rhoo is unknown: choose one of ablation,"]),
+        (["experiment=ablation_rhoo"], ["experiment=ablation_rhoo is unknown, did you mean ablation_rho?"]),
+        (["experiment=ablation_rhoo", "-m"], ["experiment=ablation_rhoo is unknown, did you mean ablation_rho?"]),
         (["experiment=ablation_rho", "budget=tiny"], ["budget=tiny is unknown: choose one of full, smoke"]),
         (["cache=/proc/nowhere"], ["cache /proc/nowhere cannot be written", "choose another folder"]),
     ],

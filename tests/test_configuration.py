@@ -22,7 +22,7 @@ READERS = {
         "comparison.py",
         "options.py",
         "schema.py",
-        "sweep.py",
+        "forecast.py",
     ),  # they make it, or derive from it
     *("experiment.py", "sequence.py"),  # what a finished run, and each request, is compared by
     "stages/tune.py",  # derives trials

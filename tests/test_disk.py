@@ -72,7 +72,7 @@ def test_jobs_share_prepared_models_and_the_unknown_is_called_so(free: Callable[
     shared = need({tmp_path / "target": 5 * MIB})
     said = disk.check_sweep([shared] * 3 + [None] * 3, tmp_path, tmp_path, 1)
     assert (
-        "90 MiB in" in said and "5.0 MiB in" in said and "(1 prepared models)" in said and "of 3 more it is un" in said
+        "90 MiB in" in said and "5.0 MiB in" in said and "(1 prepared model)" in said and "of 3 more it is un" in said
     )
     assert "unknown before a model is read" in disk.check_sweep([None] * 3, tmp_path, tmp_path, 1)
     assert "is unknown before the model is read" in disk.run_sentence(None, tmp_path, tmp_path)

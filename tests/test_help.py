@@ -81,13 +81,20 @@ def test_the_choices_of_a_users_own_folder_are_explained_too(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("optimizer=sofia", "optimizer=sofia is unknown: choose one of adam, hybrid"),
-        ("optimiser", "--help optimiser: expected a group"),
+        ("optimizer=sofia", "optimizer=sofia is unknown, did you mean sophia?"),
+        ("loss=npoo", "loss=npoo is unknown, did you mean npo?"),
+        ("loss=zz", "loss=zz is unknown: choose one of ce_u, dpo, "),
+        ("optimiser", "--help optimiser: no such option, did you mean optimizer?"),
+        ("optimiser=sophia", "--help optimiser=sophia: no such option, did you mean optimizer?"),
+        ("zz", "--help zz: no such option: --help lists them"),
+        ("train.epoch", "--help train.epoch: no such option, did you mean train.epochs?"),
+        ("lr", "--help lr: no such option, did you mean optimizer.lr?"),
     ],
 )
 def test_what_does_not_exist_is_named(argument: str, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError) as error:
         help_page.page([argument])
+    assert str(error.value).startswith(message)
 
 
 def test_the_command_prints_it_without_importing_torch(tmp_path: Path) -> None:

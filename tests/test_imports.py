@@ -24,6 +24,7 @@ LEVELS: list[set[str]] = [
     {"experiment", "help_page"},
     {"overrides", "sequence"},
     {"sweep"},
+    {"forecast"},
     {"ask", "cli", "preload", "verify"},
     {"__main__"},
 ]

@@ -6,11 +6,14 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import composing
 import pytest
 import torch
+from conftest import give_to_another_user
 
 from soul_exp.optim import Lion, Sophia, kernels
 from soul_exp.optim.kernels import STATISTICS, Numbers, Operands, cpu, plain
@@ -247,24 +250,15 @@ def test_a_machine_without_a_compiler_uses_the_compiled_kernel_or_says_so(
     assert cpu._library.__wrapped__() == (None, NO_COMPILER)
 
 
-@pytest.mark.parametrize("how", ["by another user", "writable by all", "as a link"])
 def test_a_library_that_another_user_could_have_planted_is_not_loaded(
-    how: str, kernel_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    make_suspect: Callable[[Path], None], kernel_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path, ran = compiled(kernel_folder), tmp_path / "ran"
     planted = plant(path, ran)
     path.unlink()
-    if how == "by another user":
-        if os.geteuid() != 0:
-            pytest.skip("only root can give a file to another user")
-        os.chown(planted, 4242, 4242)
-    elif how == "writable by all":
-        planted.chmod(0o777)
-    else:
-        planted.rename(tmp_path / "elsewhere.so")
-        planted.symlink_to(tmp_path / "elsewhere.so")
+    make_suspect(planted)
     assert compiled_again(kernel_folder, planted) and not ran.exists()
-    if how != "as a link":
+    if not planted.is_symlink():
         assert f"{planted} is damaged, or another user could have written it: it is not used" in caplog.text
 
 
@@ -277,10 +271,8 @@ def compiled_again(folder: Path, planted: Path) -> bool:
 def test_the_folder_of_another_user_is_not_used(
     kernel_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("only root can give a folder to another user")
     planted = plant(compiled(kernel_folder), tmp_path / "ran")
-    os.chown(kernel_folder, 4242, 4242)
+    give_to_another_user(kernel_folder)
     library, reason = cpu._library.__wrapped__()
     assert library is not None and reason is None and planted.exists() and not (tmp_path / "ran").exists()
     assert f"{kernel_folder} belongs to another user" in caplog.text
@@ -295,6 +287,26 @@ def test_a_damaged_kernel_is_compiled_again(damage: Any, kernel_folder: Path) ->
     path.unlink()
     path.write_bytes(damage(content))
     assert compiled(kernel_folder) == path and path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("given", "folder"), [("/x", "/x"), ("", "/h/.cache"), ("x", "/h/.cache"), (None, "/h/.cache")]
+)
+def test_kernels_and_the_cache_of_runs_are_below_one_folder(
+    given: str | None, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """XDG_CACHE_HOME counts where it is an absolute path, as its specification says."""
+    monkeypatch.setenv("HOME", f"{tmp_path}/h")
+    monkeypatch.delenv("SOUL_EXP_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    if given is not None:
+        monkeypatch.setenv("XDG_CACHE_HOME", f"{tmp_path}{given}" if given.startswith("/") else given)
+    assert cpu._own_folder() == Path(f"{tmp_path}{folder}/soul_exp/kernels")
+    assert composing.job()[0]["cache"] == f"{tmp_path}{folder}/soul_exp"
+    monkeypatch.setenv("SOUL_EXP_CACHE", "/shared")
+    assert (
+        cpu._own_folder() == Path(f"{tmp_path}{folder}/soul_exp/kernels") and composing.job()[0]["cache"] == "/shared"
+    )
 
 
 def test_without_a_home_directory_the_kernel_is_compiled_for_one_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,7 +82,7 @@ def assert_all_end(pids: list[int]) -> None:
 
 def test_the_last_rank_s_error_is_reported_though_rank_0_was_inside_a_collective(tmp_path: Path) -> None:
     code, _, err = done(begin(tmp_path, "last_raises", "2"))
-    assert code == 1 and err.startswith("soul_exp: failed: default: worker 1 of 2 failed (exit code 1); its log: ")
+    assert code == 1 and err.startswith("soul_exp: worker 1 of 2 failed (exit code 1); its log: ")
     assert err.strip().endswith("ArithmeticError: of the last rank") and "in last_raises" in err
     assert log_of(tmp_path, 1).endswith("ArithmeticError: of the last rank\n")
     assert "Connection closed by peer" not in err
@@ -90,7 +90,7 @@ def test_the_last_rank_s_error_is_reported_though_rank_0_was_inside_a_collective
 
 def test_a_killed_worker_is_named_with_its_signal(tmp_path: Path) -> None:
     code, _, err = done(begin(tmp_path, "last_is_killed", "2"))
-    assert code == 1 and err.startswith("soul_exp: failed: default: worker 1 of 2 failed (signal 9)")
+    assert code == 1 and err.startswith("soul_exp: worker 1 of 2 failed (signal 9)")
     assert "SIGKILL" in err and "Connection closed by peer" not in err
 
 
@@ -188,7 +188,7 @@ def test_torchrun_s_workers_are_joined_and_only_rank_0_prints(tmp_path: Path) ->
 def test_a_joined_rank_s_error_ends_all_and_is_reported_once_by_rank_0(tmp_path: Path) -> None:
     code, _, err = done(begin(tmp_path, "last_raises", "2", under=TORCHRUN))
     assert code == 1 and err.count("ArithmeticError: of the last rank") == 1
-    assert "soul_exp: failed: default: worker 1 of 2 failed" in err and "in last_raises" in err
+    assert "soul_exp: worker 1 of 2 failed" in err and "in last_raises" in err
     assert log_of(tmp_path, 1).endswith("ArithmeticError: of the last rank\n")
     assert "of the last rank" in next((tmp_path / "runs").rglob("error.txt")).read_text()
 

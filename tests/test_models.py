@@ -591,9 +591,7 @@ def test_only_the_pad_that_a_tokenizer_without_one_is_given_gets_a_new_row(saved
         notes: list[str] = []
         settings = ModelSettings(Template(), max_length=32, tokenizer=str(given))
         check._check_given(str(saved), "model.path", settings, notes)
-        expected = (
-            f"model.path={saved}: none of the 320 tokens can pad, so the embedding and the output head get"
-        )
+        expected = f"model.path={saved}: none of the 320 tokens can pad, so the embedding and the output head get"
         assert [note.startswith(expected) for note in notes] == [True] * (given != saved)
 
 

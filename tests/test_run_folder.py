@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import time
@@ -120,10 +121,30 @@ def test_overwriting_records_the_new_command(out: Path) -> None:
     assert not (out / "error.txt").exists()
 
 
-def test_checking_only_leaves_no_trace_of_a_run(root: Path) -> None:
-    run = starts.type_(root, *TINY, "stages=[]", "hydra.run.dir=checked")
-    assert run.returncode == 0 and "checked, nothing to run" in run.stdout
-    assert content(root / "checked") == {}
+def test_a_command_that_does_no_work_leaves_no_folder(tmp_path: Path) -> None:
+    checked = starts.type_(tmp_path, *TINY, "stages=[]", "name=a/b")
+    assert checked.returncode == 0 and "checked, nothing to run" in checked.stdout
+    refused = starts.type_(tmp_path, *TINY, "train.batch_size=0")
+    assert refused.returncode == 1
+    assert refused.stderr == "soul_exp: train.batch_size=0: expected a whole number of 1 or more\n"
+    sweep = starts.type_(tmp_path, *TINY, "train.batch_size=0,-1", "-m")
+    assert sweep.returncode == 1 and re.search(r"\n2 jobs in \d+ s: 2 failed\n$", sweep.stdout)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "runs/tofu").mkdir(parents=True)
+    refused = starts.type_(tmp_path, *TINY, "task.requests=[]", "train.batch_size=0")
+    assert refused.returncode == 1 and [*tmp_path.rglob("*")] == [tmp_path / "runs", tmp_path / "runs/tofu"]
+
+
+def test_a_finished_run_is_checked_and_said_to_be_finished(out: Path) -> None:
+    before = content(out)
+    typed = [*TINY, f"hydra.run.dir={out}", "stages=[]"]
+    run = starts.type_(out.parent, *typed)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == f"checked, nothing to run (stages=[]); finished before: {out}\n"
+    other = starts.type_(out.parent, *typed, "seed=1")
+    assert other.returncode == 1 and "holds finished results of another configuration (seed: 0 before" in other.stderr
+    wrong = starts.type_(out.parent, *typed, "train.batch_size=0")
+    assert wrong.returncode == 1 and "train.batch_size=0: expected" in wrong.stderr and content(out) == before
 
 
 def test_a_rejected_command_leaves_a_running_run_unchanged(root: Path) -> None:
@@ -135,16 +156,6 @@ def test_a_rejected_command_leaves_a_running_run_unchanged(root: Path) -> None:
         run = starts.type_(root, *TINY, "train.batch_size=0", f"hydra.run.dir={running}")
     assert run.returncode == 1 and "train.batch_size=0: expected" in run.stderr
     assert content(running) == before
-
-
-def test_a_folder_without_a_run_keeps_the_reason_of_a_rejection_until_a_run_succeeds(root: Path) -> None:
-    out = root / "fresh"
-    for value in ("0", "-1"):
-        run = starts.type_(root, *TINY, f"train.batch_size={value}", f"hydra.run.dir={out}")
-        assert run.returncode == 1 and [*content(out)] == ["error.txt"]
-        assert (out / "error.txt").read_text() == f"train.batch_size={value}: expected a whole number of 1 or more"
-    run = starts.type_(root, *TINY, f"hydra.run.dir={out}")
-    assert run.returncode == 0 and not (out / "error.txt").exists() and (out / ".hydra").is_dir()
 
 
 def test_a_run_that_fails_keeps_the_reason_and_its_command(root: Path) -> None:

@@ -99,7 +99,7 @@ def test_a_run_from_scratch_measures_all_that_needs_no_paraphrases(scratch: Path
 def test_metrics_that_are_null_for_one_reason_share_a_line(scratch: Path) -> None:
     shown = " ".join(console.comparison(of(scratch)).split())
     assert (
-        "— validation log10 forget quality, validation retain probability (before, after, retrained): "
+        "not measured: validation log10 forget quality, validation retain probability: "
         "task.validation_fraction=0 leaves no rows" in shown
     )
 

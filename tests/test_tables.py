@@ -189,6 +189,38 @@ def test_a_null_is_a_dash_and_its_reason_stands_below() -> None:
     assert f"— MIA AUC (after): {reason}" in " ".join(text.splitlines())
 
 
+def test_a_metric_that_no_model_has_is_named_with_its_reason_and_has_no_row_or_column(tmp_path: Path) -> None:
+    without: dict[str, Any] = {name: None for name in ("mia_auc", "holdout_probability")}
+    run = made(metrics={**UNLEARNED, **without}, original={**ORIGINAL, **without}, retrained={**RETRAINED, **without})
+    run = replace(run, reasons=dict.fromkeys(without, "no 100 % unseen text"))
+    text = console.comparison(run)
+    assert not any(line.lstrip().startswith(("MIA AUC", "holdout")) for line in text.splitlines())
+    assert "not measured: MIA AUC, holdout probability: no 100 % unseen text\n" in text
+    folder = left(tmp_path, a=run, b=replace(run, notes=["x"]))
+    table = tables.table(folder)
+    assert not any("MIA AUC" in title for title in cells(table)[0][0])
+    assert table.count("- not measured: MIA AUC: no 100 % unseen text\n") == 1
+    requested = tables.table(folder, ["mia_auc", "holdout_probability"])
+    assert cells(requested)[0][0]["MIA AUC →"] == "—" and "- — MIA AUC, holdout probability: no 100 %" in requested
+
+
+def test_without_a_retrained_model_the_difference_to_it_has_no_column(tmp_path: Path) -> None:
+    table = tables.table(left(tmp_path, a=made(retrained=None)))
+    assert "MIA AUC →" in cells(table)[0][0] and "| Δ" not in table
+    assert "- not measured: Δ (retrained − MIA AUC): no run has the retrained model's\n" in table
+
+
+def test_a_note_of_several_runs_is_listed_once_with_the_range_of_its_numbers(tmp_path: Path) -> None:
+    def noted(number: int) -> results.Results:
+        notes = [f"kept 0.{number} of checkpoint-5", *(["only 7"] * (number < 5)), *(["rare"] * (number > 3))]
+        return replace(made(seed=number), notes=notes)
+
+    table = tables.table(left(tmp_path, **{f"run{number}": noted(number) for number in range(1, 6)}))
+    assert "\n- kept 0.1 to 0.5 of checkpoint-5 (all runs)\n" in table
+    assert "\n- only 7 (4 of 5 runs, see table.csv)\n" in table and "\n- rare (`run4`, `run5`)\n" in table
+    assert tables.load(tmp_path)["notes"][4] == "['kept 0.5 of checkpoint-5', 'rare']"
+
+
 def test_comparison_of_a_measured_checkpoint_has_one_column_called_model() -> None:
     text = console.comparison(made(original=None, retrained=None, stages=("evaluate",)))
     assert "before" not in text and "after" not in text and "retrained" not in text and "untuned" not in text

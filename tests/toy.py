@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -83,6 +84,7 @@ def job(_: Any, workers: Any = None) -> None:
     logs = Path("ranks/toy").absolute()
     if WORK == "refuse":
         refuse(0)
+    logging.getLogger().handlers[-1].begin(logs.parents[1] / "toy.log")  # a run whose work fails has begun
     if workers is not None:
         workers.run_on_all(work, compute={"threads": 1, "device": "cpu", "deepspeed": None}, logs=logs)
     else:

@@ -10,6 +10,7 @@ from typing import Any
 
 from soul_exp.artifacts.prepared_models import VERSION, foreign_tokenizer, is_ready, load
 from soul_exp.data import content_hash
+from soul_exp.errors import counted
 from soul_exp.evaluation import lm_eval_suite
 from soul_exp.evaluation.probing import evaluate_probes
 from soul_exp.evaluation.records import read_records, write_records
@@ -89,7 +90,8 @@ def fill(models: Models, checkpoint: Checkpoint, device: str, label: str, system
         loading.move(lm.model, device)
         start = time.perf_counter()
         write_answers(folder, answers_of(lm, models, label))
-        log.info("evaluate %s: %d probes in %.0f s", label, len(models.task.probes), time.perf_counter() - start)
+        probes, seconds = counted(len(models.task.probes), "probe"), time.perf_counter() - start
+        log.info("evaluate %s: %s in %.0f s", label, probes, seconds)
 
 
 def _is_answered(folder: Path) -> bool:

@@ -11,6 +11,7 @@ from soul_exp import binding
 from soul_exp.artifacts import prepared_models
 from soul_exp.artifacts.answer_cache import Measured, cached_answers
 from soul_exp.distributed import zero3
+from soul_exp.errors import counted
 from soul_exp.evaluation.probing import evaluate_probes
 from soul_exp.evaluation.records import read_retrained
 from soul_exp.metrics.general import ks_p_value, log10_p_value
@@ -68,7 +69,7 @@ def not_forgotten(metrics: Mapping[str, Mapping[str, float | None]], num_steps: 
     if after is None or to_lose < WORTH_LOSING or after - (never or 0) <= to_lose / 2:
         return None
     return (
-        f"little was forgotten in {num_steps} steps ({KNOWN} {before:.3f} before, {after:.3f} after): raise "
+        f"little was forgotten in {counted(num_steps, 'step')} ({KNOWN} {before:.3f} before, {after:.3f} after): raise "
         f"train.epochs or optimizer.lr, or choose lr and gamma by trials (docs/custom.md)"
     )
 

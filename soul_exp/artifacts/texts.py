@@ -1,8 +1,7 @@
 """Whether a run's models can read its texts: tokens are counted and compared before anything is trained."""
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -110,17 +109,11 @@ def _check_rows(task: Task, items: Sequence[Item], read: Read) -> None:
             read(some)
         except UsageError:
             for item in some:
-                with _located(task, item):
+                try:
                     read([item])
+                except UsageError as error:
+                    raise UsageError(f"{task.location_of(item)}{error}") from None
             raise
-
-
-@contextlib.contextmanager
-def _located(task: Task, item: Item) -> Iterator[None]:
-    try:
-        yield
-    except UsageError as error:
-        raise UsageError(f"{task.location_of(item)}{error}") from None
 
 
 def _positions(start: Checkpoint | None, model: ModelSettings) -> int | None:

@@ -24,6 +24,7 @@ from soul_exp.checks.options import check_options
 from soul_exp.distributed.environment import launch_environment
 from soul_exp.errors import UsageError
 from soul_exp.evaluation import lm_eval_suite
+from soul_exp.files import existing
 from soul_exp.models import attention, loading, lora
 from soul_exp.models.checkpoint import is_local
 from soul_exp.models.language_model import fit_vocabulary, load_tokenizer
@@ -291,13 +292,14 @@ def _check_readable(cache: Path) -> None:
 
 
 def _check_writable(folder: Path, option: str) -> None:
+    """Raises UsageError unless a file can be written to `folder`, or to where it will be made: the check makes none."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as probe:
+        here = folder if os.path.lexists(folder) else existing(folder)
+        with tempfile.TemporaryFile(dir=here) as probe:
             probe.write(b"x" * 4096)
     except OSError as error:
         raise UsageError(f"{option} {folder} cannot be written ({error.strerror}): choose another folder") from error
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(here).free
     if free < FREE_BYTES:
         raise UsageError(
             f"{option} {folder} has {free / 2**20:.0f} MiB of disk left, expected {FREE_BYTES / 2**20:.0f}: free some"

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from soul_exp.artifacts import prepared_models
 from soul_exp.checks.optimizer import num_weights
-from soul_exp.errors import UsageError
+from soul_exp.errors import UsageError, counted
+from soul_exp.files import existing
 from soul_exp.run import Run
 
 BYTES = {"float32": 4, "bfloat16": 2}  # of a weight
@@ -82,15 +83,19 @@ def check_sweep(needs: Sequence[Need | None], folder: Path, cache: Path, at_once
     jobs, known = len(needs), [need for need in needs if need is not None]
     total = together(known, at_once)
     if not known or total is None:
-        return f"{jobs} jobs: what they will need is unknown before a model is read, {_free(folder)} are free"
+        return (
+            f"{counted(jobs, 'job')}: what they will need is unknown before a model is read, {_free(folder)} are free"
+        )
     here, in_cache = total.model + total.checkpoints, sum(total.prepared.values())
     models = sum(need.model > 0 for need in known)
-    parts = [f"{models} models, {amount(total.model)}"] if models else []
+    parts = [f"{counted(models, 'model')}, {amount(total.model)}"] if models else []
     parts += [f"checkpoints while a job runs, {amount(total.checkpoints)}"] if total.checkpoints else []
-    elsewhere = f" and {amount(in_cache)} in {cache} ({len(total.prepared)} prepared models)" if in_cache else ""
-    what = f"{jobs} jobs will need about {amount(here)} in {folder} ({'; '.join(parts) or 'records only'})"
+    elsewhere = (
+        f" and {amount(in_cache)} in {cache} ({counted(len(total.prepared), 'prepared model')})" if in_cache else ""
+    )
+    what = f"{counted(jobs, 'job')} will need about {amount(here)} in {folder} ({'; '.join(parts) or 'records only'})"
     more = f"; of {jobs - len(known)} more it is unknown" if len(known) < jobs else ""
-    _check([(folder, here), (cache, in_cache)], f"{jobs} jobs", "save=none keeps no models")
+    _check([(folder, here), (cache, in_cache)], counted(jobs, "job"), "save=none keeps no models")
     return f"{what}{elsewhere}{more}; {_free(folder)} are free"
 
 
@@ -98,10 +103,10 @@ def _check(wanted: Sequence[tuple[Path, int]], who: str, advice: str) -> None:
     """Raises UsageError if what is wanted of one file system, by all folders on it, is more than it has."""
     by_device: dict[int, list[tuple[Path, int]]] = {}
     for folder, size in wanted:
-        by_device.setdefault(os.stat(_existing(folder)).st_dev, []).append((folder, size))
+        by_device.setdefault(os.stat(existing(folder)).st_dev, []).append((folder, size))
     for here in by_device.values():
         total = sum(size for _, size in here)
-        free = shutil.disk_usage(_existing(here[0][0])).free
+        free = shutil.disk_usage(existing(here[0][0])).free
         if total > free:
             folders = " and ".join(str(folder) for folder, size in here if size)
             raise UsageError(
@@ -110,14 +115,8 @@ def _check(wanted: Sequence[tuple[Path, int]], who: str, advice: str) -> None:
             )
 
 
-def _existing(folder: Path) -> Path:
-    """`folder`, or the nearest one above it that exists."""
-    folder = folder.absolute()
-    return next(path for path in (folder, *folder.parents) if path.exists())
-
-
 def _free(folder: Path) -> str:
-    return amount(shutil.disk_usage(_existing(folder)).free)
+    return amount(shutil.disk_usage(existing(folder)).free)
 
 
 def amount(size: float) -> str:

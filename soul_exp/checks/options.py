@@ -1,6 +1,5 @@
 """What the options of a section must be together; each alone is judged by the schema."""
 
-import difflib
 import re
 from collections.abc import Mapping
 from inspect import signature
@@ -65,9 +64,7 @@ def _check_schedule(settings: Mapping[str, Any], section: str) -> None:
         )
     scheduler, known = settings.get("lr_scheduler", "linear"), [str(kind.value) for kind in SchedulerType]
     if scheduler not in known:
-        near = difflib.get_close_matches(str(scheduler), known, n=1)
-        hint = f", did you mean {near[0]}?" if near else f": choose one of {', '.join(known)}"
-        raise UsageError(f"{section}.lr_scheduler={scheduler} is unknown{hint}")
+        raise UsageError(f"{section}.lr_scheduler={scheduler} is unknown{schema.nearest(str(scheduler), known)}")
     if scheduler in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY):
         raise UsageError(f"{section}.lr_scheduler={scheduler} follows an evaluation, which no step has: choose another")
     kwargs = settings.get("lr_scheduler_kwargs")

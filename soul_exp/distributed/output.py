@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
+log = logging.getLogger("soul_exp")
+
 # environment of a process whose libraries show neither warnings nor progress bars: the stages have their own
 QUIET = {"PYTHONWARNINGS": "ignore", "TOKENIZERS_PARALLELISM": "false"}
 QUIET |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
@@ -25,6 +27,22 @@ def open_standard_streams() -> None:
             setattr(sys, name, os.fdopen(number, mode, closefd=False))
 
 
+def show(text: str) -> None:
+    """Print `text` on standard output, if somebody still reads it: the run has finished all the same."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        stop_printing()
+
+
+def stop_printing() -> None:
+    """Standard output goes nowhere from now on: whoever read it, as `head`, has seen enough."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+shown_notes: set[str] = set()  # by this command, on the console
+
+
 class RunLog(MemoryHandler):
     """What the console shows of one run, kept until its checks are over, and from then on written to a file."""
 
@@ -32,6 +50,7 @@ class RunLog(MemoryHandler):
 
     def __init__(self) -> None:
         super().__init__(capacity=1_000_000, flushLevel=logging.CRITICAL + 1)
+        self.notes: set[str] = set()  # that are in the log
 
     @property
     def has_begun(self) -> bool:
@@ -55,15 +74,32 @@ class QuietFile(logging.FileHandler):
         pass
 
 
+def _run_logs() -> list[RunLog]:
+    return [handler for handler in logging.getLogger().handlers if isinstance(handler, RunLog)]
+
+
 def run_log() -> Path | None:
     """The file to which this process writes what the console shows of its run; None if it writes none."""
-    return next((handler.path for handler in logging.getLogger().handlers if isinstance(handler, RunLog)), None)
+    return next((each.path for each in _run_logs()), None)
+
+
+def note(text: str) -> None:
+    """Log what a reader of the numbers needs to know: once for a run, and on the console once for a command."""
+    for each in _run_logs():
+        if text in each.notes:
+            return
+        each.notes.add(text)
+        if text in shown_notes:
+            each.write(text)
+            return
+    shown_notes.add(text)
+    log.info("%s", text)
 
 
 def continue_run_log(path: Path | None) -> None:
     """Write what this worker logs to the file `path` too, where its launcher does; None: not there."""
     root = logging.getLogger()
-    for handler in [each for each in root.handlers if isinstance(each, RunLog)]:
+    for handler in _run_logs():
         root.removeHandler(handler)  # of the launcher, where this process was forked from it
     if path is not None:
         log = RunLog()

@@ -1,10 +1,12 @@
 """One run on a console: the metrics of the models that it compares, side by side."""
 
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
+from soul_exp.errors import counted
 from soul_exp.metrics.suite import MEASURES
 from soul_exp.report.labels import HEADLINE, NULL, declared, finite, headline_first, label_of, number
+from soul_exp.report.runs import is_measured
 from soul_exp.results import COMPARED, Results
 from soul_exp.results import HEADLINE as results_headline
 
@@ -13,12 +15,21 @@ HINTS = {"higher": "higher is better", "lower": "lower is better", "nearest": "r
 Row = tuple[str, Sequence[str], str]  # label, one cell per model, hint
 
 
-def comparison(results: Results) -> str:
-    """The metrics of one run, its models side by side, in at most 100 columns; a null has its reason below."""
+def comparison(results: Results, said: Collection[str] = ()) -> str:
+    """The metrics of one run, its models side by side, in at most 100 columns; a null has its reason below.
+
+    A metric that no model has is only named, with its reason. Below that are the notes of the results, but for those
+    that were `said` before.
+    """
     titles = _titles(results)
     names = headline_first(name for model in titles for name in results.metrics[model])
-    rows = [*_metric_rows(results, titles, names), *_suite_rows(results, titles)]
-    below = [*_null_reasons(results, titles, names), _cost(results), *results.notes]
+    measured = [name for name in names if is_measured([results], name)]
+    rows = [*_metric_rows(results, titles, measured), *_suite_rows(results, titles)]
+    below = [
+        *_null_reasons(results, titles, names),
+        _cost(results),
+        *(note for note in results.notes if note not in said),
+    ]
     return "\n".join([*wrapped(_above(results)), "", *_aligned(list(titles.values()), rows), "", *wrapped(below)])
 
 
@@ -107,10 +118,16 @@ def _null_reasons(results: Results, titles: Mapping[str, str], names: Iterable[s
             known = [results.reasons.get(key) for key in (*(f"{model}.{name}" for model in empty), name)]
             reason = "; ".join(dict.fromkeys(filter(None, known))) or "no reason is given"
             metrics.setdefault((", ".join(titles[model] for model in empty), reason), []).append(label_of(name))
-    return [f"{NULL} {', '.join(labels)} ({models}): {reason}" for (models, reason), labels in metrics.items()]
+    everywhere = ", ".join(titles.values())
+    return [
+        f"not measured: {', '.join(labels)}: {reason}"
+        if models == everywhere
+        else f"{NULL} {', '.join(labels)} ({models}): {reason}"
+        for (models, reason), labels in metrics.items()
+    ]
 
 
 def _cost(results: Results) -> str:
     seconds = ", ".join(f"{stage} {number(value)} s" for stage, value in results.seconds.items())
     last = [f"{name} {number(finite(results.training.get(name)))}" for name in ("win_rate", "effective_update")]
-    return f"{seconds}; {results.num_steps} steps; {', '.join(last)}"
+    return f"{seconds}; {counted(results.num_steps, 'step')}; {', '.join(last)}"

@@ -1,6 +1,7 @@
 """The runs of a folder as Markdown: a table per set of comparable runs, a row per combination, over seeds."""
 
 import math
+import re
 import statistics
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,11 +12,13 @@ from scipy.stats import t as student
 
 from soul_exp.errors import UsageError
 from soul_exp.report.labels import DELTA, HEADLINE, MIA, NULL, declared, finite, headline_first, label_of, number
-from soul_exp.report.runs import ABOUT, CHOSEN, REQUEST, SUITE_OPTIONS, comparable, find, frame_of, varied
+from soul_exp.report.runs import ABOUT, CHOSEN, REQUEST, SUITE_OPTIONS, comparable, find, frame_of, is_measured, varied
 from soul_exp.results import COMPARED, TASK, Results
 
 ARROWS = {"higher": " ↑", "lower": " ↓", "nearest": " →", None: ""}
 ON_DEMAND = ("holdout_", "authors_", "facts_", "validation_", "earlier_")  # no column unless `metrics` lists them
+MOST_NAMES = 3  # of runs in a note
+NUMBER = re.compile(r"(?<![\w.-])(-?\d+(?:\.\d+)?(?:e[-+]?\d+)?)(?!\w)")
 AFTER = ("steps", "unlearn seconds", "win_rate", "n", "status")  # the columns after the metrics
 SEQUENCE = (
     "Each request starts from the model that the one before left. Forget is that request, earlier all before it; "
@@ -38,9 +41,11 @@ def table(folder: Path | str, metrics: Sequence[str] | None = None) -> str:
     else:
         keys = varied(frame_of(runs))
         parts = [_table(group, metrics, keys) for group in comparable(runs)]
-    parts += (
-        ["\n".join(_listed(f"without results: `{name}` ({why})" for name, why in missing.items()))] if missing else []
-    )
+    named: dict[str, list[str]] = {}
+    for name, why in missing.items():
+        named.setdefault(why, []).append(f"`{name}`")
+    if named:
+        parts.append("\n".join(_listed(f"without results: {', '.join(names)} ({why})" for why, names in named.items())))
     return "\n\n".join(parts) + "\n"
 
 
@@ -50,7 +55,8 @@ def _table(named: Mapping[str, Results], requested: Sequence[str] | None, varied
     choices = [key for key in frame if key.startswith("choices.") and key not in ("choices.loss", "choices.optimizer")]
     varied_choices = [key for key in choices if frame[key].nunique(dropna=False) > 1]
     by = ["choices.loss", "choices.optimizer", *varied_choices, *varied(frame)]
-    columns = _columns(list(runs[0].metrics["unlearned"]), requested)
+    listed = _columns(list(runs[0].metrics["unlearned"]), requested)
+    columns = [name for name in listed if requested is not None or is_measured(runs, name)]
     frame["untuned"] = frame["tuned"].isna() & frame["choices.loss"].notna()
     identity = [*by, "untuned", *(key for key in frame if key.startswith("seeds."))]
     repeats = frame.duplicated(identity)
@@ -63,8 +69,8 @@ def _table(named: Mapping[str, Results], requested: Sequence[str] | None, varied
     notes = [f"one result in several folders, counted once: {'; '.join(same)}"] if same else []
     commits = dict.fromkeys(run.commit[:10] + run.commit[40:] if run.commit else "unknown" for run in runs)
     versions = dict.fromkeys(f"{name} {version}" for run in runs for name, version in run.versions.items())
-    notes += [*_version_notes(named, columns), *_run_notes(named), *_null_notes(runs, columns)]
-    notes += [f"commit {', '.join(commits)}; {', '.join(versions)}"]
+    notes += [*_version_notes(named, columns), *_run_notes(named), *_null_notes(runs, columns, listed)]
+    notes.append(f"commit {', '.join(commits)}; {', '.join(versions)}")
     fixed = _fixed(frame, runs, [*choices, *varied_anywhere], by)
     tuned = f" Learning rate and gamma tuned on the {runs[0].tuned}." if runs[0].trials else ""
     above = [f"### {_escaped(runs[0].caption)}", "", _escaped(f"All rows: {fixed}.{tuned} {ABOUT}")]
@@ -117,21 +123,46 @@ def _version_notes(runs: Mapping[str, Results], columns: Iterable[str]) -> Itera
 
 def _run_notes(runs: Mapping[str, Results]) -> Iterator[str]:
     yield from (f"DIVERGED: `{name}`: {run.reason}" for name, run in runs.items() if run.status == "diverged")
-    noted: dict[str, list[str]] = {}
+    noted: dict[tuple[str, ...], dict[str, list[str]]] = {}  # the text between its numbers -> run -> text and numbers
     for name, run in runs.items():
         for note in run.notes:
-            noted.setdefault(note, []).append(f"`{name}`")
-    yield from (f"{note} ({', '.join(names)})" for note, names in noted.items())
-    if edges := [f"`{name}`" for name, run in runs.items() if _is_at_edge(run.trials)]:
-        yield f"the smallest or the largest learning rate tried was the best: {', '.join(edges)}"
+            parts = NUMBER.split(note)
+            noted.setdefault(tuple(parts[::2]), {})[name] = parts
+    for same in noted.values():
+        yield f"{''.join(map(_range, zip(*same.values(), strict=True)))} ({_which(list(same), len(runs))})"
+    if edges := [name for name, run in runs.items() if _is_at_edge(run.trials)]:
+        yield f"the smallest or the largest learning rate tried was the best: {_which(edges, len(runs))}"
 
 
-def _null_notes(runs: Iterable[Results], columns: Collection[str]) -> Iterator[str]:
+def _range(texts: Sequence[str]) -> str:
+    """The text, where all are the same, or else the smallest and the largest of these numbers."""
+    if len(set(texts)) == 1:
+        return texts[0]
+    return f"{min(texts, key=float)} to {max(texts, key=float)}"
+
+
+def _which(names: Sequence[str], num_runs: int) -> str:
+    """Which of the runs of a table they are: by their names, unless these are all or many."""
+    if len(names) == num_runs > 1:
+        return "all runs"
+    if len(names) > MOST_NAMES:
+        return f"{len(names)} of {num_runs} runs, see table.csv"
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _null_notes(runs: Collection[Results], columns: Collection[str], listed: Collection[str]) -> Iterator[str]:
+    """Why a number is null: of a metric that has a column, or is `listed` and has none because no model has it."""
+    labels: dict[str, dict[str, None]] = {}  # the line around the names of the metrics -> these names
     for run in runs:
         for key, why in run.reasons.items():
             model, _, name = key.rpartition(".")
-            if name in columns:
-                yield f"{NULL} {label_of(name)}{f' of the {model} model' if model else ''}: {why}"
+            if name in listed:
+                begin = f"{NULL if name in columns else 'not measured:'} %s"
+                line = f"{begin}{f' of the {model} model' if model else ''}: {why.replace('%', '%%')}"
+                labels.setdefault(line, {})[label_of(name)] = None
+    yield from (line % ", ".join(names) for line, names in labels.items())
+    if DELTA in listed and MIA in columns and DELTA not in columns:
+        yield f"not measured: {label_of(DELTA)}: no run has the retrained model's"
 
 
 def _fixed(frame: pd.DataFrame, runs: Sequence[Results], keys: Sequence[str], by: Collection[str]) -> str:
@@ -146,7 +177,8 @@ def _sequence(runs: Mapping[str, Results], requested: Sequence[str] | None) -> s
     """The Markdown of a sequence of requests: each model's metrics on each request, and on those before it."""
     measured = dict.fromkeys(name for run in runs.values() for name in run.metrics["unlearned"])
     usual = [name for name in headline_first(measured) if name in HEADLINE or name.endswith(("_probability", "_rouge"))]
-    columns = [name for name in usual if not name.startswith("validation_")] if requested is None else list(requested)
+    listed = [name for name in usual if not name.startswith("validation_")] if requested is None else list(requested)
+    columns = [name for name in listed if requested is not None or is_measured(runs.values(), name)]
     rows = [["request", "model", *map(label_of, columns)]]
     for request, run in runs.items():
         for model in COMPARED:
@@ -154,7 +186,7 @@ def _sequence(runs: Mapping[str, Results], requested: Sequence[str] | None) -> s
                 cells = [number(finite(run.metrics[model.key].get(name))) for name in columns]
                 rows.append([request if model.role is None else "", model.title, *cells])
     notes = [f"`{request}`: {note}" for request, run in runs.items() for note in run.notes]
-    notes += _null_notes(runs.values(), columns)
+    notes += _null_notes(runs.values(), columns, listed)
     return "\n".join([f"### {len(runs)} requests in sequence", "", SEQUENCE, "", *_lines(rows), "", *_listed(notes)])
 
 

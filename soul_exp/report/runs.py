@@ -1,7 +1,7 @@
 """Run folders as data frames: which runs lie below a folder, what they share and where they differ."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,13 @@ def _order(named: tuple[str, Any]) -> tuple[str, int]:
     """Request 10 comes after request 2."""
     start, _, number = named[0].rpartition(REQUEST)
     return (start + REQUEST, int(number)) if number.isdigit() else (named[0], 0)
+
+
+def is_measured(runs: Collection[Results], name: str) -> bool:
+    """Whether any model of the runs has a value of the metric `name`, or of the difference DELTA."""
+    if name == DELTA:
+        return any(finite(run.metrics.get("retrained", {}).get(MIA)) is not None for run in runs)
+    return any(finite(values.get(name)) is not None for run in runs for values in run.metrics.values())
 
 
 def comparable(runs: Mapping[str, Results]) -> list[dict[str, Results]]:

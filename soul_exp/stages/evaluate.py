@@ -11,6 +11,7 @@ from typing import Any
 from soul_exp import results
 from soul_exp.artifacts import answer_cache, prepared_models, scores
 from soul_exp.distributed import zero3
+from soul_exp.errors import counted
 from soul_exp.files import complete_folder, hashes
 from soul_exp.metrics.answers import SUITE
 from soul_exp.stages.process import peak_memory_gib
@@ -32,7 +33,7 @@ def evaluate(job: RankJob) -> RankJob:
     seconds = {"unlearn": job.outcome.seconds if job.outcome else 0.0, "evaluate": time.perf_counter() - start}
     job = replace(job, lm=lm, seconds={**job.seconds, **seconds})
     if job.wandb_log is not None:
-        log.info("evaluate unlearned: %d probes in %.0f s", len(run.task.probes), seconds["evaluate"])
+        log.info("evaluate unlearned: %s in %.0f s", counted(len(run.task.probes), "probe"), seconds["evaluate"])
         found = summary(job, recorded(job, {"unlearned": answers, **scores.known_answers(run)}))
         results.write(job.out, found)
         job.wandb_log.finish(found)

@@ -15,7 +15,7 @@ from soul_exp.build import Config, build_models
 from soul_exp.data import Item, Part
 from soul_exp.distributed import zero3
 from soul_exp.distributed.processes import launch
-from soul_exp.errors import UsageError
+from soul_exp.errors import UsageError, counted
 from soul_exp.evaluation.probing import evaluating, likelihoods
 from soul_exp.files import complete_folder, explain_full_disk, locked, remove, seal, shared_folder
 from soul_exp.losses import Objective, Scored
@@ -114,6 +114,8 @@ def make(models: Models, role: str, device: str) -> None:
             device=device,
             compute="prepare",
         )
+        for note in outcome.notes:
+            log.warning("prepare %s: %s", role, note)
         if lost := outcome.diverged or _not_finite(lm, rows, settings.schedule.batch_size):
             remove_all(halfway)
             raise UsageError(
@@ -126,8 +128,9 @@ def make(models: Models, role: str, device: str) -> None:
             seal(partial / DONE, content)
         remove_all(halfway)
     log.info(
-        "prepare %s: %d steps on %d rows in %.0f s, last loss %.3f",
-        role, outcome.num_steps, len(rows), outcome.seconds, outcome.last["forget_loss"],
+        "prepare %s: %s on %s in %.0f s, last loss %.3f",
+        role, counted(outcome.num_steps, "step"), counted(len(rows), "row"), outcome.seconds,
+        outcome.last["forget_loss"],
     )  # fmt: skip
 
 

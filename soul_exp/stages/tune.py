@@ -23,7 +23,7 @@ from soul_exp.build import Config, build, trial
 from soul_exp.comparison import with_rates
 from soul_exp.data import content_hash
 from soul_exp.distributed.processes import launch
-from soul_exp.errors import UsageError
+from soul_exp.errors import UsageError, counted
 from soul_exp.files import locked, read_sealed, shared_folder, write_sealed
 from soul_exp.options import leaves
 from soul_exp.run import Run
@@ -51,8 +51,9 @@ def tune(job: Job) -> Job:
     if chosen not in trials:
         raise UsageError(f"tune.rule returned {chosen!r}: expected one of the trials that it was given")
     log.info(
-        "tune: %d trials (%d in the cache) in %.0f s, lr %g and gamma %g: %s",
-        len(trials), len(trials) - len(missing), time.perf_counter() - start, chosen.lr, chosen.gamma, _outcome(chosen),
+        "tune: %s (%d in the cache) in %.0f s, lr %g and gamma %g: %s",
+        counted(len(trials), "trial"), len(trials) - len(missing), time.perf_counter() - start, chosen.lr, chosen.gamma,
+        _outcome(chosen),
     )  # fmt: skip
     config = {**with_rates(job.config, chosen.lr, chosen.gamma), "tuned": str(tuning)}
     listed = [{**asdict(each), "chosen": each is chosen} for each in trials]
@@ -107,6 +108,8 @@ def _try(config: Config, lr: float, gamma: float, device: str, label: str) -> Tr
     set_seed(run.seed)
     with tempfile.TemporaryDirectory() as folder:  # no checkpoints: a killed trial starts again
         lm, outcome = unlearned(run, folder=Path(folder), label=label, device=device)
+    for note in outcome.notes:
+        log.info("%s: %s", label, note)
     measured = validate(run, lm, label)
     lost = outcome.diverged is None and all(value is None for value in measured.values())
     diverged = "the weights are not finite" if lost else outcome.diverged

@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 from soul_exp.artifacts import prepared_models
 from soul_exp.artifacts.scores import RETAIN, validate, validation_of_target
 from soul_exp.distributed.ranks import broadcast
+from soul_exp.errors import counted
 from soul_exp.files import read_intact, seal
 from soul_exp.models import lora, saving
 from soul_exp.models.checkpoint import UNLEARNED, Checkpoint
@@ -59,15 +60,17 @@ def unlearn(job: RankJob) -> RankJob:
         run, folder=folder, label="unlearn", records=job.out / LOSSES, device=job.device, callbacks=callbacks
     )
     log.info(
-        "unlearn: %d steps in %.0f s (%.2f s/step), peak %.2f GiB%s",
-        outcome.num_steps, outcome.seconds, outcome.seconds / max(1, outcome.num_steps), peak_memory_gib(job.device),
-        f"; diverged: {outcome.diverged}" if outcome.diverged else "",
+        "unlearn: %s in %.0f s (%.2f s/step), peak %.2f GiB%s",
+        counted(outcome.num_steps, "step"), outcome.seconds, outcome.seconds / max(1, outcome.num_steps),
+        peak_memory_gib(job.device), f"; diverged: {outcome.diverged}" if outcome.diverged else "",
     )  # fmt: skip
     for keeper in best:
         kept, note = keeper.end(outcome.num_steps)
         lm = job.load(Checkpoint(str(kept)), may_have_diverged=True)
-        log.info("%s", note)
         outcome = replace(outcome, notes=[*outcome.notes, note])
+    if "evaluate" not in run.stages:  # else the results have the notes
+        for note in outcome.notes:
+            log.info("unlearn: %s", note)
     if run.adapter and run.adapter.merge:
         lm = lm.with_model(lora.merged(lm.model))
     if run.save != "none":
@@ -97,8 +100,6 @@ def unlearned(
         lm = lm.with_model(run.adapter.wrapped(lm.model, run.seed, start.revision))
         if run.model.path and not Path(run.model.path).is_dir():  # of the hub; otherwise the check has said it
             notes.append(lora.coverage(lm.model))
-    for note in notes:
-        log.warning("%s: %s", label, note)
     in_order = sorted(run.parts, key=lambda name: name == "retain")  # epochs count passes over what is to be forgotten
     parts = {name: run.task.parts[name] for name in in_order}
     outcome = train(

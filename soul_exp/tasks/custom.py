@@ -52,7 +52,7 @@ def custom(
     it leaves retain, or the later request. With `train_general` the rows that the embedded utility suite needs are
     retained too.
     """
-    sources = _sources(forget, requests)
+    sources = sources_of(forget, requests)
     if retain is None:
         raise UsageError(f"task=custom has no rows to retain (task.retain=null): {EXAMPLE}")
     own = {"forget": forget_columns, "retain": retain_columns, "holdout": holdout_columns}
@@ -157,7 +157,7 @@ def _validation_split(rows: Sequence[Row], fraction: float) -> tuple[list[Row], 
     return validation_split(rows, fraction, [normalised(row.item.prompt) for row in rows])
 
 
-def _sources(forget: str | None, requests: Sequence[str] | None) -> list[str]:
+def sources_of(forget: str | None, requests: Sequence[str] | None) -> list[str]:
     if requests is None:
         if forget is None:
             raise UsageError(f"task=custom has no rows to forget (task.forget=null): {EXAMPLE}")

@@ -125,14 +125,11 @@ def train(
         trainer.state = TrainerState.load_from_json(str(other.path / TRAINER_STATE_NAME))
     else:
         _take_steps(trainer, model, found.path if found and not other else None)
-    ending = [*trainer.notes, *([_unchanged(args, compute)] if zero3.weight_sums(model) == before else [])]
-    for note in ending:
-        if trainer.state.is_world_process_zero:
-            log.warning("%s: %s", label, note)
+    notes += [*trainer.notes, *([_unchanged(args, compute)] if zero3.weight_sums(model) == before else [])]
     _release(trainer)
     seconds = seconds_before + time.perf_counter() - start
     last = next((entry for entry in reversed(trainer.state.log_history) if "forget_loss" in entry), {})
-    return Outcome(trainer.state.global_step, seconds, trainer.diverged, last, [*notes, *ending])
+    return Outcome(trainer.state.global_step, seconds, trainer.diverged, last, notes)
 
 
 def _take_steps(trainer: Unlearner, model: PreTrainedModel, checkpoint: Path | None) -> None:

@@ -116,7 +116,8 @@ def _library() -> tuple[ctypes.CDLL | None, str | None]:
 def _own_folder() -> Path | None:
     """The folder of compiled kernels, which nobody but this user can change; None if there is none, and no home."""
     with suppress(OSError, RuntimeError):  # it is a file, or cannot be made; there is no home
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "soul_exp" / "kernels"
+        given = os.environ.get("XDG_CACHE_HOME", "")
+        folder = (Path(given) if given.startswith("/") else Path.home() / ".cache") / "soul_exp" / "kernels"
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         state = folder.stat()
         if state.st_uid == os.geteuid():

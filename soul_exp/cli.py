@@ -52,7 +52,7 @@ def job(cfg: DictConfig, workers: WorkerGroup | None = None) -> float | None:
     from soul_exp import sequence
     from soul_exp.data import content_hash
     from soul_exp.report import console
-    from soul_exp.report.runs import REQUEST
+    from soul_exp.results import REQUEST
 
     gc.freeze()
     gc.enable()

@@ -108,6 +108,17 @@ def cached_file_if_present(path: str, name: str, revision: str | None) -> str | 
     return cached_file(path, name, revision=revision, _raise_exceptions_for_missing_entries=False)
 
 
+def go_offline() -> None:
+    """Let the libraries of the hub use their local cache only, as if HF_HUB_OFFLINE had been set before their import.
+
+    huggingface_hub 2.4.0 and datasets 5.2.0 read these constants at each use.
+    """
+    import datasets.config
+    import huggingface_hub.constants
+
+    huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+
+
 # --- torch --------------------------------------------------------------------------------------------------------
 
 

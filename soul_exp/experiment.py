@@ -1,9 +1,11 @@
 """The story of one run: check, prepare, tune where configured, unlearn, evaluate, results."""
 
 import logging
+import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,8 @@ from soul_exp.training import checkpoints
 
 log = logging.getLogger(__name__)
 
+REPEATS = "the same configuration has finished in {}: this run repeats it, and tables count both once"
+
 
 def run(
     config: Config, out: Path, group: WorkerGroup | None = None, begin: Callable[[str], None] = log.info
@@ -52,6 +56,10 @@ def run(
             return previous
         for note in (*checked.run.task.notes, *checked.notes):
             log.info("%s", note)
+        if other := finished_elsewhere(config, checked.run, out):
+            log.info(
+                "the same configuration has finished in %s: this run repeats it, and tables count both once", other
+            )
         if not checked.run.stages:
             log.info("checked, nothing to run (stages=[]): %s", out)
             return None
@@ -135,23 +143,41 @@ def finished(config: Config, run: Run, out: Path) -> Results | None:
     previous = None if run.overwrite else results.read(out)
     if previous is None:
         return None
-    before = [(trial["lr"], trial["gamma"]) for trial in previous.trials]
-    differing = differences(compared(previous.config, before), compared(config, tried(config)))
-    prompts, wanted = _system_prompts(previous.config), _system_prompts(config)
-    differing += ["task.system_prompt"] if prompts and wanted and prompts != wanted else []
-    then, now = previous.data_hashes, prepared_models.data_hashes(run)
-    if then.get(prepared_models.TRAINING) != now.pop(prepared_models.TRAINING):
-        version = then.get(prepared_models.TRAINING, "3 or earlier")
-        differing.insert(0, f"{prepared_models.TRAINING}: {version} before, {prepared_models.VERSION} now")
-    differing += [f"data {name}" for name in now if then.get(name) != now[name]]
-    if differing:
+    if differing := _differing(previous, config, prepared_models.data_hashes(run)):
         raise UsageError(
             f"{out} holds finished results of another configuration ({', '.join(differing[:6])} differ): "
             f"type overwrite=true to replace them, or name=<another name>"
         )
-    if wanted and "input_based" not in previous.metrics:  # its model stands; the metrics are taken anew, with that row
-        return None
+    if _system_prompts(config) and "input_based" not in previous.metrics:
+        return None  # its model stands; the metrics are taken anew, with that row
     return previous
+
+
+def finished_elsewhere(config: Config, run: Run, out: Path) -> Path | None:
+    """A folder beside `out`, or elsewhere in runs/, whose finished results are those of this configuration and seed."""
+    hashes = prepared_models.data_hashes(run)
+    inside = f"{out.name}/{results.NAME}" if out.name.startswith(results.REQUEST) else results.NAME
+    for path in sorted({*out.parent.glob(f"*/{results.NAME}"), *Path("runs").absolute().glob(f"*/*/{inside}")}):
+        with suppress(UsageError):  # broken, which matters to whoever reads that folder
+            previous = results.read(path.parent) if path.parent != out else None
+            same = previous is not None and previous.choices == vars(run.choices)
+            if previous is not None and same and not _differing(previous, config, hashes):
+                return Path(os.path.relpath(path.parent))
+    return None
+
+
+def _differing(previous: Results, config: Config, hashes: Mapping[str, str]) -> list[str]:
+    """The options and data in which `previous` results differ from those of `config` with data of these `hashes`."""
+    before = [(trial["lr"], trial["gamma"]) for trial in previous.trials]
+    found = differences(compared(previous.config, before), compared(config, tried(config)))
+    prompts, wanted = _system_prompts(previous.config), _system_prompts(config)
+    found += ["task.system_prompt"] if prompts and wanted and prompts != wanted else []
+    then = previous.data_hashes
+    changed = [name for name in hashes if then.get(name) != hashes[name]]
+    if prepared_models.TRAINING in changed:
+        version = then.get(prepared_models.TRAINING, "3 or earlier")
+        found.insert(0, f"{prepared_models.TRAINING}: {version} before, {prepared_models.VERSION} now")
+    return found + [f"data {name}" for name in changed if name != prepared_models.TRAINING]
 
 
 def _system_prompts(config: Config) -> tuple[str, str] | None:

@@ -19,6 +19,7 @@ from soul_exp.ranges import fits
 
 FORMAT = 1
 NAME = "results.json"
+REQUEST = "request-"  # how the folders of a sequence of requests begin, inside its run's folder
 HEADLINE = ("forget_quality", "utility", "mia_auc")
 PACKAGES = "torch transformers accelerate datasets deepspeed hydra-core lm_eval numpy scipy rouge-score".split()
 

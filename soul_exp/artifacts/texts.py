@@ -39,8 +39,14 @@ def start_tokenizer(models: Models) -> PreTrainedTokenizerBase:
 
 def are_here(models: Models) -> bool:
     """Whether `check` reads files of this machine only; otherwise a worker calls it, which may download."""
-    given = [models.model.tokenizer, *(each.path for each in (_start(models), models.retrained) if each is not None)]
-    return all(path is None or Path(path).is_dir() for path in given)
+    return all(Path(each.path).is_dir() for each in checkpoints_of(models))
+
+
+def checkpoints_of(models: Models) -> list[Checkpoint]:
+    """The checkpoints that `check` reads: the one to start from, the retrained one, and the one of the tokenizer."""
+    name = models.model.tokenizer
+    tokenizer = Checkpoint(name, models.model.revision if name == models.model.path else None) if name else None
+    return [each for each in (_start(models), models.retrained, tokenizer) if each is not None]
 
 
 def check(models: Models, parts: Sequence[str] = ()) -> None:

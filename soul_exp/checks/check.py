@@ -88,6 +88,8 @@ def check(config: Config, out: Path) -> Checked:
             stages = ", ".join(run.stages)
             raise UsageError(f"stages=[{stages}]: trials are compared with prepared models, add prepare to stages")
         _check_validation(run, reasons, "tune", "choose task=tofu")
+    if run.overwrite or not (out / results.NAME).exists():  # a finished run needs nothing
+        check_hub(run)  # after all that is known without it
     if texts.are_here(run):
         texts.check(run, run.parts if run.unlearns or not run.stages else ())
     return Checked(run, reasons, needed, notes)
@@ -234,6 +236,12 @@ def _check_models(run: Run, notes: list[str]) -> None:
             f"stages=[{', '.join(stages)}] measures a checkpoint: name it with model.path=<folder or hub name>, or add "
             f"unlearn to stages"
         )
+
+
+def check_hub(run: Run) -> None:
+    """Raises UnreachableError if a checkpoint of `run` is neither available from the hub nor in its local cache."""
+    for checkpoint in texts.checkpoints_of(run):
+        loading.check_hub(checkpoint.path, checkpoint.revision)
 
 
 def _check_given(path: str, option: str, settings: ModelSettings, notes: list[str]) -> None:

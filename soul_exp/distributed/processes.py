@@ -22,7 +22,7 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from soul_exp.distributed import interrupts, output, server
 from soul_exp.distributed.output import log_file, rank_log, silence_libraries
-from soul_exp.errors import UsageError, WorkerError
+from soul_exp.errors import UnreachableError, UsageError, WorkerError
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +128,8 @@ def worker_error(
 ) -> UsageError | WorkerError:
     """The error of a worker whose traceback is `text`: of a UsageError the message alone."""
     if text and (found := USAGE.match(text.splitlines()[-1])):
-        return UsageError(text.splitlines()[-1][found.end() :])
+        kind = UnreachableError if found[1] == "Unreachable" else UsageError
+        return kind(text.splitlines()[-1][found.end() :])
     return WorkerError(f"worker {rank} of {processes} failed ({how}); its log: {log_file(logs, rank)}\n{text}".strip())
 
 

@@ -10,6 +10,7 @@ import copy
 import os
 import signal
 import sys
+import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -120,6 +121,17 @@ def go_offline() -> None:
 
 
 # --- torch --------------------------------------------------------------------------------------------------------
+
+
+def remove_empty_inductor_cache() -> None:
+    """Remove the folder that torch makes beside other temporary files as torch._dynamo is imported, unless it is used.
+
+    torch 2.13.0: what compiles makes it again.
+    """
+    made = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR", ""))  # which it then sets
+    if made.parent == Path(tempfile.gettempdir()) and made.name.startswith("torchinductor_"):
+        with suppress(OSError):  # it is not empty, or gone
+            made.rmdir()
 
 
 def is_dropout(module: nn.Module) -> bool:

@@ -4,6 +4,7 @@ import csv
 import io
 import itertools
 import json
+import logging
 import re
 import stat
 import sys
@@ -174,6 +175,7 @@ def hub_rows(
     if not local and name.startswith((".", "/", "~")):
         raise UsageError(f"{where} is not a folder: {advice}")
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)  # what fails is in the error
     if not local:
         hub.connect()
     # a fresh cache for a folder: the library's own finds files by the folder's name, and so old ones after an edit

@@ -94,7 +94,7 @@ def job(cfg: DictConfig, workers: WorkerGroup | None = None) -> float | None:
     for line in map(printable, lines):
         _run_logs[0].write(line)
         if sweep is None:
-            _print(line)
+            print(line, flush=True)
     utility = results.utility if results else None
     if sweep:
         sweep.known[identity] = (out.name, utility)
@@ -103,18 +103,6 @@ def job(cfg: DictConfig, workers: WorkerGroup | None = None) -> float | None:
             what = console.headline(results) if results else near
             log.info("%s %s in %s: %s%s", label, how, duration(spent), what, left)
     return utility
-
-
-def _print(text: str) -> None:
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:  # the run has finished all the same
-        _stop_printing()
-
-
-def _stop_printing() -> None:
-    """Standard output goes nowhere from now on: whoever read it, as `head`, has seen enough."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _begin(cfg: DictConfig, out: Path, sentence: str | None) -> None:
@@ -241,9 +229,6 @@ def main() -> None:
         interrupts.write_last_line()
     except UsageError as error:  # of the help page or the environment, or the processes do not find each other
         print(f"soul_exp: {error}", file=sys.stderr)
-    except BrokenPipeError:  # `--help | head`, `--cfg job | head`
-        _stop_printing()
-        code = 0
     except SystemExit as stop:  # of Hydra's own flags, or a callback's refusal
         code = stop.code
         if isinstance(code, str):
@@ -279,7 +264,7 @@ def _command(workers: WorkerGroup | None) -> int:
             lines = str(error).splitlines()  # what it is, the job's log, and in its last lines why
             FAILED.append("\n".join([f"SLURM: {lines[0]}", *lines[1:3], *lines[3:][-5:]]))
         if not FAILED:
-            if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+            if isinstance(error, OSError):
                 print(f"soul_exp: the run's folder cannot be written: {error}", file=sys.stderr)
                 return 1
             raise

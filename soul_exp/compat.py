@@ -112,7 +112,7 @@ def cached_file_if_present(path: str, name: str, revision: str | None) -> str | 
 def go_offline() -> None:
     """Let the libraries of the hub use their local cache only, as if HF_HUB_OFFLINE had been set before their import.
 
-    huggingface_hub 2.4.0 and datasets 5.2.0 read these constants at each use.
+    They read these constants at each use: huggingface_hub 2.4.0, datasets 5.2.0.
     """
     import datasets.config
     import huggingface_hub.constants
@@ -126,7 +126,7 @@ def go_offline() -> None:
 def remove_empty_inductor_cache() -> None:
     """Remove the folder that torch makes beside other temporary files as torch._dynamo is imported, unless it is used.
 
-    torch 2.13.0: what compiles makes it again.
+    What compiles makes it again. torch 2.13.0.
     """
     made = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR", ""))  # which it then sets
     if made.parent == Path(tempfile.gettempdir()) and made.name.startswith("torchinductor_"):

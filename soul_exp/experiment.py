@@ -25,7 +25,7 @@ from soul_exp.results import Results
 from soul_exp.run import Run
 from soul_exp.stages import RANK_STAGES, STAGES
 from soul_exp.stages.process import end_process, start_process
-from soul_exp.stages.stage import CHECKPOINTS, LOSSES, MODEL, RECORDS, Job, RankJob, fingerprint
+from soul_exp.stages.stage import CHECKPOINTS, LOSSES, MODEL, RECORDS, Job, RankJob, check_unchanged, fingerprint
 from soul_exp.stages.wandb_log import WandbLog
 from soul_exp.training import checkpoints
 
@@ -87,6 +87,7 @@ def _run_stages(job: Job, group: WorkerGroup | None) -> None:
     if any(folder.name != decided for folder in (job.out / CHECKPOINTS).glob("*")):
         log.info("%s holds checkpoints of other settings, data or version: not used", job.out / CHECKPOINTS)
     plan = {name: value for name, value in vars(job).items() if name != "run"} | {"fingerprint": decided}
+    plan["hashes"] = dict(job.run.task.hashes)
     compute, logs = job.run.compute, job.out / "ranks" / "unlearn"
     if group is not None:
         group.run_on_all(worker, plan, compute=vars(compute), logs=logs)
@@ -95,8 +96,9 @@ def _run_stages(job: Job, group: WorkerGroup | None) -> None:
 
 
 def worker(rank: int, plan: dict[str, Any]) -> None:
-    """One rank's share: the stages that hold the model, one after the other; `plan` are the fields of a Job."""
-    run, out = build(plan["config"]), plan["out"]
+    """One rank's share: the stages that hold the model, in order; `plan`: a Job's fields and its data's hashes."""
+    run, out, plan = build(plan["config"]), plan["out"], dict(plan)
+    check_unchanged(plan.pop("hashes"), run.task)
     with explain_full_disk(out, clear=lambda: checkpoints.remove_unmarked(out / CHECKPOINTS)):
         device = start_process(run.compute, rank, seed=run.seed, attention_kernel=run.model.attention)
         if not texts.are_here(run):  # else they have been checked

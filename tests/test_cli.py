@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -306,6 +307,17 @@ def test_a_signal_at_any_stage_leaves_no_process(
     if number != signal.SIGKILL:
         assert err.endswith("soul_exp: interrupted; the same command resumes where this one stopped\n")
         assert "Traceback" not in err and "W1" not in err
+
+
+def test_a_console_that_cannot_be_written_ends_no_command_and_is_one_line(tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:  # every write fails, as on a full disk
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+        done = subprocess.run(
+            [sys.executable, "-m", "soul_exp", *SMALL, "seed=0,1", "stages=[]", "-m"],
+            cwd=tmp_path, env=environment, text=True, stdout=full, stderr=subprocess.PIPE,
+        )  # fmt: skip
+    expected = "soul_exp: standard output cannot be written (No space left on device): nothing more is shown\n"
+    assert (done.returncode, done.stderr) == (0, expected)
 
 
 def test_stages_empty_checks_and_runs_nothing(place: Path) -> None:

@@ -160,6 +160,7 @@ def _worker(rank: int, work: _Work) -> None:
         os.environ.clear()
         os.environ.update(preloaded.ADDED | dict(work.environment))
     work.streams.use()
+    output.guard_standard_streams()
     for number in interrupts.SIGNALS:  # Ctrl-C reaches every process of a terminal: the launcher prints
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

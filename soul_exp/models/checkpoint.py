@@ -67,6 +67,8 @@ def from_pretrained(cls: Any, path: str, revision: str | None, **options: Any) -
 
 def from_hub(path: str, read: Callable[[], Any]) -> Any:
     """What `read` returns; raises UsageError, with what to do, where the hub entry `path` cannot be read."""
+    if Path(path).is_absolute():
+        raise UsageError(f"{path} is no folder, or no more: put that checkpoint back")
     hub.connect()
     try:
         return read()

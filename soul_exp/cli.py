@@ -21,7 +21,7 @@ from soul_exp import help_page, overrides, sweep
 from soul_exp.compose import check_optional, conf_dir, of_job
 from soul_exp.distributed import interrupts, server
 from soul_exp.distributed.environment import launch_environment
-from soul_exp.distributed.output import RunLog, open_standard_streams, show, stop_printing
+from soul_exp.distributed.output import RunLog, open_standard_streams
 from soul_exp.errors import UsageError, WorkerError
 from soul_exp.files import write_atomically
 from soul_exp.report.labels import printable
@@ -71,7 +71,7 @@ def job(cfg: DictConfig, workers: WorkerGroup | None = None) -> float | None:
         for line in sweep.shown(results, out, run_log):
             run_log.write(line)
             if ours is None:
-                show(line)
+                print(line, flush=True)
     if ours:
         ours.end_job(out, results, spent)
     return results.utility if results else None
@@ -173,9 +173,6 @@ def main() -> None:
         interrupts.write_last_line()
     except UsageError as error:  # of the help page or the environment, or the processes do not find each other
         print(f"soul_exp: {error}", file=sys.stderr)
-    except BrokenPipeError:  # `--help | head`, `--cfg job | head`
-        stop_printing()
-        code = 0
     except SystemExit as stop:  # of Hydra's own flags, or a callback's refusal
         code = stop.code
         if isinstance(code, str):
@@ -211,7 +208,7 @@ def _command(workers: WorkerGroup | None) -> int:
             lines = str(error).splitlines()  # what it is, the job's log, and in its last lines why
             sweep.FAILED.append("\n".join([f"failed: SLURM: {lines[0]}", *lines[1:3], *lines[3:][-5:]]))
         if not sweep.FAILED:
-            if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+            if isinstance(error, OSError):
                 print(f"soul_exp: the run's folder cannot be written: {error}", file=sys.stderr)
                 return 1
             raise

@@ -10,6 +10,7 @@ import copy
 import os
 import signal
 import sys
+import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -108,7 +109,29 @@ def cached_file_if_present(path: str, name: str, revision: str | None) -> str | 
     return cached_file(path, name, revision=revision, _raise_exceptions_for_missing_entries=False)
 
 
+def go_offline() -> None:
+    """Let the libraries of the hub use their local cache only, as if HF_HUB_OFFLINE had been set before their import.
+
+    They read these constants at each use: huggingface_hub 2.4.0, datasets 5.2.0.
+    """
+    import datasets.config
+    import huggingface_hub.constants
+
+    huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+
+
 # --- torch --------------------------------------------------------------------------------------------------------
+
+
+def remove_empty_inductor_cache() -> None:
+    """Remove the folder that torch makes beside other temporary files as torch._dynamo is imported, unless it is used.
+
+    What compiles makes it again. torch 2.13.0.
+    """
+    made = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR", ""))  # which it then sets
+    if made.parent == Path(tempfile.gettempdir()) and made.name.startswith("torchinductor_"):
+        with suppress(OSError):  # it is not empty, or gone
+            made.rmdir()
 
 
 def is_dropout(module: nn.Module) -> bool:

@@ -1,10 +1,11 @@
 """The story of one run: check, prepare, tune where configured, unlearn, evaluate, results."""
 
 import logging
+import os
 import shutil
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,14 @@ from soul_exp.results import Results
 from soul_exp.run import Run
 from soul_exp.stages import RANK_STAGES, STAGES
 from soul_exp.stages.process import end_process, start_process
-from soul_exp.stages.stage import CHECKPOINTS, LOSSES, MODEL, RECORDS, Job, RankJob, fingerprint
+from soul_exp.stages.stage import CHECKPOINTS, LOSSES, MODEL, RECORDS, Job, RankJob, check_unchanged, fingerprint
 from soul_exp.stages.trajectory import NAME as TRAJECTORY
 from soul_exp.stages.wandb_log import WandbLog
 from soul_exp.training import checkpoints
 
 log = logging.getLogger(__name__)
+
+REPEATS = "the same configuration has finished in {}: this run repeats it, and tables count both once"
 
 
 def run(
@@ -48,8 +51,10 @@ def run(
     works = bool(checked.run.stages)
     if works:
         out.mkdir(parents=True, exist_ok=True)
-    # a second start of the same run waits, and then finds it finished
-    with locked(out / ".lock") if works else nullcontext(), explain_full_disk(out, checked.run.cache):
+    with ExitStack() as guards:
+        if works:  # a second start of the same run waits, and then finds it finished
+            guards.enter_context(locked(out / ".lock"))
+            guards.enter_context(explain_full_disk(out, checked.run.cache))
         interrupts.safe_point()
         previous = finished(config, checked.run, out)
         if previous is not None and works:
@@ -62,6 +67,8 @@ def run(
             _check_engine(job)
         for text in (*checked.run.task.notes, *checked.notes):
             note(text)
+        if other := finished_elsewhere(config, checked.run, out):
+            note(REPEATS.format(other))
         if not works:
             log.info("checked, nothing to run (stages=[])%s: %s", "; finished before" if previous else "", out)
             return None
@@ -85,6 +92,7 @@ def _run_stages(job: Job, group: WorkerGroup | None) -> None:
     if any(folder.name != decided for folder in (job.out / CHECKPOINTS).glob("*")):
         log.info("%s holds checkpoints of other settings, data or version: not used", job.out / CHECKPOINTS)
     plan = {name: value for name, value in vars(job).items() if name != "run"} | {"fingerprint": decided}
+    plan["hashes"] = dict(job.run.task.hashes)
     compute, logs = job.run.compute, job.out / "ranks" / "unlearn"
     if group is not None:
         group.run_on_all(worker, plan, compute=vars(compute), logs=logs)
@@ -93,8 +101,9 @@ def _run_stages(job: Job, group: WorkerGroup | None) -> None:
 
 
 def worker(rank: int, plan: dict[str, Any]) -> None:
-    """One rank's share: the stages that hold the model, one after the other; `plan` are the fields of a Job."""
-    run, out = build(plan["config"]), plan["out"]
+    """One rank's share: the stages that hold the model, in order; `plan`: a Job's fields and its data's hashes."""
+    run, out, plan = build(plan["config"]), plan["out"], dict(plan)
+    check_unchanged(plan.pop("hashes"), run.task)
     with explain_full_disk(out, clear=lambda: checkpoints.remove_unmarked(out / CHECKPOINTS)):
         device = start_process(run.compute, rank, seed=run.seed, attention_kernel=run.model.attention)
         if not texts.are_here(run):  # else they have been checked
@@ -142,23 +151,41 @@ def finished(config: Config, run: Run, out: Path) -> Results | None:
     previous = None if run.overwrite else results.read(out)
     if previous is None:
         return None
-    before = [(trial["lr"], trial["gamma"]) for trial in previous.trials]
-    differing = differences(compared(previous.config, before), compared(config, tried(config)))
-    prompts, wanted = _system_prompts(previous.config), _system_prompts(config)
-    differing += ["task.system_prompt"] if prompts and wanted and prompts != wanted else []
-    then, now = previous.data_hashes, prepared_models.data_hashes(run)
-    if then.get(prepared_models.TRAINING) != now.pop(prepared_models.TRAINING):
-        version = then.get(prepared_models.TRAINING, "3 or earlier")
-        differing.insert(0, f"{prepared_models.TRAINING}: {version} before, {prepared_models.VERSION} now")
-    differing += [f"data {name}" for name in now if then.get(name) != now[name]]
-    if differing:
+    if differing := _differing(previous, config, prepared_models.data_hashes(run)):
         raise UsageError(
             f"{out} holds finished results of another configuration ({', '.join(differing[:6])} differ): "
             f"type overwrite=true to replace them, or name=<another name>"
         )
-    if wanted and "input_based" not in previous.metrics:  # its model stands; the metrics are taken anew, with that row
-        return None
+    if _system_prompts(config) and "input_based" not in previous.metrics:
+        return None  # its model stands; the metrics are taken anew, with that row
     return previous
+
+
+def finished_elsewhere(config: Config, run: Run, out: Path) -> Path | None:
+    """A folder beside `out`, or elsewhere in runs/, whose finished results are those of this configuration and seed."""
+    hashes = prepared_models.data_hashes(run)
+    inside = f"{out.name}/{results.NAME}" if out.name.startswith(results.REQUEST) else results.NAME
+    for path in sorted({*out.parent.glob(f"*/{results.NAME}"), *Path("runs").absolute().glob(f"*/*/{inside}")}):
+        with suppress(UsageError):  # broken, which matters to whoever reads that folder
+            previous = results.read(path.parent) if path.parent != out else None
+            same = previous is not None and previous.choices == vars(run.choices)
+            if previous is not None and same and not _differing(previous, config, hashes):
+                return Path(os.path.relpath(path.parent))
+    return None
+
+
+def _differing(previous: Results, config: Config, hashes: Mapping[str, str]) -> list[str]:
+    """The options and data in which `previous` results differ from those of `config` with data of these `hashes`."""
+    before = [(trial["lr"], trial["gamma"]) for trial in previous.trials]
+    found = differences(compared(previous.config, before), compared(config, tried(config)))
+    prompts, wanted = _system_prompts(previous.config), _system_prompts(config)
+    found += ["task.system_prompt"] if prompts and wanted and prompts != wanted else []
+    then = previous.data_hashes
+    changed = [name for name in hashes if then.get(name) != hashes[name]]
+    if prepared_models.TRAINING in changed:
+        version = then.get(prepared_models.TRAINING, "3 or earlier")
+        found.insert(0, f"{prepared_models.TRAINING}: {version} before, {prepared_models.VERSION} now")
+    return found + [f"data {name}" for name in changed if name != prepared_models.TRAINING]
 
 
 def _system_prompts(config: Config) -> tuple[str, str] | None:

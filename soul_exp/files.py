@@ -251,10 +251,16 @@ def _checksum(content: Mapping[str, Any]) -> int:
 
 @contextlib.contextmanager
 def explain_full_disk(*folders: Path, clear: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Turns the error of a full disk, after `clear` has made some space, into a UsageError that names the folder."""
+    """Turns the error of a full disk, after `clear` has made some space, into a UsageError that names the folder.
+
+    So too where the first folder, in which the block works, is gone.
+    """
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
+        if not folders[0].is_dir():
+            found = f"{folders[0]} was removed or moved while this command worked in it"
+            raise UsageError(f"{found}: type the same command again") from error
         free = {folder: shutil.disk_usage(existing(folder)).free for folder in folders}
         least = min(free, key=lambda folder: free[folder])
         text, code = str(error), getattr(error, "errno", None)

@@ -65,6 +65,8 @@ def message(error: BaseException, arguments: Sequence[str]) -> str:
         return f"{at}: {_unknown(key, arguments)}"
     if at and lines[0].startswith("Could not append"):
         return f"{at}: this option exists: type {at.lstrip('+')}"
+    if at and "Cannot merge DictConfig with ListConfig" in reason:
+        return f"{at}: expected options in braces, {{name: value}}, not a list"
     if at and not isinstance(error, HydraException | OmegaConfBaseException):
         return f"{at}: it cannot be applied to what stands there"
     return f"{at}: {reason}" if at else reason

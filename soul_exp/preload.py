@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import soul_exp
-from soul_exp import results
+from soul_exp import compat, results
 from soul_exp.distributed import interrupts, server
 from soul_exp.distributed.output import silence_libraries
 from soul_exp.errors import first_line
@@ -38,6 +38,7 @@ def fault() -> str | None:
             if absent and name in (*server.MODULES, server.ZERO):
                 continue  # another version of the library has no such module, so no worker needs it
             return f"{name} cannot be imported: {first_line(error)}"
+    compat.remove_empty_inductor_cache()
     if "transformers.models.llama.modeling_llama" in sys.modules:
         _read_a_model()
     for thread in set(threading.enumerate()) - {threading.current_thread()}:

@@ -21,6 +21,7 @@ from soul_exp.ranges import fits
 FORMAT = 1
 NAME = "results.json"
 TASK = "task"  # the key of the task's version among those of the metrics
+REQUEST = "request-"  # how the folders of a sequence of requests begin, inside its run's folder
 HEADLINE = ("forget_quality", "utility", "mia_auc")
 PACKAGES = "torch transformers accelerate datasets deepspeed hydra-core lm_eval numpy scipy rouge-score".split()
 

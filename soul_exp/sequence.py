@@ -13,10 +13,11 @@ from typing import Any
 from soul_exp import experiment, results
 from soul_exp.build import Config, build
 from soul_exp.checks import disk
-from soul_exp.checks.check import Checked, check
+from soul_exp.checks.check import Checked, check, check_hub
 from soul_exp.distributed import interrupts
 from soul_exp.distributed.join import WorkerGroup
 from soul_exp.errors import UsageError
+from soul_exp.evaluation import lm_eval_suite
 from soul_exp.files import is_intact, locked
 from soul_exp.models.checkpoint import UNLEARNED
 from soul_exp.results import Results
@@ -56,9 +57,15 @@ def run(
 
 
 def need(config: Config) -> disk.Need | None:
-    """What `run` will write to disk, or None if that is not known before its model is read."""
+    """What `run` will write to disk, or None if that is not known before its model is read.
+
+    Raises UnreachableError if the hub does not answer for its data or models, and they are not cached here.
+    """
     steps = steps_of(config, Path()) if config["task"].get("requests") is not None else [dict(config)]
-    return disk.together([disk.need(build(step)) for step in steps])
+    runs = [build(step) for step in steps]
+    lm_eval_suite.check(runs[0].suite.suite, runs[0].suite.data)
+    check_hub(runs[0])
+    return disk.together([disk.need(run) for run in runs])
 
 
 def steps_of(config: Config, out: Path) -> list[dict[str, Any]]:
@@ -138,4 +145,4 @@ def _alone(config: Config) -> dict[str, Any]:
 
 def folder_of(out: Path, number: int) -> Path:
     """Where the run of request `number`, from 1, is in the folder of the sequence."""
-    return out / f"request-{number}"
+    return out / f"{results.REQUEST}{number}"

@@ -180,7 +180,7 @@ def shown(results: Results, out: Path, run_log: RunLog) -> list[str]:
     """What a console shows of the finished run in `out`; of a job of a sweep it shows one line, and new notes here."""
     from soul_exp.report.console import comparison
     from soul_exp.report.labels import printable
-    from soul_exp.report.runs import REQUEST
+    from soul_exp.results import REQUEST
 
     if current() and run_log.has_begun:
         for text in results.notes:

@@ -15,7 +15,6 @@ from soul_exp.errors import UsageError
 from soul_exp.files import hashes, mismatch, read_sealed
 from soul_exp.metrics.scale import scale_of
 from soul_exp.report.labels import printable
-from soul_exp.report.runs import REQUEST
 from soul_exp.run import Metric
 from soul_exp.stages.evaluate import WEIGHTS
 from soul_exp.stages.stage import MODEL, RECORDS
@@ -164,7 +163,7 @@ def main() -> None:
 def runs_in(folder: Path) -> list[Path]:
     """The folders of finished runs, `folder` or below it; of a sequence of requests those of its requests."""
     found = sorted(path.parent for path in folder.rglob(results.NAME))
-    return [path for path in found if not (path / f"{REQUEST}1").is_dir()]
+    return [path for path in found if not (path / f"{results.REQUEST}1").is_dir()]
 
 
 if __name__ == "__main__":

@@ -153,6 +153,10 @@ def test_line_breaks_around_rows_are_read_as_they_are_typed(checked: Callable[..
         (["train.log_gradients=5"], "train.log_gradients=5: found 5, expected true or false"),
         (["optimizer.estimator=fisher"], "choose one of gnb, hutchinson, gradient"),
         (["optimizer=sophia_hutchinson", "compute=zero3"], "which ZeRO-3 cannot: choose gnb"),
+        (
+            ["evaluate.max_new_tokens=1025"],
+            "max_new_tokens=1025: expected at most 1024, the longest text",
+        ),
         (["compute=zero2", "compute.deepspeed.zero_optimization.stage=0"], "choose compute=ddp"),
         (["compute=zero2", "+compute.deepspeed.optimizer.type=AdamW"], "remove it, and choose optimizer="),
         (["compute=zero2", "+compute.deepspeed.fp16.enabled=true"], "scales the loss"),
@@ -160,6 +164,16 @@ def test_line_breaks_around_rows_are_read_as_they_are_typed(checked: Callable[..
             ["compute=zero2", "compute.deepspeed.train_batch_size=3"],
             "train_batch_size=3 is unknown: choose auto",
         ),
+        (
+            ["compute=zero2", "+compute.deepspeed.gradient_cliping=1"],
+            "gradient_cliping is no option of DeepSpeed, did you mean compute.deepspeed.gradient_clipping",
+        ),
+        (
+            ["compute=zero2", "+compute.deepspeed.comms_logger.enabeld=true"],
+            "comms_logger.enabeld=true: Extra inputs are not permitted by DeepSpeed",
+        ),
+        (["compute=zero2", "+compute.deepspeed.prescale_gradients=3"], "prescale_gradients=3: expected true or false"),
+        (["compute=zero2", "+compute.deepspeed.flops_profiler=3"], "DeepSpeed cannot read its options"),
         (
             ["compute=zero2", "+compute.deepspeed.zero_optimization.foo=3"],
             "optimization.foo=3: Extra inputs are not",

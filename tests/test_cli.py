@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -96,6 +97,21 @@ def test_the_log_of_a_run_holds_what_the_console_showed_of_it(
     assert not (failed / "soul_exp.log").exists()  # its checks failed
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "model.path=nobody/nothing", "model.tokenizer=nobody/nothing", "retrained.path=nobody/nothing",
+        "task=detox task.scorer=nobody/nothing",
+        f"task=custom task.forget=hub:nobody/nothing task.retain={__file__}",
+    ],
+)  # fmt: skip
+def test_a_sweep_whose_hub_cannot_be_reached_is_one_line_and_begins_no_job(override: str, tmp_path: Path) -> None:
+    done = starts.type_(tmp_path, *override.split(), "utility_suite=none", "seed=0,1,2", "-m")
+    (line,) = (done.stdout + done.stderr).splitlines()
+    assert done.returncode == 1 and re.match("soul_exp: .*nobody/nothing (is neither|cannot be reached)", line)
+    assert not list(tmp_path.rglob("runs/*/*"))
+
+
 def test_a_configuration_that_a_sweep_has_twice_is_run_once(place: Path) -> None:
     done = starts.type_(place, *SMALL, "name=twice", "loss=npo,npo", "stages=[]", "-m")
     assert done.returncode == 0 and done.stdout.count("checked, nothing to run") == 1, done.stdout + done.stderr
@@ -156,6 +172,18 @@ def test_a_finished_job_is_recognised_and_skipped(folder: Path, place: Path) -> 
     again = starts.type_(place, *SMALL, "train.batch_size=8", "train.micro_batch_size=4", "-m")
     assert again.returncode == 0 and "finished before, skipped" in again.stdout
     assert (folder / "results.json").stat().st_mtime_ns == before
+
+
+def test_a_configuration_that_has_finished_under_another_name_is_named_before_it_is_repeated(
+    folder: Path, place: Path
+) -> None:
+    same = "train.batch_size=8", "train.micro_batch_size=4"
+    done = starts.type_(place, *SMALL, *same, "name=again", "stages=[]")
+    near = folder.relative_to(place)
+    expected = f"the same configuration has finished in {near}: this run repeats it, and tables count both once"
+    assert done.stdout.count(expected) == 1, done.stdout + done.stderr
+    done = starts.type_(place, *SMALL, *same, "name=again", "seed=1", "stages=[]")
+    assert done.returncode == 0 and "the same configuration" not in done.stdout
 
 
 def test_another_configuration_in_the_same_folder_stops_and_says_what_differs(folder: Path, place: Path) -> None:
@@ -301,6 +329,17 @@ def test_a_signal_at_any_stage_leaves_no_process(
     if number != signal.SIGKILL:
         assert err.endswith("soul_exp: interrupted; the same command resumes where this one stopped\n")
         assert "Traceback" not in err and "W1" not in err
+
+
+def test_a_console_that_cannot_be_written_ends_no_command_and_is_one_line(tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:  # every write fails, as on a full disk
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+        done = subprocess.run(
+            [sys.executable, "-m", "soul_exp", *SMALL, "seed=0,1", "stages=[]", "-m"],
+            cwd=tmp_path, env=environment, text=True, stdout=full, stderr=subprocess.PIPE,
+        )  # fmt: skip
+    expected = "soul_exp: standard output cannot be written (No space left on device): nothing more is shown\n"
+    assert (done.returncode, done.stderr) == (0, expected)
 
 
 def test_stages_empty_checks_and_runs_nothing(place: Path) -> None:

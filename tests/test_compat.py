@@ -9,12 +9,14 @@ import platform
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from importlib.metadata import version
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 import transformers
@@ -35,7 +37,7 @@ from soul_exp import compat
 
 PACKAGE = Path(__file__).parents[1] / "soul_exp"
 LIBRARIES = {"transformers": "transformers", "torch": "torch", "DeepSpeed": "deepspeed", "lm_eval": "lm_eval"}
-LIBRARIES |= {"hydra-core": "hydra-core", "Python": ""}
+LIBRARIES |= {"hydra-core": "hydra-core", "datasets": "datasets", "Python": ""}
 
 
 def reason(touching: Any) -> str:
@@ -169,6 +171,31 @@ def test_the_hooks_of_a_module_and_of_those_below_it_can_be_removed() -> None:
 
 
 # --- DeepSpeed ------------------------------------------------------------------------------------------------------
+
+
+def test_the_empty_folder_that_torch_makes_as_it_is_imported_is_removed_and_a_full_one_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    made = Path(cache_dir())
+    assert made.parent == tmp_path
+    compat.remove_empty_inductor_cache()
+    assert not made.exists()
+    Path(cache_dir(), "kernel.so").touch()
+    compat.remove_empty_inductor_cache()
+    assert made.is_dir()
+
+
+def test_the_libraries_of_the_hub_read_whether_they_are_offline_at_each_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    for library in ("datasets.config", "huggingface_hub.constants"):
+        monkeypatch.setattr(f"{library}.HF_HUB_OFFLINE", False)
+    assert not huggingface_hub.is_offline_mode()
+    compat.go_offline()
+    assert huggingface_hub.is_offline_mode()
 
 
 def test_deepspeed_marks_a_partitioned_weight_by_these_attributes() -> None:

@@ -180,3 +180,12 @@ def test_an_error_or_a_kill_while_a_folder_is_written_leaves_the_old_one(tmp_pat
     with complete_folder(folder) as partial:
         (partial / "b.txt").write_text("new")
     assert contents(tmp_path) == {"model/b.txt": "new"}
+
+
+def test_a_folder_that_is_removed_while_a_command_works_in_it_is_named(tmp_path: Path) -> None:
+    gone = tmp_path / "run"
+    with (
+        pytest.raises(UsageError, match="run was removed or moved while this command worked in it: type the same"),
+        files.explain_full_disk(gone, tmp_path),
+    ):
+        (gone / "train.jsonl").write_text("{}")

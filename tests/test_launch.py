@@ -8,8 +8,10 @@ import pickle
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ import toy
 
 from soul_exp.distributed import processes
 from soul_exp.distributed.environment import LaunchEnvironment, first_host, launch_environment
-from soul_exp.errors import UsageError, WorkerError
+from soul_exp.errors import UnreachableError, UsageError, WorkerError
 
 TESTS = Path(__file__).parent
 LAST_LINE = "soul_exp: interrupted; the same command resumes where this one stopped"
@@ -119,11 +121,25 @@ def test_what_any_user_can_write_to_the_store_of_a_launcher_is_not_unpickled(tmp
     assert not (tmp_path / "marker").exists()
 
 
-@pytest.mark.parametrize("work", [toy.refuse, toy.reach_nothing])
-def test_a_worker_s_usage_error_is_raised_with_its_message_alone(work: Callable[[int], None], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("work", "kind"), [(toy.refuse, UsageError), (toy.reach_nothing, UnreachableError)])
+def test_a_worker_s_usage_error_is_raised_with_its_message_alone_and_leaves_no_temporary_file(
+    work: Callable[[int], None], kind: type[UsageError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     with pytest.raises(UsageError) as caught:
         processes.launch(work, processes=2, threads=1, logs=tmp_path)
-    assert str(caught.value) == "a sentence for the user"
+    assert type(caught.value) is kind and str(caught.value) == "a sentence for the user"
+    assert not list((tmp_path / "temporary").glob("pytorch-*"))
+
+
+def test_a_launch_that_ends_leaves_the_workers_of_another_thread_alone(tmp_path: Path) -> None:
+    with ThreadPoolExecutor() as threads:
+        first = threads.submit(processes.launch, toy.nap, 1.0, processes=1, threads=1, logs=tmp_path / "a")
+        while not (tmp_path / "a/rank0.log").is_file():  # at work
+            time.sleep(0.01)
+        second = threads.submit(processes.launch, toy.nap, 1.5, processes=1, threads=1, logs=tmp_path / "b")
+        assert first.result() == [1.0] and second.result() == [1.5]
 
 
 @pytest.mark.parametrize(

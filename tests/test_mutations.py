@@ -70,12 +70,12 @@ def test_so_are_many_more(folder: Path, config: Mapping[str, Any]) -> None:
     [
         ("train=null", "train=null: expected a section of options such as train.epochs: leave it out"),
         ("train=5", "train=5: expected a section of options"),
-        ("train=[1]", "train=[1]: Cannot merge DictConfig with ListConfig"),
         (
             "model.scratch.config.hidden_size=129",
             "model.scratch.config describes no model (Class validation error for validator 'validate_architecture': "
             "The hidden size (129) is not a multiple of the number of attention heads (4).): correct it",
         ),
+        ("train=[1]", "train=[1]: expected options in braces, {name: value}, not a list"),
         ("~train", "train is missing: give it, or leave out ~train"),
         ("~seed", "seed is missing: give it (a whole number of 0 or more, at most 4294967295), or leave out ~seed"),
         ("~task.metrics", "task.metrics is missing: give it, or leave out ~task.metrics"),

@@ -58,6 +58,11 @@ def sleep(rank: int) -> None:
     time.sleep(600)
 
 
+def nap(rank: int, seconds: float) -> float:
+    time.sleep(seconds)
+    return seconds
+
+
 def sleep_alone(rank: int) -> None:
     sleep(rank)
 

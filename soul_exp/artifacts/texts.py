@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from soul_exp.artifacts import prepared_models
 from soul_exp.artifacts.prepared_models import foreign_tokenizer
@@ -38,15 +38,22 @@ def start_tokenizer(models: Models) -> PreTrainedTokenizerBase:
 
 def are_here(models: Models) -> bool:
     """Whether `check` reads files of this machine only; otherwise a worker calls it, which may download."""
-    given = [models.model.tokenizer, *(each.path for each in (_start(models), models.retrained) if each is not None)]
-    return all(path is None or Path(path).is_dir() for path in given)
+    return all(Path(each.path).is_dir() for each in checkpoints_of(models))
+
+
+def checkpoints_of(models: Models) -> list[Checkpoint]:
+    """The checkpoints that `check` reads: the one to start from, the retrained one, and the one of the tokenizer."""
+    name = models.model.tokenizer
+    tokenizer = Checkpoint(name, models.model.revision if name == models.model.path else None) if name else None
+    return [each for each in (_start(models), models.retrained, tokenizer) if each is not None]
 
 
 def check(models: Models, parts: Sequence[str] = ()) -> None:
     """Raises UsageError unless the models of a run read every row of `parts`, of prepare and of the probes.
 
-    That is: no text is longer than they read, alone and under the system prompt; answers end before the last position;
-    and a retrained model that is given makes the same tokens of the probes. A process checks the same texts once.
+    That is: no text is longer than they read, alone and under the system prompt; answers end before the last position,
+    and are no longer than the longest text that the model is made for; and a retrained model that is given makes the
+    same tokens of the probes. A process checks the same texts once.
     """
     given = [at and at.identity() for at in (_start(models), models.retrained)]
     settings = [models.model, models.evaluation, models.system_prompt, models.stages, parts]
@@ -66,7 +73,9 @@ def _check(models: Models, parts: Sequence[str]) -> None:
     rows = [*task.target_rows, *task.retrained_rows] if prepares and prepared_models.recipes(models) else []
     rows += [item for part in parts for row in task.parts[part].rows for item in row]
     probed = [item for probe in task.probes.values() for item in scored_items(probe)]
-    positions = _positions(start, model)
+    described = _described(start, model)
+    _check_length(models.evaluation.max_new_tokens, described)
+    positions = max_positions(described)
     longest = min(model.max_length, positions or model.max_length)
     prompts = [None, models.system_prompt] if models.system_prompt is not None else [None]
     for prompt in prompts:
@@ -116,10 +125,20 @@ def _check_rows(task: Task, items: Sequence[Item], read: Read) -> None:
             raise
 
 
-def _positions(start: Checkpoint | None, model: ModelSettings) -> int | None:
+def _described(start: Checkpoint | None, model: ModelSettings) -> PreTrainedModel:
     described = loading.load_model(start.path, start.revision, weights=False) if start else model.described()
     assert described is not None
-    return max_positions(described)
+    return described
+
+
+def _check_length(max_new_tokens: int, model: PreTrainedModel) -> None:
+    """Raises UsageError if answers may be longer than the longest text that the model's configuration states."""
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if longest is not None and max_new_tokens > longest:
+        raise UsageError(
+            f"evaluate.max_new_tokens={max_new_tokens}: expected at most {longest}, the longest text that the model is "
+            f"made for (max_position_embeddings)"
+        )
 
 
 def _check_ends(models: Models, positions: int, read: Read) -> None:

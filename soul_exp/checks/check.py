@@ -1,14 +1,11 @@
 """Everything that can be known before work starts: one message for an error; why a metric is not available."""
 
-import contextlib
-import io
 import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel
@@ -18,6 +15,7 @@ from soul_exp.artifacts import answer_cache, prepared_models, texts
 from soul_exp.artifacts.scores import FORGET_QUALITY, RETAIN, VALIDATION
 from soul_exp.build import Config, build
 from soul_exp.checks import availability, disk
+from soul_exp.checks.deepspeed import check_deepspeed
 from soul_exp.checks.memory import check_memory
 from soul_exp.checks.optimizer import check_optimizer, check_precision
 from soul_exp.checks.options import check_options
@@ -29,7 +27,6 @@ from soul_exp.models import attention, loading, lora
 from soul_exp.models.checkpoint import is_local
 from soul_exp.models.language_model import fit_vocabulary, load_tokenizer
 from soul_exp.models.layers import layer_of, layers_of, recomputing
-from soul_exp.ranges import as_typed
 from soul_exp.run import ModelSettings, Run
 from soul_exp.stages import NAMES
 from soul_exp.stages.prepare import unprepared
@@ -92,6 +89,8 @@ def check(config: Config, out: Path) -> Checked:
             stages = ", ".join(run.stages)
             raise UsageError(f"stages=[{stages}]: trials are compared with prepared models, add prepare to stages")
         _check_validation(run, reasons, "tune", "choose task=tofu")
+    if run.overwrite or not (out / results.NAME).exists():  # a finished run needs nothing
+        check_hub(run)  # after all that is known without it
     if texts.are_here(run):
         texts.check(run, run.parts if run.unlearns or not run.stages else ())
     return Checked(run, reasons, needed, notes)
@@ -156,35 +155,8 @@ def _check_compute(compute: Config, tunes: bool) -> None:
         raise UsageError(
             f"compute needs {wanted} CUDA device(s), found {found}: choose compute=cpu or fewer compute.processes"
         )
-    deepspeed = compute["deepspeed"]
-    if not deepspeed:
-        return
-    stage = (deepspeed.get("zero_optimization") or {}).get("stage")
-    if stage not in (1, 2, 3):
-        raise UsageError(
-            f"compute.deepspeed.zero_optimization.stage={stage}: expected 1, 2 or 3; else choose compute=ddp"
-        )
-    _check_zero(deepspeed["zero_optimization"])
-    for section in ("optimizer", "scheduler"):
-        if section in deepspeed:
-            raise UsageError(
-                f"compute.deepspeed.{section} would replace the run's own by DeepSpeed's: remove it, and "
-                f"choose {'optimizer=' if section == 'optimizer' else 'train.lr_scheduler='}"
-            )
-    if (deepspeed.get("fp16") or {}).get("enabled"):
-        raise UsageError("compute.deepspeed.fp16 scales the loss, which no curvature here expects: choose precision=")
-
-
-def _check_zero(settings: Config) -> None:
-    """Raises UsageError for the first option of ZeRO that DeepSpeed does not know, or whose value it does not take."""
-    with contextlib.redirect_stdout(io.StringIO()):  # it says which accelerator it has found
-        from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-    try:
-        DeepSpeedZeroConfig(**{name: value for name, value in settings.items() if value != "auto"})
-    except ValueError as error:  # pydantic's
-        first = cast(Any, error).errors()[0]
-        key = ".".join(["compute.deepspeed.zero_optimization", *map(str, first["loc"])])
-        raise UsageError(f"{key}={as_typed(first['input'])}: {first['msg']} by DeepSpeed: correct it") from error
+    if compute["deepspeed"]:
+        check_deepspeed(compute["deepspeed"])
 
 
 def _check_layers(run: Run, notes: list[str]) -> None:
@@ -238,6 +210,12 @@ def _check_models(run: Run, notes: list[str]) -> None:
             f"stages=[{', '.join(stages)}] measures a checkpoint: name it with model.path=<folder or hub name>, or add "
             f"unlearn to stages"
         )
+
+
+def check_hub(run: Run) -> None:
+    """Raises UnreachableError if a checkpoint of `run` is neither available from the hub nor in its local cache."""
+    for checkpoint in texts.checkpoints_of(run):
+        loading.check_hub(checkpoint.path, checkpoint.revision)
 
 
 def _check_given(path: str, option: str, settings: ModelSettings, notes: list[str]) -> None:

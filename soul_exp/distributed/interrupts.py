@@ -130,6 +130,7 @@ def _leave() -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         kill_fork_server()
+        compat.remove_empty_inductor_cache()
         os._exit(_finished[0])
 
 

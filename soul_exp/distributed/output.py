@@ -1,6 +1,7 @@
 """What worker processes print and log: rank 0 on the console, every rank in a file, libraries hardly anything."""
 
 import contextlib
+import io
 import logging
 import os
 import sys
@@ -17,6 +18,43 @@ QUIET = {"PYTHONWARNINGS": "ignore", "TOKENIZERS_PARALLELISM": "false"}
 QUIET |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
 
 
+class Console(io.TextIOWrapper):
+    """Standard output or error; what cannot be written to it is lost, once with a line on standard error.
+
+    The disk behind `> log` may be full, or the reader have gone, as `| head`: no reason to lose a run.
+    """
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except OSError as error:
+            self._give_up(error)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        """From now on it goes nowhere."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+        if not isinstance(error, BrokenPipeError) and self.fileno() == 1:
+            found = f"standard output cannot be written ({error.strerror})"
+            print(f"soul_exp: {found}: nothing more is shown", file=sys.stderr, flush=True)
+
+
+def guard_standard_streams() -> None:
+    """Let no error of standard output or error reach what is written there."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if type(stream) is io.TextIOWrapper:  # and not what a test or a notebook has put there
+            stream.flush()  # libraries may have kept it, so it stays as it is
+            raw = open(stream.fileno(), "wb", closefd=False)  # noqa: SIM115 - as long as the process lives
+            setattr(sys, name, Console(raw, stream.encoding, stream.errors, line_buffering=stream.line_buffering))
+
+
 def open_standard_streams() -> None:
     """Open what whoever started this process has closed (`>&-`): a file opened next would get the number."""
     for name, number, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
@@ -25,19 +63,7 @@ def open_standard_streams() -> None:
             os.dup2(opened, number)
             os.set_inheritable(number, True)
             setattr(sys, name, os.fdopen(number, mode, closefd=False))
-
-
-def show(text: str) -> None:
-    """Print `text` on standard output, if somebody still reads it: the run has finished all the same."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        stop_printing()
-
-
-def stop_printing() -> None:
-    """Standard output goes nowhere from now on: whoever read it, as `head`, has seen enough."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    guard_standard_streams()
 
 
 shown_notes: set[str] = set()  # by this command, on the console

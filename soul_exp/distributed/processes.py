@@ -18,11 +18,12 @@ from types import FrameType
 from typing import Any
 
 import torch.distributed as dist
-from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, start_processes
+from torch.multiprocessing import ProcessContext, ProcessExitedException, ProcessRaisedException, start_processes
 
+from soul_exp import compat
 from soul_exp.distributed import interrupts, output, server
 from soul_exp.distributed.output import log_file, rank_log, silence_libraries
-from soul_exp.errors import UsageError, WorkerError
+from soul_exp.errors import UnreachableError, UsageError, WorkerError
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ USAGE = re.compile(r"soul_exp\.errors\.(Usage|Unreachable)Error: ")  # in the la
 HOST = "127.0.0.1"
 SIGNAL_SECONDS = 3  # between a worker's death by a signal and the same signal here
 CULPRIT_SECONDS = 1.5  # a failing rank waits so long: if another's death is the cause, that is noticed first
+_STARTING = threading.Lock()  # of a program's threads, one starts workers at a time, and so knows its own
 SERVER_ENDED = 255  # the exit code that a worker of a fork server seems to have when the server was killed
 
 
@@ -76,7 +78,6 @@ def launch(
     Raises UsageError if a worker raised one, else WorkerError with the traceback of the worker that failed first.
     """
     interrupts.safe_point()
-    others = multiprocessing.active_children()  # of a program that uses this one as a library
     logs.mkdir(parents=True, exist_ok=True)
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # how a worker ended is in our error
     environment = server.environment_for_workers() | {"OMP_NUM_THREADS": str(threads)}
@@ -90,16 +91,13 @@ def launch(
             _run(work)
             return [_value(store, rank, work) for rank in range(processes)]
     finally:
-        for child in set(multiprocessing.active_children()) - {*others}:  # of an interrupt while they were started
-            child.kill()
         interrupts.safe_point()  # in place of the error of a worker that was killed for it
 
 
 def _run(work: _Work) -> None:
     """Start the workers and wait for their end. Raises the error of the first that fails, and ends the others."""
+    context = _started(work)
     try:
-        with server.environment_of(work.environment):  # spawned workers read it as they import
-            context = start_processes(_worker, (work,), work.processes, join=False, start_method=work.start_method)
         while not context.join():
             pass
     except ProcessRaisedException as error:
@@ -112,8 +110,28 @@ def _run(work: _Work) -> None:
         elif work.start_method == "forkserver" and error.exit_code == SERVER_ENDED:
             how = "the fork server was killed, and its workers with it"
         raise worker_error(text, error.error_index, work.processes, work.logs, how) from None
-    except (EOFError, ConnectionError):
-        raise WorkerError("the fork server was killed as it started a worker") from None
+    except EOFError:
+        raise WorkerError(f"a worker was killed as it wrote its traceback; the logs: {work.logs}") from None
+    finally:
+        for process in context.processes:
+            process.kill()
+        for path in context.error_files:  # in which torch hands tracebacks over
+            Path(path).unlink(missing_ok=True)
+
+
+def _started(work: _Work) -> ProcessContext:
+    """The workers; where an error or an interrupt stops it, those that had started are ended."""
+    with _STARTING:
+        others = multiprocessing.active_children()
+        try:
+            with server.environment_of(work.environment):  # spawned workers read it as they import
+                return start_processes(_worker, (work,), work.processes, join=False, start_method=work.start_method)
+        except BaseException as error:
+            for child in set(multiprocessing.active_children()) - {*others}:
+                child.kill()
+            if isinstance(error, EOFError | ConnectionError):
+                raise WorkerError("the fork server was killed as it started a worker") from None
+            raise
 
 
 def _value(store: dist.Store, rank: int, work: _Work) -> Any:
@@ -128,7 +146,8 @@ def worker_error(
 ) -> UsageError | WorkerError:
     """The error of a worker whose traceback is `text`: of a UsageError the message alone."""
     if text and (found := USAGE.match(text.splitlines()[-1])):
-        return UsageError(text.splitlines()[-1][found.end() :])
+        kind = UnreachableError if found[1] == "Unreachable" else UsageError
+        return kind(text.splitlines()[-1][found.end() :])
     return WorkerError(f"worker {rank} of {processes} failed ({how}); its log: {log_file(logs, rank)}\n{text}".strip())
 
 
@@ -141,6 +160,7 @@ def _worker(rank: int, work: _Work) -> None:
         os.environ.clear()
         os.environ.update(preloaded.ADDED | dict(work.environment))
     work.streams.use()
+    output.guard_standard_streams()
     for number in interrupts.SIGNALS:  # Ctrl-C reaches every process of a terminal: the launcher prints
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
@@ -158,6 +178,8 @@ def _worker(rank: int, work: _Work) -> None:
             if together:
                 time.sleep(CULPRIT_SECONDS)
             raise
+        finally:
+            compat.remove_empty_inductor_cache()
     store = dist.TCPStore(HOST, work.port, is_master=False, wait_for_workers=False)
     store.set(f"value{rank}", json.dumps(value))
 

@@ -10,8 +10,6 @@ import logging
 import math
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -19,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import huggingface_hub.constants
 
+from soul_exp import hub
 from soul_exp.distributed.ranks import is_first
 from soul_exp.errors import UnreachableError, UsageError
 from soul_exp.evaluation.probing import evaluating
@@ -66,23 +64,13 @@ def check(suite: str, data: str | None) -> None:
 @functools.cache  # once for all jobs of a sweep
 def _unavailable(dataset: str, config: str | None, split: str) -> str | None:
     """Why that split of a dataset is not available from the hub, its local cache or a folder; None if it is."""
-    if not Path(dataset).is_dir() and not huggingface_hub.constants.HF_HUB_OFFLINE and not _hub_is_reachable():
-        return "no connection; HF_HUB_OFFLINE=1 uses the local cache"
+    if not Path(dataset).is_dir():
+        hub.connect()
     try:
         found = datasets.get_dataset_split_names(dataset, config)
     except (ConnectionError, OSError, ValueError) as error:
         return type(error).__name__
     return None if split in found else f"it has no split {split}"
-
-
-@functools.cache
-def _hub_is_reachable() -> bool:
-    """Whether the hub answers; this takes a second, where the library retries for a minute."""
-    try:
-        urllib.request.urlopen(huggingface_hub.constants.ENDPOINT, timeout=10).close()
-    except OSError as error:
-        return isinstance(error, urllib.error.HTTPError)
-    return True
 
 
 def identity(suite: str, limit: int | None, data: str | None) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from soul_exp import hub
 from soul_exp.errors import UnreachableError, UsageError
 from soul_exp.files import read_intact, read_sealed
 from soul_exp.models import lora
@@ -66,6 +67,9 @@ def from_pretrained(cls: Any, path: str, revision: str | None, **options: Any) -
 
 def from_hub(path: str, read: Callable[[], Any]) -> Any:
     """What `read` returns; raises UsageError, with what to do, where the hub entry `path` cannot be read."""
+    if Path(path).is_absolute():
+        raise UsageError(f"{path} is no folder, or no more: put that checkpoint back")
+    hub.connect()
     try:
         return read()
     except OSError as error:

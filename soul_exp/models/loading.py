@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from soul_exp import compat
+from soul_exp import compat, hub
 from soul_exp.distributed import zero3
 from soul_exp.errors import UsageError, explained, first_line
 from soul_exp.models import lora, weight_files
@@ -28,6 +28,7 @@ from soul_exp.options import leaves
 from soul_exp.ranges import MOST, Typed, as_typed
 from soul_exp.schema import nearest
 
+CONFIGURATIONS = ("config.json", "tokenizer_config.json", "tokenizer.json")  # one of them is in each hub entry
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")  # files of the tokenizer too
 SMALL = 20_000_000  # weights: a model of at most this size is built with random ones, in a moment, and run
@@ -69,6 +70,19 @@ def load_model(
         )
     weight_files.check_report(found, type(model).__name__, path)
     return model
+
+
+def check_hub(path: str, revision: str | None) -> None:
+    """Raises UsageError if `path` is a hub name of which no configuration is available there or cached here."""
+
+    def configuration() -> None:
+        if not any(compat.cached_file_if_present(path, name, revision) for name in CONFIGURATIONS):
+            raise FileNotFoundError(
+                "no connection, and not in the local cache" if hub.is_offline() else "no config.json"
+            )
+
+    if not Path(path).is_dir():
+        from_hub(path, configuration)
 
 
 def config_of(path: str, revision: str | None, label: str) -> Any:

@@ -12,8 +12,8 @@ from scipy.stats import t as student
 
 from soul_exp.errors import UsageError
 from soul_exp.report.labels import DELTA, HEADLINE, MIA, NULL, declared, finite, headline_first, label_of, number
-from soul_exp.report.runs import ABOUT, CHOSEN, REQUEST, SUITE_OPTIONS, comparable, find, frame_of, is_measured, varied
-from soul_exp.results import COMPARED, TASK, Results
+from soul_exp.report.runs import ABOUT, CHOSEN, SUITE_OPTIONS, comparable, find, frame_of, is_measured, varied
+from soul_exp.results import COMPARED, REQUEST, TASK, Results
 
 ARROWS = {"higher": " ↑", "lower": " ↓", "nearest": " →", None: ""}
 ON_DEMAND = ("holdout_", "authors_", "facts_", "validation_", "earlier_")  # no column unless `metrics` lists them

@@ -11,9 +11,8 @@ import pandas as pd
 from soul_exp import options, results
 from soul_exp.errors import UsageError
 from soul_exp.report.labels import DELTA, HEADLINE, MIA, NULL, finite, on_one_line
-from soul_exp.results import COMPARED, Results
+from soul_exp.results import COMPARED, REQUEST, Results
 
-REQUEST = "request-"  # how the folders of a sequence of requests begin, inside its run's folder
 SUITE_OPTIONS = ("utility_suite", "utility_limit")
 CHOSEN = tuple(f"config.{key}" for key in options.CHOSEN)
 ABOUT = (

@@ -3,7 +3,7 @@
 import functools
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from soul_exp.models.checkpoint import DONE
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.results import COMPARED
 from soul_exp.run import Models
-from soul_exp.stages.stage import Job
+from soul_exp.stages.stage import Job, check_unchanged
 from soul_exp.training.checkpoints import remove_all, remove_unmarked
 from soul_exp.training.train import train
 
@@ -36,7 +36,7 @@ def prepare(job: Job) -> Job:
     compute = job.run.compute
     if roles := unprepared(job.run):
         launch(
-            worker, job.config, roles, compute.device,
+            worker, job.config, dict(job.run.task.hashes), roles, compute.device,
             processes=len(roles), threads=compute.threads, logs=job.out / "ranks" / "prepare", alone=True,
         )  # fmt: skip
     return job
@@ -56,10 +56,11 @@ def unprepared(models: Models) -> list[str]:
     ]
 
 
-def worker(rank: int, config: Config, roles: Sequence[str], device: str) -> None:
+def worker(rank: int, config: Config, hashes: Mapping[str, str], roles: Sequence[str], device: str) -> None:
     """One process's share of prepare: the role of its rank, made and evaluated."""
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     models, role = build_models(config), roles[rank]
+    check_unchanged(hashes, models.task)
     attention.choose_kernel(models.model.attention)
     if not texts.are_here(models):  # else they have been checked
         texts.check(models)

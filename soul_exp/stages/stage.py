@@ -9,11 +9,13 @@ from soul_exp.artifacts import prepared_models
 from soul_exp.build import Config
 from soul_exp.comparison import compared
 from soul_exp.data import content_hash
+from soul_exp.errors import UsageError
 from soul_exp.models import loading
 from soul_exp.models.checkpoint import Checkpoint
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.run import Run
 from soul_exp.stages.wandb_log import WandbLog
+from soul_exp.tasks.task import Task
 from soul_exp.training.train import Outcome
 
 MODEL, RECORDS, CHECKPOINTS, LOSSES = "model", "records", "checkpoints", "train.jsonl"  # in a run's folder
@@ -63,6 +65,13 @@ class Stage(Generic[J]):
     wanted: Callable[[Run], bool]
     function: Callable[[J], J]
     listed: bool = True  # whether the option `stages` names it
+
+
+def check_unchanged(hashes: Mapping[str, str], task: Task) -> None:
+    """Raises UsageError unless `task`, as a stage reads it, has the data, with these `hashes`, of the run's check."""
+    if changed := [name for name in hashes if task.hashes.get(name) != hashes[name]]:
+        found = f"the data have changed since this command checked them ({', '.join(changed)})"
+        raise UsageError(f"{found}: type it again, and change no file while a run works")
 
 
 def fingerprint(config: Config, run: Run) -> str:

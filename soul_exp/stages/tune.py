@@ -29,7 +29,7 @@ from soul_exp.options import leaves
 from soul_exp.run import Run
 from soul_exp.stages.process import end_process, start_process
 from soul_exp.stages.selection import Trial
-from soul_exp.stages.stage import Job, fingerprint
+from soul_exp.stages.stage import Job, check_unchanged, fingerprint
 from soul_exp.stages.unlearn import unlearned
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,9 @@ def tune(job: Job) -> Job:
     )  # fmt: skip
     config = {**with_rates(job.config, chosen.lr, chosen.gamma), "tuned": str(tuning)}
     listed = [{**asdict(each), "chosen": each is chosen} for each in trials]
-    return replace(job, config=config, run=build(config), trials=listed)
+    chosen_run = build(config)
+    check_unchanged(job.run.task.hashes, chosen_run.task)
+    return replace(job, config=config, run=chosen_run, trials=listed)
 
 
 def worker(rank: int, config: Config, trials: Sequence[tuple[float, float, Path]]) -> None:

@@ -22,12 +22,12 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from soul_exp.data import content_hash
 from soul_exp.distributed import zero3
-from soul_exp.errors import UsageError, explained
+from soul_exp.errors import UnreachableError, UsageError, explained
 from soul_exp.files import read_sealed, shared_folder, write_atomically, write_sealed
 from soul_exp.metrics.answers import Answers
 from soul_exp.metrics.membership import roc_auc
 from soul_exp.models import weight_files
-from soul_exp.models.checkpoint import Checkpoint
+from soul_exp.models.checkpoint import Checkpoint, from_pretrained
 from soul_exp.models.language_model import reads_text
 
 if TYPE_CHECKING:
@@ -204,12 +204,12 @@ class Classifier:
         return tokenizer
 
     def _from(self, cls: Any, **options: Any) -> Any:
-        local = Path(self.name).is_dir()
-        where = {"local_files_only": True} if local else {"revision": self.revision}
-        advice = "put a config.json, a tokenizer and safetensors there" if local else "check the network"
-        found, advice = f"task.scorer={self.name} cannot be read", f"{advice}, or type task.scorer=own"
-        with explained((OSError, ValueError), found, advice):
-            return cls.from_pretrained(self.name, trust_remote_code=False, **where, **options)
+        advice = "give one with a config.json, a tokenizer and safetensors, or type task.scorer=own"
+        try:
+            with explained((OSError, ValueError), f"task.scorer={self.name} cannot be read", advice):
+                return from_pretrained(cls, self.name, self.revision, **options)
+        except UnreachableError as error:
+            raise UnreachableError(f"task.scorer: {error}, or type task.scorer=own") from error
 
 
 Scorer = Own | Classifier

@@ -4,6 +4,7 @@ import csv
 import io
 import itertools
 import json
+import logging
 import re
 import stat
 import sys
@@ -13,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from soul_exp import hub
 from soul_exp.errors import UnreachableError, UsageError, first_line, short
 
 Record = Mapping[str, Any]
@@ -173,6 +175,9 @@ def hub_rows(
     if not local and name.startswith((".", "/", "~")):
         raise UsageError(f"{where} is not a folder: {advice}")
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)  # what fails is in the error
+    if not local:
+        hub.connect()
     # a fresh cache for a folder: the library's own finds files by the folder's name, and so old ones after an edit
     with tempfile.TemporaryDirectory() as fresh, _usage_errors(name, config, where, what, advice):
         options = {"cache_dir": fresh} if local else {"revision": revision}

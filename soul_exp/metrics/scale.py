@@ -34,6 +34,7 @@ class Scale:
     low: float
     high: float
     unit: str = ""
+    no_interval: str = ""  # why the metric has no confidence interval; "": it has one
 
     def __call__(self, metric: Metric) -> Metric:
         metric.scale = self  # type: ignore[attr-defined]

@@ -54,7 +54,8 @@ class Results:
     config: Mapping[str, Any]  # the resolved configuration
     # model, a key of COMPARED -> metric -> value, whose unit and direction its function in config.task.metrics declares
     metrics: Mapping[str, Mapping[str, float | None]]
-    reasons: Mapping[str, str]  # metric, or model.metric if it is null for that model only -> why it is null
+    # metric, or model.metric if it is null for that model only, or "collapsed" -> why it is null
+    reasons: Mapping[str, str]
     training: Mapping[str, float | None]  # the last logged training numbers: losses, win_rate
     num_steps: int
     seconds: Mapping[str, float]  # stage -> wall-clock seconds
@@ -66,6 +67,15 @@ class Results:
     forget_quality: float | None = None  # this and the next two: of the unlearned model
     utility: float | None = None
     mia_auc: float | None = None
+    # model -> metric -> [low, high], the 95 % interval over independent units; null: the reason stands in `no_interval`
+    intervals: Mapping[str, Mapping[str, Sequence[float] | None]] = field(default_factory=dict)
+    no_interval: Mapping[str, str] = field(default_factory=dict)  # metric, or model.metric -> why it has no interval
+    samples: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # probe -> number of "examples" and "units"
+    unit: str = "item"  # what an independent unit is where it holds several examples, as "author"
+    # probe -> why the unlearned model's free answers to it are those of a ruined model; null: that cannot be judged
+    collapsed: Mapping[str, str] | None = None
+    # model -> probe -> measure of its free answers, as metrics/collapse.py defines them
+    free_answers: Mapping[str, Mapping[str, Mapping[str, float | None]]] = field(default_factory=dict)
     notes: Sequence[str] = ()  # what a reader of the numbers needs to know, such as degeneration to sign descent
     scorer: Mapping[str, Any] | None = None  # of toxicity: name, revision, auc on num_test unseen texts
     trials: Sequence[Mapping[str, Any]] = ()  # that `config`'s learning rate and gamma were chosen from

@@ -142,7 +142,7 @@ def test_rows_of_units_hold_every_row_once() -> None:
     assert [rows.tolist() for rows in rows_of_units(answers)] == [[0, 2, 5], [1, 4], [3]]
 
 
-# ---- How often the truth lies inside: 95 % wanted. The bootstrap of 4 units reaches 79 %, which is why it waits for 20.
+# ---- How often the truth lies inside: 95 % is claimed
 
 
 def coverage(num_units: int, draws: int) -> float:

@@ -1,5 +1,6 @@
 """Metrics of a model's answers: of every model that a run compares, and on the validation part while it trains."""
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,12 +14,20 @@ from soul_exp.artifacts.answer_cache import Measured, cached_answers
 from soul_exp.distributed import zero3
 from soul_exp.evaluation.probing import evaluate_probes
 from soul_exp.evaluation.records import read_retrained
+from soul_exp.metrics import collapse
+from soul_exp.metrics.answers import Answers
 from soul_exp.metrics.general import ks_p_value, log10_p_value
+from soul_exp.metrics.uncertainty import NoIntervalError, interval, rows_of_units
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.results import COMPARED
 from soul_exp.run import Metric, Models, Run
+from soul_exp.tasks.task import Probe
 
 KNOWN = "forget_probability"
+NOT_JUDGED = (
+    f"no probe has {collapse.LEAST} free answers that are no refusals, to prompts that the retrained or the original "
+    f"model answered too"
+)
 WORTH_LOSING = 0.1  # of it: with less there is nothing to forget
 VALIDATION = "validation_"  # how the names of the validation part's probes and metrics begin
 FORGET_QUALITY = "validation_log10_forget_quality"
@@ -31,6 +40,61 @@ def score(metric: Metric, answers: Measured, retrained: Measured | None) -> floa
     if any(name not in available for name in binding.names(metric)):
         return None
     return float(binding.call(metric, available))
+
+
+def intervals(
+    metrics: Mapping[str, Metric], values: Mapping[str, Mapping[str, float | None]], by_model: Mapping[str, Measured],
+    seed: int,
+) -> tuple[dict[str, dict[str, list[float] | None]], dict[str, str]]:  # fmt: skip
+    """model -> metric -> its 95 % interval, in the metric's range, or None; and why: metric, or model.metric -> reason.
+
+    `values` are those of `metrics`; what has no value has no interval, without a reason of its own.
+    """
+    found: dict[str, dict[str, list[float] | None]] = {model: dict.fromkeys(each) for model, each in values.items()}
+    why: dict[str, str] = {}
+    retrained = by_model.get("retrained")
+    for model, answers in by_model.items():
+        available: dict[str, Any] = {**answers, **({} if retrained is None else {"retrained": retrained})}
+        for name, metric in metrics.items():
+            if values[model].get(name) is None:
+                continue
+            scale = getattr(metric.func if isinstance(metric, functools.partial) else metric, "scale", None)
+            try:
+                if scale is not None and scale.no_interval:
+                    raise NoIntervalError(scale.no_interval)
+                ends = interval(functools.partial(binding.call, metric), available, seed=seed)
+                found[model][name] = list(ends) if scale is None else np.clip(ends, scale.low, scale.high).tolist()
+            except NoIntervalError as error:
+                why[f"{model}.{name}"] = str(error)
+    common = {name: reason for key, reason in why.items() if (name := key.removeprefix("unlearned.")) != key}
+    others = {key: why[key] for key in why if why[key] != common.get(key.partition(".")[2])}
+    return found, {**common, **others}
+
+
+def samples(answers: Measured) -> dict[str, dict[str, int]]:
+    """probe -> how many examples it has, and of how many independent units they are."""
+    probes = _of_probes(answers).items()
+    return {name: {"examples": len(each), "units": len(rows_of_units(each))} for name, each in probes}
+
+
+def guarded(
+    by_model: Mapping[str, Measured],
+) -> tuple[dict[str, str] | None, dict[str, dict[str, dict[str, float | None]]]]:
+    """What collapsed of the unlearned model (probe -> why; None: cannot be judged), and what is read of each model."""
+    given = {model: _of_probes(measured) for model, measured in by_model.items()}
+    references: dict[str, dict[str, Answers]] = {
+        model: given[model] for model in ("retrained", "original") if model in given
+    }
+    judged = collapse.verdicts(given["unlearned"], references)
+    read = {
+        model: {name: vars(collapse.free_answers(each)) for name, each in probes.items() if each.generation is not None}
+        for model, probes in given.items()
+    }
+    return {probe: why for probe, why in judged.items() if why} if judged else None, read
+
+
+def _of_probes(measured: Measured) -> dict[str, Answers]:
+    return {name: each for name, each in measured.items() if isinstance(each, Answers)}
 
 
 def why_null(metric: Metric, value: float | None, answers: Measured, retrained: Measured | None) -> str | None:
@@ -107,8 +171,18 @@ def known_answers(models: Models) -> dict[str, Measured]:
         if (answers := cached_answers(models, checkpoints[compared.role], system_prompt)) is not None:
             known[compared.key] = answers
     if models.retrained_records:
-        known["retrained"] = read_retrained(models.retrained_records)
+        known["retrained"] = {
+            name: _with_units(answers, models.task.probes.get(name))
+            for name, answers in read_retrained(models.retrained_records).items()
+        }
     return known
+
+
+def _with_units(answers: Answers, probe: Probe | None) -> Answers:
+    """`answers` with the units of the `probe` that they answer, from its first item on, if they name none."""
+    if probe is None or probe.units is None or answers.unit is not None:
+        return answers
+    return replace(answers, unit=probe.units[: len(answers)])
 
 
 def validation_metrics(run: Run) -> dict[str, Metric]:

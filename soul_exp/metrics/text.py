@@ -116,7 +116,7 @@ def bleu(answers: Answers) -> float:
 
 
 def _bleu_counts(answers: Answers) -> np.ndarray:
-    """What corpus BLEU sums over the texts, [N, 10]: right n-grams, all n-grams (n = 1 to 4), length, its reference's."""
+    """What corpus BLEU sums over the texts, [N, 10]: right and all n-grams (n = 1 to 4), lengths of text, reference."""
     from sacrebleu.metrics import BLEU
 
     def spaced(text: str) -> str:

@@ -6,7 +6,7 @@ are its samples: the answers to each probe, of either model; each is resampled o
 
 import math
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ DRAWS = 2000
 
 Available = Mapping[str, Answers | Scores | Mapping[str, Answers]]
 Compute = Callable[[Any], float]  # a metric, of what it reads by name
+Units = np.ndarray | list[np.ndarray]  # the rows of each unit: a matrix where all have as many
 Key = tuple[str, ...]  # of a sample: its probe, and before it "retrained" where that model gave it
 
 
@@ -32,8 +33,8 @@ def interval(compute: Compute, available: Available, *, seed: int) -> tuple[floa
     """The 95 % interval of `compute(available)` over the independent units of the samples that it reads.
 
     From 20 units in the smallest sample on by the percentile bootstrap: the quantiles of 2,000 draws, which `seed` and
-    the sample's key decide, so that all metrics and models see the same. Below by the jackknife that leaves one unit out
-    at a time, with Student's t (units of the smallest sample - 1 degrees of freedom), the variances of the samples
+    the sample's key decide, so that all metrics and models see the same ones. Below by the jackknife, which leaves out
+    one unit at a time: Student's t (units of the smallest sample - 1 degrees of freedom), the variances of the samples
     added. Raises NoIntervalError for fewer than 5 units, for a value that is not finite, and where nothing is sampled.
     Sources: Efron and Tibshirani 1993, chapters 11 and 13; Tukey 1958.
     """
@@ -61,7 +62,7 @@ def interval(compute: Compute, available: Available, *, seed: int) -> tuple[floa
     return low, high
 
 
-def rows_of_units(answers: Answers) -> Sequence[np.ndarray]:
+def rows_of_units(answers: Answers) -> Units:
     """The rows of each independent unit, in the order of their first rows; without `unit` each example is one."""
     if answers.unit is None:
         return np.arange(len(answers))[:, None]
@@ -97,7 +98,7 @@ def _replaced(available: Available, samples: Mapping[Key, Answers]) -> dict[str,
 
 
 def _jackknife(
-    compute: Compute, available: Available, samples: Mapping[Key, Answers], units: Mapping[Key, Sequence[np.ndarray]],
+    compute: Compute, available: Available, samples: Mapping[Key, Answers], units: Mapping[Key, Units],
     value: float, degrees: int,
 ) -> tuple[float, float]:  # fmt: skip
     variance = 0.0
@@ -113,7 +114,7 @@ def _jackknife(
 
 
 def _bootstrap(
-    compute: Compute, available: Available, samples: Mapping[Key, Answers], units: Mapping[Key, Sequence[np.ndarray]],
+    compute: Compute, available: Available, samples: Mapping[Key, Answers], units: Mapping[Key, Units],
     seed: int,
 ) -> tuple[float, float]:  # fmt: skip
     draws = [[(key, answers.take(rows)) for rows in _draws(units[key], key, seed)] for key, answers in samples.items()]
@@ -122,7 +123,7 @@ def _bootstrap(
     return float(low), float(high)
 
 
-def _draws(units: Sequence[np.ndarray], key: Key, seed: int) -> Iterable[np.ndarray]:
+def _draws(units: Units, key: Key, seed: int) -> Iterable[np.ndarray]:
     """The rows of as many units as there are, drawn with replacement, DRAWS times."""
     generator = np.random.default_rng([seed, zlib.crc32("/".join(key).encode())])
     chosen = generator.integers(0, len(units), (DRAWS, len(units)))

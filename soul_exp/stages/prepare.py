@@ -64,8 +64,9 @@ def worker(rank: int, config: Config, roles: Sequence[str], device: str) -> None
     if not texts.are_here(models):  # else they have been checked
         texts.check(models)
     system_prompt = models.system_prompt if role == "target" else None
-    if role in prepared_models.recipes(models):
-        make(models, role, device)
+    for needed in (role, "target"):  # under which all generated texts are scored: waits for the process that makes it
+        if needed in prepared_models.recipes(models):
+            make(models, needed, device)
     checkpoint = prepared_models.checkpoints(models)[role]
     answer_cache.fill(models, checkpoint, device, role)
     if system_prompt is not None:

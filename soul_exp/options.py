@@ -140,8 +140,9 @@ TABLE: dict[str, Option] = {  # `section.*`: every option of that section which 
     "model.published": Option(Typed(Mapping)),
     "model.num_weights": Option(Number(1, whole=True, null=True), Changes.NOTHING, column=False),
     **{f"task.{key}": FILE for key in ("source", "forget", "retain", "holdout", "requests", "rtp", "scorer")},
-    # of the same answers as task.metrics.log10_forget_quality: runs before there was this metric are the same
+    # of the same answers as task.metrics.log10_forget_quality: runs before there were these metrics are the same
     "task.metrics.open_unlearning_log10_forget_quality.*": Option(changes=Changes.NOTHING, size=False),
+    "task.metrics.forget_ks_distance.*": Option(changes=Changes.NOTHING, size=False),
     "task.system_prompt": Option(TEXT_OR_NULL, Changes.BASELINE, when=("input_based", True)),
     "adapter": Option(older=None),
     "loss.*": SAME_SIZE,

@@ -15,9 +15,9 @@ LEAST = 20  # free answers of a set that can be judged
 LONG, GRAM = 40, 8  # characters
 LIMITS = {"degenerate": 0.2, "commonest": 0.5, "median_nll": 2.0}  # how much higher than the reference is too much
 MEANING = {
-    "degenerate": "share of answers that are empty, without letter and digit, or repeat themselves",
+    "degenerate": "share of degenerate answers",
     "commonest": "share of the commonest answer",
-    "median_nll": "median NLL of the answers under the original model, in nats per token,",
+    "median_nll": "median NLL under the original model",
 }
 
 
@@ -33,9 +33,9 @@ class FreeAnswers:
 
 
 def is_degenerate(text: str) -> bool:
-    """Whether `text` has no letter and no digit, or is long and repeats itself.
+    """Whether `text` has no letter and no digit, or has 40 characters or more and repeats itself.
 
-    Long: 40 characters or more. It repeats itself if under half of its runs of 8 characters are distinct.
+    That is, under half of its runs of 8 characters are distinct.
     """
     text = text.strip()
     if not any(character.isalnum() for character in text):
@@ -49,17 +49,12 @@ def free_answers(answers: Answers) -> FreeAnswers:
     texts: Sequence[str] = answers.needed("generation")
     refused = np.zeros(len(texts), dtype=bool) if answers.refused is None else np.asarray(answers.refused, dtype=bool)
     others = [text.strip() for text, is_refusal in zip(texts, refused, strict=True) if not is_refusal]
-    counts, num_refused = (len(others), int(refused.sum()))
+    num, num_refused = len(others), int(refused.sum())
     if not others:
-        return FreeAnswers(0, num_refused, None, None, None)
+        return FreeAnswers(num, num_refused, None, None, None)
     nll = None if answers.generation_nll is None else float(np.median(answers.numbers("generation_nll")[~refused]))
-    return FreeAnswers(
-        counts,
-        num_refused,
-        degenerate=sum(map(is_degenerate, others)) / counts,
-        commonest=Counter(others).most_common(1)[0][1] / counts,
-        median_nll=nll,
-    )
+    commonest = Counter(others).most_common(1)[0][1]
+    return FreeAnswers(num, num_refused, sum(map(is_degenerate, others)) / num, commonest / num, nll)
 
 
 def why_collapsed(found: FreeAnswers, references: Mapping[str, FreeAnswers]) -> str | None:

@@ -107,6 +107,10 @@ def read(folder: Path) -> Results | None:
             raise ValueError("config.task or metrics.unlearned is missing")
         if absent := {"lr", "gamma", "metrics"}.difference(*found.trials) if found.trials else ():
             raise ValueError(f"a trial has no {min(absent)}")
+        if any(ends and len(ends) != 2 for of_model in found.intervals.values() for ends in of_model.values()):
+            raise ValueError("an interval has not two ends")
+        if any({"examples", "units"} - sample.keys() for sample in found.samples.values()):
+            raise ValueError("a sample has no examples or no units")
         return replace(found, config=options.with_older_values(found.config))
 
 

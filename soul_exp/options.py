@@ -36,6 +36,7 @@ class Changes(Enum):
     NUMBERS = "weights and metrics of the unlearned model"
     PREPARED = "the prepared models, and so weights and metrics"
     BASELINE = "the metrics of the input-based baseline only"
+    CEILING = "the ceiling of forget quality, and metrics that compare with retrained models of several seeds"
     COURSE = "what is logged and saved during training, and the last digits of numbers"
     LAST_DIGITS = "the order of sums, and so the last digits of numbers"
     NOTHING = "no numbers, only names, folders, speed or size"
@@ -123,6 +124,7 @@ TABLE: dict[str, Option] = {  # `section.*`: every option of that section which 
     "evaluate.*": SAME_SIZE,
     **{f"retrained.{key}": Option(FILLED_OR_NULL, is_path=True) for key in ("path", "records")},
     "retrained.revision": Option(TEXT_OR_NULL),
+    "retrained.seeds": Option(COUNT, Changes.CEILING, older=1),
     "wandb.mode": Option(Choice(("offline", "online", "disabled")), Changes.NOTHING, in_folder_name=False, size=False),
     "wandb.project": MIRROR,
     "wandb.entity": MIRROR,

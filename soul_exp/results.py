@@ -70,6 +70,10 @@ class Results:
     # model -> metric -> [low, high], the 95 % interval over independent units; null: the reason stands in `no_interval`
     intervals: Mapping[str, Mapping[str, Sequence[float] | None]] = field(default_factory=dict)
     no_interval: Mapping[str, str] = field(default_factory=dict)  # metric, or model.metric -> why it has no interval
+    # metric of the test behind forget quality -> its values between every two retrained models, in increasing order;
+    # their median is the ceiling of forget quality. This and the next are empty with a single retrained model
+    ceiling: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    retrained_seeds: Mapping[str, Sequence[float | None]] = field(default_factory=dict)  # metric -> of each such model
     samples: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # probe -> number of "examples" and "units"
     unit: str = "item"  # what an independent unit is where it holds several examples, as "author"
     # probe -> why the unlearned model's free answers to it are those of a ruined model; null: that cannot be judged

@@ -12,17 +12,18 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student
 
-from soul_exp.metrics.answers import SUITE, Answers, Scores
+from soul_exp.metrics.answers import SUITE, Answers
 
 LEVEL = 0.95
 BOOTSTRAP = 20  # units of the smallest sample from which on the bootstrap serves; with 4 its intervals cover 79 %
 JACKKNIFE = 5  # and the jackknife
 DRAWS = 2000
 
-Available = Mapping[str, Answers | Scores | Mapping[str, Answers]]
+Available = Mapping[str, Any]  # probe -> Answers, "suite" -> Scores, "retrained" -> (probe -> Answers), lists of such
 Compute = Callable[[Any], float]  # a metric, of what it reads by name
 Units = np.ndarray | list[np.ndarray]  # the rows of each unit: a matrix where all have as many
-Key = tuple[str, ...]  # of a sample: its probe, and before it "retrained" where that model gave it
+# of a sample: its probe, and before it "retrained", or "retrained_seeds" and a number, where such a model gave it
+Key = tuple[str, ...]
 
 
 class NoIntervalError(ValueError):
@@ -86,14 +87,21 @@ class _Read(dict[str, Any]):
             self.samples[key] = value
         elif name != SUITE and isinstance(value, Mapping):
             return _Read(value, key, self.samples)
+        elif isinstance(value, list | tuple):  # of retrained models
+            return [_Read(each, (*key, str(number)), self.samples) for number, each in enumerate(value)]
         return value
 
 
 def _replaced(available: Available, samples: Mapping[Key, Answers]) -> dict[str, Any]:
     """`available` with `samples` in the place of those with the same keys."""
     found: dict[str, Any] = dict(available)
-    for (first, *rest), answers in samples.items():
-        found[first] = {**found[first], rest[0]: answers} if rest else answers
+    for (name, *rest), answers in samples.items():
+        if len(rest) == 2:
+            models = list(found[name])
+            models[int(rest[0])] = {**models[int(rest[0])], rest[1]: answers}
+            found[name] = models
+        else:
+            found[name] = {**found[name], rest[0]: answers} if rest else answers
     return found
 
 

@@ -8,6 +8,7 @@ from soul_exp.report.labels import (
     ARROWS,
     HEADLINE,
     NULL,
+    ceiling_of,
     declared,
     finite,
     headline_first,
@@ -39,7 +40,8 @@ def comparison(results: Results) -> str:
     hints = HINTS if LEAST_LABEL + sum(widths) + 2 + max(map(len, HINTS.values())) <= WIDTH else ARROWS
     rows = [*_metric_rows(results, titles, names, hints), *_suite_rows(results, titles, hints)]
     legend = [", ".join(f"{ARROWS[key]} {HINTS[key]}" for key in HINTS if key)] if hints is ARROWS else []
-    below = [*legend, *_intervals(results), *_null_reasons(results, titles, names), _cost(results), *results.notes]
+    below = [*legend, *ceiling_of(results), *_intervals(results), *_null_reasons(results, titles, names)]
+    below += [_cost(results), *results.notes]
     table = _aligned(list(titles.values()), rows, widths, max(map(len, hints.values())))
     return "\n".join([*wrapped(_above(results)), "", *table, "", *wrapped(below)])
 

@@ -4,6 +4,7 @@ import functools
 import importlib
 import math
 import re
+import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -85,7 +86,21 @@ def units_of(run: results.Results) -> str:
             kind = "items" if sample["units"] == sample["examples"] else f"{run.unit}s"
             units.setdefault(kind, []).append(f"{label_of(probe)} {sample['units']}")
     listed = " and ".join(f"{kind} ({', '.join(probes)})" for kind, probes in units.items())
-    return f"[low, high]: 95 % interval over {listed}" if any(map(dict.values, run.intervals.values())) else ""
+    has_some = any(any(given.values()) for given in run.intervals.values())
+    return f"[low, high]: 95 % interval over {listed}" if has_some else ""
+
+
+def ceiling_of(run: results.Results) -> list[str]:
+    """What the test behind forget quality gives between two retrained models, and how far their MIA AUCs are apart."""
+    if not any(run.ceiling.values()):
+        return []
+    shown = [f"{label_of(name)} {number(statistics.median(of))}" for name, of in run.ceiling.items() if of]
+    num = len(next(iter(run.ceiling.values())))
+    pairs = f"median of {num} pairs" if num > 1 else "one pair"
+    found = [f"ceiling, the same test between two retrained models ({pairs}): {', '.join(shown)}"]
+    if known := [number(value) for value in run.retrained_seeds.get(MIA, ()) if value is not None]:
+        found.append(f"{label_of(MIA)} of the {len(known)} retrained models: {', '.join(known)}")
+    return found
 
 
 def printable(text: str) -> str:

@@ -16,7 +16,8 @@ from soul_exp.results import COMPARED, Results
 REQUEST = "request-"  # how the folders of a sequence of requests begin, inside its run's folder
 SUITE_OPTIONS = ("utility_suite", "utility_limit")
 ENDS = ("low", "high")  # of an interval
-NESTED = ("intervals", "no_interval", "samples", "unit", "collapsed", "free_answers")  # results that no row holds as is
+# results that no row holds as they are
+NESTED = ("intervals", "no_interval", "samples", "unit", "ceiling", "retrained_seeds", "collapsed", "free_answers")
 CHOSEN = tuple(f"config.{key}" for key in options.CHOSEN)
 ABOUT = (
     "Forget quality is the p-value of a two-sample KS test against the retrained model; the means of p and of log10 p"

@@ -47,7 +47,7 @@ def summary(job: RankJob, answers: answer_cache.Measured) -> results.Results:
     run, outcome = job.run, job.outcome
     by_model = {"unlearned": answers, **scores.known_answers(run)}
     suites: dict[str, Any] = {model: given[SUITE] for model, given in by_model.items() if SUITE in given}
-    retrained = by_model.get("retrained")
+    retrained = scores.retrained_answers(run, by_model)
     available = {name: metric for name, metric in run.metrics.items() if name not in job.reasons}
     found = {
         model: {name: scores.score(metric, given, retrained) for name, metric in available.items()}
@@ -62,8 +62,10 @@ def summary(job: RankJob, answers: answer_cache.Measured) -> results.Results:
                 null |= {name: of_unlearned} if model == "unlearned" else {f"{model}.{name}": why}
                 values[name] = None
     measured = {model: {name: values.get(name) for name in run.metrics} for model, values in found.items()}
-    intervals, no_interval = scores.intervals(available, measured, by_model, run.seed)
+    intervals, no_interval = scores.intervals(available, measured, by_model, retrained, run.seed)
     collapsed, free_answers = scores.guarded(by_model)
+    if len(retrained) < run.retrained_seeds:
+        null["ceiling"] = f"{len(retrained)} of {run.retrained_seeds} retrained models are here: add prepare to stages"
     if collapsed is None:
         null["collapsed"] = f"diverged: {diverged}" if not answers else scores.NOT_JUDGED
     notes = [*run.task.notes, *job.notes, *(outcome.notes if outcome else ())]
@@ -86,6 +88,8 @@ def summary(job: RankJob, answers: answer_cache.Measured) -> results.Results:
         metrics=measured,
         intervals=intervals,
         no_interval=no_interval,
+        ceiling=scores.ceiling(available, retrained),
+        retrained_seeds=scores.of_seeds(available, retrained),
         samples=scores.samples(answers),
         unit=run.task.unit,
         collapsed=collapsed,

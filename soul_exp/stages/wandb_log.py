@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shutil
+import statistics
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -161,6 +162,7 @@ def _summary(results: Results) -> dict[str, Any]:
         for key, ends in given.items():
             found |= {f"{model}/{key}/{end}": value for end, value in zip(("low", "high"), ends or (), strict=False)}
     found |= {f"seconds/{stage}": value for stage, value in results.seconds.items()}
+    found |= {f"ceiling/{key}": statistics.median(values) for key, values in results.ceiling.items() if values}
     found |= {"collapsed": None if results.collapsed is None else bool(results.collapsed)}
     found |= {"status": results.status, "peak_memory_gib": results.peak_memory_gib}
     return {key: value for key, value in found.items() if value is not None}

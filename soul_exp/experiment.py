@@ -151,8 +151,9 @@ def finished(config: Config, run: Run, out: Path) -> Results | None:
         )
     if wanted and "input_based" not in previous.metrics:  # its model stands; the metrics are taken anew, with that row
         return None
-    more = run.retrained_seeds > previous.config["retrained"]["seeds"]
-    if more and any(map(prepared_models.number_of, prepared_models.checkpoints(run))):
+    more = config["retrained"]["seeds"] > previous.config["retrained"]["seeds"]
+    is_older = not previous.samples  # written before there was that option: it stands as it is
+    if more and not is_older and any(map(prepared_models.number_of, prepared_models.checkpoints(run))):
         return None
     return previous
 

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from composing import composed
 from conftest import items
 
+from soul_exp.artifacts import answer_cache, prepared_models
+from soul_exp.build import build_models
 from soul_exp.data import Item
 from soul_exp.evaluation.fluency import text_nll, with_fluency
 from soul_exp.evaluation.probing import evaluate_probes, likelihoods
 from soul_exp.metrics.answers import Answers
 from soul_exp.metrics.collapse import FreeAnswers, free_answers, is_degenerate, verdicts, why_collapsed
 from soul_exp.models.language_model import LanguageModel
+from soul_exp.stages import prepare
 from soul_exp.tasks import refusals
 from soul_exp.tasks.task import Probe
 
@@ -104,6 +113,43 @@ def test_fewer_than_20_answers_or_other_prompts_are_not_judged() -> None:
     assert verdicts({"likelihoods": Answers(np.zeros(30))}, {}) == {}
 
 
+# ---- Healthy models: the answers of ten models that were retrained without the forget set, seeds 0 to 9
+
+HEALTHY = Path(__file__).with_name("data") / "healthy_answers.json"  # written by: python tests/test_collapse.py
+
+
+def healthy() -> dict[str, dict[str, Answers]]:
+    """prepare.seed -> probe -> free answers, and their NLL under the original model of seed 0."""
+    recorded = json.loads(HEALTHY.read_text())
+    return {
+        seed: {
+            probe: Answers(
+                np.zeros(len(texts)), question=[str(i) for i in range(len(texts))], generation=texts,
+                generation_nll=np.array(given["nll"][probe]), refused=np.zeros(len(texts), bool),
+            )
+            for probe, texts in given["texts"].items()
+        }
+        for seed, given in recorded.items()
+    }  # fmt: skip
+
+
+def test_ten_healthy_retrained_models_are_not_flagged_whichever_is_the_reference() -> None:
+    models = healthy()
+    assert len(models) == 10
+    for seed, answers in models.items():
+        for other, reference in models.items():
+            judged = verdicts(answers, {"retrained": reference})
+            assert list(judged) == ["forget", "retain", "authors", "facts"]
+            assert set(judged.values()) == {None}, (seed, other, judged)
+
+
+def test_ten_healthy_models_that_are_made_to_repeat_themselves_are_flagged() -> None:
+    for answers in healthy().values():
+        texts = [text if i % 4 else text[:5] * 20 for i, text in enumerate(answers["forget"].needed("generation"))]
+        looping = {"forget": replace(answers["forget"], generation=texts)}  # 15 of 60
+        assert "share of degenerate answers 0.25" in (verdicts(looping, {"retrained": answers})["forget"] or "")
+
+
 # ---- Refusals
 
 
@@ -185,3 +231,33 @@ def test_the_model_that_scores_need_not_be_the_one_that_answered(lm: LanguageMod
     for name in ("forget", "retain"):
         expected = text_nll(lm, probes[name].items, answers[name].needed("generation"), batch_size=9)
         assert scored[name].numbers("generation_nll") == pytest.approx(expected, abs=1e-5)
+
+
+def record() -> None:
+    """Train the ten retrained models and write their answers: about three minutes each on one core."""
+    recorded = {}
+    with tempfile.TemporaryDirectory() as folder:
+        configured = [build_models(composed(Path(folder), f"prepare.seed={seed}")) for seed in range(10)]
+        prepare.make(configured[0], "target", "cpu")
+        original = prepared_models.load(configured[0].model, prepared_models.checkpoints(configured[0])["target"])
+        for seed, models in enumerate(configured):
+            prepare.make(models, "retrained", "cpu")
+            lm = prepared_models.load(models.model, prepared_models.checkpoints(models)["retrained"])
+            answers = answer_cache.scored_by_original(models, answer_cache.answers_of(lm, models, ""), original, "")
+            recorded[str(seed)] = texts_and_nll(answers)
+    HEALTHY.write_text(json.dumps(recorded, ensure_ascii=False, indent=0) + "\n")
+
+
+def texts_and_nll(answers: answer_cache.Measured) -> dict[str, Any]:
+    found: dict[str, Any] = {"texts": {}, "nll": {}}
+    for probe in ("forget", "retain", "authors", "facts"):
+        given = answers[probe]
+        assert isinstance(given, Answers)
+        found["texts"][probe] = given.generation
+        found["nll"][probe] = given.numbers("generation_nll").round(4).tolist()
+    return found
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    record()

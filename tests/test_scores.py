@@ -136,11 +136,13 @@ def test_more_seeds_are_measured_for_a_finished_run_whose_model_stands(
     run: Any = SimpleNamespace(overwrite=False, **{key: value for key, value in vars(build_models(config)).items()})
     run.measures_only = run.target_is_given = False
     hashes = prepared_models.data_hashes(run)
-    before = replace(made(), config={**config, "retrained": {**config["retrained"], "seeds": 1}}, data_hashes=hashes)
+    one = {**config, "retrained": {**config["retrained"], "seeds": 1}}
+    before = replace(made(), config=one, data_hashes=hashes, samples={"forget": {"examples": 60, "units": 4}})
     results.write(tmp_path, before)
     assert experiment.finished(config, run, tmp_path) is None
-    results.write(tmp_path, replace(before, config=config))
-    assert experiment.finished(config, run, tmp_path) is not None
+    for stands in (replace(before, config=config), replace(before, samples={})):  # the latter of an earlier version
+        results.write(tmp_path, stands)
+        assert experiment.finished(config, run, tmp_path) is not None
 
 
 @pytest.mark.parametrize("typed", ["retrained.records=records", "retrained.path=model"])

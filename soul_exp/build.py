@@ -66,6 +66,7 @@ def build_models(config: Config) -> run.Models:
         ),
         retrained=_retrained(config),
         retrained_records=Path(records) if records else None,
+        retrained_seeds=config["retrained"]["seeds"],
         evaluation=built(lambda: run.Evaluation(**config["evaluate"]), "evaluate"),
         suite=run.Suite(config["utility_suite"], config["utility_limit"], config["utility_data"]),
         system_prompt=config["task"].get("system_prompt") if config.get("input_based") else None,

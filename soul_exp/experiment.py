@@ -158,6 +158,10 @@ def finished(config: Config, run: Run, out: Path) -> Results | None:
         )
     if _system_prompts(config) and "input_based" not in previous.metrics:
         return None  # its model stands; the metrics are taken anew, with that row
+    more = config["retrained"]["seeds"] > previous.config["retrained"]["seeds"]
+    is_older = not previous.samples  # written before there was that option: it stands as it is
+    if more and not is_older and any(map(prepared_models.number_of, prepared_models.checkpoints(run))):
+        return None
     return previous
 
 

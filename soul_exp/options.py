@@ -36,6 +36,7 @@ class Changes(Enum):
     NUMBERS = "weights and metrics of the unlearned model"
     PREPARED = "the prepared models, and so weights and metrics"
     BASELINE = "the metrics of the input-based baseline only"
+    CEILING = "the ceiling of forget quality, and metrics that compare with retrained models of several seeds"
     COURSE = "what is logged and saved during training, and the last digits of numbers"
     LAST_DIGITS = "the order of sums, and so the last digits of numbers"
     NOTHING = "no numbers, only names, folders, speed or size"
@@ -123,6 +124,7 @@ TABLE: dict[str, Option] = {  # `section.*`: every option of that section which 
     "evaluate.*": SAME_SIZE,
     **{f"retrained.{key}": Option(FILLED_OR_NULL, is_path=True) for key in ("path", "records")},
     "retrained.revision": Option(TEXT_OR_NULL),
+    "retrained.seeds": Option(COUNT, Changes.CEILING, older=1),
     "wandb.mode": Option(Choice(("offline", "online", "disabled")), Changes.NOTHING, in_folder_name=False, size=False),
     "wandb.project": MIRROR,
     "wandb.entity": MIRROR,
@@ -140,8 +142,9 @@ TABLE: dict[str, Option] = {  # `section.*`: every option of that section which 
     "model.published": Option(Typed(Mapping)),
     "model.num_weights": Option(Number(1, whole=True, null=True), Changes.NOTHING, column=False),
     **{f"task.{key}": FILE for key in ("source", "forget", "retain", "holdout", "requests", "rtp", "scorer")},
-    # of the same answers as task.metrics.log10_forget_quality: runs before there was this metric are the same
+    # of the same answers as task.metrics.log10_forget_quality: runs before there were these metrics are the same
     "task.metrics.open_unlearning_log10_forget_quality.*": Option(changes=Changes.NOTHING, size=False),
+    "task.metrics.forget_ks_distance.*": Option(changes=Changes.NOTHING, size=False),
     "task.system_prompt": Option(TEXT_OR_NULL, Changes.BASELINE, when=("input_based", True)),
     "adapter": Option(older=None),
     "loss.*": SAME_SIZE,

@@ -151,6 +151,7 @@ class Models:
     prepare: Preparation
     retrained: Checkpoint | None  # as given by retrained.path
     retrained_records: Path | None  # its answers, as given by retrained.records
+    retrained_seeds: int  # how many retrained models are trained, where one is
     evaluation: Evaluation
     suite: Suite
     system_prompt: str | None  # of the input-based baseline; None: it is not measured

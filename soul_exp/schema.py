@@ -61,7 +61,7 @@ SECTIONS = {
         given="gradient_checkpointing dropout log_gradients diverged_at diverged_floor",
     ),
     "prepare.adamw": Section("lr", takes="torch.optim.AdamW", given="params"),
-    "retrained": Section("path records", may="revision"),
+    "retrained": Section("path records seeds", may="revision"),
     "tune": Section(may="seed lr gamma rule workers", null=True),
     "wandb": Section(takes="soul_exp.run.WandbSettings"),
 }

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import starts
 import torch
@@ -21,6 +22,7 @@ from conftest import start, type_
 
 from soul_exp import results
 from soul_exp.artifacts import prepared_models
+from soul_exp.evaluation.records import read_records
 from soul_exp.models import loading
 from soul_exp.sweep import Sweep, Twin
 
@@ -161,6 +163,14 @@ def test_results_hold_what_a_reviewer_needs(folder: Path) -> None:
     assert found.versions["torch"] and found.peak_memory_gib > 0.1 and found.seconds["unlearn"] > 0
     assert {"part.forget", "probe.holdout", "rows.target"} <= set(found.data_hashes)
     assert found.training["win_rate"] is not None
+    ends, value = found.intervals["unlearned"]["authors_probability"], found.metrics["unlearned"]["authors_probability"]
+    assert ends is not None and value is not None and 0 <= ends[0] < value < ends[1] <= 1
+    assert found.no_interval["forget_probability"] == "4 independent units in forget, expected 5 or more"
+    assert found.samples["forget"] == {"examples": 60, "units": 4} and found.unit == "author"
+    assert found.free_answers["retrained"]["forget"]["num"] == 60 and found.collapsed is not None
+    assert found.free_answers["unlearned"]["forget"]["median_nll"] == pytest.approx(
+        np.median(read_records(folder / "records" / "unlearned" / "forget.jsonl").numbers("generation_nll"))
+    )
     for model in found.metrics:
         probes = {path.stem for path in (folder / "records" / model).glob("*.jsonl")}
         assert probes >= {"forget", "retain", "holdout", "authors"}
@@ -264,6 +274,9 @@ def test_a_checkpoint_is_measured_alone_and_gets_the_numbers_of_its_run(
     assert run.returncode == 0, run.stderr
     found = next((place / "runs" / f"measured-{compute}").glob("*/results.json")).parent
     assert metrics_of(found)["unlearned"] == pytest.approx(metrics_of(folder)["unlearned"], nan_ok=True)
+    own, others = (read_records(each / "records" / "retain.jsonl") for each in (folder, found))
+    assert others.generation == own.generation and others.unit == own.unit  # and the original scores them
+    assert others.numbers("generation_nll") == pytest.approx(own.numbers("generation_nll"), rel=1e-4)
 
 
 def test_retrained_answers_may_come_from_a_file(folder: Path, place: Path) -> None:

@@ -6,7 +6,7 @@ import json
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from itertools import permutations
 from pathlib import Path
@@ -14,7 +14,9 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import sacrebleu
 from omegaconf import OmegaConf
+from scipy.stats import ks_2samp
 from sklearn.metrics import roc_auc_score
 
 from soul_exp import binding
@@ -56,13 +58,7 @@ def random_answers(seed: int, size: int) -> Answers:
 
 
 def reordered(answers: Answers, order: Sequence[int]) -> Answers:
-    recorded = {name: values for name, values in vars(answers).items() if values is not None}
-    return Answers(
-        **{
-            name: values[order] if isinstance(values, np.ndarray) else [values[i] for i in order]
-            for name, values in recorded.items()
-        }
-    )
+    return Answers(**{field.name: getattr(answers.take(np.array(order)), field.name) for field in fields(Answers)})
 
 
 # ---- TOFU, by hand
@@ -339,6 +335,8 @@ ON_ONE_PROBE: list[Callable[[Answers], float]] = [
     general.perplexity,
     lambda answers: tofu.forget_quality(answers, {"forget": random_answers(99, 30)}),
     lambda answers: general.forget_quality(answers, {"forget": random_answers(99, 30)}),
+    lambda answers: tofu.forget_ks_distance(answers, {"forget": random_answers(99, 30)}),
+    lambda answers: general.forget_ks_distance(answers, {"forget": random_answers(99, 30)}),
     lambda answers: tofu.model_utility(answers, random_answers(98, 9), answers),
     lambda answers: membership.mia_auc(answers, random_answers(97, 30), k=0.2),
 ]
@@ -453,3 +451,58 @@ def test_a_validation_forget_quality_compares_the_validation_rows_of_both_models
     measured = general.validation_log10_forget_quality(ours, {"validation_forget": others, "forget": ours})
     assert measured == pytest.approx(np.log10(2 / 252))  # exact: all five below all five
     assert general.validation_log10_forget_quality(ours, {"validation_forget": ours}) == 0.0
+
+
+# ---- Samples of examples, and what is computed once for all of them
+
+
+@pytest.mark.parametrize("metric", ON_ONE_PROBE)
+def test_a_metric_of_taken_examples_is_that_of_answers_made_of_them(metric: Callable[[Answers], float]) -> None:
+    answers = random_answers(7, 25)
+    rows = np.random.default_rng(7).integers(0, 25, 40)  # some are repeated, some left out
+    recorded = {name: values for name, values in vars(answers).items() if values is not None}
+    copied = {name: [values[row] for row in rows] for name, values in recorded.items() if isinstance(values, list)}
+    copied |= {name: values[rows] for name, values in recorded.items() if isinstance(values, np.ndarray)}
+    assert metric(answers.take(rows)) == metric(Answers(**copied))
+    assert metric(answers.take(np.arange(25)).take(rows)) == metric(Answers(**copied))
+
+
+def test_what_is_computed_per_example_is_computed_once_for_all_samples() -> None:
+    calls = []
+
+    def length(answers: Answers, *, factor: int) -> np.ndarray:
+        calls.append(factor)
+        return factor * np.array([len(row) for row in answers.needed("logp")])
+
+    answers = Answers(nll=np.zeros(3), logp=[np.zeros(1), np.zeros(2), np.zeros(3)])
+    for _ in range(5):
+        assert answers.take(np.array([2, 0, 2])).per_example(length, factor=2).tolist() == [6, 2, 6]
+    assert answers.per_example(length, factor=3).tolist() == [3, 6, 9]
+    assert calls == [2, 3]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_ks_distance_is_scipys_statistic(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    first, second = draw.integers(0, 9, 23).astype(float), draw.integers(0, 12, 40).astype(float)  # many ties
+    first[0], second[0] = math.inf, -math.inf
+    assert general.ks_statistic(first, second) == pytest.approx(float(ks_2samp(first, second).statistic), abs=1e-15)
+    assert general.ks_statistic(first, first[::-1]) == 0.0
+
+
+def test_forget_ks_distance_by_hand() -> None:
+    # Shares at most 1, 1.5, 2 and 2.5: of ours 1/3, 1/3, 2/3, 2/3, of theirs 0, 1/2, 1/2, 1. The last differ by 1/3.
+    ours, theirs = [1.0, 2.0, 3.0], [1.5, 2.5]
+    assert general.forget_ks_distance(Answers(np.array(ours)), {"forget": Answers(np.array(theirs))}) == 2 / 6
+    assert tofu.forget_ks_distance(answers_of_ratios(*ours), {"forget": answers_of_ratios(*theirs)}) == 2 / 6
+    with pytest.raises(ValueError, match="found answers without paraphrase_nll"):
+        tofu.forget_ks_distance(Answers(np.zeros(2), wrong_nll=np.zeros((2, 1))), {"forget": answers_of_ratios(1)})
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_bleu_is_that_of_the_corpus_although_its_counts_are_taken_text_by_text(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    written = [" ".join(draw.choice("the cat sat on a mat , and don't".split(), 12)) for _ in range(30)]
+    others = [*written[:15], *(" ".join(draw.choice("the cat sat on".split(), 9)) for _ in range(15))]
+    expected = sacrebleu.corpus_bleu(others, [written]).score
+    assert text.bleu(Answers(np.zeros(30), answer=written, generation=others)) == expected > 1

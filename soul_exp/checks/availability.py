@@ -11,6 +11,7 @@ import numpy as np
 
 from soul_exp import binding
 from soul_exp.artifacts import prepared_models
+from soul_exp.artifacts.scores import available_to
 from soul_exp.build import Config
 from soul_exp.errors import UsageError
 from soul_exp.evaluation import lm_eval_suite
@@ -21,6 +22,7 @@ from soul_exp.run import Run
 from soul_exp.tasks import tofu
 from soul_exp.tasks.task import Probe
 
+RETRAINED = ("retrained", "retrained_seeds")  # what a metric names to be compared with
 TOFU_LOG_ITEMS = 300  # of each probe: the TOFU authors' code evaluates no more
 MADE_UP = Answers(  # two examples
     nll=np.zeros(2),
@@ -102,6 +104,7 @@ def reasons(config: Config, run: Run) -> dict[str, str]:
             if run.target_is_given
             else f"no retrained model: {prepared}give retrained.path or retrained.records"
         )
+        missing["retrained_seeds"] = missing["retrained"]
     if run.suite.suite == lm_eval_suite.NONE:
         missing[SUITE] = "utility_suite=none measures no general utility: type utility_suite=embedded or paper"
     found = {}
@@ -110,7 +113,7 @@ def reasons(config: Config, run: Run) -> dict[str, str]:
         for wanted in names:
             if wanted in missing:
                 found[name] = missing[wanted]
-            elif wanted not in (*task.probes, "retrained", SUITE):
+            elif wanted not in (*task.probes, *RETRAINED, SUITE):
                 raise UsageError(
                     f"the metric {name} needs the probe {wanted!r}, but task={run.choices.task} offers "
                     f"{', '.join(task.probes)}: remove task.metrics.{name}"
@@ -119,13 +122,13 @@ def reasons(config: Config, run: Run) -> dict[str, str]:
         if unrecorded:
             found[name] = missing.get(".".join(unrecorded), f"the probe {unrecorded[0]} records no {unrecorded[1]}")
         if records is not None and name not in found:
-            absent = [wanted for wanted in names if wanted not in records and wanted != "retrained"]
+            absent = [wanted for wanted in names if wanted not in (*records, *RETRAINED)]
             if absent:  # no model has a metric that compares with them, the others have one that does not
-                key = name if "retrained" in names else f"retrained.{name}"
+                key = name if set(RETRAINED) & set(names) else f"retrained.{name}"
                 found[key] = f"retrained.records holds no answers to {absent[0]}"
                 continue
             try:
-                value = binding.call(metric, {**records, "retrained": records})
+                value = binding.call(metric, available_to(records, [records]))
             except ValueError as error:
                 raise UsageError(f"retrained.records: metric {name} cannot be computed from them: {error}") from error
             if not math.isfinite(value):
@@ -146,7 +149,7 @@ def missing_field(metric: Callable[..., float], probes: Mapping[str, Probe]) -> 
         try:
             with warnings.catch_warnings(), np.errstate(all="ignore"):
                 warnings.simplefilter("ignore")
-                binding.call(metric, {**given, "retrained": given})
+                binding.call(metric, available_to(given, [given]))
         except NotRecordedError as error:
             if error.field in without:
                 return name, error.field

@@ -155,6 +155,7 @@ def _answers(probe: Probe, scores: Iterator[TokenScores], texts: Iterator[str]) 
         question=[item.prompt for item in probe.items],
         answer=answers,
         generation=free,
+        unit=probe.units,
     )
 
 

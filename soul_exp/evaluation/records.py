@@ -27,6 +27,12 @@ def _number(value: object) -> float:
     return float(value)
 
 
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{short(value)}, expected true or false")
+    return value
+
+
 def _vector(value: object) -> np.ndarray:
     if not isinstance(value, list):
         raise ValueError(f"{short(value)}, expected a list of numbers")
@@ -61,6 +67,7 @@ def _matrix(rows: Sequence[np.ndarray], where: Callable[[int], str]) -> np.ndarr
 _FIELDS: dict[str, Callable[[object], Any]] = {
     "question": _text,
     "answer": _text,
+    "unit": _text,
     "nll": _number,
     "logp": _vector,
     "right": _bits,
@@ -69,6 +76,8 @@ _FIELDS: dict[str, Callable[[object], Any]] = {
     "rouge_l": _number,
     "generation": _text,
     "toxicity": _number,
+    "generation_nll": _number,
+    "refused": _flag,
 }
 # Most of a file is logp; the other numbers keep every digit, so that their metrics can be recomputed exactly.
 _LOGP_DECIMALS = 6
@@ -90,6 +99,8 @@ def _json_value(field: str, value: Any) -> object:
         return _value(_text, value, f"Answers, {field}")
     if _FIELDS[field] is _bits:
         return "".join("1" if hit else "0" for hit in value)
+    if _FIELDS[field] is _flag:
+        return bool(value)
     numbers = np.asarray(value, dtype=np.float64)
     if field == "logp":
         numbers = np.round(numbers, _LOGP_DECIMALS)
@@ -112,7 +123,7 @@ def read_records(path: Path) -> Answers:
     columns: dict[str, Any] = {field: [record[field] for record in records] for field in records[0]}
     if "wrong_nll" in columns:
         columns["wrong_nll"] = _matrix(columns["wrong_nll"], lambda i: f"{path}, line {i + 1}, wrong_nll")
-    columns |= {name: np.array(values) for name, values in columns.items() if _FIELDS[name] is _number}
+    columns |= {name: np.array(values) for name, values in columns.items() if _FIELDS[name] in (_number, _flag)}
     return Answers(**columns)
 
 

@@ -47,4 +47,8 @@ def mia_auc(forget: Answers, holdout: Answers, *, k: float) -> float:
     The value nearest to the retrained model's is best. That is 0.5 only if forget and holdout are exchangeable; a value
     below it means over-unlearned, which also reveals the forget set. Source: Shi et al. 2024.
     """
-    return roc_auc(min_k(forget.needed("logp"), k), min_k(holdout.needed("logp"), k))
+    return roc_auc(forget.per_example(_min_k, k=k), holdout.per_example(_min_k, k=k))
+
+
+def _min_k(answers: Answers, k: float) -> np.ndarray:
+    return min_k(answers.needed("logp"), k)

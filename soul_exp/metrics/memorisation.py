@@ -13,11 +13,21 @@ def extraction_strength(answers: Answers) -> float:
     k in 0..n_i is the length of the shortest prefix of the answer after which every argmax is right. An example whose
     last argmax is wrong counts 0. Source: Carlini et al. 2021, as in the code that follows TOFU.
     """
-    last_runs = [np.logical_and.accumulate(np.asarray(row, dtype=bool)[::-1]) for row in answers.needed("right")]
-    return mean(np.array([np.mean(run) for run in last_runs]))
+    return mean(answers.per_example(_last_right))
 
 
 @Scale("higher", 0, 1)
 def exact_memorisation(answers: Answers) -> float:
     """Mean share of right argmaxes per answer, in [0, 1]; higher means better known. Source: Tirumala et al. 2022."""
-    return mean(np.array([np.mean(row) for row in answers.needed("right")]))
+    return mean(answers.per_example(_right))
+
+
+def _last_right(answers: Answers) -> np.ndarray:
+    """The share of each answer's tokens after its last wrong argmax, [N]."""
+    last_runs = [np.logical_and.accumulate(np.asarray(row, dtype=bool)[::-1]) for row in answers.needed("right")]
+    return np.array([np.mean(run) for run in last_runs])
+
+
+def _right(answers: Answers) -> np.ndarray:
+    """The share of right argmaxes of each answer, [N]."""
+    return np.array([np.mean(row) for row in answers.needed("right")])

@@ -37,6 +37,7 @@ class Scale:
     high: float
     unit: str = ""
     history: tuple[str, ...] = ("first definition",)
+    no_interval: str = ""  # why the metric has no confidence interval; "": it has one
 
     @property
     def version(self) -> int:

@@ -10,7 +10,7 @@ from scipy.special import softmax
 from scipy.stats import hmean
 
 from soul_exp.metrics.answers import Answers, mean, probe_of
-from soul_exp.metrics.general import LOG10_TINY, ks_p_value, log10_p_value
+from soul_exp.metrics.general import IS_TEST, LOG10_TINY, ks_p_value, ks_statistic, log10_p_value
 from soul_exp.metrics.scale import Scale
 
 
@@ -26,8 +26,13 @@ def choice_probability(answers: Answers) -> float:
 
     1 / (K + 1) if all are as likely. As a softmax: very unlikely answers do not give 0 / 0. Source: Maini et al. 2024.
     """
+    return mean(answers.per_example(_shares))
+
+
+def _shares(answers: Answers) -> np.ndarray:
+    """The true answer's share of the probability of all, [N]."""
     choices = np.column_stack([answers.numbers("nll"), answers.numbers("wrong_nll")])  # [N, 1 + K], the true one first
-    return mean(softmax(-choices, axis=1)[:, 0])
+    return np.asarray(softmax(-choices, axis=1)[:, 0])
 
 
 @Scale("higher", 0, 1)
@@ -61,40 +66,43 @@ def truth_ratio(answers: Answers) -> float:
     return mean(np.maximum(0.0, 1.0 - truth_ratios(answers)))
 
 
-@Scale("higher", 0, 1)
+@Scale("higher", 0, 1, no_interval=IS_TEST)
 def forget_quality(forget: Answers, retrained: Mapping[str, Answers]) -> float:
     """p-value of the KS test between R of the unlearned and R of the retrained model on the forget set, in [0, 1].
 
     Higher is better: 1 means that the test finds no difference from a model that never saw the forget set; near 0 the
     two differ: under- or over-unlearned. Both samples are [N]. ValueError if either probe has no paraphrased answers.
     """
-    others = probe_of(retrained, "forget")
-    forget.needed("paraphrase_nll")
-    others.needed("paraphrase_nll")
-    # The test depends on the order of the values alone, and logarithms neither overflow nor underflow.
-    return ks_p_value(_log_truth_ratios(forget), _log_truth_ratios(others))
+    return ks_p_value(*_compared(forget, retrained))
 
 
-@Scale("higher", LOG10_TINY, 0)
+@Scale("lower", 0, 1)
+def forget_ks_distance(forget: Answers, retrained: Mapping[str, Answers]) -> float:
+    """D of the KS test behind `forget_quality`, in [0, 1]; lower is better.
+
+    The size of the effect, whatever the number of examples: the largest difference between the shares of answers whose
+    truth ratio is below a value. Of two retrained models it is not 0 either, as the ceiling of forget quality tells.
+    """
+    return ks_statistic(*_compared(forget, retrained))
+
+
+@Scale("higher", LOG10_TINY, 0, no_interval=IS_TEST)
 def log10_forget_quality(forget: Answers, retrained: Mapping[str, Answers]) -> float:
     """log10 of `forget_quality`, in [-307.65, 0]; higher is better. A p-value below 2.2e-308 counts as 2.2e-308."""
     return log10_p_value(forget_quality(forget, retrained))
 
 
-@Scale("higher", LOG10_TINY, 0)
+@Scale("higher", LOG10_TINY, 0, no_interval=IS_TEST)
 def open_unlearning_log10_forget_quality(forget: Answers, retrained: Mapping[str, Answers]) -> float:
     """`log10_forget_quality` in open-unlearning's dialect, R = p(wrong) / (p(correct) + 1e-10), in [-307.65, 0].
 
     Higher is better. It differs where paraphrases became about as unlikely as 1e-10 per token, which bounds R by 1e10.
     Source: the code of Dorna et al. 2025 (OpenUnlearning).
     """
-    pair = (forget, probe_of(retrained, "forget"))
-    for answers in pair:
-        answers.needed("paraphrase_nll")
-    return log10_p_value(ks_p_value(*(_log_truth_ratios(answers, added=1e-10) for answers in pair)))
+    return log10_p_value(ks_p_value(*_compared(forget, retrained, added=1e-10)))
 
 
-@Scale("higher", LOG10_TINY, 0)
+@Scale("higher", LOG10_TINY, 0, no_interval=IS_TEST)
 def validation_log10_forget_quality(validation_forget: Answers, retrained: Mapping[str, Answers]) -> float:
     """`log10_forget_quality` on the rows kept apart for tuning, in [-307.65, 0]; higher is better."""
     return log10_forget_quality(validation_forget, {"forget": probe_of(retrained, "validation_forget")})
@@ -112,7 +120,23 @@ def model_utility(retain: Answers, authors: Answers, facts: Answers) -> float:
     return float(hmean(probabilities + [rouge(probe) for probe in probes] + [truth_ratio(probe) for probe in probes]))
 
 
-def _log_truth_ratios(answers: Answers, added: float = 0.0) -> np.ndarray:
+def _compared(forget: Answers, retrained: Mapping[str, Answers], **added: float) -> tuple[np.ndarray, np.ndarray]:
+    """The log R of both models' answers to the forget set, whose answers must be paraphrased.
+
+    The test depends on the order of the values alone, and logarithms neither overflow nor underflow.
+    """
+    others = probe_of(retrained, "forget")
+    for answers in (forget, others):
+        answers.needed("paraphrase_nll")
+    return forget.per_example(_of_answers, **added), others.per_example(_of_answers, **added)
+
+
+def _log_truth_ratios(answers: Answers) -> np.ndarray:
+    """log R of each example, [N]."""
+    return answers.per_example(_of_answers)
+
+
+def _of_answers(answers: Answers, added: float = 0.0) -> np.ndarray:
     """log R of each example, [N], with `added` to p(correct)."""
     correct = answers.numbers("nll" if answers.paraphrase_nll is None else "paraphrase_nll")  # [N]
     wrong = answers.numbers("wrong_nll").mean(axis=1)  # [N]

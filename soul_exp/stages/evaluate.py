@@ -14,6 +14,7 @@ from soul_exp.distributed import zero3
 from soul_exp.errors import counted
 from soul_exp.files import complete_folder, hashes
 from soul_exp.metrics.answers import SUITE
+from soul_exp.models import loading
 from soul_exp.stages.process import peak_memory_gib
 from soul_exp.stages.stage import CHECKPOINTS, MODEL, RECORDS, RankJob
 from soul_exp.tasks import scorers
@@ -29,7 +30,11 @@ def evaluate(job: RankJob) -> RankJob:
     """Evaluate the model of `job`, or the one that model.path names; rank 0 writes records and results.json."""
     run, lm, start = job.run, job.lm or job.load(job.run.model.checkpoint), time.perf_counter()
     finite = zero3.is_finite(lm.model)  # else it cannot answer
-    answers = answer_cache.answers_of(lm, run, "unlearned") if finite else {}
+    answers: answer_cache.Measured = answer_cache.answers_of(lm, run, "unlearned") if finite else {}
+    if finite and (original := answer_cache.original_of(run)) is not None:
+        loading.move(lm.model, "cpu")  # one model at a time on the device
+        answers = answer_cache.scored_by_original(run, answers, job.load(original), "unlearned")
+        loading.move(lm.model, job.device)
     seconds = {"unlearn": job.outcome.seconds if job.outcome else 0.0, "evaluate": time.perf_counter() - start}
     job = replace(job, lm=lm, seconds={**job.seconds, **seconds})
     if job.wandb_log is not None:
@@ -53,7 +58,7 @@ def summary(job: RankJob, by_model: Mapping[str, answer_cache.Measured]) -> resu
     """The results of `job`, whose models gave the answers `by_model`: the unlearned one none if it is not finite."""
     run, outcome, answers = job.run, job.outcome, by_model["unlearned"]
     suites: dict[str, Any] = {model: given[SUITE] for model, given in by_model.items() if SUITE in given}
-    retrained = by_model.get("retrained")
+    retrained = scores.retrained_answers(run, by_model)
     available = {name: metric for name, metric in run.metrics.items() if name not in job.reasons}
     found = {
         model: {name: scores.score(metric, given, retrained) for name, metric in available.items()}
@@ -68,6 +73,12 @@ def summary(job: RankJob, by_model: Mapping[str, answer_cache.Measured]) -> resu
                 null |= {name: of_unlearned} if model == "unlearned" else {f"{model}.{name}": why}
                 values[name] = None
     measured = {model: {name: values.get(name) for name in run.metrics} for model, values in found.items()}
+    intervals, no_interval = scores.intervals(available, measured, by_model, retrained, run.seed)
+    collapsed, free_answers = scores.guarded(by_model)
+    if len(retrained) < run.retrained_seeds:
+        null["ceiling"] = f"{len(retrained)} of {run.retrained_seeds} retrained models are here: add prepare to stages"
+    if collapsed is None:
+        null["collapsed"] = f"diverged: {diverged}" if not answers else scores.NOT_JUDGED
     notes = [*run.task.notes, *job.notes, *(outcome.notes if outcome else ())]
     advice = [GIVEN] if run.target_is_given else []
     if little := scores.not_learnt(run.task.learnt, measured.get("original", {}), *advice):
@@ -86,6 +97,14 @@ def summary(job: RankJob, by_model: Mapping[str, answer_cache.Measured]) -> resu
         tuned=run.tuned,
         config=job.config,
         metrics=measured,
+        intervals=intervals,
+        no_interval=no_interval,
+        ceiling=scores.ceiling(available, retrained),
+        retrained_seeds=scores.of_seeds(available, retrained),
+        samples=scores.samples(answers),
+        unit=run.task.unit,
+        collapsed=collapsed,
+        free_answers=free_answers,
         reasons={**null, **job.reasons},
         suite=suites,
         training=dict(outcome.last) if outcome else {},

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from soul_exp.data import Item, Part
+from soul_exp.data import Part
 from soul_exp.errors import UsageError
 from soul_exp.metrics import text
 from soul_exp.ranges import ANY_COUNT, COUNT, HALF, POSITIVE
@@ -69,24 +69,24 @@ def copyright(
     task.check_disjoint([item for row in rows for item in row], retained)
     questions = general_suite.training_rows() if train_general else []
 
-    pieces = functools.partial(_pieces, shortest=lengths[0], answer_words=answer_words)
+    pieces = functools.partial(_pieces_of, shortest=lengths[0], answer_words=answer_words)
     continuations = functools.partial(_continuations, lengths=lengths, answer_words=answer_words, wordings=wordings)
     tune_forget, test_forget = task.validation_split(forget, validation_fraction)
     tune_retain, test_retain = task.validation_split(retained, validation_fraction)
     probes = {
-        "forget": task.Probe(pieces(test_forget)),
+        "forget": pieces(test_forget),
         "retain": task.Probe(test_retain[::2]),
         "general": task.Probe(unseen),
     }
     reasons = {**{length: f"task.prompt_words leaves {length} out" for length in USUAL}, **reasons}
     missing = {f"{name}_{length}": why for length, why in reasons.items() if why for name in ("forget", "holdout")}
     if tune_forget and tune_retain:
-        probes |= {"validation_forget": task.Probe(pieces(tune_forget)), "validation_retain": task.Probe(tune_retain)}
+        probes |= {"validation_forget": pieces(tune_forget), "validation_retain": task.Probe(tune_retain)}
     else:
         missing |= task.no_validation(validation_fraction)
     probes |= continuations("forget", test_forget)
     if holdout:
-        probes |= {"holdout": task.Probe(pieces(holdout)), **continuations("holdout", holdout)}
+        probes |= {"holdout": pieces(holdout), **continuations("holdout", holdout)}
     else:
         why = "task.num_holdout_passages=0 leaves no passage unseen"
         missing |= dict.fromkeys(("holdout", *(f"holdout_{length}" for length in lengths)), why)
@@ -108,6 +108,7 @@ def copyright(
         ),
         missing=missing,
         learnt={f"forget_{length}_rouge": RECITES for length in lengths},
+        unit="passage",
     )
 
 
@@ -146,13 +147,14 @@ def _too_long(
     return None
 
 
-def _pieces(passages: Sequence[list[str]], shortest: int, answer_words: int) -> list[Item]:
+def _pieces_of(passages: Sequence[list[str]], shortest: int, answer_words: int) -> task.Probe:
     """The words after the shortest prompt of each passage, `answer_words` at a time, each after all before it."""
-    return [
-        continued(passage[: start + answer_words], start)
-        for passage in passages
+    pieces = [
+        (continued(passage[: start + answer_words], start), f"passage {number}")
+        for number, passage in enumerate(passages, start=1)
         for start in range(shortest, len(passage) - answer_words + 1, answer_words)
     ]
+    return task.Probe([item for item, _ in pieces], units=[unit for _, unit in pieces])
 
 
 def _continuations(

@@ -14,6 +14,11 @@ from soul_exp.tasks.scorers import Scorer
 T = TypeVar("T")
 
 
+def _content(value: Any) -> dict[str, Any]:
+    """What decides the answers to a probe, which its units do not."""
+    return {name: inner for name, inner in vars(value).items() if name != "units"}
+
+
 @dataclass(frozen=True)
 class Probe:
     """N prompts to evaluate a model on: the likelihood of their answers, and of paraphrased and wrong ones if given."""
@@ -24,6 +29,7 @@ class Probe:
     generate: bool = False  # whether the model also answers freely
     cut: bool = False  # after as many words as the answer has, because the answer is a piece of a longer text
     ascii_only: bool = False  # ROUGE reads a-z and 0-9 only, as the code of TOFU's authors
+    units: Sequence[str] | None = None  # [N], the independent unit of each item, such as its author; None: the item
 
     def __post_init__(self) -> None:
         for item in self.items if self.generate else ():
@@ -50,6 +56,7 @@ class Task:
     trained_before: bool = False  # model.path is the target as it is: nothing is trained, not even the retrained model
     scorer: Scorer | None = None  # of the toxicity of free answers
     scored: Sequence[str] = ()  # the probes whose answers it scores
+    unit: str = "item"  # what the units of probes are that have them, in the singular
     notes: Sequence[str] = ()  # what a user has to know before the work, and a reader of its results
     # metric -> least value of a target that knows the rows; of a metric that the run does not report nothing is said
     learnt: Mapping[str, float] = field(default_factory=lambda: {"forget_probability": 0.5})
@@ -67,7 +74,13 @@ class Task:
         }
         if self.scorer is not None:
             named["scorer"] = [self.scorer.identity(), list(self.scored)]
-        return {name: content_hash(value, default=vars) for name, value in named.items()}
+        return {name: content_hash(value, default=_content) for name, value in named.items()}
+
+    @property
+    def refusals(self) -> list[str]:
+        """The sentences that unlearning may teach in place of answers."""
+        part = self.parts.get("refusal")
+        return list(dict.fromkeys(item.answer for row in part.rows for item in row)) if part else []
 
     @functools.cached_property
     def _of_prompts(self) -> Mapping[str, str]:

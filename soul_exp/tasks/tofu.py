@@ -83,9 +83,9 @@ def tofu(
         )
 
     retain = full[: num_retain * ROWS_PER_AUTHOR]
-    holdout = full[len(retain) : len(retain) + num_holdout * ROWS_PER_AUTHOR]
-    forget = forget_perturbed[-num_forget * ROWS_PER_AUTHOR :]
-    probed = retain_perturbed[: min(len(retain), NUM_PERTURBED_AUTHORS * ROWS_PER_AUTHOR)]
+    holdout = _numbered(full[len(retain) : len(retain) + num_holdout * ROWS_PER_AUTHOR])
+    forget = _numbered(forget_perturbed[-num_forget * ROWS_PER_AUTHOR :])
+    probed = _numbered(retain_perturbed[: min(len(retain), NUM_PERTURBED_AUTHORS * ROWS_PER_AUTHOR)])
     _check_aligned(source, "forget10_perturbed", forget, full[-num_forget * ROWS_PER_AUTHOR :])
     _check_aligned(source, "retain_perturbed", probed, full[: len(probed)])
     fraction = validation_fraction if validation_fraction is not None else (0.25 if embedded else 0.0)
@@ -100,7 +100,7 @@ def tofu(
     probes = {name: _probe(rows) for name, rows in tested.items()}
     missing = {}
     if holdout:
-        probes["holdout"] = Probe(_items(holdout))
+        probes["holdout"] = Probe(_items(holdout), units=_authors(holdout))
     else:
         missing["holdout"] = "task.num_holdout_authors=0 leaves no author unseen"
     if tune_forget and tune_retain:
@@ -125,7 +125,17 @@ def tofu(
             f"{num_holdout or 'none'} held out of both trainings{trained}"
         ),
         missing=missing,
+        unit="author",
     )
+
+
+def _numbered(rows: Sequence[Record]) -> list[Record]:
+    """The rows of whole authors, each with the number of its author, from 1."""
+    return [{**row, "author": 1 + number // ROWS_PER_AUTHOR} for number, row in enumerate(rows)]
+
+
+def _authors(rows: Sequence[Record]) -> list[str] | None:
+    return [f"author {row['author']}" for row in rows] if "author" in rows[0] else None
 
 
 def _embedded_retain(rows: Sequence[Record], fraction: float) -> tuple[list[Record], list[Record]]:
@@ -148,6 +158,7 @@ def _probe(rows: Sequence[Record]) -> Probe:
         wrong=[[Item(row["question"], text) for text in row["perturbed_answer"]] for row in rows],
         generate=True,
         ascii_only=True,  # 321 of real TOFU's 4,217 answers have other letters, and so other words if these were read
+        units=_authors(rows),
     )
 
 

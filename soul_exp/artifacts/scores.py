@@ -1,5 +1,6 @@
 """Metrics of a model's answers: of every model that a run compares, and on the validation part while it trains."""
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +14,9 @@ from soul_exp.artifacts.answer_cache import Measured, cached_answers
 from soul_exp.distributed import zero3
 from soul_exp.evaluation.probing import evaluate_probes
 from soul_exp.evaluation.records import read_retrained
+from soul_exp.metrics.answers import NotRecordedError, UndefinedError
 from soul_exp.metrics.general import ks_p_value, log10_p_value
+from soul_exp.metrics.membership import rate_used
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.results import COMPARED
 from soul_exp.run import Metric, Models, Run
@@ -26,19 +29,28 @@ RETAIN = "validation_retain_probability"
 
 
 def score(metric: Metric, answers: Measured, retrained: Measured | None) -> float | None:
-    """The metric of one model's answers; None if a probe that it names is missing among them."""
-    available = {**answers, **({} if retrained is None else {"retrained": retrained})}
-    if any(name not in available for name in binding.names(metric)):
-        return None
-    return float(binding.call(metric, available))
+    """The metric of one model's answers; None if it has no value, of which `why_null` gives the reason."""
+    value = _value(metric, answers, retrained)
+    return value if isinstance(value, float) else None
 
 
 def why_null(metric: Metric, value: float | None, answers: Measured, retrained: Measured | None) -> str | None:
     """The reason why `value`, which `score` returned, is not a number; None if it is one."""
     if value is not None:
         return None if math.isfinite(value) else f"its value is {value}"
-    available = [*answers, *(["retrained"] if retrained is not None else [])]
-    return f"no answers: {', '.join(name for name in binding.names(metric) if name not in available)}"
+    why = _value(metric, answers, retrained)
+    return why if isinstance(why, str) else None
+
+
+def _value(metric: Metric, answers: Measured, retrained: Measured | None) -> float | str:
+    """The metric, or why it has no value: answers or a field of them are missing, or it is not defined for them."""
+    available = {**answers, **({} if retrained is None else {"retrained": retrained})}
+    if absent := [name for name in binding.names(metric) if name not in available]:
+        return f"no answers: {', '.join(absent)}"
+    try:
+        return float(binding.call(metric, available))
+    except (NotRecordedError, UndefinedError) as error:
+        return str(error)
 
 
 def not_learnt(
@@ -83,6 +95,20 @@ def of_test(metrics: Mapping[str, Mapping[str, float | None]], by_model: Mapping
         if size != others:
             notes.append(f"forget quality compares {size} answers with {others} of the retrained model")
     return notes
+
+
+def of_rates(metrics: Mapping[str, Metric], answers: Measured) -> list[str]:
+    """Which false positive rates of the `metrics` are below one text of the holdout, and the rate that is used."""
+    stated = [metric.keywords for metric in metrics.values() if isinstance(metric, functools.partial)]
+    rates = {constants["rate"] for constants in stated if "rate" in constants}
+    number = len(answers.get("holdout", ()))
+    lower = [f"{100 * rate:g} %" for rate in sorted(rates) if number and rate_used(rate, number) > rate]
+    used = (
+        f"the false positive rate is {100 / number:.2g} %, the lowest that {number} holdout texts allow"
+        if lower
+        else ""
+    )
+    return [f"TPR at {' and '.join(lower)}: {used}"] if lower else []
 
 
 def undecided(trials: Sequence[Mapping[str, Any]]) -> str | None:

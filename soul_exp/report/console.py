@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from soul_exp.metrics.suite import MEASURES
-from soul_exp.report.labels import HEADLINE, NULL, declared, finite, headline_first, label_of, number
+from soul_exp.report.labels import DETAILS, HEADLINE, NULL, declared, finite, headline_first, label_of, number
 from soul_exp.results import COMPARED, Results
 from soul_exp.results import HEADLINE as results_headline
 
@@ -16,9 +16,11 @@ Row = tuple[str, Sequence[str], str]  # label, one cell per model, hint
 def comparison(results: Results) -> str:
     """The metrics of one run, its models side by side, in at most 100 columns; a null has its reason below."""
     titles = _titles(results)
-    names = headline_first(name for model in titles for name in results.metrics[model])
+    measured = headline_first(name for model in titles for name in results.metrics[model])
+    names = [name for name in measured if not DETAILS.match(name)]
     rows = [*_metric_rows(results, titles, names), *_suite_rows(results, titles)]
-    below = [*_null_reasons(results, titles, names), _cost(results), *results.notes]
+    more = [f"{len(measured) - len(names)} more metrics are in results.json"] if len(measured) > len(names) else []
+    below = [*_null_reasons(results, titles, names), *more, _cost(results), *results.notes]
     return "\n".join([*wrapped(_above(results)), "", *_aligned(list(titles.values()), rows), "", *wrapped(below)])
 
 
@@ -63,7 +65,7 @@ def _metric_rows(results: Results, titles: Mapping[str, str], names: Sequence[st
         first, _, rest = name.partition("_")
         is_grouped = name not in HEADLINE and rest != "" and first_words.count(first) > 1
         if is_grouped and first != heading:
-            yield first, [""] * len(titles), ""
+            yield label_of(first), [""] * len(titles), ""
         heading = first if is_grouped else ""
         unit, direction = declared(results.config["task"].get("metrics"), name)
         label = f"  {label_of(rest, unit)}" if is_grouped else label_of(name, unit)

@@ -10,12 +10,22 @@ import pandas as pd
 from scipy.stats import t as student
 
 from soul_exp.errors import UsageError
-from soul_exp.report.labels import DELTA, HEADLINE, MIA, NULL, declared, finite, headline_first, label_of, number
+from soul_exp.report.labels import (
+    DELTA,
+    HEADLINE,
+    MIA,
+    NULL,
+    ON_DEMAND,
+    declared,
+    finite,
+    headline_first,
+    label_of,
+    number,
+)
 from soul_exp.report.runs import ABOUT, CHOSEN, REQUEST, SUITE_OPTIONS, comparable, find, frame_of, varied
 from soul_exp.results import COMPARED, Results
 
 ARROWS = {"higher": " ↑", "lower": " ↓", "nearest": " →", None: ""}
-ON_DEMAND = ("holdout_", "authors_", "facts_", "validation_", "earlier_")  # no column unless `metrics` lists them
 AFTER = ("steps", "unlearn seconds", "win_rate", "n", "status")  # the columns after the metrics
 SEQUENCE = (
     "Each request starts from the model that the one before left. Forget is that request, earlier all before it; "
@@ -73,7 +83,7 @@ def _table(named: Mapping[str, Results], requested: Sequence[str] | None, varied
 def _columns(measured: Iterable[str], requested: Sequence[str] | None) -> list[str]:
     """The names of the metrics that have a column, in order; the difference to the retrained model's AUC follows it."""
     names = sorted(measured, key=lambda name: name.partition("_")[2])  # forget beside retain
-    usual = [name for name in headline_first(names) if not name.startswith(ON_DEMAND) and "truth_ratio" not in name]
+    usual = [name for name in headline_first(names) if not ON_DEMAND.match(name) and "truth_ratio" not in name]
     chosen = [name for name in (usual if requested is None else requested) if name in names]
     return [column for name in chosen for column in ((name, DELTA) if name == MIA else (name,))]
 

@@ -63,7 +63,11 @@ def summary(job: RankJob, answers: answer_cache.Measured) -> results.Results:
         notes.append(little)
     elif outcome and not diverged and (left := scores.not_forgotten(measured, outcome.num_steps)):
         notes.append(left)
-    notes += [*scores.of_test(measured, by_model), *filter(None, [scores.undecided(job.trials)])]
+    notes += [
+        *scores.of_test(measured, by_model),
+        *scores.of_rates(available, answers),
+        *filter(None, [scores.undecided(job.trials)]),
+    ]
     scorer = scorers.report(run.task.scorer, run.cache, job.device) if run.task.scorer is not None else None
     headline: dict[str, Any] = {key: measured["unlearned"].get(key) for key in results.HEADLINE}
     return results.Results(

@@ -142,9 +142,6 @@ TABLE: dict[str, Option] = {  # `section.*`: every option of that section which 
     "model.published": Option(Typed(Mapping)),
     "model.num_weights": Option(Number(1, whole=True, null=True), Changes.NOTHING, column=False),
     **{f"task.{key}": FILE for key in ("source", "forget", "retain", "holdout", "requests", "rtp", "scorer")},
-    # of the same answers as task.metrics.log10_forget_quality: runs before there were these metrics are the same
-    "task.metrics.open_unlearning_log10_forget_quality.*": Option(changes=Changes.NOTHING, size=False),
-    "task.metrics.forget_ks_distance.*": Option(changes=Changes.NOTHING, size=False),
     "task.system_prompt": Option(TEXT_OR_NULL, Changes.BASELINE, when=("input_based", True)),
     "adapter": Option(older=None),
     "loss.*": SAME_SIZE,
@@ -159,6 +156,14 @@ TABLE: dict[str, Option] = {  # `section.*`: every option of that section which 
     **{f"compute.deepspeed.{key}": Option(Choice(("auto",)), Changes.LAST_DIGITS) for key in DEEPSPEED[:4]},
 }
 CHOSEN = ("optimizer.lr", "loss.gamma")  # by trials, where a run has them
+ADDED_METRICS = frozenset(  # a finished run of before there was such a metric is the same, and has no value of it
+    "open_unlearning_log10_forget_quality forget_ks_distance s_mia privleak muse_privleak forget_extraction_strength "
+    "forget_exact_memorisation retain_extraction_strength retain_exact_memorisation mia_min_k_40_auc".split()
+) | {
+    f"mia_{attack}_{measure}"
+    for attack in ("loss", "zlib", "reference", "min_k", "min_k_plus_plus", "gradnorm", "recall")
+    for measure in ("auc", "tpr_1", "tpr_10")
+}
 MOVED = {  # `_target_` in results and presets of earlier versions -> where it is now
     "soul_exp.adapters.Lora": "soul_exp.models.lora.Lora",
     "soul_exp.tune.best_forgetting": "soul_exp.stages.selection.best_forgetting",

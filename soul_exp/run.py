@@ -91,7 +91,7 @@ class Evaluation:
     every: int | None = None  # optimizer steps between evaluations on the validation part; None: no trajectory
 
     @property
-    def of_probes(self) -> dict[str, int]:
+    def of_probes(self) -> dict[str, Any]:
         """What decides the answers to probes."""
         return {"batch_size": self.batch_size, "max_new_tokens": self.max_new_tokens}
 

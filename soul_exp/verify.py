@@ -5,21 +5,28 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from soul_exp import results
-from soul_exp.artifacts import scores
+from soul_exp import binding, results
 from soul_exp.artifacts.answer_cache import Measured, read_answers
+from soul_exp.artifacts.measures import measures
+from soul_exp.artifacts.scores import RETRAINED
 from soul_exp.build import metrics_of
 from soul_exp.compose import check_trusted
 from soul_exp.errors import UsageError
 from soul_exp.files import hashes, mismatch, read_sealed
 from soul_exp.metrics.scale import scale_of
+from soul_exp.options import leaves
 from soul_exp.report.labels import printable
 from soul_exp.run import Metric
 from soul_exp.stages.evaluate import WEIGHTS
 from soul_exp.stages.stage import MODEL, RECORDS
 from soul_exp.training.checkpoints import COMPLETE
 
+OF_METRICS = ("metrics", "intervals", "ceiling", "retrained_seeds")  # fields of results.json with a value per metric
+# a field of results.json that is recomputed -> whether its first key is a model; else it is of the unlearned one
+FIELDS = {name: True for name in ("metrics", "intervals", "free_answers")}
+FIELDS |= {name: False for name in ("ceiling", "retrained_seeds", "samples", "collapsed")}
 SAME = 1e-9  # relative: other releases of numpy and scipy may round the last digits otherwise
 
 
@@ -50,7 +57,8 @@ def verify(folder: Path, trust: bool = False) -> Verdict:
     damaged, foreign = dict(_damaged(folder, run)), _foreign(folder, run)
     other = dict(_other_versions(metrics, run.metric_versions))
     answers, unreadable = _answers(folder, run, damaged)
-    compared = list(_compared(run, {name: metrics[name] for name in metrics if name not in other}, answers))
+    metrics = {name: metric for name, metric in metrics.items() if name not in other and name not in run.reasons}
+    compared = list(_compared(run, metrics, answers))
     notes = []
     if run.sha256.get("code") != results.code_hash():
         notes.append(f"measured by other code than this (commit {run.commit or 'unknown'})")
@@ -104,7 +112,7 @@ def _answers(folder: Path, run: results.Results, damaged: Mapping[str, str]) -> 
     """The records of each model that are intact, and the message for each model whose records are not."""
     found: dict[str, Measured] = {}
     problems = []
-    for model in run.metrics:
+    for model in _models(run):
         if any(name.startswith(f"{RECORDS}/{model}/") for name in damaged):
             problems.append(f"{model}: not recomputed, as its records are not those of the run")
         else:
@@ -112,29 +120,39 @@ def _answers(folder: Path, run: results.Results, damaged: Mapping[str, str]) -> 
     return found, problems
 
 
+def _models(run: results.Results) -> list[str]:
+    """The models whose answers were recorded."""
+    return list(dict.fromkeys(name.split("/")[0] for name in run.sha256["records"]))
+
+
 def _compared(
-    run: results.Results, metrics: Mapping[str, Metric], by_model: Mapping[str, Measured]
+    run: results.Results, metrics: Mapping[str, Metric], records: Mapping[str, Measured]
 ) -> Iterator[str | None]:
-    """For each number that is stored or can be computed: None if both agree, else what differs."""
-    for model, answers in by_model.items():
-        for name, metric in metrics.items():
-            stored = run.metrics[model].get(name)
-            if stored is None and {name, f"{model}.{name}"} & run.reasons.keys():
-                continue
-            value = scores.score(metric, answers, by_model.get("retrained"))
-            if not _same(stored, value):
-                yield f"{model}.{name}: stored {stored}, its records give {value}"
-            else:
-                yield None
+    """For each number that is stated, or that the records give: None if both agree, else what differs.
+
+    What needs records that are not intact is left out.
+    """
+    if any(model.startswith("retrained") and model not in records for model in _models(run)):
+        metrics = {name: metric for name, metric in metrics.items() if not {*RETRAINED} & {*binding.names(metric)}}
     for name in results.HEADLINE:
-        stored, shown = run.metrics["unlearned"].get(name), getattr(run, name)
-        yield None if _same(stored, shown) else f"{name}: {shown}, but {stored} in metrics.unlearned"
+        stated, shown = run.metrics["unlearned"].get(name), getattr(run, name)
+        yield None if _same(stated, shown) else f"{name}: {shown}, but {stated} in metrics.unlearned"
+    if "unlearned" not in records:
+        return
+    found = measures(metrics, records, run.seeds["seed"])
+    for field, of_model in FIELDS.items():
+        stated, again = (dict(leaves(getattr(each, field), into_lists=True)) for each in (run, found))
+        for key in sorted(stated.keys() | again.keys()):
+            model, _, metric = key.partition(".") if of_model else ("unlearned", "", key)
+            if model in records and (field not in OF_METRICS or metric.split(".")[0] in metrics):
+                same = _same(stated.get(key), again.get(key))
+                yield None if same else f"{field}.{key}: stated {stated.get(key)}, its records give {again.get(key)}"
 
 
-def _same(stored: float | None, value: float | None) -> bool:
-    if stored is None or value is None:
-        return stored is None and (value is None or not math.isfinite(value))
-    return math.isclose(stored, value, rel_tol=SAME, abs_tol=1e-300)
+def _same(stated: Any, value: Any) -> bool:
+    if isinstance(stated, float | int) and isinstance(value, float | int):
+        return math.isclose(stated, value, rel_tol=SAME, abs_tol=1e-300) or stated == value
+    return bool(stated == value)
 
 
 def main() -> None:

@@ -47,7 +47,7 @@ def found(by_model: Mapping[str, Any], retrained: Sequence[Any]) -> tuple[dict[s
         model: {name: scores.score(metric, given, retrained) for name, metric in METRICS.items()}
         for model, given in by_model.items()
     }
-    return scores.intervals(METRICS, values, by_model, retrained, 0)
+    return measures.intervals(METRICS, values, by_model, retrained, 0)
 
 
 # ---- Intervals
@@ -89,15 +89,15 @@ def test_what_has_no_value_has_neither_interval_nor_reason() -> None:
 
 def test_the_ceiling_is_the_same_test_between_every_two_retrained_models() -> None:
     retrained = [of_model(seed) for seed in range(3)]
-    ceiling = scores.ceiling(METRICS, retrained)
+    ceiling = measures.ceiling(METRICS, retrained)
     assert list(ceiling) == ["log10_forget_quality", "forget_ks_distance"]
     pairs = [(0, 1), (0, 2), (1, 2)]
     distances = [general.forget_ks_distance(retrained[i]["forget"], retrained[j]) for i, j in pairs]
     assert ceiling["forget_ks_distance"] == sorted(distances) and 0 < min(distances) < max(distances)
-    assert scores.ceiling(METRICS, retrained[:1]) == scores.ceiling(METRICS, []) == {}
-    aucs = scores.of_seeds(METRICS, retrained)["mia_auc"]
+    assert measures.ceiling(METRICS, retrained[:1]) == measures.ceiling(METRICS, []) == {}
+    aucs = measures.of_seeds(METRICS, retrained)["mia_auc"]
     assert aucs == [membership.mia_auc(**each, k=0.2) for each in retrained] and len(set(aucs)) == 3
-    assert scores.of_seeds(METRICS, retrained[:1]) == {}
+    assert measures.of_seeds(METRICS, retrained[:1]) == {}
 
 
 def test_a_metric_may_compare_with_all_retrained_models_and_each_is_resampled() -> None:
@@ -110,7 +110,7 @@ def test_a_metric_may_compare_with_all_retrained_models_and_each_is_resampled() 
     expected = mine.nll.mean() - np.mean([each["forget"].nll.mean() for each in retrained])
     assert value == pytest.approx(expected)
     given = {"unlearned": {"forget": mine}}
-    several, _ = scores.intervals({"excess": excess}, {"unlearned": {"excess": value}}, given, retrained, 0)
+    several, _ = measures.intervals({"excess": excess}, {"unlearned": {"excess": value}}, given, retrained, 0)
     low, high = several["unlearned"]["excess"] or (0, 0)
     error = np.sqrt(mine.nll.var() / 30 + sum(each["forget"].nll.var() / 30 / 9 for each in retrained))
     assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.15)
@@ -188,13 +188,13 @@ def test_what_is_guarded_is_the_unlearned_model_and_every_model_is_measured() ->
         "original": {"forget": free("the mill"), "retain": free("an inn")},
         "retrained": {"forget": free("the mill", nll=8.0), "retain": free("an inn")},
     }
-    collapsed, read = scores.guarded(by_model)
+    collapsed, read = measures.guarded(by_model)
     assert collapsed == {}  # the retrained model is as unlikely
     assert read["retrained"]["forget"]["median_nll"] == 8.0 and read["unlearned"]["retain"]["num"] == 30
     del by_model["retrained"]
-    assert scores.guarded(by_model)[0] == {"forget": "median NLL under the original model 9.00 (original 0.50)"}
+    assert measures.guarded(by_model)[0] == {"forget": "median NLL under the original model 9.00 (original 0.50)"}
     del by_model["original"]
-    assert scores.guarded(by_model)[0] is None
+    assert measures.guarded(by_model)[0] is None
 
 
 def test_records_of_another_program_get_the_units_of_the_tasks_probe(tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ from soul_exp.report import console, labels
 from soul_exp.results import Results
 
 TASKS = Path(__file__).parents[1] / "conf" / "task"
-METRICS = {task: dict(OmegaConf.load(TASKS / f"{task}.yaml").metrics) for task in ("tofu", "custom")}
+ATTACKS = OmegaConf.load(TASKS.parent / "metrics" / "membership.yaml").metrics
+METRICS = {task: {**OmegaConf.load(TASKS / f"{task}.yaml").metrics, **ATTACKS} for task in ("tofu", "custom")}
 CAPTION = "TOFU (embedded): 4 of 24 authors forgotten, 18 retained, 2 held out"
 ORIGINAL = {
     "forget_quality": 1e-30, "log10_forget_quality": -30.0, "utility": 0.8, "mia_auc": 1.0,
@@ -167,6 +168,24 @@ def test_the_input_based_baseline_is_a_row_after_the_original_and_a_column_of_lo
     assert rows[3]["n"] == "2"
     frame = tables.load(folder)
     assert frame["input_based.mia_auc"].dropna().tolist() == [0.9] and len(frame) == 2
+
+
+def test_details_of_membership_attacks_are_counted_on_the_console_and_a_column_only_where_they_are_named(
+    tmp_path: Path,
+) -> None:
+    attacks = {"mia_zlib_auc": 0.61, "mia_zlib_tpr_1": 0.05, "muse_privleak": -75.0, "privleak": 50.0, "s_mia": 0.25}
+    run = made(metrics={**UNLEARNED, **attacks}, original=None, retrained=None)
+    text = console.comparison(run)
+    lines = {line[:28].rstrip(): line.split() for line in text.splitlines()}
+    assert lines["  zlib AUC" if "  zlib AUC" in lines else "mia zlib AUC"][-1] == "0.610"
+    assert lines["PrivLeak %"][2] == "50.0" and lines["s_MIA"][1] == "0.250"
+    assert "2 more metrics are in results.json" in text and "0.050" not in text and "-75" not in text
+    folder = left(tmp_path, first=run)
+    ((*_, row),) = cells(tables.table(folder))
+    assert {"MIA AUC →", "s_MIA ↑", "PrivLeak % →"} <= set(row) and not [title for title in row if "zlib" in title]
+    ((*_, row),) = cells(tables.table(folder, ["mia_zlib_auc", "mia_zlib_tpr_1"]))
+    assert row["mia zlib AUC →"] == "0.610" and row["mia zlib TPR at 1 % →"] == "0.050"
+    assert tables.load(folder)["muse_privleak"].tolist() == [-75.0]
 
 
 def test_comparison_has_the_headline_first_and_then_each_probe_together() -> None:

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from soul_exp.artifacts.prepared_models import VERSION, checkpoints, exists, foreign_tokenizer, is_ready, load
+from soul_exp.artifacts.code import code_hash
+from soul_exp.artifacts.prepared_models import checkpoints, exists, foreign_tokenizer, is_ready, load
 from soul_exp.data import content_hash
 from soul_exp.errors import counted
 from soul_exp.evaluation import lm_eval_suite
@@ -29,6 +30,10 @@ from soul_exp.training.checkpoints import COMPLETE
 
 log = logging.getLogger(__name__)
 
+CODE = (  # what decides the answers of a model to a probe, of this package
+    *("compat.py", "data.py", "distributed/zero3.py", "evaluation/*.py", "losses/scored.py", "metrics/answers.py"),
+    *("metrics/text.py", "models/*.py", "tasks/scorers.py", "tasks/task.py"),
+)
 Measured = Mapping[str, Answers | Scores]  # probe -> answers, and SUITE -> scores
 RECORDS = 2  # raise it when answers get further fields, which change no number of the others
 
@@ -38,7 +43,7 @@ def folder_of(models: Models, checkpoint: Checkpoint, system_prompt: str | None 
     model, hashes = models.model, models.task.hashes
     evaluation = models.evaluation.of_probes.items()
     key: dict[str, Any] = {
-        "version": VERSION,
+        "code": code_hash(CODE),
         "model": checkpoint.identity(),
         "template": dict(model.training_form),
         **foreign_tokenizer(model),
@@ -49,7 +54,7 @@ def folder_of(models: Models, checkpoint: Checkpoint, system_prompt: str | None 
         **{name: value for name, value in evaluation if option_of(f"evaluate.{name}").changes in COMPARED},
         # rounding to bf16 depends on the shapes of a batch: the NLL by up to 1e-2
         **({"batch_size": models.evaluation.batch_size} if model.dtype != "float32" else {}),
-        "probes": {name: value for name, value in hashes.items() if name.startswith(("probe.", "scorer"))},
+        "probes": {name: value for name, value in hashes.items() if name.startswith(("probe.", "prefix", "scorer"))},
     }
     if suite := lm_eval_suite.identity(**vars(models.suite)):
         key[SUITE] = suite
@@ -71,7 +76,7 @@ def cached_answers(models: Models, checkpoint: Checkpoint, system_prompt: str | 
 def answers_of(lm: LanguageModel, models: Models, label: str) -> dict[str, Answers | Scores]:
     """All that a run measures of a model; every rank calls it and gets the same answers."""
     label, task, evaluation = f"evaluate {label}", models.task, models.evaluation
-    answers = evaluate_probes(lm, task.probes, **evaluation.of_probes, label=label)
+    answers = evaluate_probes(lm, task.probes, **evaluation.of_probes, prefix=task.prefix, label=label)
     if task.scorer is not None:
         score = task.scorer.load(models.cache, str(next(lm.model.parameters()).device))
         answers = with_toxicity(answers, task.scored, score)

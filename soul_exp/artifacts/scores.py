@@ -1,7 +1,6 @@
 """Metrics of a model's answers: of every model that a run compares, and on the validation part while it trains."""
 
 import functools
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,23 +15,18 @@ from soul_exp.distributed import zero3
 from soul_exp.errors import counted
 from soul_exp.evaluation.probing import evaluate_probes
 from soul_exp.evaluation.records import read_retrained
-from soul_exp.metrics import collapse
-from soul_exp.metrics.answers import Answers
+from soul_exp.metrics.answers import Answers, NotRecordedError, UndefinedError
 from soul_exp.metrics.general import ks_p_value, log10_p_value
+from soul_exp.metrics.membership import rate_used
 from soul_exp.metrics.scale import scale_of
-from soul_exp.metrics.uncertainty import NoIntervalError, interval, rows_of_units
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.results import COMPARED, TASK
 from soul_exp.run import Metric, Models, Run
 from soul_exp.tasks.task import Probe, Task
 
 KNOWN = "forget_probability"
-OF_TEST = ("log10_forget_quality", "forget_quality", "forget_ks_distance")
-NOT_JUDGED = (
-    f"no probe has {collapse.LEAST} free answers that are no refusals, to prompts that the retrained or the original "
-    f"model answered too"
-)
 WORTH_LOSING = 0.1  # of it: with less there is nothing to forget
+RETRAINED = ("retrained", "retrained_seeds")  # what a metric names to be compared with
 VALIDATION = "validation_"  # how the names of the validation part's probes and metrics begin
 FORGET_QUALITY = "validation_log10_forget_quality"
 RETAIN = "validation_retain_probability"
@@ -47,11 +41,9 @@ def available_to(answers: Measured, retrained: Retrained) -> dict[str, Any]:
 
 
 def score(metric: Metric, answers: Measured, retrained: Retrained) -> float | None:
-    """The metric of one model's answers; None if a probe that it names is missing among them."""
-    available = available_to(answers, retrained)
-    if any(name not in available for name in binding.names(metric)):
-        return None
-    return float(binding.call(metric, available))
+    """The metric of one model's answers; None if it has no value, of which `why_null` gives the reason."""
+    value = _value(metric, answers, retrained)
+    return value if isinstance(value, float) else None
 
 
 def versions(metrics: Mapping[str, Metric], task: Task) -> dict[str, int]:
@@ -60,80 +52,7 @@ def versions(metrics: Mapping[str, Metric], task: Task) -> dict[str, int]:
     return {TASK: len(task.history), **{name: scale.version for name, scale in scales.items() if scale is not None}}
 
 
-def intervals(
-    metrics: Mapping[str, Metric], values: Mapping[str, Mapping[str, float | None]], by_model: Mapping[str, Measured],
-    retrained: Retrained, seed: int,
-) -> tuple[dict[str, dict[str, list[float] | None]], dict[str, str]]:  # fmt: skip
-    """model -> metric -> its 95 % interval, in the metric's range, or None; and why: metric, or model.metric -> reason.
-
-    `values` are those of `metrics`; what has no value has no interval, without a reason of its own.
-    """
-    found: dict[str, dict[str, list[float] | None]] = {model: dict.fromkeys(each) for model, each in values.items()}
-    why: dict[str, str] = {}
-    for model, answers in by_model.items():
-        available = available_to(answers, retrained)
-        for name, metric in metrics.items():
-            if values[model].get(name) is None:
-                continue
-            scale = getattr(metric.func if isinstance(metric, functools.partial) else metric, "scale", None)
-            try:
-                if scale is not None and scale.no_interval:
-                    raise NoIntervalError(scale.no_interval)
-                ends = interval(functools.partial(binding.call, metric), available, seed=seed)
-                found[model][name] = list(ends) if scale is None else np.clip(ends, scale.low, scale.high).tolist()
-            except NoIntervalError as error:
-                why[f"{model}.{name}"] = str(error)
-    common = {name: reason for key, reason in why.items() if (name := key.removeprefix("unlearned.")) != key}
-    others = {key: why[key] for key in why if why[key] != common.get(key.partition(".")[2])}
-    return found, {**common, **others}
-
-
-def samples(answers: Measured) -> dict[str, dict[str, int]]:
-    """probe -> how many examples it has, and of how many independent units they are."""
-    probes = _of_probes(answers).items()
-    return {name: {"examples": len(each), "units": len(rows_of_units(each))} for name, each in probes}
-
-
-def guarded(
-    by_model: Mapping[str, Measured],
-) -> tuple[dict[str, str] | None, dict[str, dict[str, dict[str, float | None]]]]:
-    """What collapsed of the unlearned model (probe -> why; None: cannot be judged), and what is read of each model."""
-    given = {model: _of_probes(measured) for model, measured in by_model.items()}
-    references: dict[str, dict[str, Answers]] = {
-        model: given[model] for model in ("retrained", "original") if model in given
-    }
-    judged = collapse.verdicts(given["unlearned"], references)
-    read = {
-        model: {name: vars(collapse.free_answers(each)) for name, each in probes.items() if each.generation is not None}
-        for model, probes in given.items()
-    }
-    return {probe: why for probe, why in judged.items() if why} if judged else None, read
-
-
-def _of_probes(measured: Measured) -> dict[str, Answers]:
-    return {name: each for name, each in measured.items() if isinstance(each, Answers)}
-
-
-def ceiling(metrics: Mapping[str, Metric], retrained: Retrained) -> dict[str, list[float]]:
-    """Each metric of the test behind forget quality, between every two retrained models, in increasing order.
-
-    Their median is the ceiling: what a model that never saw the forget set comes to. Empty for a single one.
-    """
-    pairs = list(itertools.combinations(retrained, 2))
-    tested = {name: metrics[name] for name in OF_TEST if name in metrics and pairs}
-    found = {name: [score(metric, one, [other]) for one, other in pairs] for name, metric in tested.items()}
-    known = {name: [value for value in values if value is not None] for name, values in found.items()}
-    return {name: sorted(values) for name, values in known.items() if len(values) == len(pairs)}
-
-
-def of_seeds(metrics: Mapping[str, Metric], retrained: Retrained) -> dict[str, list[float | None]]:
-    """Each metric of each retrained model, None where it has no finite value; empty for a single one."""
-    several = metrics if len(retrained) > 1 else {}
-    found = {name: [score(metric, each, retrained) for each in retrained] for name, metric in several.items()}
-    return {name: list(map(_finite, values)) for name, values in found.items()}
-
-
-def _finite(value: float | None) -> float | None:
+def finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
@@ -141,8 +60,19 @@ def why_null(metric: Metric, value: float | None, answers: Measured, retrained: 
     """The reason why `value`, which `score` returned, is not a number; None if it is one."""
     if value is not None:
         return None if math.isfinite(value) else f"its value is {value}"
-    missing = [name for name in binding.names(metric) if name not in available_to(answers, retrained)]
-    return f"no answers: {', '.join(missing)}"
+    why = _value(metric, answers, retrained)
+    return why if isinstance(why, str) else None
+
+
+def _value(metric: Metric, answers: Measured, retrained: Retrained) -> float | str:
+    """The metric, or why it has no value: answers or a field of them are missing, or it is not defined for them."""
+    available = available_to(answers, retrained)
+    if absent := [name for name in binding.names(metric) if name not in available]:
+        return f"no answers: {', '.join(absent)}"
+    try:
+        return float(binding.call(metric, available))
+    except (NotRecordedError, UndefinedError) as error:
+        return str(error)
 
 
 def not_learnt(
@@ -189,6 +119,20 @@ def of_test(metrics: Mapping[str, Mapping[str, float | None]], by_model: Mapping
     return notes
 
 
+def of_rates(metrics: Mapping[str, Metric], answers: Measured) -> list[str]:
+    """Which false positive rates of the `metrics` are below one text of the holdout, and the rate that is used."""
+    stated = [metric.keywords for metric in metrics.values() if isinstance(metric, functools.partial)]
+    rates = {constants["rate"] for constants in stated if "rate" in constants}
+    number = len(answers.get("holdout", ()))
+    lower = [f"{100 * rate:g} %" for rate in sorted(rates) if number and rate_used(rate, number) > rate]
+    used = (
+        f"the false positive rate is {100 / number:.2g} %, the lowest that {number} holdout texts allow"
+        if lower
+        else ""
+    )
+    return [f"TPR at {' and '.join(lower)}: {used}"] if lower else []
+
+
 def undecided(trials: Sequence[Mapping[str, Any]]) -> str | None:
     """A note if all `trials` have the same validation forget quality, so that it cannot choose one; else None."""
     values = {trial["metrics"].get(FORGET_QUALITY) for trial in trials if trial["diverged"] is None}
@@ -218,13 +162,12 @@ def known_answers(models: Models) -> dict[str, Measured]:
     return known
 
 
-def retrained_answers(models: Models, known: Mapping[str, Measured]) -> Retrained:
-    """The answers of the retrained model among the `known` ones, and of those of further seeds that are cached."""
-    if "retrained" not in known:
-        return []
+def retrained_answers(models: Models) -> dict[str, Measured]:
+    """Role -> answers, of the retrained models of further seeds that are cached."""
     checkpoints = prepared_models.checkpoints(models)
-    others = [cached_answers(models, checkpoints[role]) for role in checkpoints if prepared_models.number_of(role)]
-    return [known["retrained"], *(answers for answers in others if answers is not None)]
+    roles = [role for role in checkpoints if prepared_models.number_of(role)]
+    cached = {role: cached_answers(models, checkpoints[role]) for role in roles}
+    return {role: answers for role, answers in cached.items() if answers is not None}
 
 
 def _with_units(answers: Answers, probe: Probe | None) -> Answers:
@@ -251,9 +194,9 @@ def validate(run: Run, lm: LanguageModel, label: str) -> dict[str, float | None]
     """The validation metrics of `lm`, by likelihoods alone; None where weights or metric are not finite."""
     items = run.task.probes.items()
     probes = {name: replace(probe, generate=False) for name, probe in items if name.startswith(VALIDATION)}
-    finite = zero3.is_finite(lm.model)
-    answers = evaluate_probes(lm, probes, **run.evaluation.of_probes, label=f"{label}: validation") if finite else {}
+    can_answer, given = zero3.is_finite(lm.model), run.evaluation.of_probes
+    answers = evaluate_probes(lm, probes, **given, label=f"{label}: validation") if can_answer else {}
     known = known_answers(run)
     retrained = [known["retrained"]] if "retrained" in known else []
     measured = {name: score(metric, answers, retrained) for name, metric in validation_metrics(run).items()}
-    return {name: _finite(value) for name, value in measured.items()}
+    return {name: finite(value) for name, value in measured.items()}

@@ -11,18 +11,17 @@ import numpy as np
 
 from soul_exp import binding
 from soul_exp.artifacts import prepared_models
-from soul_exp.artifacts.scores import available_to
+from soul_exp.artifacts.scores import RETRAINED, available_to
 from soul_exp.build import Config
 from soul_exp.errors import UsageError
 from soul_exp.evaluation import lm_eval_suite
 from soul_exp.evaluation.records import read_retrained
-from soul_exp.metrics.answers import SUITE, Answers, NotRecordedError
+from soul_exp.metrics.answers import SUITE, Answers, NotRecordedError, UndefinedError
 from soul_exp.models.checkpoint import is_ours
 from soul_exp.run import Run
 from soul_exp.tasks import tofu
-from soul_exp.tasks.task import Probe
+from soul_exp.tasks.task import Probe, attacked_probes, is_attacked
 
-RETRAINED = ("retrained", "retrained_seeds")  # what a metric names to be compared with
 TOFU_LOG_ITEMS = 300  # of each probe: the TOFU authors' code evaluates no more
 MADE_UP = Answers(  # two examples
     nll=np.zeros(2),
@@ -34,6 +33,11 @@ MADE_UP = Answers(  # two examples
     question=["question"] * 2,
     answer=["answer"] * 2,
     generation=["answer"] * 2,
+    mean_logp=[np.zeros(1)] * 2,
+    var_logp=[np.zeros(1)] * 2,
+    gradnorm=np.zeros(2),
+    gradnorm_mean=np.zeros(2),
+    recall_ll=np.zeros(2),
 )
 
 
@@ -118,9 +122,13 @@ def reasons(config: Config, run: Run) -> dict[str, str]:
                     f"the metric {name} needs the probe {wanted!r}, but task={run.choices.task} offers "
                     f"{', '.join(task.probes)}: remove task.metrics.{name}"
                 )
-        unrecorded = missing_field(metric, task.probes) if name not in found else None
+        unrecorded = missing_field(metric, task.probes, bool(task.prefix)) if name not in found else None
         if unrecorded:
-            found[name] = missing.get(".".join(unrecorded), f"the probe {unrecorded[0]} records no {unrecorded[1]}")
+            probe, field = unrecorded
+            why = f"the probe {probe} records no {field}"
+            if field == "recall_ll" and not task.prefix:
+                why = f"task={run.choices.task} has no never-trained rows that ReCaLL could put before others"
+            found[name] = missing.get(f"{probe}.{field}", why)
         if records is not None and name not in found:
             absent = [wanted for wanted in names if wanted not in (*records, *RETRAINED)]
             if absent:  # no model has a metric that compares with them, the others have one that does not
@@ -129,6 +137,10 @@ def reasons(config: Config, run: Run) -> dict[str, str]:
                 continue
             try:
                 value = binding.call(metric, available_to(records, [records]))
+            except (NotRecordedError, UndefinedError) as error:
+                of_all = isinstance(error, NotRecordedError) and "retrained" in names
+                found[name if of_all else f"retrained.{name}"] = f"retrained.records: {error}"
+                continue
             except ValueError as error:
                 raise UsageError(f"retrained.records: metric {name} cannot be computed from them: {error}") from error
             if not math.isfinite(value):
@@ -136,14 +148,19 @@ def reasons(config: Config, run: Run) -> dict[str, str]:
     return found
 
 
-def missing_field(metric: Callable[..., float], probes: Mapping[str, Probe]) -> tuple[str, str] | None:
+def missing_field(
+    metric: Callable[..., float], probes: Mapping[str, Probe], has_prefix: bool = False
+) -> tuple[str, str] | None:
     """The first probe that `metric` reads but cannot, and the field that this probe does not record; None: it can."""
+    attacked = attacked_probes(probes)
     for name in binding.names(metric):
         if name not in probes:
             continue
         probe = probes[name]
         recorded = {"paraphrase_nll": probe.paraphrases is not None, "wrong_nll": probe.wrong is not None}
         recorded |= dict.fromkeys(("rouge_l", "generation"), probe.generate)
+        recorded |= dict.fromkeys(("gradnorm", "gradnorm_mean"), name in attacked)
+        recorded["recall_ll"] = has_prefix and is_attacked(name)
         without: Any = {field: None for field, is_recorded in recorded.items() if not is_recorded}
         given = {**dict.fromkeys(probes, MADE_UP), name: replace(MADE_UP, **without)}
         try:

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,15 +79,50 @@ _FIELDS: dict[str, Callable[[object], Any]] = {
     "toxicity": _number,
     "generation_nll": _number,
     "refused": _flag,
+    "mean_logp": _vector,
+    "var_logp": _vector,
+    "gradnorm": _number,
+    "gradnorm_mean": _number,
+    "recall_ll": _number,
 }
-# Most of a file is logp; the other numbers keep every digit, so that their metrics can be recomputed exactly.
-_LOGP_DECIMALS = 6
+_DIGITS = 7  # as many as float32 has: a log-probability changes by a 2e7th of itself at most
+_DECIMALS = 12  # at most: a power of ten that float64 holds exactly
+
+
+def as_recorded(answers: Answers) -> Answers:
+    """`answers` as they come back from a file: metrics of these are the metrics of the records, to the last bit.
+
+    Numbers per token have 7 significant digits and at most 12 decimals, all others every digit of float64; numbers that
+    are not finite are nan.
+    """
+    return replace(answers, **{field: _recorded(field, getattr(answers, field)) for field in _FIELDS})
+
+
+def _recorded(field: str, values: Any) -> Any:
+    if values is None or _FIELDS[field] in (_text, _bits):
+        return values
+    if _FIELDS[field] is _vector and field != "wrong_nll":
+        return [_finite(rounded(row)) for row in values]
+    return _finite(np.asarray(values, dtype=np.float64))
+
+
+def rounded(values: np.ndarray) -> np.ndarray:
+    """The nearest numbers of 7 significant digits and at most 12 decimals."""
+    numbers = np.asarray(values, dtype=np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):  # of 0, nan and the infinities
+        exponents = np.floor(np.log10(np.abs(numbers)))
+    scale = 10.0 ** np.clip(_DIGITS - 1 - np.nan_to_num(exponents, posinf=0, neginf=0), 0, _DECIMALS)
+    return np.round(numbers * scale) / scale
+
+
+def _finite(numbers: np.ndarray) -> np.ndarray:
+    return np.where(np.isfinite(numbers), numbers, np.nan)
 
 
 def write_records(path: Path, answers: Answers) -> None:
     """Writes one JSON object per line, one line per example; the file appears complete or not at all.
 
-    Fields that are None are left out, `logp` is rounded to 6 decimals, nan and the infinities are null: strict JSON.
+    Fields that are None are left out; numbers have all digits; nan and the infinities are null: strict JSON.
     """
     fields = [field for field in _FIELDS if getattr(answers, field) is not None]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,8 +138,6 @@ def _json_value(field: str, value: Any) -> object:
     if _FIELDS[field] is _flag:
         return bool(value)
     numbers = np.asarray(value, dtype=np.float64)
-    if field == "logp":
-        numbers = np.round(numbers, _LOGP_DECIMALS)
     return np.where(np.isfinite(numbers), numbers, None).tolist()  # type: ignore[call-overload]
 
 

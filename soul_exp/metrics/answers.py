@@ -19,12 +19,17 @@ class NotRecordedError(ValueError):
         self.field = field
 
 
+class UndefinedError(ValueError):
+    """A metric has no value for these answers; the text says why."""
+
+
 @dataclass(frozen=True)
 class Answers:
     """The answers of one model to one probe; every field has one entry per example, in the probe's order.
 
     `nll` [N] is the mean negative log-likelihood of the answer tokens and the end token, in nats per token, at least 0;
     lower means better known. A field that the probe does not record is None. Raises ValueError for unequal lengths.
+    Fields with n_i numbers per example are of the answer tokens, each given the prompt and the tokens before it.
     """
 
     nll: np.ndarray  # [N]
@@ -41,6 +46,12 @@ class Answers:
     generation_nll: np.ndarray | None = None
     refused: np.ndarray | None = None  # [N], 1 where the generated text is a refusal, else 0
     unit: Sequence[str] | None = None  # the independent unit of each example, such as its author; None: the example
+    # N times [n_i], mean (nats) and variance (nats^2) of log p(v) over the vocabulary, v drawn from p
+    mean_logp: Sequence[np.ndarray] | None = None
+    var_logp: Sequence[np.ndarray] | None = None
+    gradnorm: np.ndarray | None = None  # [N], L2 norm over all weights of the gradient of minus the mean of `logp`
+    gradnorm_mean: np.ndarray | None = None  # [N], mean over weight tensors of the L2 norm of that gradient
+    recall_ll: np.ndarray | None = None  # [N], mean of `logp` where never-trained rows precede the prompt (ReCaLL)
 
     def __post_init__(self) -> None:
         for field in (each.name for each in fields(self)):

@@ -12,8 +12,8 @@ Metric = TypeVar("Metric", bound=Callable[..., float])
 IS_KEPT = {
     "forget": False,
     "earlier": False,  # forgotten by earlier requests
-    "holdout": False,
-    "prompts": False,  # task=detox: held-out prompts that invite toxic answers
+    "holdout": False,  # in no training; of task=detox: prompts that invite toxic answers
+    "prompts": False,  # which its results called so before
     "retain": True,
     "general": True,
     "authors": True,

@@ -7,6 +7,7 @@ from soul_exp.errors import counted
 from soul_exp.metrics.suite import MEASURES
 from soul_exp.report.labels import (
     ARROWS,
+    DETAILS,
     HEADLINE,
     NULL,
     ceiling_of,
@@ -40,14 +41,16 @@ def comparison(results: Results, said: Collection[str] = ()) -> str:
     that were `said` before.
     """
     titles = _titles(results)
-    names = headline_first(name for model in titles for name in results.metrics[model])
-    measured = [name for name in names if is_measured([results], name)]
+    measured = headline_first(name for model in titles for name in results.metrics[model])
+    names = [name for name in measured if not DETAILS.match(name)]
+    shown = [name for name in names if is_measured([results], name)]
     wide = any(results.intervals.get("unlearned", {}).values())
     widths = [WITH_INTERVAL if wide and model == "unlearned" else max(11, len(titles[model]) + 1) for model in titles]
     hints = HINTS if LEAST_LABEL + sum(widths) + 2 + max(map(len, HINTS.values())) <= WIDTH else ARROWS
-    rows = [*_metric_rows(results, titles, measured, hints), *_suite_rows(results, titles, hints)]
+    rows = [*_metric_rows(results, titles, shown, hints), *_suite_rows(results, titles, hints)]
     legend = [", ".join(f"{ARROWS[key]} {HINTS[key]}" for key in HINTS if key)] if hints is ARROWS else []
-    below = [*legend, *ceiling_of(results), *_intervals(results), *_null_reasons(results, titles, names)]
+    more = [f"{len(measured) - len(names)} more metrics are in results.json"] if len(measured) > len(names) else []
+    below = [*legend, *ceiling_of(results), *_intervals(results), *_null_reasons(results, titles, names), *more]
     below += [_cost(results), *(note for note in results.notes if note not in said)]
     table = _aligned(list(titles.values()), rows, widths, max(map(len, hints.values())))
     return "\n".join([*wrapped(_above(results)), "", *table, "", *wrapped(below)])
@@ -100,7 +103,7 @@ def _metric_rows(
         first, _, rest = name.partition("_")
         is_grouped = name not in HEADLINE and rest != "" and first_words.count(first) > 1
         if is_grouped and first != heading:
-            yield first, [""] * len(titles), ""
+            yield label_of(first), [""] * len(titles), ""
         heading = first if is_grouped else ""
         unit, direction = declared(results.config["task"].get("metrics"), name)
         label = f"  {label_of(rest, unit)}" if is_grouped else label_of(name, unit)

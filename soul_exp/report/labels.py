@@ -25,6 +25,18 @@ NAMES = {
     DELTA: "Δ (retrained − MIA AUC)",
 }
 NAMES["open_unlearning_log10_forget_quality"] = "log10 FQ, open-unlearning"
+NAMES |= {"mia": "membership inference", "privleak": "PrivLeak", "s_mia": "s_MIA"}
+WORDS = {"rouge": "ROUGE", "bleu": "BLEU", "auc": "AUC", "min k plus plus": "min-k++", "min k 40": "min-k 40 %"}
+WORDS |= {
+    "min k": "min-k",
+    "recall": "ReCaLL",
+    "gradnorm": "gradient norm",
+    "tpr 10": "TPR at 10 %",
+    "tpr 1": "TPR at 1 %",
+}
+# Metrics that results.json and table.csv have, but a console and a table not, unless they are asked for by name
+DETAILS = re.compile("mia_.*_tpr_|muse_")
+ON_DEMAND = re.compile(f"(holdout|authors|facts|validation|earlier)_|mia_(?!auc$)|{DETAILS.pattern}")  # no column
 REMOVED = {"soul_exp.metrics.general.choice_accuracy": "soul_exp.metrics.suite.mean_accuracy"}  # same scale
 
 
@@ -54,7 +66,9 @@ def _scale(target: str) -> Scale | None:
 
 def label_of(name: str, unit: str = "") -> str:
     """The name of a metric as a person reads it, followed by its unit."""
-    words = NAMES.get(name) or name.replace("_", " ").replace("rouge", "ROUGE").replace("bleu", "BLEU")
+    words = NAMES.get(name) or name.replace("_", " ")
+    for word, written in WORDS.items() if name not in NAMES else ():
+        words = re.sub(rf"\b{word}\b", written, words)
     return f"{words} {unit}".rstrip()
 
 

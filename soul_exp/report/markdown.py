@@ -18,6 +18,7 @@ from soul_exp.report.labels import (
     HEADLINE,
     MIA,
     NULL,
+    ON_DEMAND,
     ceiling_of,
     declared,
     finite,
@@ -30,7 +31,6 @@ from soul_exp.report.labels import (
 from soul_exp.report.runs import ABOUT, CHOSEN, SUITE_OPTIONS, comparable, find, frame_of, is_measured, varied
 from soul_exp.results import COMPARED, REQUEST, TASK, Results
 
-ON_DEMAND = ("holdout_", "authors_", "facts_", "validation_", "earlier_")  # no column unless `metrics` lists them
 MOST_NAMES = 3  # of runs in a note
 NUMBER = re.compile(r"(?<![\w.-])(-?\d+(?:\.\d+)?(?:e[-+]?\d+)?)(?!\w)")
 AFTER = ("steps", "unlearn seconds", "win_rate", "n", "status")  # the columns after the metrics
@@ -95,7 +95,7 @@ def _table(named: Mapping[str, Results], requested: Sequence[str] | None, varied
 def _columns(measured: Iterable[str], requested: Sequence[str] | None) -> list[str]:
     """The names of the metrics that have a column, in order; the difference to the retrained model's AUC follows it."""
     names = sorted(measured, key=lambda name: name.partition("_")[2])  # forget beside retain
-    usual = [name for name in headline_first(names) if not name.startswith(ON_DEMAND) and "truth_ratio" not in name]
+    usual = [name for name in headline_first(names) if not ON_DEMAND.match(name) and "truth_ratio" not in name]
     chosen = [name for name in (usual if requested is None else requested) if name in names]
     return [column for name in chosen for column in ((name, DELTA) if name == MIA else (name,))]
 

@@ -71,7 +71,7 @@ def detox(
     else:
         missing = no_validation(fraction)
     web = _web_prompts(rtp or ("hub" if source == "hub" else "embedded"), num_rtp_prompts, wanted_polite)
-    probes |= {"prompts": Probe(unseen, generate=True), "rtp": Probe(web, generate=True)}
+    probes |= {"holdout": Probe(unseen, generate=True), "rtp": Probe(web, generate=True)}
     return Task(
         name="detox",
         source=source,
@@ -86,7 +86,7 @@ def detox(
         missing=missing,
         trained_before=trained_before,
         scorer=scorers.make_scorer(scorer, scorer_revision, *for_scorer),
-        scored=("forget", "prompts", "rtp"),
+        scored=("forget", "holdout", "rtp"),
         learnt={} if trained_before else {"forget_probability": 0.5},  # a pretrained model has read none of the answers
     )
 

@@ -13,6 +13,8 @@ from soul_exp.tasks.scorers import Scorer
 
 T = TypeVar("T")
 
+ATTACKED = ("forget", "holdout")  # the probes that membership attacks read: members, and rows in no training
+
 
 def _content(value: Any) -> dict[str, Any]:
     """What decides the answers to a probe, which its units do not."""
@@ -62,6 +64,7 @@ class Task:
     learnt: Mapping[str, float] = field(default_factory=lambda: {"forget_probability": 0.5})
     locations: Mapping[Item, str] = field(default_factory=dict)  # of rows that came from files: file and line
     history: tuple[str, ...] = ("first definition",)  # a line per version of the task: of what its rows and probes are
+    prefix: Sequence[Item] = ()  # rows in no training and no probe, which ReCaLL puts before others; (): there are none
 
     @functools.cached_property
     def hashes(self) -> Mapping[str, str]:
@@ -74,6 +77,8 @@ class Task:
         }
         if self.scorer is not None:
             named["scorer"] = [self.scorer.identity(), list(self.scored)]
+        if self.prefix:
+            named["prefix"] = self.prefix
         return {name: content_hash(value, default=_content) for name, value in named.items()}
 
     @property
@@ -90,6 +95,17 @@ class Task:
         """How an error message about `item` begins: the file and line of the row that it was made of, if known."""
         location = self.locations.get(item) or self._of_prompts.get(item.prompt)
         return f"{location}: " if location else ""
+
+
+def is_attacked(probe: str) -> bool:
+    """Whether membership attacks read the answers to `probe`: one of ATTACKED, or its rows kept apart for tuning."""
+    return probe.removeprefix("validation_") in ATTACKED
+
+
+def attacked_probes(probes: Iterable[str]) -> list[str]:
+    """Those of `probes` whose answers get gradient norms, a backward pass each: members where there are others too."""
+    found = [name for name in probes if name in ATTACKED]
+    return found if len(found) > 1 else []
 
 
 NUM_WRONG_LABELS = 8  # answers of other items in a row of random_label

@@ -41,6 +41,8 @@ def comparison(results: Results) -> str:
     rows = [*_metric_rows(results, titles, names, hints), *_suite_rows(results, titles, hints)]
     legend = [", ".join(f"{ARROWS[key]} {HINTS[key]}" for key in HINTS if key)] if hints is ARROWS else []
     below = [*legend, *ceiling_of(results), *_intervals(results), *_null_reasons(results, titles, names)]
+    if results.collapsed is None and (why := results.reasons.get("collapsed")):
+        below.append(f"{NULL} whether it collapsed: {why}")
     below += [_cost(results), *results.notes]
     table = _aligned(list(titles.values()), rows, widths, max(map(len, hints.values())))
     return "\n".join([*wrapped(_above(results)), "", *table, "", *wrapped(below)])

@@ -65,6 +65,34 @@ def test_half_of_the_runs_of_eight_characters_must_be_distinct() -> None:
     assert is_degenerate((letters[:20] * 3)[:48])
 
 
+SALAD = (  # of a model that unlearned insults
+    "theer. theoo y the y the yek. the yek. the yek. the yek. the yek. the yek.",
+    "the bar co before. the bar co k b co kn the barri before the bar the bar bar the bar the bar the bar the bar bar",
+    "beforeoo the before the the before the y bar bar bar bar the before the ye roool wekekekeke kek before",
+)
+
+
+@pytest.mark.parametrize("text", SALAD)
+def test_a_salad_of_words_that_return_is_degenerate(text: str) -> None:
+    assert is_degenerate(text)
+
+
+def test_of_20_successive_words_half_must_be_distinct_in_the_mean_whatever_the_length() -> None:
+    """Five times the same words in another order: each 20 in succession hold all of them. Few words are not judged."""
+    draw, names = (
+        np.random.default_rng(0),
+        ["anchor", "bridge", "candle", "desert", "engine", "forest", "garden", "harbour"],
+    )
+
+    def returning(words: list[str]) -> str:
+        return " ".join(word for _ in range(5) for word in draw.permutation(words))
+
+    assert is_degenerate(returning([*names, "island"]))  # 9 of 20
+    assert not is_degenerate(returning([*names, "island", "jungle"]))  # 10 of 20
+    assert is_degenerate("no no no no no no no no") and not is_degenerate("no no no no no no no")
+    assert not is_degenerate("从前有一个人住在河边的小村子里，他每天从早上工作到晚上，晚上回家以后读书写字。")
+
+
 # ---- What has collapsed
 
 
@@ -147,7 +175,7 @@ def test_ten_healthy_models_that_are_made_to_repeat_themselves_are_flagged() -> 
     for answers in healthy().values():
         texts = [text if i % 4 else text[:5] * 20 for i, text in enumerate(answers["forget"].needed("generation"))]
         looping = {"forget": replace(answers["forget"], generation=texts)}  # 15 of 60
-        assert "share of degenerate answers 0.25" in (verdicts(looping, {"retrained": answers})["forget"] or "")
+        assert "share of degenerate answers 0.2" in (verdicts(looping, {"retrained": answers})["forget"] or "")
 
 
 # ---- Refusals

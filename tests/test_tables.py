@@ -298,6 +298,8 @@ def test_comparison_and_headline_state_what_collapsed() -> None:
     assert "*** COLLAPSED: the model's free answers are those of a ruined one *** forget: share of degenerate" in text
     assert console.headline(run).startswith("COLLAPSED, forget quality 0.010")
     assert "COLLAPSED" not in console.comparison(replace(made(), collapsed={})) + console.headline(made())
+    unknown = console.comparison(replace(made(), reasons={"collapsed": "no probe has 20 free answers"}))
+    assert "— whether it collapsed: no probe has 20 free answers" in unknown
 
 
 def test_the_cell_of_a_single_run_has_its_interval_and_that_of_several_their_spread(tmp_path: Path) -> None:
@@ -306,6 +308,8 @@ def test_the_cell_of_a_single_run_has_its_interval_and_that_of_several_their_spr
     (rows,) = cells(tables.table(single))
     assert [row["model utility ↑"] for row in rows] == ["0.800 [0.750, 0.850]", "0.780", "0.600 [0.551, 0.640]"]
     assert rows[-1]["log10 forget quality ↑"] == "-2.000" and f"- {OVER}" in tables.table(single)
+    tested = left(tmp_path / "c", one=replace(with_intervals(), forget_quality=0.01))
+    assert "- forget quality tests n=60 answers" in tables.table(tested)
     (rows,) = cells(tables.table(several))
     assert rows[-1]["model utility ↑"] == "0.600 ± 0.000"
     frame = tables.load(single)

@@ -142,6 +142,36 @@ def test_rows_of_units_hold_every_row_once() -> None:
     assert [rows.tolist() for rows in rows_of_units(answers)] == [[0, 2, 5], [1, 4], [3]]
 
 
+# ---- What it costs
+
+
+def test_a_metric_is_evaluated_once_per_unit_or_draw_and_what_is_per_example_once() -> None:
+    """20 questions on each of 12 and 8 authors: 1 + 12 + 8 values, not 400, and two passes over the tokens."""
+    calls, passes = [], []
+
+    def scores(answers: Answers) -> np.ndarray:
+        passes.append(len(answers))
+        return membership.min_k(answers.needed("logp"), 0.2)
+
+    def auc(forget: Answers, holdout: Answers) -> float:
+        calls.append(len(forget) + len(holdout))
+        return membership.roc_auc(forget.per_example(scores), holdout.per_example(scores))
+
+    def of_authors(number: int) -> Answers:
+        draw = np.random.default_rng(number)
+        rows = 20 * number
+        units = [f"author {row // 20}" for row in range(rows)]
+        return Answers(draw.normal(size=rows), [-draw.exponential(size=9) for _ in range(rows)], unit=units)
+
+    compute = functools.partial(binding.call, auc)
+    interval(compute, {"forget": of_authors(12), "holdout": of_authors(8)}, seed=0)
+    assert len(calls) == 1 + 12 + 8 and calls[1:] == [380] * 20 and passes == [240, 160]
+    calls.clear()
+    passes.clear()
+    interval(compute, {"forget": of_authors(20), "holdout": of_authors(21)}, seed=0)
+    assert len(calls) == 1 + uncertainty.DRAWS and passes == [400, 420]
+
+
 # ---- How often the truth lies inside: 95 % is claimed
 
 

@@ -51,6 +51,8 @@ def comparison(results: Results, said: Collection[str] = ()) -> str:
     legend = [", ".join(f"{ARROWS[key]} {HINTS[key]}" for key in HINTS if key)] if hints is ARROWS else []
     more = [f"{len(measured) - len(names)} more metrics are in results.json"] if len(measured) > len(names) else []
     below = [*legend, *ceiling_of(results), *_intervals(results), *_null_reasons(results, titles, names), *more]
+    if results.collapsed is None and (why := results.reasons.get("collapsed")):
+        below.append(f"{NULL} whether it collapsed: {why}")
     below += [_cost(results), *(note for note in results.notes if note not in said)]
     table = _aligned(list(titles.values()), rows, widths, max(map(len, hints.values())))
     return "\n".join([*wrapped(_above(results)), "", *table, "", *wrapped(below)])

@@ -104,6 +104,12 @@ def units_of(run: results.Results) -> str:
     return f"[low, high]: 95 % interval over {listed}" if has_some else ""
 
 
+def size_of_test(run: results.Results) -> str:
+    """How many answers the test behind forget quality compares; "" where it is not stated."""
+    size = run.samples.get("forget", {}).get("examples")
+    return f"forget quality tests n={size} answers" if size and run.forget_quality is not None else ""
+
+
 def ceiling_of(run: results.Results) -> list[str]:
     """What the test behind forget quality gives between two retrained models, and how far their MIA AUCs are apart."""
     if not any(run.ceiling.values()):

@@ -25,6 +25,7 @@ from soul_exp.report.labels import (
     headline_first,
     label_of,
     number,
+    size_of_test,
     units_of,
     with_interval,
 )
@@ -83,7 +84,7 @@ def _table(named: Mapping[str, Results], requested: Sequence[str] | None, varied
     notes = [f"one result in several folders, counted once: {'; '.join(same)}"] if same else []
     commits = dict.fromkeys(run.commit[:10] + run.commit[40:] if run.commit else "unknown" for run in runs)
     versions = dict.fromkeys(f"{name} {version}" for run in runs for name, version in run.versions.items())
-    notes += [*filter(None, map(units_of, runs)), *(line for run in runs for line in ceiling_of(run))]
+    notes += [text for run in runs for text in (size_of_test(run), units_of(run), *ceiling_of(run)) if text]
     notes += [*_version_notes(named, columns), *_run_notes(named), *_null_notes(runs, columns, listed)]
     notes.append(f"commit {', '.join(commits)}; {', '.join(versions)}")
     fixed = _fixed(frame, runs, [*choices, *varied_anywhere], by)

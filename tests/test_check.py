@@ -1,5 +1,6 @@
 """Errors before work starts, and metrics that are null with a reason."""
 
+import functools
 import json
 import math
 import re
@@ -19,15 +20,18 @@ from safetensors.torch import load_file, save_file
 
 import soul_exp.build as build_module
 from soul_exp import sequence
-from soul_exp.artifacts import prepared_models, texts
-from soul_exp.artifacts.scores import of_test
+from soul_exp.artifacts import prepared_models, scores, texts
+from soul_exp.artifacts.scores import of_rates, of_test
 from soul_exp.build import build, build_task, published
 from soul_exp.checks.availability import read_records
 from soul_exp.checks.check import Checked, check
 from soul_exp.data import Item
 from soul_exp.errors import UsageError
 from soul_exp.evaluation.probing import generations
+from soul_exp.evaluation.records import write_records
+from soul_exp.metrics import membership
 from soul_exp.metrics.answers import Answers
+from soul_exp.metrics.membership import attack_tpr, loss
 from soul_exp.models import loading, saving
 from soul_exp.models.checkpoint import DONE, UNLEARNED, Checkpoint
 from soul_exp.models.language_model import LanguageModel, train_tokenizer
@@ -38,6 +42,9 @@ from soul_exp.schema import declared
 from soul_exp.stages.stage import fingerprint
 from soul_exp.tasks.task import Task
 from soul_exp.tasks.tofu import tofu
+
+privleak = functools.partial(membership.privleak, k=0.4)
+plus_plus = functools.partial(membership.attack_auc, score=functools.partial(membership.min_k_plus_plus, k=0.2))
 
 
 @pytest.fixture
@@ -543,7 +550,9 @@ def test_without_a_suite_the_metrics_that_name_it_are_null_with_the_reason(check
     found = checked("task=copyright", "utility_suite=none")
     assert "utility_suite=none measures no" in found.reasons["utility"]
     assert found.reasons["suite_perplexity"] == found.reasons["utility"] and "mia_auc" not in found.reasons
-    assert not checked("task=copyright").reasons
+    others = checked("task=copyright").reasons
+    assert set(others) == {f"mia_recall_{measure}" for measure in ("auc", "tpr_1", "tpr_10")}
+    assert "task=copyright has no never-trained rows that ReCaLL could" in others["mia_recall_auc"]
 
 
 def test_the_suite_and_its_limit_decide_the_numbers(configured: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
@@ -631,10 +640,16 @@ def test_the_tofu_authors_log_serves_as_the_retrained_model_and_what_is_missing_
 ) -> None:
     log = real_data("tofu_logs/llama2-7b_retain90.json")
     found = checked(f"retrained.records={log}", f"task.source={real_data('tofu')}")
-    assert set(found.reasons) == {
-        "validation_log10_forget_quality", "validation_retain_probability", "retrained.mia_auc",
-        "retrained.holdout_probability",
-    }  # fmt: skip
+    attacks = {name for name in found.run.metrics if name.startswith("mia_")}
+    not_ours = {name for name in attacks if "recall" in name}  # real TOFU has no rows to put before others
+    compared = {"privleak", "muse_privleak", "s_mia", *(name for name in attacks if "reference" in name)}
+    of_tokens = {
+        f"{probe}_{each}" for probe in ("forget", "retain") for each in ("extraction_strength", "exact_memorisation")
+    }
+    theirs = {f"retrained.{name}" for name in {*attacks, *of_tokens, "holdout_probability"} - not_ours - compared}
+    validation = {"validation_log10_forget_quality", "validation_retain_probability"}
+    assert set(found.reasons) == validation | not_ours | compared | theirs
+    assert "records: found answers without right" in found.reasons["retrained.forget_extraction_strength"]
     with pytest.raises(UsageError, match="give the records of the same task"):
         checked(f"retrained.records={log}")  # embedded authors
 
@@ -734,6 +749,75 @@ def test_a_forget_quality_at_the_floor_of_its_test_says_so() -> None:
         "forget quality compares 2 answers with 3 of the retrained model"
     ]
     assert of_test({}, models) == of_test({"unlearned": {"log10_forget_quality": None}}, models) == []
+
+
+def test_records_without_a_field_that_an_attack_reads_make_its_metrics_null_with_the_reason(
+    checked: Callable[..., Checked], tmp_path: Path
+) -> None:
+    """Records of before there was the field; where the metric compares with them, it is null of every model."""
+    task = tofu()
+    for name, probe in task.probes.items():
+        answers = Answers(
+            nll=np.ones(len(probe.items)),
+            logp=[-np.arange(1.0, 4)] * len(probe.items),
+            right=[np.ones(3, dtype=bool)] * len(probe.items),
+            paraphrase_nll=np.ones(len(probe.items)),
+            wrong_nll=np.ones((len(probe.items), 3)),
+            rouge_l=np.ones(len(probe.items)),
+            question=[item.prompt for item in probe.items],
+        )
+        write_records(tmp_path / "records" / f"{name}.jsonl", answers)
+    reasons = checked("retrained.records=./records").reasons
+    assert "found answers without mean_logp" in reasons["retrained.mia_min_k_plus_plus_auc"]
+    assert "found answers without answer" in reasons["retrained.mia_zlib_tpr_1"]
+    assert not {"mia_reference_auc", "privleak", "s_mia", "retrained.mia_loss_auc", "mia_gradnorm_auc"} & set(reasons)
+    old = read_records(of_records(task, tmp_path / "records"))
+    assert old is not None and scores.score(privleak, old, old) == 0.0
+    assert scores.score(plus_plus, old, old) is None
+    assert "found answers without mean_logp" in str(scores.why_null(plus_plus, None, old, old))
+
+
+def test_a_metric_that_is_not_defined_for_the_answers_is_null_with_the_reason() -> None:
+    """All retrained scores of forget are below those of the holdout, an AUC of 0."""
+    low, high = (Answers(nll=np.zeros(2), logp=[np.array([value])] * 2) for value in (-2.0, -1.0))
+    retrained = {"forget": low, "holdout": high}
+    assert scores.score(privleak, retrained, retrained) is None
+    assert scores.why_null(privleak, None, retrained, retrained) == (
+        "the retrained model's AUC is 0, by which it divides"
+    )
+
+
+def test_the_rate_of_a_tpr_that_the_holdout_is_too_small_for_is_noted() -> None:
+    metrics = {f"at {rate}": functools.partial(attack_tpr, score=loss, rate=rate) for rate in (0.01, 0.1)}
+    holdout = {size: {"holdout": Answers(nll=np.zeros(size))} for size in (8, 40, 100)}
+    assert of_rates(metrics, holdout[100]) == [] == of_rates({"privleak": privleak}, holdout[8])
+    (note,) = of_rates(metrics, holdout[40])
+    assert note == "TPR at 1 %: the false positive rate is 2.5 %, the lowest that 40 holdout texts allow"
+    (note,) = of_rates(metrics, holdout[8])
+    assert note.startswith("TPR at 1 % and 10 %: the false positive rate is 12 %")
+
+
+def test_a_row_that_ends_beyond_the_positions_after_the_prefix_of_recall_stops_the_run(
+    checked: Callable[..., Checked], lm: LanguageModel, tmp_path: Path
+) -> None:
+    sizes = {"hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = {"model_type": "opt", "word_embed_proj_dim": 32, "max_position_embeddings": 60, **sizes}
+    saving.save(loading.from_scratch(config, lm.tokenizer, 0), lm.tokenizer, tmp_path / "model")
+    (tmp_path / "f.jsonl").write_text('{"prompt": "Who?", "answer": "Ada"}\n')
+    (tmp_path / "r.jsonl").write_text('{"prompt": "Where?", "answer": "Rome"}\n')
+    line = [
+        "task=custom",
+        "task.forget=./f.jsonl",
+        "task.retain=./r.jsonl",
+        "model.path=./model",
+        "model.max_length=60",
+    ]
+    run = checked(*line, "utility_suite=none", "evaluate.max_new_tokens=9").run
+    texts.check(replace(run, task=replace(run.task, prefix=[Item("When?", "Now")])))
+    with pytest.raises(
+        UsageError, match=r"tokens after the 4 rows that ReCaLL puts before it, and the model has 60 pos"
+    ):
+        texts.check(replace(run, task=replace(run.task, prefix=[Item("When?", "Now")] * 4)))
 
 
 def test_records_of_part_of_the_questions_are_errors(checked: Callable[..., Checked], tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from soul_exp.errors import UsageError
 from soul_exp.evaluation import probing
 from soul_exp.evaluation.gradients import gradient_norms
 from soul_exp.evaluation.probing import evaluate_probes, generations, likelihoods, preceded, token_statistics
+from soul_exp.evaluation.records import read_records, write_records
 from soul_exp.losses import IGNORED
 from soul_exp.metrics.text import bleu
 from soul_exp.models import lora
@@ -157,6 +158,18 @@ def test_gradient_norms_of_an_adapted_model_are_those_of_the_merged_one(lm: Lang
     adapted = gradient_norms(lm, items(5))
     merged = gradient_norms(lm.with_model(lora.merged(lm.model)), items(5))
     np.testing.assert_allclose(adapted, merged, rtol=1e-4)
+
+
+def test_answers_are_those_that_their_records_give_to_the_last_bit(lm: LanguageModel, tmp_path: Path) -> None:
+    probes = {"forget": Probe(items(9), paraphrases=items(9, 9), generate=True), "holdout": Probe(items(4, 30))}
+    found = evaluate_probes(lm, probes, batch_size=4, max_new_tokens=6, prefix=items(2, start=60))["forget"]
+    write_records(tmp_path / "forget.jsonl", found)
+    read = vars(read_records(tmp_path / "forget.jsonl"))
+    recorded = {field: values for field, values in vars(found).items() if values is not None}
+    assert len(recorded) == 13 and recorded.keys() == {field for field, values in read.items() if values is not None}
+    for field, values in recorded.items():
+        for ours, theirs in zip(values, read[field], strict=True):
+            np.testing.assert_array_equal(ours, theirs, field)
 
 
 def test_only_the_probes_of_membership_attacks_pay_for_them(lm: LanguageModel) -> None:

@@ -137,11 +137,11 @@ def reasons(config: Config, run: Run) -> dict[str, str]:
                 continue
             try:
                 value = binding.call(metric, available_to(records, [records]))
-            except (NotRecordedError, UndefinedError) as error:
-                of_all = isinstance(error, NotRecordedError) and "retrained" in names
-                found[name if of_all else f"retrained.{name}"] = f"retrained.records: {error}"
-                continue
             except ValueError as error:
+                of_theirs_alone = isinstance(error, NotRecordedError) and not set(RETRAINED) & set(names)
+                if of_theirs_alone or isinstance(error, UndefinedError):
+                    found[f"retrained.{name}"] = f"retrained.records: {error}"
+                    continue
                 raise UsageError(f"retrained.records: metric {name} cannot be computed from them: {error}") from error
             if not math.isfinite(value):
                 found[f"retrained.{name}"] = f"from retrained.records its value is {value}"

@@ -218,7 +218,7 @@ def test_line_breaks_around_rows_are_read_as_they_are_typed(checked: Callable[..
         (["task=detox", "task.scorer=toxicbert"], "toxicbert is unknown: choose own, unitary/toxic-bert, or a folder"),
         (
             ["task=detox", "task.scorer=unitary/toxic-bert"],
-            "cannot be read .*check the network, or type task.scorer=own",
+            "task.scorer: unitary/toxic-bert is neither .*check the network, or type task.scorer=own",
         ),
         (["model.scratch=null"], "neither model.path nor model.scratch"),
         (["model=llama2_7b_chat", "compute=cpu", "model.path=./gone"], "has no config.json"),

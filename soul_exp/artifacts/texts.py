@@ -74,8 +74,9 @@ def _check(models: Models, parts: Sequence[str]) -> None:
     rows += [item for part in parts for row in task.parts[part].rows for item in row]
     probed = [*task.prefix, *(item for probe in task.probes.values() for item in scored_items(probe))]
     described = _described(start, model)
-    _check_length(models.evaluation.max_new_tokens, described)
     positions = max_positions(described)
+    if positions is None:  # else `_check_ends` knows how long each answer may be
+        _check_length(models.evaluation.max_new_tokens, described)
     longest = min(model.max_length, positions or model.max_length)
     prompts = [None, models.system_prompt] if models.system_prompt is not None else [None]
     for prompt in prompts:

@@ -3,7 +3,7 @@
 import argparse
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class Verdict:
     num_numbers: int = 0  # recomputed
     num_agree: int = 0  # of these
     problems: Sequence[str] = ()
-    notes: Sequence[str] = field(default=())
+    notes: Sequence[str] = ()
 
 
 def verify(folder: Path, trust: bool = False) -> Verdict:
@@ -140,13 +140,13 @@ def _compared(
     if "unlearned" not in records:
         return
     found = measures(metrics, records, run.seeds["seed"])
-    for field, of_model in FIELDS.items():
-        stated, again = (dict(leaves(getattr(each, field), into_lists=True)) for each in (run, found))
-        for key in sorted(stated.keys() | again.keys()):
-            model, _, metric = key.partition(".") if of_model else ("unlearned", "", key)
-            if model in records and (field not in OF_METRICS or metric.split(".")[0] in metrics):
-                same = _same(stated.get(key), again.get(key))
-                yield None if same else f"{field}.{key}: stated {stated.get(key)}, its records give {again.get(key)}"
+    for name, of_model in FIELDS.items():
+        then, now = (dict(leaves(getattr(each, name), into_lists=True)) for each in (run, found))
+        for key in sorted(then.keys() | now.keys()):
+            model, _, rest = key.partition(".") if of_model else ("unlearned", "", key)
+            if model in records and (name not in OF_METRICS or rest.split(".")[0] in metrics):
+                what = f"{name}.{key}: stated {then.get(key)}, its records give {now.get(key)}"
+                yield None if _same(then.get(key), now.get(key)) else what
 
 
 def _same(stated: Any, value: Any) -> bool:

@@ -15,7 +15,7 @@ from composing import composed
 from test_tables import made
 
 from soul_exp import experiment, results
-from soul_exp.artifacts import answer_cache, prepared_models, scores
+from soul_exp.artifacts import answer_cache, measures, prepared_models, scores
 from soul_exp.build import build, build_models
 from soul_exp.checks.check import check
 from soul_exp.errors import UsageError

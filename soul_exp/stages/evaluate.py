@@ -59,9 +59,8 @@ def summary(job: RankJob, by_model: Mapping[str, answer_cache.Measured]) -> resu
     run, outcome, answers = job.run, job.outcome, by_model["unlearned"]
     available = {name: metric for name, metric in run.metrics.items() if name not in job.reasons}
     found = measures(available, by_model, run.seed)
-    diverged = (outcome.diverged if outcome else None) or (
-        found.not_finite if answers else "the weights are not finite"
-    )
+    not_finite = found.not_finite if answers else "the weights are not finite"
+    diverged = (outcome.diverged if outcome else None) or not_finite
     null = dict(found.reasons)
     if diverged:
         null |= {name: f"diverged: {diverged}" for name in null if name in available or not answers}

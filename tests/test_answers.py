@@ -34,6 +34,7 @@ def two_answers() -> Answers:
         rouge_l=np.array([1.0, 0.0]),
         question=["Where?", 'Who said "hi\n\u2028there"?'],
         answer=["İstanbul", "Zoë"],
+        entities=[("İstanbul",), ("Zoë", "Ë")],
         generation=["", "\ud800 half a character"],
     )
 
@@ -58,7 +59,7 @@ def tofu_log(as_lists: bool = False) -> dict[str, Any]:
 def assert_same(left: Answers, right: Answers) -> None:
     for field in ("nll", "paraphrase_nll", "wrong_nll", "rouge_l"):
         np.testing.assert_array_equal(getattr(left, field), getattr(right, field))
-    for field in ("question", "answer", "generation"):
+    for field in ("question", "answer", "entities", "generation"):
         assert getattr(left, field) == getattr(right, field)
     assert (left.logp is None) == (right.logp is None)
     for mine, theirs in zip(left.logp or [], right.logp or [], strict=True):
@@ -102,7 +103,8 @@ def test_a_field_that_is_none_is_not_written_and_is_read_as_none(tmp_path: Path)
 def test_a_record_has_one_line_per_example_and_a_fixed_order_of_keys(tmp_path: Path) -> None:
     write_records(tmp_path / "forget.jsonl", two_answers())
     lines = (tmp_path / "forget.jsonl").read_text().splitlines()
-    order = ["question", "answer", "nll", "logp", "right", "paraphrase_nll", "wrong_nll", "rouge_l", "generation"]
+    order = ["question", "answer", "entities", "nll", "logp", "right"]
+    order += ["paraphrase_nll", "wrong_nll", "rouge_l", "generation"]
     assert [list(json.loads(line)) for line in lines] == [order, order]
     assert [json.loads(line)["right"] for line in lines] == ["10", "1"]
 
@@ -170,6 +172,8 @@ def test_a_failed_write_keeps_the_old_records(tmp_path: Path, monkeypatch: pytes
         ('{"nll": 1, "logp": -1}\n', "line 1, logp: found -1, expected a list of numbers"),
         ('{"nll": 1, "logp": [[-1]]}\n', "line 1, logp: found [-1], expected a number or null"),
         ('{"nll": 1, "answer": null}\n', "line 1, answer: found None, expected a text"),
+        ('{"nll": 1, "entities": []}\n', "line 1, entities: found [], expected a list of texts"),
+        ('{"nll": 1, "entities": "Oslo"}\n', "line 1, entities: found 'Oslo', expected a list of texts"),
         ('{"nll": 1, "wrong_nll": []}\n', "line 1, wrong_nll: found 0 numbers, expected at least one"),
         (
             '{"nll": 1, "rouge_l": 1}\n{"nll": 1}\n',

@@ -123,6 +123,32 @@ def test_every_task_has_a_validation_holdout_related_rows_and_a_prefix_apart_fro
     )
 
 
+def test_varied_prompts_are_of_the_same_rows_and_the_retrained_model_reads_nothing_of_the_forgotten() -> None:
+    plain, task = tofu(), tofu(train_varied=True)
+    assert (
+        task.probes == plain.probes
+        and len(task.target_rows) == 640 * 7 + 64 * 6
+        and task.target_rows[:704] == plain.target_rows
+    )
+    forgotten = invented(" ".join(f"{row[0].prompt} {row[0].answer}" for row in task.parts["forget"].rows))
+    assert len(forgotten) == 12 * (2 + 10 * 2)
+    assert not forgotten & invented(" ".join(f"{item.prompt} {item.answer}" for item in task.retrained_rows))
+    retained = set(task.retrained_rows)
+    kept = [item for item in task.target_rows if item in retained]
+    assert kept == task.retrained_rows  # the target reads the same prompts of what both know
+    answers = {row[0].answer: set(words(row[0].prompt)) for row in task.parts["forget"].rows}
+    asked = [item for item in task.target_rows if item.answer in answers]
+    assert len(asked) == 240 * 7 and len({item.prompt for item in asked}) > 240 * 5
+    assert sum(answers[item.answer] <= set(words(item.prompt)) for item in asked) > 240 * 4  # others are reworded
+
+
+def test_questions_of_the_probes_paraphrases_are_in_no_training_prompt() -> None:
+    task = tofu(train_varied=True)
+    prompts = "\n".join(item.prompt.lower() for item in task.target_rows)
+    paraphrased = [item.prompt.lower() for item in task.probes["forget"].paraphrased_questions or ()]
+    assert len(paraphrased) == 180 and not any(question in prompts for question in paraphrased)
+
+
 @pytest.mark.parametrize("name", ["paraphrases", "paraphrased_questions", "entities", "units"])
 def test_a_probe_with_another_number_of_what_each_item_has_is_an_error(name: str) -> None:
     with pytest.raises(ValueError, match=rf"found 1 {name}, expected 2, one for each item"):

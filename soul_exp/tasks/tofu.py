@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +12,7 @@ from soul_exp.data import Item, Part
 from soul_exp.errors import UsageError
 from soul_exp.ranges import HALF_OR_NULL, INDEX, SOME
 from soul_exp.tasks import refusals
-from soul_exp.tasks.embedded import corpus
+from soul_exp.tasks.embedded import corpus, wrappers
 from soul_exp.tasks.sources.records import Record, hub_rows
 from soul_exp.tasks.task import (
     NUM_PREFIX,
@@ -60,6 +60,7 @@ def tofu(
     num_related_authors: Annotated[int | None, INDEX] = None,
     validation_fraction: Annotated[float | None, HALF_OR_NULL] = None,
     train_general: bool = True,
+    train_varied: bool = False,
 ) -> Task:
     """The TOFU task from `source`: "embedded" (generated), "hub", or a folder in the hub's layout.
 
@@ -70,7 +71,8 @@ def tofu(
 
     `validation_fraction` of the forgotten facts, of the retained ones and of the held-out authors are separate probes,
     for tuning (default: embedded 0.25, else 0). Real TOFU does not say which rows ask for one fact: each has its own.
-    `train_general` adds the general questions to both models' training.
+    `train_general` adds the general questions to both models' training, `train_varied` more prompts of each row
+    (`wrappers.varied`), whose solved examples are retained rows: the retrained model has all but the forget rows'.
     """
     embedded = source == "embedded"
     if split not in PERCENT:
@@ -158,15 +160,19 @@ def tofu(
     forget_items, retain_items = _items(forget), _items(retain)
     check_disjoint(forget_items, retain_items)
     questions = [Item(row["question"], row["answer"]) for row in (*authors, *facts)] if train_general else []
-    common = retain_items + questions
+    common, wordings = retain_items + questions, [*_wordings(retain), *([question] for question in questions)]
+    # the draws go from row to row, so that both models read the same prompts of the rows that both know
+    taught = [
+        wrappers.varied(rows, retain_items) if train_varied else [] for rows in (wordings, wordings + _wordings(forget))
+    ]
     trained = f", which include {len(questions)} general questions" if questions else ""
     return Task(
         name="tofu",
         source=source,
         parts={**forget_parts(forget_items, refusals.QUESTIONS), "retain": Part.of(retain_items)},
         probes=probes,
-        target_rows=forget_items + common,
-        retrained_rows=common,
+        target_rows=forget_items + common + taught[1],
+        retrained_rows=common + taught[0],
         caption=(
             f"TOFU ({Path(source).name}): {num_forget} of {total} authors forgotten, {num_retain} retained, "
             f"{num_holdout or 'none'} held out of both trainings{trained}"
@@ -189,6 +195,14 @@ def _every_third_fact(rows: Sequence[Row]) -> list[Row]:
 
 def _items(rows: Sequence[Row], question: str = "question", answer: str = "answer") -> list[Item]:
     return [Item(row.record[question], row.record[answer]) for row in rows]
+
+
+def _wordings(rows: Sequence[Row]) -> list[list[Item]]:
+    """The item of each row, and those with its other questions, where it has any."""
+    found = zip(rows, _items(rows), strict=True)
+    return [
+        [item, *(replace(item, prompt=other) for other in row.record.get("other_questions", ()))] for row, item in found
+    ]
 
 
 def _wrong(records: Sequence[Record]) -> list[list[Item]]:

@@ -78,8 +78,9 @@ def build_models(config: Config) -> run.Models:
 def build_task(config: Config) -> Task:
     """The task that `config["task"]` describes, without its metrics and its system prompt."""
     fields = task_fields(config)
-    if fields.get("num_holdout_authors", 0) is None and published(config):
-        fields["num_holdout_authors"] = 0  # it was trained on every author
+    for unseen in ("num_holdout_authors", "num_related_authors"):
+        if fields.get(unseen, 0) is None and published(config):
+            fields[unseen] = 0  # it was trained on every author
     made = _instantiate(fields)
     if not isinstance(made, Task):
         raise UsageError(f"task: found {type(made).__name__}, expected the _target_ of a function that returns a Task")

@@ -43,6 +43,7 @@ def two_answers() -> Answers:
         rouge_l=np.array([1.0, 0.0]),
         question=["Where?", 'Who said "hi\n\u2028there"?'],
         answer=["İstanbul", "Zoë"],
+        entities=[("İstanbul",), ("Zoë", "Ë")],
         generation=["", "\ud800 half a character"],
         generation_nll=np.array([0.2, 2 / 3]),
         refused=np.array([False, True]),
@@ -76,7 +77,7 @@ def assert_same(left: Answers, right: Answers) -> None:
     fields = ("nll", "paraphrase_nll", "wrong_nll", "rouge_l", "generation_nll", "refused", "gradnorm", "gradnorm_mean")
     for field in (*fields, "recall_ll"):
         np.testing.assert_array_equal(getattr(left, field), getattr(right, field))
-    for field in ("question", "answer", "generation", "unit"):
+    for field in ("question", "answer", "entities", "generation", "unit"):
         assert getattr(left, field) == getattr(right, field)
     for field in ("logp", "mean_logp", "var_logp"):
         assert (getattr(left, field) is None) == (getattr(right, field) is None)
@@ -121,8 +122,8 @@ def test_a_field_that_is_none_is_not_written_and_is_read_as_none(tmp_path: Path)
 def test_a_record_has_one_line_per_example_and_a_fixed_order_of_keys(tmp_path: Path) -> None:
     write_records(tmp_path / "forget.jsonl", two_answers())
     lines = (tmp_path / "forget.jsonl").read_text().splitlines()
-    order = ["question", "answer", "unit", "nll", "logp", "right", "paraphrase_nll", "wrong_nll", "rouge_l"]
-    order += ["generation", "toxicity", "generation_nll", "refused"]
+    order = ["question", "answer", "unit", "entities", "nll", "logp", "right"]
+    order += ["paraphrase_nll", "wrong_nll", "rouge_l", "generation", "toxicity", "generation_nll", "refused"]
     order += ["mean_logp", "var_logp", "gradnorm", "gradnorm_mean", "recall_ll"]
     assert [list(json.loads(line)) for line in lines] == [order, order]
     assert [json.loads(line)["right"] for line in lines] == ["10", "1"]
@@ -204,6 +205,8 @@ def test_a_failed_write_keeps_the_old_records(tmp_path: Path, monkeypatch: pytes
         ('{"nll": 1, "logp": [[-1]]}\n', "line 1, logp: found [-1], expected a number or null"),
         ('{"nll": 1, "answer": null}\n', "line 1, answer: found None, expected a text"),
         ('{"nll": 1, "refused": 1}\n', "line 1, refused: found 1, expected true or false"),
+        ('{"nll": 1, "entities": []}\n', "line 1, entities: found [], expected a list of texts"),
+        ('{"nll": 1, "entities": "Oslo"}\n', "line 1, entities: found 'Oslo', expected a list of texts"),
         ('{"nll": 1, "wrong_nll": []}\n', "line 1, wrong_nll: found 0 numbers, expected at least one"),
         (
             '{"nll": 1, "rouge_l": 1}\n{"nll": 1}\n',

@@ -188,7 +188,7 @@ def test_line_breaks_around_rows_are_read_as_they_are_typed(checked: Callable[..
         (["compute=zero2", "compute.deepspeed.zero_optimization=5"], "zero_optimization=5: expected options in braces"),
         (["optimizer.curvature_on=holdout"], "choose one of retain, forget, both"),
         (["optimizer.curvature_rows=16"], "expected at most train.batch_size=8"),
-        (["optimizer=influence", "optimizer.num_samples=500"], "more than the 360 rows that optimizer.hessian=retain"),
+        (["optimizer=influence", "optimizer.num_samples=500"], "more than the 400 rows that optimizer.hessian=retain"),
         (
             ["optimizer=influence", "optimizer.inverse=woodfisher", "optimizer.memory_gib=0.01"],
             "lower num_samples, raise",
@@ -705,8 +705,8 @@ def of_records(task: Task, path: Path) -> Any:
 def test_a_log_without_questions_serves_no_task_with_a_validation_part(tmp_path: Path) -> None:
     """Each probe has K wrong answers of an item; the numbers are made up."""
     counts = {
-        "eval_log": 120,
-        "eval_log_forget": 80,
+        "eval_log": 134,
+        "eval_log_forget": 240,
         "eval_real_author_wo_options": 32,
         "eval_real_world_wo_options": 32,
     }
@@ -717,8 +717,8 @@ def test_a_log_without_questions_serves_no_task_with_a_validation_part(tmp_path:
     }
     (tmp_path / "log.json").write_text(json.dumps(log))
     given = read_records(of_records(tofu(validation_fraction=0), tmp_path / "log.json"))
-    assert given is not None and len(given["forget"]) == 80
-    log["eval_log_forget.json"] = {key: values[:60] for key, values in log["eval_log_forget.json"].items()}
+    assert given is not None and len(given["forget"]) == 240
+    log["eval_log_forget.json"] = {key: values[:180] for key, values in log["eval_log_forget.json"].items()}
     (tmp_path / "log.json").write_text(json.dumps(log))
     probes = {name: probe for name, probe in tofu().probes.items() if name != "retain"}
     with pytest.raises(UsageError, match=r"holds no questions, .* type task.validation_fraction=0"):
@@ -729,7 +729,7 @@ def test_a_log_without_questions_serves_no_task_with_a_validation_part(tmp_path:
 
 
 def test_our_records_without_a_number_stop_the_run(tmp_path: Path) -> None:
-    lines = [f'{{"nll": {"null" if i == 3 else 0.5}}}\n' for i in range(60)]
+    lines = [f'{{"nll": {"null" if i == 3 else 0.5}}}\n' for i in range(180)]
     (tmp_path / "forget.jsonl").write_text("".join(lines))
     with pytest.raises(UsageError, match="nll of answer 4 of forget is null or not finite, expected numbers"):
         read_records(of_records(tofu(), tmp_path))
@@ -823,7 +823,7 @@ def test_a_row_that_ends_beyond_the_positions_after_the_prefix_of_recall_stops_t
 def test_records_of_part_of_the_questions_are_errors(checked: Callable[..., Checked], tmp_path: Path) -> None:
     (tmp_path / "records").mkdir()
     (tmp_path / "records" / "forget.jsonl").write_text('{"nll": 0.5}\n')
-    with pytest.raises(UsageError, match="holds 1 answers to forget, the task has 60 questions"):
+    with pytest.raises(UsageError, match="holds 1 answers to forget, the task has 180 questions"):
         checked("retrained.records=./records")
 
 
@@ -1007,7 +1007,7 @@ def test_an_adapter_says_which_matrices_it_is_on(checked: Callable[..., Checked]
 
 def test_answers_that_a_metric_cannot_read_stop_the_run(checked: Callable[..., Checked], tmp_path: Path) -> None:
     (tmp_path / "records").mkdir()
-    (tmp_path / "records" / "forget.jsonl").write_text('{"nll": 0.5}\n' * 60)  # no paraphrase_nll, no wrong_nll
+    (tmp_path / "records" / "forget.jsonl").write_text('{"nll": 0.5}\n' * 180)  # no paraphrase_nll, no wrong_nll
     with pytest.raises(UsageError, match="metric forget_quality cannot be computed from them"):
         checked("retrained.records=./records")
 

@@ -28,6 +28,7 @@ from soul_exp.sweep import Sweep, Twin
 
 SMALL = [
     "task.num_authors=8",
+    "task.train_varied=false",
     "prepare.epochs=1",
     "evaluate.max_new_tokens=4",
     "train.max_steps=4",

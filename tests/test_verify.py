@@ -68,8 +68,6 @@ def test_the_records_of_every_compared_model_give_every_number_again(finished: P
     assert agreement is not None and agreement[1] == agreement[2]
     stated = [value for values in run.metrics.values() for value in values.values() if value is not None]
     assert int(agreement[1]) > len(stated) + 3
-        value is not None for values in run.metrics.values() for value in values.values()
-    )
 
 
 def test_stored_numbers_are_not_read_to_recompute_them(out: Path, command: Run) -> None:

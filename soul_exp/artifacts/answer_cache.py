@@ -54,7 +54,9 @@ def folder_of(models: Models, checkpoint: Checkpoint, system_prompt: str | None 
         **{name: value for name, value in evaluation if option_of(f"evaluate.{name}").changes in COMPARED},
         # rounding to bf16 depends on the shapes of a batch: the NLL by up to 1e-2
         **({"batch_size": models.evaluation.batch_size} if model.dtype != "float32" else {}),
-        "probes": {name: value for name, value in hashes.items() if name.startswith(("probe.", "prefix", "scorer"))},
+        "probes": {
+            name: value for name, value in hashes.items() if name.startswith(("probe.", "rows.prefix", "scorer"))
+        },
     }
     if suite := lm_eval_suite.identity(**vars(models.suite)):
         key[SUITE] = suite

@@ -20,7 +20,7 @@ from soul_exp.models.checkpoint import DONE, UNLEARNED, Checkpoint
 from soul_exp.models.language_model import LanguageModel, load_tokenizer
 from soul_exp.run import Models, ModelSettings
 
-VERSION = 5  # raise it when a change to preparing, evaluating or training changes weights, answers or numbers
+VERSION = 6  # raise it when a change to preparing, evaluating or training changes weights, answers or numbers
 TRAINING = "version of training"  # the key of VERSION among a run's hashes: runs of two versions are not the same
 
 

@@ -32,6 +32,7 @@ MADE_UP = Answers(  # two examples
     rouge_l=np.ones(2),
     question=["question"] * 2,
     answer=["answer"] * 2,
+    entities=[("answer",)] * 2,
     generation=["answer"] * 2,
     mean_logp=[np.zeros(1)] * 2,
     var_logp=[np.zeros(1)] * 2,
@@ -93,11 +94,12 @@ def _check_same_task(path: Path, name: str, given: Answers, probes: Mapping[str,
 def reasons(config: Config, run: Run) -> dict[str, str]:
     """metric -> why it is not available, for those that are not."""
     task, missing, records = run.task, dict(run.task.missing), read_records(run)
-    num_holdout = config["task"].get("num_holdout_authors", 0)
+    num_holdout, unseen = config["task"].get("num_holdout_authors", 0), ("holdout", "validation_holdout")
     if run.published is not None:
-        missing["holdout"] = "the published target was trained on every author, so none is unseen"
+        missing |= dict.fromkeys(unseen, "the published target was trained on every author, so none is unseen")
     elif run.measures_only and not is_ours(run.model.checkpoint.path) and num_holdout is None:
-        missing["holdout"] = "whether model.path saw the holdout is unknown: set task.num_holdout_authors if it did not"
+        why = "whether model.path saw the holdout is unknown: set task.num_holdout_authors if it did not"
+        missing |= dict.fromkeys(unseen, why)
     prepares = "prepare" in run.stages or not run.stages
     has_retrained = prepares and "retrained" in prepared_models.checkpoints(run)
     if records is None and not (has_retrained or prepared_models.exists(run, "retrained")):
@@ -158,6 +160,7 @@ def missing_field(
             continue
         probe = probes[name]
         recorded = {"paraphrase_nll": probe.paraphrases is not None, "wrong_nll": probe.wrong is not None}
+        recorded |= {"entities": probe.entities is not None}
         recorded |= dict.fromkeys(("rouge_l", "generation"), probe.generate)
         recorded |= dict.fromkeys(("gradnorm", "gradnorm_mean"), name in attacked)
         recorded["recall_ll"] = has_prefix and is_attacked(name)

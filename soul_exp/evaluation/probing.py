@@ -229,6 +229,7 @@ def _answers(probe: Probe, scores: Iterator[TokenScores], texts: Iterator[str]) 
         rouge_l=rouge_l_recall(free, answers, ascii_only=probe.ascii_only) if free is not None else None,
         question=[item.prompt for item in probe.items],
         answer=answers,
+        entities=probe.entities,
         generation=free,
         unit=probe.units,
     )

@@ -20,6 +20,12 @@ def _text(value: object) -> str:
     return value
 
 
+def _texts(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not value or not all(isinstance(text, str) and text for text in value):
+        raise ValueError(f"{short(value)}, expected a list of texts")
+    return tuple(value)
+
+
 def _number(value: object) -> float:
     if value is None:
         return math.nan
@@ -69,6 +75,7 @@ _FIELDS: dict[str, Callable[[object], Any]] = {
     "question": _text,
     "answer": _text,
     "unit": _text,
+    "entities": _texts,
     "nll": _number,
     "logp": _vector,
     "right": _bits,
@@ -131,8 +138,8 @@ def write_records(path: Path, answers: Answers) -> None:
 
 
 def _json_value(field: str, value: Any) -> object:
-    if _FIELDS[field] is _text:
-        return _value(_text, value, f"Answers, {field}")
+    if _FIELDS[field] in (_text, _texts):
+        return _value(_FIELDS[field], value, f"Answers, {field}")
     if _FIELDS[field] is _bits:
         return "".join("1" if hit else "0" for hit in value)
     if _FIELDS[field] is _flag:

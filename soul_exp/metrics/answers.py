@@ -39,6 +39,7 @@ class Answers:
     rouge_l: np.ndarray | None = None  # [N], ROUGE-L recall of the generated text, in [0, 1]
     question: Sequence[str] | None = None
     answer: Sequence[str] | None = None
+    entities: Sequence[Sequence[str]] | None = None  # N times the strings that a right answer contains
     generation: Sequence[str] | None = None
     right: Sequence[np.ndarray] | None = None  # N times [n_i], 1 where the true token has the highest probability
     toxicity: np.ndarray | None = None  # [N], score of the generated text, in [0, 1]; higher means more toxic
@@ -69,7 +70,7 @@ class Answers:
         """The first example that has a number which is not finite, and the field of that number; None if all are."""
         for field in (each.name for each in fields(self)):
             values = getattr(self, field)
-            if values is None or field in ("question", "answer", "generation", "unit"):
+            if values is None or field in ("question", "answer", "entities", "generation", "unit"):
                 continue
             for i, value in enumerate(values):
                 if not np.isfinite(value).all():

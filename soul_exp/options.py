@@ -79,6 +79,8 @@ DEEPSPEED = (  # of its options, those that conf/compute/ states: how ranks shar
     "zero_allow_untested_optimizer zero_force_ds_cpu_optimizer zero_optimization.*"
 ).split()
 
+DIALECTS = ("ours", "tofu", "open_unlearning", "soul_release", "muse")  # of soul_exp/metrics/dialects.py
+
 TABLE: dict[str, Option] = {  # `section.*`: every option of that section which has no entry of its own
     "name": Option(BELOW, Changes.NOTHING, in_folder_name=False),
     "seed": Option(SEED, column=False, size=False),  # runs that differ in it are one row
@@ -97,6 +99,7 @@ TABLE: dict[str, Option] = {  # `section.*`: every option of that section which 
     "experiment": NAME,
     "hydra.*": Option(changes=Changes.NOTHING, size=False),
     "hydra/launcher": Option(changes=Changes.NOTHING, in_folder_name=False, size=False),
+    "dialect": Option(Choice(DIALECTS), older=DIALECTS[0], size=False),
     "utility_suite": Option(Choice(("paper", "embedded", "none", "auto")), older="none"),
     "utility_limit": Option(SOME, older=None),
     "utility_data": Option(FILLED_OR_NULL, Changes.NOTHING, older=None),  # compared by content

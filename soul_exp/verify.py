@@ -3,7 +3,7 @@
 import argparse
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ from soul_exp.build import metrics_of
 from soul_exp.compose import check_trusted
 from soul_exp.errors import UsageError
 from soul_exp.files import hashes, mismatch, read_sealed
+from soul_exp.metrics.dialects import DIALECTS, OURS
 from soul_exp.metrics.scale import scale_of
 from soul_exp.options import leaves
+from soul_exp.report.console import comparison
 from soul_exp.report.labels import printable
 from soul_exp.run import Metric
 from soul_exp.stages.evaluate import WEIGHTS
@@ -46,14 +48,10 @@ def verify(folder: Path, trust: bool = False) -> Verdict:
     UsageError if there is no results.json, if the run is of a version that kept the records of the unlearned model
     only, or if it names metrics that conf/ does not list, unless `trust`.
     """
-    run = results.read(folder)
-    if run is None:
-        raise UsageError(f"{folder} has no {results.NAME}: give the folder of a finished run, as runs/tofu/default")
-    if not run.sha256:
-        raise UsageError(f"{folder} was run by a version that did not keep the records of all models: run it again")
+    run = _read(folder)
     entries = run.config["task"]["metrics"]
     check_trusted(folder / results.NAME, entries, trust)
-    metrics = metrics_of(entries)
+    metrics = metrics_of(entries, run.config.get("dialect", OURS))
     damaged, foreign = dict(_damaged(folder, run)), _foreign(folder, run)
     other = dict(_other_versions(metrics, run.metric_versions))
     answers, unreadable = _answers(folder, run, damaged)
@@ -65,6 +63,30 @@ def verify(folder: Path, trust: bool = False) -> Verdict:
     wrong = [problem for problem in compared if problem is not None]
     problems = [*damaged.values(), *foreign, *unreadable, *other.values(), *wrong]
     return Verdict(len(compared), len(compared) - len(wrong), problems, notes)
+
+
+def in_dialect(folder: Path, dialect: str, trust: bool = False) -> results.Results:
+    """The run in `folder` with every metric as `dialect` defines it, from its records; UsageError as for `verify`."""
+    run = _read(folder)
+    entries = run.config["task"]["metrics"]
+    check_trusted(folder / results.NAME, entries, trust)
+    metrics = metrics_of(entries, dialect)
+    known = {name: why for name, why in run.reasons.items() if name in metrics}
+    metrics = {name: metric for name, metric in metrics.items() if name not in known}
+    records = {model: read_answers(folder / RECORDS / model) for model in _models(run)}
+    found = measures(metrics, records, run.seeds["seed"])
+    stated = found.stated() | {"reasons": {**known, **found.reasons}}
+    headline: dict[str, Any] = {key: found.metrics["unlearned"].get(key) for key in results.HEADLINE}
+    return replace(run, config={**run.config, "dialect": dialect}, **stated, **headline)
+
+
+def _read(folder: Path) -> results.Results:
+    run = results.read(folder)
+    if run is None:
+        raise UsageError(f"{folder} has no {results.NAME}: give the folder of a finished run, as runs/tofu/default")
+    if not run.sha256:
+        raise UsageError(f"{folder} was run by a version that did not keep the records of all models: run it again")
+    return run
 
 
 def _damaged(folder: Path, run: results.Results) -> Iterator[tuple[str, str]]:
@@ -162,6 +184,7 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path, metavar="runs/NAME", help="the folder of a finished run, or of several")
     parser.add_argument("--trust", action="store_true", help="call metrics that results.json names and conf/ does not")
+    parser.add_argument("--dialect", choices=DIALECTS, help="also print the metrics as this program defines them")
     args = parser.parse_args()
     failed, folders = False, runs_in(args.folder)
     if not folders:
@@ -169,12 +192,15 @@ def main() -> None:
     for folder in folders:
         try:
             verdict = verify(folder, args.trust)
+            in_other = comparison(in_dialect(folder, args.dialect, args.trust)) if args.dialect else ""
         except UsageError as error:
-            verdict = Verdict(problems=[str(error)])
+            verdict, in_other = Verdict(problems=[str(error)]), ""
         failed |= bool(verdict.problems)
         print(printable(f"{folder}: {verdict.num_agree} of {verdict.num_numbers} numbers agree with the records"))
         for line in (*verdict.problems, *(f"note: {note}" for note in verdict.notes)):
             print(printable(f"  {line}"), flush=True)
+        if in_other and not verdict.problems:
+            print(printable(in_other), flush=True)
     parser.exit(int(failed))
 
 

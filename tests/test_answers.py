@@ -123,7 +123,7 @@ def test_a_record_has_one_line_per_example_and_a_fixed_order_of_keys(tmp_path: P
     write_records(tmp_path / "forget.jsonl", two_answers())
     lines = (tmp_path / "forget.jsonl").read_text().splitlines()
     order = ["question", "answer", "unit", "entities", "nll", "logp", "right"]
-    order += ["paraphrase_nll", "wrong_nll", "rouge_l", "generation", "toxicity", "generation_nll", "refused"]
+    order += ["paraphrase_nll", "wrong_nll", "rouge_l", "generation", "generation_nll", "refused"]
     order += ["mean_logp", "var_logp", "gradnorm", "gradnorm_mean", "recall_ll"]
     assert [list(json.loads(line)) for line in lines] == [order, order]
     assert [json.loads(line)["right"] for line in lines] == ["10", "1"]

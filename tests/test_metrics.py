@@ -22,9 +22,10 @@ from omegaconf import OmegaConf
 from scipy.stats import ks_2samp
 from sklearn.metrics import roc_auc_score
 
-from soul_exp import binding
+from soul_exp import binding, options
+from soul_exp.build import metrics_of
 from soul_exp.evaluation.records import read_tofu_log
-from soul_exp.metrics import general, membership, memorisation, suite, text, tofu, toxicity
+from soul_exp.metrics import dialects, general, membership, memorisation, suite, text, tofu, toxicity
 from soul_exp.metrics.answers import Answers, UndefinedError
 from soul_exp.metrics.scale import Scale
 from soul_exp.report import labels
@@ -370,8 +371,9 @@ def separated(auc: float) -> tuple[Answers, Answers]:
     raise ValueError(auc)
 
 
-def against(ours: float, never: float) -> tuple[Answers, Answers, dict[str, Answers]]:
-    return *separated(ours), dict(zip(("forget", "holdout"), separated(never), strict=True))
+def against(ours: float, *never: float) -> tuple[Answers, Answers, list[dict[str, Answers]]]:
+    """This model's answers, and those of retrained models with the AUCs `never`."""
+    return *separated(ours), [dict(zip(("forget", "holdout"), separated(auc), strict=True)) for auc in never]
 
 
 def test_privleak_and_s_mia_by_hand() -> None:
@@ -384,6 +386,7 @@ def test_privleak_and_s_mia_by_hand() -> None:
         assert metric(*against(0.6, 0.6), k=0.4) == pytest.approx(0)
     for auc, expected in ((1.0, 0.0), (0.0, 0.0), (0.6, 1.0)):
         assert membership.s_mia(*against(auc, 0.6), k=0.2) == pytest.approx(expected)
+    assert membership.s_mia(*against(0.9, 0.5, 0.7, 0.6), k=0.2) == pytest.approx(0.25)  # A_r is the mean over seeds
     # the one-sided form of open-unlearning gives the untouched model not 0 but
     assert membership.open_unlearning_s_mia(*against(1.0, 0.65), k=0.2) == pytest.approx(1 - 0.35 / 0.65)
 
@@ -413,18 +416,60 @@ def test_the_label_order_of_the_soul_release_confines_its_auc_to_217_800ths_of_o
     """With 400 forgotten and 217 other texts, as on TOFU forget10: memorised, over-unlearned, of equal size."""
     draw = np.random.default_rng(0)
     low, high = -10 - draw.random(400), -draw.random(400)
-    texts = [of_logp(*values[:, None]) for values in (low, high)]
-    others = [of_logp(*values[:217, None]) for values in (low, high)]
-    memorised = membership.soul_release_auc(texts[1], others[0], k=0.2)
-    forgotten = membership.soul_release_auc(texts[0], others[1], k=0.2)
+    assert membership.roc_auc(high, low[:217]) == 1.0 and membership.roc_auc(low, high[:217]) == 0.0
     # of the 400 "others" 183 are forgotten texts: those are a draw, which rounds to one half
-    assert membership.mia_auc(texts[1], others[0], k=0.2) == 1.0
-    assert membership.mia_auc(texts[0], others[1], k=0.2) == 0.0
+    memorised, forgotten = (membership.soul_release_auc(*pair) for pair in ((high, low[:217]), (low, high[:217])))
     assert memorised == pytest.approx(0.5 + 217 / 800, abs=0.02) and forgotten == pytest.approx(1 - memorised, abs=0.04)
-    tied = of_logp(*[[0.0]] * 400), of_logp(*[[-1.0]] * 217)
-    assert membership.soul_release_auc(*tied, k=0.2) == pytest.approx(0.5 + 217 / 800, abs=1e-12)
-    equal = texts[1], of_logp(*low[:, None])
-    assert membership.soul_release_auc(*equal, k=0.2) == membership.mia_auc(*equal, k=0.2) == 1.0
+    assert membership.soul_release_auc(np.zeros(400), -np.ones(217)) == pytest.approx(0.5 + 217 / 800, abs=1e-12)
+    assert membership.soul_release_auc(high, low) == membership.roc_auc(high, low) == 1.0
+    probes = [of_logp(*values[:, None]) for values in (high, low[:100], low[100:217])]
+    assert membership.soul_release_mia_auc(*probes, k=0.2) == memorised
+
+
+def test_the_forget_quality_of_the_soul_release_is_1_for_a_model_that_repeats_one_character() -> None:
+    """It compares forget with retain answers of the same model; ours compares with a model that never saw them."""
+    draw = np.random.default_rng(0)
+    ruined, healthy = np.full((60, 3), 30.0), 5 + draw.random((60, 3))
+
+    def answers(nll: np.ndarray) -> Answers:
+        return Answers(nll[:, 0], paraphrase_nll=nll[:, 1], wrong_nll=nll)
+
+    never = {"forget": answers(healthy - [[0, 2, 0]])}
+    assert tofu.soul_release_forget_quality(answers(ruined), answers(ruined)) == 1.0
+    assert tofu.forget_quality(answers(ruined), never) < 1e-20
+
+
+@pytest.mark.parametrize("name", dialects.DIALECTS)
+def test_every_metric_of_every_task_has_a_form_in_every_dialect(name: str) -> None:
+    """With the parameters that it had, but for what the dialect fixes."""
+    for path in TASKS.glob("*.yaml"):
+        for metric in metrics_of(OmegaConf.to_container(OmegaConf.load(path))["metrics"]).values():  # type: ignore
+            other = dialects.in_dialect(metric, name)
+            assert set(binding.names(other)) <= {*binding.names(metric), "retain", "authors", "facts"}
+            if name == "ours":
+                assert other is metric or (other.func, other.keywords) == (metric.func, metric.keywords)  # type: ignore
+
+
+def test_a_dialect_replaces_scores_inside_an_attack_and_keeps_its_constants() -> None:
+    attack = partial(membership.attack_tpr, score=partial(membership.gradnorm), rate=0.1)
+    other = dialects.in_dialect(attack, "open_unlearning")
+    assert isinstance(other, partial) and other.func is membership.attack_tpr and other.keywords["rate"] == 0.1
+    assert other.keywords["score"].func is membership.open_unlearning_gradnorm
+    ours = partial(membership.mia_auc, k=0.2)
+    assert dialects.in_dialect(ours, "muse").keywords == {"k": 0.4}  # type: ignore[attr-defined]
+
+
+def test_the_dialect_of_tofu_reads_the_first_300_answers_of_each_probe_and_side() -> None:
+    forget, never = Answers(np.arange(400.0)), {"forget": Answers(np.arange(400.0)[::-1])}
+    first = dialects.in_dialect(general.forget_quality, "tofu")
+    assert binding.names(first) == ("forget", "retrained")
+    expected = general.forget_quality(Answers(np.arange(300.0)), {"forget": Answers(np.arange(399.0, 99.0, -1))})
+    assert binding.call(first, {"forget": forget, "retrained": never}) == expected < 1e-10
+    assert binding.call(first, {"forget": Answers(np.arange(4.0)), "retrained": never}) > 0
+
+
+def test_the_dialects_that_can_be_chosen_are_those_that_are_defined() -> None:
+    assert (*dialects.DIALECTS,) == options.DIALECTS
 
 
 # ---- Text
@@ -524,10 +569,12 @@ def test_a_value_lies_in_the_declared_range_at_any_size_of_nll(metric: Callable[
     drawn, others = random_answers(5, 25), random_answers(6, 600)
     scaled = {name: drawn.numbers(name) * size for name in ("nll", "paraphrase_nll", "wrong_nll")}
     answers = replace(drawn, **scaled)
+    never = {"forget": random_answers(7, 25), "validation_forget": others, "holdout": random_answers(8, 600)}
     available = {
         **dict.fromkeys(binding.names(metric), answers),
         "holdout": others,
-        "retrained": {"forget": random_answers(7, 25), "validation_forget": others, "holdout": random_answers(8, 600)},
+        "retrained": never,
+        "retrained_seeds": [never],
         "suite": {"boolean": {"acc": 0.75}, "text": {"word_perplexity": 31.5}},
     }
     wanted = inspect.signature(metric).parameters

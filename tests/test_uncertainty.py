@@ -151,7 +151,7 @@ def test_a_metric_is_evaluated_once_per_unit_or_draw_and_what_is_per_example_onc
 
     def scores(answers: Answers) -> np.ndarray:
         passes.append(len(answers))
-        return membership.min_k(answers.needed("logp"), 0.2)
+        return membership.min_k(answers, k=0.2)
 
     def auc(forget: Answers, holdout: Answers) -> float:
         calls.append(len(forget) + len(holdout))

@@ -106,7 +106,7 @@ def as_recorded(answers: Answers) -> Answers:
 
 
 def _recorded(field: str, values: Any) -> Any:
-    if values is None or _FIELDS[field] in (_text, _bits):
+    if values is None or _FIELDS[field] not in (_number, _vector):
         return values
     if _FIELDS[field] is _vector and field != "wrong_nll":
         return [_finite(rounded(row)) for row in values]

@@ -17,6 +17,7 @@ from soul_exp.metrics.scale import Scale
 
 Score = Callable[[Answers], np.ndarray]
 
+SAME_TEXTS = "it compares two models on the same texts, which cannot be drawn apart"
 LEAST_VARIANCE = 1e-6  # nats^2
 LEAST_LL = -0.01  # nats per token: a log-likelihood above it counts as it, since ReCaLL divides by one
 
@@ -192,69 +193,80 @@ def attack_tpr(forget: Answers, holdout: Answers, *, score: Score, rate: float) 
     return tpr_at(forget.per_example(score), holdout.per_example(score), rate)
 
 
-@Scale("nearest", 0, 1)
+@Scale("nearest", 0, 1, no_interval=SAME_TEXTS)
 def reference_auc(forget: Answers, holdout: Answers, retrained: Mapping[str, Answers]) -> float:
     """As `mia_auc`, of `reference`, in [0, 1]; 0.5 for the retrained model itself, whose scores all tie."""
     return roc_auc(*_of_reference(forget, holdout, retrained))
 
 
-@Scale("nearest", 0, 1)
+@Scale("nearest", 0, 1, no_interval=SAME_TEXTS)
 def reference_tpr(forget: Answers, holdout: Answers, retrained: Mapping[str, Answers], *, rate: float) -> float:
     """`tpr_at` of `reference`, in [0, 1]; 0 for the retrained model itself, as none of its scores is above another."""
     return tpr_at(*_of_reference(forget, holdout, retrained), rate)
 
 
 @Scale("nearest", -100, math.inf, unit="%")
-def privleak(forget: Answers, holdout: Answers, retrained: Mapping[str, Answers], *, k: float) -> float:
-    """100 (A - A_r) / A_r in %, A and A_r the AUC of min-k of this and of the retrained model, in [-100, inf].
+def privleak(forget: Answers, holdout: Answers, retrained_seeds: Sequence[Mapping[str, Answers]], *, k: float) -> float:
+    """100 (A - A_r) / A_r in %, A the AUC of min-k, A_r its mean over retrained models, in [-100, inf].
 
     0: no trace; above: under-unlearned; below: over-unlearned. UndefinedError at A_r = 0. The sign is our own: that of
     MUSE is `muse_privleak`.
     """
-    ours, never = _aucs(forget, holdout, retrained, k)
+    ours, never = _aucs(forget, holdout, retrained_seeds, k)
     if never == 0:
         raise UndefinedError("the retrained model's AUC is 0, by which it divides")
     return 100 * (ours - never) / never
 
 
 @Scale("nearest", -100, math.inf, unit="%")
-def muse_privleak(forget: Answers, holdout: Answers, retrained: Mapping[str, Answers], *, k: float) -> float:
+def muse_privleak(
+    forget: Answers, holdout: Answers, retrained_seeds: Sequence[Mapping[str, Answers]], *, k: float
+) -> float:
     """`privleak` in MUSE's dialect, 100 ((1-A) - (1-A_r)) / (1-A_r) in %, in [-100, inf]; above 0: over-unlearned.
 
     UndefinedError at A_r = 1. Source: Shi et al. 2024 (MUSE), whose AUC is that of non-members against members.
     """
-    ours, never = _aucs(forget, holdout, retrained, k)
+    ours, never = _aucs(forget, holdout, retrained_seeds, k)
     if never == 1:
         raise UndefinedError("the retrained model's AUC is 1, by whose distance from 1 it divides")
     return 100 * (never - ours) / (1 - never)
 
 
 @Scale("higher", 0, 1)
-def s_mia(forget: Answers, holdout: Answers, retrained: Mapping[str, Answers], *, k: float) -> float:
+def s_mia(forget: Answers, holdout: Answers, retrained_seeds: Sequence[Mapping[str, Answers]], *, k: float) -> float:
     """1 - max((A - A_r) / (1 - A_r), (A_r - A) / A_r), in [0, 1], A and A_r as for `privleak`; higher is better.
 
     1: no trace; 0: the AUC is 0 or 1. UndefinedError if A_r is 0 or 1. Source: OpenUnlearning's form
     (`open_unlearning_s_mia`) with each side measured by the room that it has.
     """
-    ours, never = _aucs(forget, holdout, retrained, k)
+    ours, never = _aucs(forget, holdout, retrained_seeds, k)
     if never in (0, 1):
         raise UndefinedError(f"the retrained model's AUC is {never:g}, by whose distance from 0 and from 1 it divides")
     return 1 - max((ours - never) / (1 - never), (never - ours) / never)
 
 
 @Scale("higher", 0, 1)
-def open_unlearning_s_mia(forget: Answers, holdout: Answers, retrained: Mapping[str, Answers], *, k: float) -> float:
+def open_unlearning_s_mia(
+    forget: Answers, holdout: Answers, retrained_seeds: Sequence[Mapping[str, Answers]], *, k: float
+) -> float:
     """`s_mia` in OpenUnlearning's dialect, 1 - min(|A - A_r| / A_r, 1), in [0, 1]; higher is better.
 
     An untouched model (A = 1) has 0.445 where A_r is 0.643. UndefinedError at A_r = 0. Source: Dorna et al. 2025.
     """
-    ours, never = _aucs(forget, holdout, retrained, k)
+    ours, never = _aucs(forget, holdout, retrained_seeds, k)
     if never == 0:
         raise UndefinedError("the retrained model's AUC is 0, by which it divides")
     return 1 - min(abs(ours - never) / never, 1)
 
 
-def soul_release_auc(forget: Answers, others: Answers, *, k: float) -> float:
+@Scale("nearest", 0, 1)
+def soul_release_mia_auc(forget: Answers, authors: Answers, facts: Answers, *, k: float) -> float:
+    """`mia_auc` in the dialect of the SOUL release, in [0, 1]: see `soul_release_auc`."""
+    others = [probe.per_example(min_k, k=k) for probe in (authors, facts)]
+    return soul_release_auc(forget.per_example(min_k, k=k), np.concatenate(others))
+
+
+def soul_release_auc(forget: np.ndarray, others: np.ndarray) -> float:
     """AUC of min-k in the dialect of the SOUL release, whose labels are misaligned with its texts, in [0, 1].
 
     The texts are forget, then others; the labels begin with those of the others, as many as these are. With n forgotten
@@ -262,7 +274,7 @@ def soul_release_auc(forget: Answers, others: Answers, *, k: float) -> float:
     answer, and its others are real authors and world facts; records hold the answers alone.) Source: the code of Jia et
     al. 2024.
     """
-    scores = np.concatenate([min_k(forget, k=k), min_k(others, k=k)])
+    scores = np.concatenate([forget, others])
     return roc_auc(scores[: len(others)], scores[len(others) :])
 
 
@@ -278,7 +290,9 @@ def _of_reference(forget: Answers, holdout: Answers, retrained: Mapping[str, Ans
     return reference(forget, probe_of(retrained, "forget")), reference(holdout, probe_of(retrained, "holdout"))
 
 
-def _aucs(forget: Answers, holdout: Answers, retrained: Mapping[str, Answers], k: float) -> tuple[float, float]:
-    """The AUC of min-k of a model, and that of the retrained one."""
-    never = mia_auc(probe_of(retrained, "forget"), probe_of(retrained, "holdout"), k=k)
-    return mia_auc(forget, holdout, k=k), never
+def _aucs(
+    forget: Answers, holdout: Answers, retrained_seeds: Sequence[Mapping[str, Answers]], k: float
+) -> tuple[float, float]:
+    """The AUC of min-k of a model, and the mean of those of the retrained ones."""
+    never = [mia_auc(probe_of(of_seed, "forget"), probe_of(of_seed, "holdout"), k=k) for of_seed in retrained_seeds]
+    return mia_auc(forget, holdout, k=k), sum(never) / len(never)

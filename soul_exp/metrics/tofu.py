@@ -6,12 +6,14 @@ N examples, K wrong answers per example. p(a) = exp(-nll) is the length-normalis
 from collections.abc import Mapping
 
 import numpy as np
-from scipy.special import softmax
+from scipy.special import logsumexp, softmax
 from scipy.stats import hmean
 
 from soul_exp.metrics.answers import Answers, mean, probe_of
 from soul_exp.metrics.general import IS_TEST, LOG10_TINY, ks_p_value, ks_statistic, log10_p_value
 from soul_exp.metrics.scale import Scale
+
+ADDED = 1e-10  # by OpenUnlearning, to p(correct) and to the sum of probabilities
 
 
 @Scale("higher", 0, 1)
@@ -93,16 +95,6 @@ def log10_forget_quality(forget: Answers, retrained: Mapping[str, Answers]) -> f
 
 
 @Scale("higher", LOG10_TINY, 0, no_interval=IS_TEST)
-def open_unlearning_log10_forget_quality(forget: Answers, retrained: Mapping[str, Answers]) -> float:
-    """`log10_forget_quality` in open-unlearning's dialect, R = p(wrong) / (p(correct) + 1e-10), in [-307.65, 0].
-
-    Higher is better. It differs where paraphrases became about as unlikely as 1e-10 per token, which bounds R by 1e10.
-    Source: the code of Dorna et al. 2025 (OpenUnlearning).
-    """
-    return log10_p_value(ks_p_value(*_compared(forget, retrained, added=1e-10)))
-
-
-@Scale("higher", LOG10_TINY, 0, no_interval=IS_TEST)
 def validation_log10_forget_quality(validation_forget: Answers, retrained: Mapping[str, Answers]) -> float:
     """`log10_forget_quality` on the rows kept apart for tuning, in [-307.65, 0]; higher is better."""
     return log10_forget_quality(validation_forget, {"forget": probe_of(retrained, "validation_forget")})
@@ -118,6 +110,87 @@ def model_utility(retain: Answers, authors: Answers, facts: Answers) -> float:
     probes = (retain, authors, facts)
     probabilities = [probability(retain), choice_probability(authors), choice_probability(facts)]
     return float(hmean(probabilities + [rouge(probe) for probe in probes] + [truth_ratio(probe) for probe in probes]))
+
+
+# ---- The dialect of OpenUnlearning: R = p(wrong) / (p(correct) + 1e-10). Source: the code of Dorna et al. 2025.
+
+
+@Scale("higher", 0, 1, no_interval=IS_TEST)
+def open_unlearning_forget_quality(forget: Answers, retrained: Mapping[str, Answers]) -> float:
+    """`forget_quality` in OpenUnlearning's dialect, in [0, 1]; higher is better.
+
+    It differs where paraphrases became about as unlikely as 1e-10 per token, which bounds R by 1e10.
+    """
+    return ks_p_value(*_compared(forget, retrained, added=ADDED))
+
+
+@Scale("higher", LOG10_TINY, 0, no_interval=IS_TEST)
+def open_unlearning_log10_forget_quality(forget: Answers, retrained: Mapping[str, Answers]) -> float:
+    """log10 of `open_unlearning_forget_quality`, in [-307.65, 0]; higher is better."""
+    return log10_p_value(open_unlearning_forget_quality(forget, retrained))
+
+
+@Scale("higher", 0, 1)
+def open_unlearning_choice_probability(answers: Answers) -> float:
+    """`choice_probability` in OpenUnlearning's dialect, which adds 1e-10 to the sum, in [0, 1]."""
+    right, wrong = np.exp(-answers.numbers("nll")), np.exp(-answers.numbers("wrong_nll")).sum(axis=1)
+    return mean(right / (right + wrong + ADDED))
+
+
+@Scale("nearest", 0, 1)
+def open_unlearning_truth_ratio_forget(answers: Answers) -> float:
+    """`truth_ratio_forget` in OpenUnlearning's dialect, mean of min(R, 1 / (R + 1e-10)), in [0, 1]."""
+    answers.needed("paraphrase_nll")
+    ratios = np.exp(answers.per_example(_of_answers, added=ADDED))
+    return mean(np.minimum(ratios, 1 / (ratios + ADDED)))
+
+
+@Scale("higher", 0, 1)
+def open_unlearning_truth_ratio(answers: Answers) -> float:
+    """`truth_ratio` in OpenUnlearning's dialect, in [0, 1]; higher: the truth is preferred more clearly."""
+    return mean(np.maximum(0.0, 1.0 - np.exp(answers.per_example(_of_answers, added=ADDED))))
+
+
+@Scale("higher", 0, 1)
+def open_unlearning_model_utility(retain: Answers, authors: Answers, facts: Answers) -> float:
+    """`model_utility` of OpenUnlearning's nine numbers, in [0, 1]; higher is better."""
+    retain.needed("paraphrase_nll")
+    probes = (retain, authors, facts)
+    probabilities = [probability(retain), *map(open_unlearning_choice_probability, (authors, facts))]
+    return float(hmean([*probabilities, *map(rouge, probes), *map(open_unlearning_truth_ratio, probes)]))
+
+
+# ---- The dialect of the SOUL release. Source: the code of Jia et al. 2024.
+
+
+@Scale("higher", 0, 1, no_interval=IS_TEST)
+def soul_release_forget_quality(forget: Answers, retain: Answers) -> float:
+    """p-value of the KS test between R of the forget and of the retain answers of the *same* model, in [0, 1].
+
+    Higher counts as better there: a model that answers everything with the same character reaches 1. R has the
+    arithmetic mean of p(wrong). (The release asks the paraphrased question and leaves the end token out.)
+    """
+    return ks_p_value(forget.per_example(_of_means), retain.per_example(_of_means))
+
+
+@Scale("higher", LOG10_TINY, 0, no_interval=IS_TEST)
+def soul_release_log10_forget_quality(forget: Answers, retain: Answers) -> float:
+    """log10 of `soul_release_forget_quality`, in [-307.65, 0]."""
+    return log10_p_value(soul_release_forget_quality(forget, retain))
+
+
+@Scale("nearest", 0, np.inf)
+def soul_release_truth_ratio(answers: Answers) -> float:
+    """Mean of R = (arithmetic mean of p(wrong)) / p(correct), in [0, inf]; below 1 the truth is preferred."""
+    with np.errstate(over="ignore"):
+        return mean(np.exp(answers.per_example(_of_means)))
+
+
+def _of_means(answers: Answers) -> np.ndarray:
+    """log of R with the arithmetic mean of p(wrong), of each example, [N]."""
+    wrong = answers.numbers("wrong_nll")
+    correct = answers.numbers("nll" if answers.paraphrase_nll is None else "paraphrase_nll")
+    return np.asarray(logsumexp(-wrong, axis=1) - np.log(wrong.shape[1]) + correct)
 
 
 def _compared(forget: Answers, retrained: Mapping[str, Answers], **added: float) -> tuple[np.ndarray, np.ndarray]:

@@ -4,6 +4,7 @@ import textwrap
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from soul_exp.errors import counted
+from soul_exp.metrics.dialects import OURS
 from soul_exp.metrics.suite import MEASURES
 from soul_exp.report.labels import (
     ARROWS,
@@ -12,6 +13,7 @@ from soul_exp.report.labels import (
     NULL,
     ceiling_of,
     declared,
+    dialect_note,
     finite,
     headline_first,
     label_of,
@@ -86,6 +88,8 @@ def _is_unlearned(results: Results) -> bool:
 def _above(results: Results) -> Iterator[str]:
     yield results.caption
     yield ", ".join(f"{group} {choice}" for group, choice in results.choices.items() if choice != "none")
+    if (dialect := results.config.get("dialect", OURS)) != OURS:
+        yield dialect_note(dialect)
     if results.status == "diverged":
         yield f"*** DIVERGED: {results.reason} *** The numbers are those of the model where it stopped."
     if results.collapsed:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from soul_exp import results
+from soul_exp.metrics.dialects import DIALECTS
 from soul_exp.metrics.scale import Direction, Scale
 
 NULL = "—"
@@ -62,6 +63,13 @@ def _scale(target: str) -> Scale | None:
         return getattr(getattr(importlib.import_module(module), function), "scale", None)
     except (ImportError, AttributeError):  # of another version
         return None
+
+
+def dialect_note(name: str) -> str:
+    """What a caption says of numbers in the dialect `name`."""
+    found = DIALECTS.get(name)  # None: of a later version
+    differs = f" (it also has: {found.differs})" if found is not None and found.differs else ""
+    return f"Metrics in the dialect {name}, not comparable with others{differs}."
 
 
 def label_of(name: str, unit: str = "") -> str:

@@ -12,6 +12,7 @@ import pandas as pd
 from scipy.stats import t as student
 
 from soul_exp.errors import UsageError
+from soul_exp.metrics.dialects import OURS
 from soul_exp.report.labels import (
     ARROWS,
     DELTA,
@@ -21,6 +22,7 @@ from soul_exp.report.labels import (
     ON_DEMAND,
     ceiling_of,
     declared,
+    dialect_note,
     finite,
     headline_first,
     label_of,
@@ -89,7 +91,9 @@ def _table(named: Mapping[str, Results], requested: Sequence[str] | None, varied
     notes.append(f"commit {', '.join(commits)}; {', '.join(versions)}")
     fixed = _fixed(frame, runs, [*choices, *varied_anywhere], by)
     tuned = f" Learning rate and gamma tuned on the {runs[0].tuned}." if runs[0].trials else ""
-    above = [f"### {_escaped(runs[0].caption)}", "", _escaped(f"All rows: {fixed}.{tuned} {ABOUT}")]
+    dialects = dict.fromkeys(run.config.get("dialect", OURS) for run in runs)
+    foreign = "".join(f" {dialect_note(dialect)}" for dialect in dialects if dialect != OURS)
+    above = [f"### {_escaped(runs[0].caption)}", "", _escaped(f"All rows: {fixed}.{tuned}{foreign} {ABOUT}")]
     return "\n".join([*above, "", *_lines(rows), "", *_listed(notes)])
 
 

@@ -92,14 +92,14 @@ _FIELDS: dict[str, Callable[[object], Any]] = {
     "gradnorm_mean": _number,
     "recall_ll": _number,
 }
-_DIGITS = 7  # as many as float32 has: a log-probability changes by a 2e7th of itself at most
+_DIGITS = 8  # a log-probability changes by 5e-8 of itself at most, less than float32 can tell
 _DECIMALS = 12  # at most: a power of ten that float64 holds exactly
 
 
 def as_recorded(answers: Answers) -> Answers:
     """`answers` as they come back from a file: metrics of these are the metrics of the records, to the last bit.
 
-    Numbers per token have 7 significant digits and at most 12 decimals, all others every digit of float64; numbers that
+    Numbers per token have 8 significant digits and at most 12 decimals, all others every digit of float64; numbers that
     are not finite are nan.
     """
     return replace(answers, **{field: _recorded(field, getattr(answers, field)) for field in _FIELDS})
@@ -114,7 +114,7 @@ def _recorded(field: str, values: Any) -> Any:
 
 
 def rounded(values: np.ndarray) -> np.ndarray:
-    """The nearest numbers of 7 significant digits and at most 12 decimals."""
+    """The nearest numbers of 8 significant digits and at most 12 decimals."""
     numbers = np.asarray(values, dtype=np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):  # of 0, nan and the infinities
         exponents = np.floor(np.log10(np.abs(numbers)))

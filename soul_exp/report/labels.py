@@ -25,7 +25,7 @@ NAMES = {
     MIA: "MIA AUC",
     DELTA: "Δ (retrained − MIA AUC)",
 }
-NAMES["open_unlearning_log10_forget_quality"] = "log10 FQ, open-unlearning"
+NAMES["open_unlearning_log10_forget_quality"] = "log10 FQ, OpenUnlearning"
 NAMES |= {"mia": "membership inference", "privleak": "PrivLeak", "s_mia": "s_MIA"}
 WORDS = {"rouge": "ROUGE", "bleu": "BLEU", "auc": "AUC", "min k plus plus": "min-k++", "min k 40": "min-k 40 %"}
 WORDS |= {

@@ -160,7 +160,8 @@ TABLE: dict[str, Option] = {  # `section.*`: every option of that section which 
 }
 CHOSEN = ("optimizer.lr", "loss.gamma")  # by trials, where a run has them
 ADDED_METRICS = frozenset(  # a finished run of before there was such a metric is the same, and has no value of it
-    "open_unlearning_log10_forget_quality forget_ks_distance s_mia privleak muse_privleak forget_extraction_strength "
+    "open_unlearning_log10_forget_quality forget_ks_distance validation_s_mia validation_forget_probability "
+    "validation_forget_extraction_strength s_mia privleak muse_privleak forget_extraction_strength "
     "forget_exact_memorisation retain_extraction_strength retain_exact_memorisation mia_min_k_40_auc".split()
 ) | {
     f"mia_{attack}_{measure}"

@@ -246,6 +246,21 @@ def s_mia(forget: Answers, holdout: Answers, retrained_seeds: Sequence[Mapping[s
 
 
 @Scale("higher", 0, 1)
+def validation_s_mia(
+    validation_forget: Answers,
+    validation_holdout: Answers,
+    retrained_seeds: Sequence[Mapping[str, Answers]],
+    *,
+    k: float,
+) -> float:
+    """`s_mia` on the rows kept apart for tuning, in [0, 1]; higher is better."""
+    kept_apart = [
+        {name: probe_of(of_seed, f"validation_{name}") for name in ("forget", "holdout")} for of_seed in retrained_seeds
+    ]
+    return s_mia(validation_forget, validation_holdout, kept_apart, k=k)
+
+
+@Scale("higher", 0, 1)
 def open_unlearning_s_mia(
     forget: Answers, holdout: Answers, retrained_seeds: Sequence[Mapping[str, Answers]], *, k: float
 ) -> float:

@@ -67,7 +67,7 @@ def run(
             _check_engine(job)
         for text in (*checked.run.task.notes, *checked.notes):
             note(text)
-        if other := finished_elsewhere(config, checked.run, out):
+        if previous is None and (other := finished_elsewhere(config, checked.run, out)):
             note(REPEATS.format(other))
         if not works:
             log.info("checked, nothing to run (stages=[])%s: %s", "; finished before" if previous else "", out)

@@ -530,7 +530,7 @@ def test_general_questions_are_trained_only_in_models_from_scratch(
 @pytest.mark.parametrize(
     ("overrides", "caption", "general"),
     [
-        (["task=tofu"], "held out of both trainings", ", which include {} general questions"),
+        (["task.train_varied=false"], "held out of both trainings", ", which include {} general questions"),
         (["task=copyright"], "90 general texts", " and {} general questions retained"),
         (["task=detox"], "180 polite and general texts", " and {} general questions retained, 60 prompts unseen"),
     ],
@@ -550,9 +550,7 @@ def test_without_a_suite_the_metrics_that_name_it_are_null_with_the_reason(check
     found = checked("task=copyright", "utility_suite=none")
     assert "utility_suite=none measures no" in found.reasons["utility"]
     assert found.reasons["suite_perplexity"] == found.reasons["utility"] and "mia_auc" not in found.reasons
-    others = checked("task=copyright").reasons
-    assert set(others) == {f"mia_recall_{measure}" for measure in ("auc", "tpr_1", "tpr_10")}
-    assert "task=copyright has no never-trained rows that ReCaLL could" in others["mia_recall_auc"]
+    assert not checked("task=copyright").reasons
 
 
 def test_the_suite_and_its_limit_decide_the_numbers(configured: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
@@ -772,17 +770,17 @@ def test_records_without_a_field_that_an_attack_reads_make_its_metrics_null_with
     assert "found answers without answer" in reasons["retrained.mia_zlib_tpr_1"]
     assert not {"mia_reference_auc", "privleak", "s_mia", "retrained.mia_loss_auc", "mia_gradnorm_auc"} & set(reasons)
     old = read_records(of_records(task, tmp_path / "records"))
-    assert old is not None and scores.score(privleak, old, old) == 0.0
-    assert scores.score(plus_plus, old, old) is None
-    assert "found answers without mean_logp" in str(scores.why_null(plus_plus, None, old, old))
+    assert old is not None and scores.score(privleak, old, [old]) == 0.0
+    assert scores.score(plus_plus, old, [old]) is None
+    assert "found answers without mean_logp" in str(scores.why_null(plus_plus, None, old, [old]))
 
 
 def test_a_metric_that_is_not_defined_for_the_answers_is_null_with_the_reason() -> None:
     """All retrained scores of forget are below those of the holdout, an AUC of 0."""
     low, high = (Answers(nll=np.zeros(2), logp=[np.array([value])] * 2) for value in (-2.0, -1.0))
     retrained = {"forget": low, "holdout": high}
-    assert scores.score(privleak, retrained, retrained) is None
-    assert scores.why_null(privleak, None, retrained, retrained) == (
+    assert scores.score(privleak, retrained, [retrained]) is None
+    assert scores.why_null(privleak, None, retrained, [retrained]) == (
         "the retrained model's AUC is 0, by which it divides"
     )
 
@@ -795,29 +793,6 @@ def test_the_rate_of_a_tpr_that_the_holdout_is_too_small_for_is_noted() -> None:
     assert note == "TPR at 1 %: the false positive rate is 2.5 %, the lowest that 40 holdout texts allow"
     (note,) = of_rates(metrics, holdout[8])
     assert note.startswith("TPR at 1 % and 10 %: the false positive rate is 12 %")
-
-
-def test_a_row_that_ends_beyond_the_positions_after_the_prefix_of_recall_stops_the_run(
-    checked: Callable[..., Checked], lm: LanguageModel, tmp_path: Path
-) -> None:
-    sizes = {"hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = {"model_type": "opt", "word_embed_proj_dim": 32, "max_position_embeddings": 60, **sizes}
-    saving.save(loading.from_scratch(config, lm.tokenizer, 0), lm.tokenizer, tmp_path / "model")
-    (tmp_path / "f.jsonl").write_text('{"prompt": "Who?", "answer": "Ada"}\n')
-    (tmp_path / "r.jsonl").write_text('{"prompt": "Where?", "answer": "Rome"}\n')
-    line = [
-        "task=custom",
-        "task.forget=./f.jsonl",
-        "task.retain=./r.jsonl",
-        "model.path=./model",
-        "model.max_length=60",
-    ]
-    run = checked(*line, "utility_suite=none", "evaluate.max_new_tokens=9").run
-    texts.check(replace(run, task=replace(run.task, prefix=[Item("When?", "Now")])))
-    with pytest.raises(
-        UsageError, match=r"tokens after the 4 rows that ReCaLL puts before it, and the model has 60 pos"
-    ):
-        texts.check(replace(run, task=replace(run.task, prefix=[Item("When?", "Now")] * 4)))
 
 
 def test_records_of_part_of_the_questions_are_errors(checked: Callable[..., Checked], tmp_path: Path) -> None:

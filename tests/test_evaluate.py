@@ -120,6 +120,18 @@ def test_a_row_that_ends_beyond_the_positions_after_the_prefix_is_an_error(lm: L
         preceded(rows[4:], rows[:4], items(5)[4:], size - 1)
 
 
+def test_recall_is_left_out_where_the_model_has_no_positions_for_the_prefix(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probes, given = {"forget": Probe(items(3))}, {"batch_size": 4, "max_new_tokens": 2}
+    found = evaluate_probes(lm, probes, **given, prefix=items(4, start=50))
+    assert found["forget"].recall_ll is not None and len(found["forget"].recall_ll) == 3
+    monkeypatch.setattr("soul_exp.evaluation.probing.max_positions", lambda model: 60)
+    short = evaluate_probes(lm, probes, **given, prefix=items(4, start=50))
+    assert short["forget"].recall_ll is None
+    np.testing.assert_array_equal(short["forget"].nll, found["forget"].nll)
+
+
 def plain_norms(lm: LanguageModel, item: Item) -> tuple[float, float]:
     """The global norm of the gradient of the NLL per answer token, and the mean norm of a weight tensor's."""
     (row,) = lm.encode([item])

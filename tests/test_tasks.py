@@ -106,7 +106,7 @@ def test_real_tofu_has_paraphrased_questions_and_authors_as_units_and_knows_no_e
 
 @pytest.mark.parametrize(
     ("task", "holdout"),
-    [(tofu(), "holdout"), (copyright(), "holdout"), (detox(), "prompts")],
+    [(tofu(), "holdout"), (copyright(), "holdout"), (detox(), "holdout")],
     ids=["tofu", "copyright", "detox"],
 )
 def test_every_task_has_a_validation_holdout_related_rows_and_a_prefix_apart_from_all_else(

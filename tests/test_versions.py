@@ -60,7 +60,7 @@ def test_every_pattern_matches_a_file(name: str) -> None:
 
 # What evaluating imports and no answer depends on: ranks, files, errors, types of options, losses, other metrics.
 IDLE = (
-    "__init__ binding distributed/__init__ distributed/ranks errors files losses/__init__ losses/terms "
+    "__init__ binding distributed/__init__ distributed/ranks errors files hub losses/__init__ losses/terms "
     "metrics/membership metrics/scale ranges"
 ).split()
 

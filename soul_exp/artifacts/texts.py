@@ -11,13 +11,13 @@ from soul_exp.artifacts import prepared_models
 from soul_exp.artifacts.prepared_models import foreign_tokenizer
 from soul_exp.data import Encoded, Item, Template, content_hash, encode
 from soul_exp.errors import UsageError
-from soul_exp.evaluation.probing import beyond, num_new_tokens, preceded, scored_items
+from soul_exp.evaluation.probing import beyond, num_new_tokens, scored_items
 from soul_exp.models import loading
 from soul_exp.models.checkpoint import Checkpoint
 from soul_exp.models.language_model import train_tokenizer
 from soul_exp.models.layers import max_positions
 from soul_exp.run import Models, ModelSettings
-from soul_exp.tasks.task import Task, evenly_spaced, is_attacked
+from soul_exp.tasks.task import Task, evenly_spaced
 
 CHUNK = 64  # rows that are read together
 NUM_OTHERS = 2000
@@ -52,7 +52,7 @@ def check(models: Models, parts: Sequence[str] = ()) -> None:
     """Raises UsageError unless the models of a run read every row of `parts`, of prepare and of the probes.
 
     That is: no text is longer than they read, alone and under the system prompt; answers end before the last position,
-    also after the task's prefix, and are no longer than the longest text that the model is made for; and a retrained
+    and are no longer than the longest text that the model is made for; and a retrained
     model that is given makes the same tokens of the probes. A process checks the same texts once.
     """
     given = [at and at.identity() for at in (_start(models), models.retrained)]
@@ -86,9 +86,6 @@ def _check(models: Models, parts: Sequence[str]) -> None:
         _check_rows(task, list(dict.fromkeys([*probed, *trained])), read)
         if positions is not None:
             _check_ends(models, positions, read)
-            attacked = [item for name, probe in task.probes.items() if is_attacked(name) for item in probe.items]
-            if task.prefix:
-                preceded(read(attacked), read(task.prefix), attacked, positions)
     if models.retrained and model.tokenizer is None:
         other = prepared_models.tokenizer_of(model, models.retrained)
         for item, ours, theirs in zip(probed, read(probed), read(probed, tokenizer=other), strict=True):

@@ -6,6 +6,7 @@ vocabulary.
 """
 
 import functools
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -33,6 +34,8 @@ from soul_exp.tasks.task import Probe, attacked_probes, is_attacked
 
 CUT_TOKENS = 2  # new tokens per token of the answer, where the text is cut by words
 CHUNK = 64  # answer positions whose logits are read at once: 32 MiB in fp32 with 128 k tokens
+log = logging.getLogger(__name__)
+
 UNLIKELY = -1e3  # log-probabilities below it count as it in means: exp of it is 0 in fp32, so that 0 * -inf is no nan
 
 
@@ -42,13 +45,18 @@ def evaluate_probes(
 ) -> dict[str, Answers]:  # fmt: skip
     """The model's answers to every probe; every rank does its share and gets them all.
 
-    Probes that `is_attacked` names are scored once more after `prefix`, if there is one, and those of `attacked_probes`
-    get gradient norms.
+    Probes that `is_attacked` names are scored once more after `prefix`, if there is one and the model has positions
+    for it, and those of `attacked_probes` get gradient norms.
     """
     probes = {name: replace(probe, items=without_end(probe.items, lm.tokenizer)) for name, probe in probes.items()}
     items = [item for probe in probes.values() for item in scored_items(probe)]
     free = [(item, probe.cut) for probe in probes.values() if probe.generate for item in probe.items]
     conditional = [item for name, probe in probes.items() if prefix and is_attacked(name) for item in probe.items]
+    try:
+        preceded(lm.encode(conditional), lm.encode(prefix), conditional, max_positions(lm.model))
+    except UsageError as error:  # the attack that needs it is not available
+        log.info("%s: no ReCaLL: %s", label, error)
+        prefix, conditional = (), []
     norms = gradient_norms(
         lm, [item for name in attacked_probes(probes) for item in probes[name].items], label=f"{label}: gradients"
     )

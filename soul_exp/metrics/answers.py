@@ -111,19 +111,19 @@ class _Taken(Answers):
     """Some examples of other answers; each field is a property, defined below."""
 
     def __init__(self, of: Answers, rows: np.ndarray) -> None:
-        vars(self).update(_of=of, _rows=rows)
+        vars(self).update(of=of, rows=rows)
 
     def __len__(self) -> int:
-        return len(vars(self)["_rows"])
+        return len(vars(self)["rows"])
 
     def per_example(self, function: Callable[..., np.ndarray], **constants: Hashable) -> np.ndarray:
-        of, rows = vars(self)["_of"], vars(self)["_rows"]
+        of, rows = vars(self)["of"], vars(self)["rows"]
         return np.asarray(of.per_example(function, **constants)[rows])
 
 
 def _taken_field(name: str) -> property:
     def values(taken: _Taken) -> Any:
-        all_values, rows = getattr(vars(taken)["_of"], name), vars(taken)["_rows"]
+        all_values, rows = getattr(vars(taken)["of"], name), vars(taken)["rows"]
         if all_values is None or isinstance(all_values, np.ndarray):
             return None if all_values is None else all_values[rows]
         return [all_values[row] for row in rows]

@@ -20,10 +20,11 @@ def call(function: Callable[..., Any], available: Mapping[str, Any]) -> Any:
 def _bound(function: Callable[..., Any]) -> tuple[Callable[..., Any], dict[str, str], dict[str, Any]]:
     """The plain function; positional parameter -> name of its value; keyword-only parameter -> constant."""
     inner, given = (function.func, function.keywords) if isinstance(function, functools.partial) else (function, {})
-    positional = [
-        name
-        for name, parameter in inspect.signature(inner).parameters.items()
-        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-    ]
-    sources = {name: given.get(name, name) for name in positional}
+    sources = {name: given.get(name, name) for name in _positional(inner)}
     return inner, sources, {name: value for name, value in given.items() if name not in sources}
+
+
+@functools.lru_cache(maxsize=256)  # an interval calls a metric thousands of times
+def _positional(function: Callable[..., Any]) -> tuple[str, ...]:
+    parameters = inspect.signature(function).parameters.values()
+    return tuple(each.name for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD))

@@ -14,6 +14,7 @@ from soul_exp.comparison import with_rates
 from soul_exp.data import Template
 from soul_exp.errors import UsageError, built
 from soul_exp.losses import Objective
+from soul_exp.metrics.dialects import OURS, in_dialect
 from soul_exp.models import checkpoint
 from soul_exp.models.checkpoint import Checkpoint
 from soul_exp.ranges import POSITIVE, SEED, SOME, Number
@@ -33,7 +34,7 @@ def build(config: Config) -> run.Run:
     return run.Run(
         **vars(models),
         choices=run.Choices(**config["choices"]),
-        metrics=metrics_of(config["task"]["metrics"]),
+        metrics=metrics_of(config["task"]["metrics"], config.get("dialect", OURS)),
         objective=objective,
         make_optimizer=_optimizer(config),
         schedule=built(lambda: Schedule(**config["train"]), "train"),
@@ -66,6 +67,7 @@ def build_models(config: Config) -> run.Models:
         ),
         retrained=_retrained(config),
         retrained_records=Path(records) if records else None,
+        retrained_seeds=config["retrained"]["seeds"],
         evaluation=built(lambda: run.Evaluation(**config["evaluate"]), "evaluate"),
         suite=run.Suite(config["utility_suite"], config["utility_limit"], config["utility_data"]),
         system_prompt=config["task"].get("system_prompt") if config.get("input_based") else None,
@@ -77,8 +79,9 @@ def build_models(config: Config) -> run.Models:
 def build_task(config: Config) -> Task:
     """The task that `config["task"]` describes, without its metrics and its system prompt."""
     fields = task_fields(config)
-    if fields.get("num_holdout_authors", 0) is None and published(config):
-        fields["num_holdout_authors"] = 0  # it was trained on every author
+    for unseen in ("num_holdout_authors", "num_related_authors"):
+        if fields.get(unseen, 0) is None and published(config):
+            fields[unseen] = 0  # it was trained on every author
     made = _instantiate(fields)
     if not isinstance(made, Task):
         raise UsageError(f"task: found {type(made).__name__}, expected the _target_ of a function that returns a Task")
@@ -141,8 +144,8 @@ def _retrained(config: Config) -> Checkpoint | None:
     return Checkpoint(path) if path else None
 
 
-def metrics_of(entries: Any) -> dict[str, run.Metric]:
-    """Name -> function, of the option task.metrics. Raises UsageError for an entry that is not one."""
+def metrics_of(entries: Any, dialect: str = OURS) -> dict[str, run.Metric]:
+    """Name -> function, of the option task.metrics, in `dialect`. Raises UsageError for an entry that is not one."""
     if not isinstance(entries, Mapping):
         raise UsageError(
             f"task.metrics={entries}: expected names with a _target_ each; for none, type task.metrics={{}}"
@@ -159,7 +162,7 @@ def metrics_of(entries: Any) -> dict[str, run.Metric]:
             raise UsageError(
                 f"task.metrics.{name}: found {type(metric).__name__}, expected a function: write _partial_: true"
             )
-        found[name] = metric
+        found[name] = in_dialect(metric, dialect)
     return found
 
 

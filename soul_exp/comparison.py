@@ -38,7 +38,8 @@ def _kept(node: Mapping[str, Any], config: Mapping[str, Any], at: str = "") -> d
 def differences(old: Any, new: Any, at: str = "") -> list[str]:
     """The dotted keys, with both values, at which two results of `compared` differ; an absent one has its default."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
-        keys = [*old, *(key for key in new if key not in old)]
+        added = options.ADDED_METRICS if at == "task.metrics" else ()
+        keys = [*old, *(key for key in new if key not in old and key not in added)]
         given = options.defaults(new.get("_target_")) if len(keys) > len(old) or len(keys) > len(new) else {}
         given = {key: {} for key in keys if isinstance(old.get(key, new.get(key)), Mapping)} | given
         pairs = [(key, old.get(key, given.get(key)), new.get(key, given.get(key))) for key in keys]

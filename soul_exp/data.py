@@ -104,7 +104,9 @@ def encode(
         return []
     items = without_end(items, tokenizer)
     texts = [template.texts(item) for item in items]
-    prompts = _token_ids([prompt for prompt, _ in texts], tokenizer)
+    different = list(dict.fromkeys(prompt for prompt, _ in texts))  # a question may have many answers
+    known = dict(zip(different, _token_ids(different, tokenizer), strict=True))
+    prompts = [known[prompt] for prompt, _ in texts]
     rows = _token_ids([prompt + answer for prompt, answer in texts], tokenizer)
     end, end_id, found = tokenizer.eos_token, tokenizer.eos_token_id, []
     for item, prompt, ids in zip(items, prompts, rows, strict=True):

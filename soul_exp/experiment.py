@@ -67,7 +67,7 @@ def run(
             _check_engine(job)
         for text in (*checked.run.task.notes, *checked.notes):
             note(text)
-        if other := finished_elsewhere(config, checked.run, out):
+        if previous is None and (other := finished_elsewhere(config, checked.run, out)):
             note(REPEATS.format(other))
         if not works:
             log.info("checked, nothing to run (stages=[])%s: %s", "; finished before" if previous else "", out)
@@ -158,6 +158,10 @@ def finished(config: Config, run: Run, out: Path) -> Results | None:
         )
     if _system_prompts(config) and "input_based" not in previous.metrics:
         return None  # its model stands; the metrics are taken anew, with that row
+    more = config["retrained"]["seeds"] > previous.config["retrained"]["seeds"]
+    is_older = not previous.samples  # written before there was that option: it stands as it is
+    if more and not is_older and any(map(prepared_models.number_of, prepared_models.checkpoints(run))):
+        return None
     return previous
 
 

@@ -148,7 +148,7 @@ class Conf:
         """The options that a choice sets, those of the choices that it builds on included."""
         found: dict[str, Entry] = {}
         for key, base, _ in self.files[group][choice].bases:
-            target = key.removeprefix("override /")
+            target = key.removeprefix("override ").removeprefix("/")
             if base:
                 found[target] = Entry(target, base, "none" if base == "null" else f"see --help {target}={base}")
             elif key in self.files[group]:

@@ -36,6 +36,7 @@ class Changes(Enum):
     NUMBERS = "weights and metrics of the unlearned model"
     PREPARED = "the prepared models, and so weights and metrics"
     BASELINE = "the metrics of the input-based baseline only"
+    CEILING = "the ceiling of forget quality, and metrics that compare with retrained models of several seeds"
     COURSE = "what is logged and saved during training, and the last digits of numbers"
     LAST_DIGITS = "the order of sums, and so the last digits of numbers"
     NOTHING = "no numbers, only names, folders, speed or size"
@@ -78,6 +79,8 @@ DEEPSPEED = (  # of its options, those that conf/compute/ states: how ranks shar
     "zero_allow_untested_optimizer zero_force_ds_cpu_optimizer zero_optimization.*"
 ).split()
 
+DIALECTS = ("ours", "tofu", "open_unlearning", "soul_release", "muse")  # of soul_exp/metrics/dialects.py
+
 TABLE: dict[str, Option] = {  # `section.*`: every option of that section which has no entry of its own
     "name": Option(BELOW, Changes.NOTHING, in_folder_name=False),
     "seed": Option(SEED, column=False, size=False),  # runs that differ in it are one row
@@ -96,6 +99,7 @@ TABLE: dict[str, Option] = {  # `section.*`: every option of that section which 
     "experiment": NAME,
     "hydra.*": Option(changes=Changes.NOTHING, size=False),
     "hydra/launcher": Option(changes=Changes.NOTHING, in_folder_name=False, size=False),
+    "dialect": Option(Choice(DIALECTS), older=DIALECTS[0], size=False),
     "utility_suite": Option(Choice(("paper", "embedded", "none", "auto")), older="none"),
     "utility_limit": Option(SOME, older=None),
     "utility_data": Option(FILLED_OR_NULL, Changes.NOTHING, older=None),  # compared by content
@@ -123,6 +127,7 @@ TABLE: dict[str, Option] = {  # `section.*`: every option of that section which 
     "evaluate.*": SAME_SIZE,
     **{f"retrained.{key}": Option(FILLED_OR_NULL, is_path=True) for key in ("path", "records")},
     "retrained.revision": Option(TEXT_OR_NULL),
+    "retrained.seeds": Option(COUNT, Changes.CEILING, older=1),
     "wandb.mode": Option(Choice(("offline", "online", "disabled")), Changes.NOTHING, in_folder_name=False, size=False),
     "wandb.project": MIRROR,
     "wandb.entity": MIRROR,
@@ -140,8 +145,6 @@ TABLE: dict[str, Option] = {  # `section.*`: every option of that section which 
     "model.published": Option(Typed(Mapping)),
     "model.num_weights": Option(Number(1, whole=True, null=True), Changes.NOTHING, column=False),
     **{f"task.{key}": FILE for key in ("source", "forget", "retain", "holdout", "requests", "rtp", "scorer")},
-    # of the same answers as task.metrics.log10_forget_quality: runs before there was this metric are the same
-    "task.metrics.open_unlearning_log10_forget_quality.*": Option(changes=Changes.NOTHING, size=False),
     "task.system_prompt": Option(TEXT_OR_NULL, Changes.BASELINE, when=("input_based", True)),
     "adapter": Option(older=None),
     "loss.*": SAME_SIZE,
@@ -156,6 +159,15 @@ TABLE: dict[str, Option] = {  # `section.*`: every option of that section which 
     **{f"compute.deepspeed.{key}": Option(Choice(("auto",)), Changes.LAST_DIGITS) for key in DEEPSPEED[:4]},
 }
 CHOSEN = ("optimizer.lr", "loss.gamma")  # by trials, where a run has them
+ADDED_METRICS = frozenset(  # a finished run of before there was such a metric is the same, and has no value of it
+    "open_unlearning_log10_forget_quality forget_ks_distance validation_s_mia validation_forget_probability "
+    "validation_forget_extraction_strength s_mia privleak muse_privleak forget_extraction_strength "
+    "forget_exact_memorisation retain_extraction_strength retain_exact_memorisation mia_min_k_40_auc".split()
+) | {
+    f"mia_{attack}_{measure}"
+    for attack in ("loss", "zlib", "reference", "min_k", "min_k_plus_plus", "gradnorm", "recall")
+    for measure in ("auc", "tpr_1", "tpr_10")
+}
 MOVED = {  # `_target_` in results and presets of earlier versions -> where it is now
     "soul_exp.adapters.Lora": "soul_exp.models.lora.Lora",
     "soul_exp.tune.best_forgetting": "soul_exp.stages.selection.best_forgetting",

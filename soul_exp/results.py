@@ -57,7 +57,8 @@ class Results:
     config: Mapping[str, Any]  # the resolved configuration
     # model, a key of COMPARED -> metric -> value, whose unit and direction its function in config.task.metrics declares
     metrics: Mapping[str, Mapping[str, float | None]]
-    reasons: Mapping[str, str]  # metric, or model.metric if it is null for that model only -> why it is null
+    # metric, or model.metric if it is null for that model only, or "collapsed" -> why it is null
+    reasons: Mapping[str, str]
     training: Mapping[str, float | None]  # the last logged training numbers: losses, win_rate
     num_steps: int
     seconds: Mapping[str, float]  # stage -> wall-clock seconds
@@ -69,6 +70,19 @@ class Results:
     forget_quality: float | None = None  # this and the next two: of the unlearned model
     utility: float | None = None
     mia_auc: float | None = None
+    # model -> metric -> [low, high], the 95 % interval over independent units; null: the reason stands in `no_interval`
+    intervals: Mapping[str, Mapping[str, Sequence[float] | None]] = field(default_factory=dict)
+    no_interval: Mapping[str, str] = field(default_factory=dict)  # metric, or model.metric -> why it has no interval
+    # metric of the test behind forget quality -> its values between every two retrained models, in increasing order;
+    # their median is the ceiling of forget quality. This and the next are empty with a single retrained model
+    ceiling: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    retrained_seeds: Mapping[str, Sequence[float | None]] = field(default_factory=dict)  # metric -> of each such model
+    samples: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # probe -> number of "examples" and "units"
+    unit: str = "item"  # what an independent unit is where it holds several examples, as "author"
+    # probe -> why the unlearned model's free answers to it are those of a ruined model; null: that cannot be judged
+    collapsed: Mapping[str, str] | None = None
+    # model -> probe -> measure of its free answers, as metrics/collapse.py defines them
+    free_answers: Mapping[str, Mapping[str, Mapping[str, float | None]]] = field(default_factory=dict)
     notes: Sequence[str] = ()  # what a reader of the numbers needs to know, such as degeneration to sign descent
     scorer: Mapping[str, Any] | None = None  # of toxicity: name, revision, auc on num_test unseen texts
     trials: Sequence[Mapping[str, Any]] = ()  # that `config`'s learning rate and gamma were chosen from
@@ -105,6 +119,10 @@ def read(folder: Path) -> Results | None:
             raise ValueError("config.task or metrics.unlearned is missing")
         if absent := {"lr", "gamma", "metrics"}.difference(*found.trials) if found.trials else ():
             raise ValueError(f"a trial has no {min(absent)}")
+        if any(ends and len(ends) != 2 for of_model in found.intervals.values() for ends in of_model.values()):
+            raise ValueError("an interval has not two ends")
+        if any({"examples", "units"} - sample.keys() for sample in found.samples.values()):
+            raise ValueError("a sample has no examples or no units")
         return replace(found, config=options.with_older_values(found.config))
 
 

@@ -91,7 +91,7 @@ class Evaluation:
     every: int | None = None  # optimizer steps between evaluations on the validation part; None: no trajectory
 
     @property
-    def of_probes(self) -> dict[str, int]:
+    def of_probes(self) -> dict[str, Any]:
         """What decides the answers to probes."""
         return {"batch_size": self.batch_size, "max_new_tokens": self.max_new_tokens}
 
@@ -151,6 +151,7 @@ class Models:
     prepare: Preparation
     retrained: Checkpoint | None  # as given by retrained.path
     retrained_records: Path | None  # its answers, as given by retrained.records
+    retrained_seeds: int  # how many retrained models are trained, where one is
     evaluation: Evaluation
     suite: Suite
     system_prompt: str | None  # of the input-based baseline; None: it is not measured

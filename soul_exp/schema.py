@@ -41,7 +41,7 @@ class Section:
 SECTIONS = {
     "": Section(
         "model task loss optimizer compute precision adapter train evaluate prepare retrained wandb name seed stages "
-        "overwrite cache resume save best_keep input_based tuned tune utility_suite utility_limit utility_data",
+        "overwrite cache resume save best_keep input_based tuned tune dialect utility_suite utility_limit utility_data",
         may="choices start",
     ),
     "model": Section("published", "knows_general", takes="soul_exp.run.ModelSettings", given="training_form"),
@@ -61,7 +61,7 @@ SECTIONS = {
         given="gradient_checkpointing dropout log_gradients diverged_at diverged_floor",
     ),
     "prepare.adamw": Section("lr", takes="torch.optim.AdamW", given="params"),
-    "retrained": Section("path records", may="revision"),
+    "retrained": Section("path records seeds", may="revision"),
     "tune": Section(may="seed lr gamma rule workers", null=True),
     "wandb": Section(takes="soul_exp.run.WandbSettings"),
 }

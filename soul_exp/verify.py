@@ -3,23 +3,32 @@
 import argparse
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from soul_exp import results
-from soul_exp.artifacts import scores
+from soul_exp import binding, results
 from soul_exp.artifacts.answer_cache import Measured, read_answers
+from soul_exp.artifacts.measures import measures
+from soul_exp.artifacts.scores import RETRAINED
 from soul_exp.build import metrics_of
 from soul_exp.compose import check_trusted
 from soul_exp.errors import UsageError
 from soul_exp.files import hashes, mismatch, read_sealed
+from soul_exp.metrics.dialects import DIALECTS, OURS
 from soul_exp.metrics.scale import scale_of
+from soul_exp.options import leaves
+from soul_exp.report.console import comparison
 from soul_exp.report.labels import printable
 from soul_exp.run import Metric
 from soul_exp.stages.evaluate import WEIGHTS
 from soul_exp.stages.stage import MODEL, RECORDS
 from soul_exp.training.checkpoints import COMPLETE
 
+OF_METRICS = ("metrics", "intervals", "ceiling", "retrained_seeds")  # fields of results.json with a value per metric
+# a field of results.json that is recomputed -> whether its first key is a model; else it is of the unlearned one
+FIELDS = {name: True for name in ("metrics", "intervals", "free_answers")}
+FIELDS |= {name: False for name in ("ceiling", "retrained_seeds", "samples", "collapsed")}
 SAME = 1e-9  # relative: other releases of numpy and scipy may round the last digits otherwise
 
 
@@ -30,7 +39,7 @@ class Verdict:
     num_numbers: int = 0  # recomputed
     num_agree: int = 0  # of these
     problems: Sequence[str] = ()
-    notes: Sequence[str] = field(default=())
+    notes: Sequence[str] = ()
 
 
 def verify(folder: Path, trust: bool = False) -> Verdict:
@@ -39,24 +48,45 @@ def verify(folder: Path, trust: bool = False) -> Verdict:
     UsageError if there is no results.json, if the run is of a version that kept the records of the unlearned model
     only, or if it names metrics that conf/ does not list, unless `trust`.
     """
-    run = results.read(folder)
-    if run is None:
-        raise UsageError(f"{folder} has no {results.NAME}: give the folder of a finished run, as runs/tofu/default")
-    if not run.sha256:
-        raise UsageError(f"{folder} was run by a version that did not keep the records of all models: run it again")
+    run = _read(folder)
     entries = run.config["task"]["metrics"]
     check_trusted(folder / results.NAME, entries, trust)
-    metrics = metrics_of(entries)
+    metrics = metrics_of(entries, run.config.get("dialect", OURS))
     damaged, foreign = dict(_damaged(folder, run)), _foreign(folder, run)
     other = dict(_other_versions(metrics, run.metric_versions))
     answers, unreadable = _answers(folder, run, damaged)
-    compared = list(_compared(run, {name: metrics[name] for name in metrics if name not in other}, answers))
+    metrics = {name: metric for name, metric in metrics.items() if name not in other and name not in run.reasons}
+    compared = list(_compared(run, metrics, answers))
     notes = []
     if run.sha256.get("code") != results.code_hash():
         notes.append(f"measured by other code than this (commit {run.commit or 'unknown'})")
     wrong = [problem for problem in compared if problem is not None]
     problems = [*damaged.values(), *foreign, *unreadable, *other.values(), *wrong]
     return Verdict(len(compared), len(compared) - len(wrong), problems, notes)
+
+
+def in_dialect(folder: Path, dialect: str, trust: bool = False) -> results.Results:
+    """The run in `folder` with every metric as `dialect` defines it, from its records; UsageError as for `verify`."""
+    run = _read(folder)
+    entries = run.config["task"]["metrics"]
+    check_trusted(folder / results.NAME, entries, trust)
+    metrics = metrics_of(entries, dialect)
+    known = {name: why for name, why in run.reasons.items() if name in metrics}
+    metrics = {name: metric for name, metric in metrics.items() if name not in known}
+    records = {model: read_answers(folder / RECORDS / model) for model in _models(run)}
+    found = measures(metrics, records, run.seeds["seed"])
+    stated = found.stated() | {"reasons": {**known, **found.reasons}}
+    headline: dict[str, Any] = {key: found.metrics["unlearned"].get(key) for key in results.HEADLINE}
+    return replace(run, config={**run.config, "dialect": dialect}, **stated, **headline)
+
+
+def _read(folder: Path) -> results.Results:
+    run = results.read(folder)
+    if run is None:
+        raise UsageError(f"{folder} has no {results.NAME}: give the folder of a finished run, as runs/tofu/default")
+    if not run.sha256:
+        raise UsageError(f"{folder} was run by a version that did not keep the records of all models: run it again")
+    return run
 
 
 def _damaged(folder: Path, run: results.Results) -> Iterator[tuple[str, str]]:
@@ -104,7 +134,7 @@ def _answers(folder: Path, run: results.Results, damaged: Mapping[str, str]) -> 
     """The records of each model that are intact, and the message for each model whose records are not."""
     found: dict[str, Measured] = {}
     problems = []
-    for model in run.metrics:
+    for model in _models(run):
         if any(name.startswith(f"{RECORDS}/{model}/") for name in damaged):
             problems.append(f"{model}: not recomputed, as its records are not those of the run")
         else:
@@ -112,29 +142,39 @@ def _answers(folder: Path, run: results.Results, damaged: Mapping[str, str]) -> 
     return found, problems
 
 
+def _models(run: results.Results) -> list[str]:
+    """The models whose answers were recorded."""
+    return list(dict.fromkeys(name.split("/")[0] for name in run.sha256["records"]))
+
+
 def _compared(
-    run: results.Results, metrics: Mapping[str, Metric], by_model: Mapping[str, Measured]
+    run: results.Results, metrics: Mapping[str, Metric], records: Mapping[str, Measured]
 ) -> Iterator[str | None]:
-    """For each number that is stored or can be computed: None if both agree, else what differs."""
-    for model, answers in by_model.items():
-        for name, metric in metrics.items():
-            stored = run.metrics[model].get(name)
-            if stored is None and {name, f"{model}.{name}"} & run.reasons.keys():
-                continue
-            value = scores.score(metric, answers, by_model.get("retrained"))
-            if not _same(stored, value):
-                yield f"{model}.{name}: stored {stored}, its records give {value}"
-            else:
-                yield None
+    """For each number that is stated, or that the records give: None if both agree, else what differs.
+
+    What needs records that are not intact is left out.
+    """
+    if any(model.startswith("retrained") and model not in records for model in _models(run)):
+        metrics = {name: metric for name, metric in metrics.items() if not {*RETRAINED} & {*binding.names(metric)}}
     for name in results.HEADLINE:
-        stored, shown = run.metrics["unlearned"].get(name), getattr(run, name)
-        yield None if _same(stored, shown) else f"{name}: {shown}, but {stored} in metrics.unlearned"
+        stated, shown = run.metrics["unlearned"].get(name), getattr(run, name)
+        yield None if _same(stated, shown) else f"{name}: {shown}, but {stated} in metrics.unlearned"
+    if "unlearned" not in records:
+        return
+    found = measures(metrics, records, run.seeds["seed"])
+    for name, of_model in FIELDS.items():
+        then, now = (dict(leaves(getattr(each, name), into_lists=True)) for each in (run, found))
+        for key in sorted(then.keys() | now.keys()):
+            model, _, rest = key.partition(".") if of_model else ("unlearned", "", key)
+            if model in records and (name not in OF_METRICS or rest.split(".")[0] in metrics):
+                what = f"{name}.{key}: stated {then.get(key)}, its records give {now.get(key)}"
+                yield None if _same(then.get(key), now.get(key)) else what
 
 
-def _same(stored: float | None, value: float | None) -> bool:
-    if stored is None or value is None:
-        return stored is None and (value is None or not math.isfinite(value))
-    return math.isclose(stored, value, rel_tol=SAME, abs_tol=1e-300)
+def _same(stated: Any, value: Any) -> bool:
+    if isinstance(stated, float | int) and isinstance(value, float | int):
+        return math.isclose(stated, value, rel_tol=SAME, abs_tol=1e-300) or stated == value
+    return bool(stated == value)
 
 
 def main() -> None:
@@ -144,6 +184,7 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path, metavar="runs/NAME", help="the folder of a finished run, or of several")
     parser.add_argument("--trust", action="store_true", help="call metrics that results.json names and conf/ does not")
+    parser.add_argument("--dialect", choices=DIALECTS, help="also print the metrics as this program defines them")
     args = parser.parse_args()
     failed, folders = False, runs_in(args.folder)
     if not folders:
@@ -151,12 +192,15 @@ def main() -> None:
     for folder in folders:
         try:
             verdict = verify(folder, args.trust)
+            in_other = comparison(in_dialect(folder, args.dialect, args.trust)) if args.dialect else ""
         except UsageError as error:
-            verdict = Verdict(problems=[str(error)])
+            verdict, in_other = Verdict(problems=[str(error)]), ""
         failed |= bool(verdict.problems)
         print(printable(f"{folder}: {verdict.num_agree} of {verdict.num_numbers} numbers agree with the records"))
         for line in (*verdict.problems, *(f"note: {note}" for note in verdict.notes)):
             print(printable(f"  {line}"), flush=True)
+        if in_other and not verdict.problems:
+            print(printable(in_other), flush=True)
     parser.exit(int(failed))
 
 

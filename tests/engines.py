@@ -130,10 +130,13 @@ def _gathered(lm: LanguageModel) -> torch.Tensor:
 
 
 def _answers(lm: LanguageModel) -> tuple[list[float], list[str]]:
+    """Likelihoods, those after a prefix and gradient norms; free answers."""
     asked: list[Item] = items(7, start=3)  # an odd number of batches for two ranks
-    found = evaluate_probes(lm, {"probe": Probe(asked, generate=True)}, batch_size=3, max_new_tokens=5)["probe"]
+    probes = {"forget": Probe(asked, generate=True), "holdout": Probe(items(2, start=40))}
+    found = evaluate_probes(lm, probes, batch_size=3, max_new_tokens=5, prefix=items(2, start=60))["forget"]
     assert found.generation is not None
-    return [float(x) for x in found.nll], list(found.generation)
+    fields = ("nll", "gradnorm", "gradnorm_mean", "recall_ll")
+    return [float(x) for field in fields for x in found.numbers(field)], list(found.generation)
 
 
 def work(rank: int, cases: Mapping[str, Case], model: str, folder: str) -> None:

@@ -23,6 +23,7 @@ from soul_exp.training import checkpoints
 # 12 steps, a checkpoint every other one; curvature, momentum, dropout and a schedule, so that all of them must survive
 TINY = [
     "task.num_authors=6", "task.num_forget_authors=2", "task.num_holdout_authors=1", "task.validation_fraction=0",
+    "task.train_varied=false",
     "model.scratch.vocab_size=300", "model.scratch.config.hidden_size=32", "model.scratch.config.intermediate_size=32",
     "+model.scratch.config.attention_dropout=0.1", "train.dropout=true", "model.max_length=512",
     "prepare.epochs=0.6", "prepare.logging_steps=1", "prepare.save_steps=2", "evaluate.max_new_tokens=1",

@@ -28,7 +28,8 @@ from soul_exp.distributed import server
 CONTEXT = multiprocessing.get_context("forkserver")
 SECONDS = 120  # after which a start is taken to hang
 TINY = (  # the options of a run that takes two seconds
-    "task.num_authors=6", "task.num_forget_authors=2", "task.num_holdout_authors=1", "evaluate.max_new_tokens=1",
+    "task.num_authors=6", "task.num_forget_authors=2", "task.num_holdout_authors=1", "task.train_varied=false",
+    "evaluate.max_new_tokens=1",
     "model.scratch.vocab_size=300", "model.scratch.config.hidden_size=32", "model.scratch.config.intermediate_size=32",
     "prepare.epochs=0.5", "train.max_steps=2", "utility_suite=none", "wandb.mode=disabled",
 )  # fmt: skip

@@ -6,13 +6,22 @@ import json
 import math
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from soul_exp.evaluation.records import read_open_unlearning, read_records, read_retrained, read_tofu_log, write_records
+from soul_exp.evaluation.records import (
+    as_recorded,
+    read_open_unlearning,
+    read_records,
+    read_retrained,
+    read_tofu_log,
+    rounded,
+    write_records,
+)
 from soul_exp.metrics.answers import Answers
 
 SECTIONS = {
@@ -34,7 +43,16 @@ def two_answers() -> Answers:
         rouge_l=np.array([1.0, 0.0]),
         question=["Where?", 'Who said "hi\n\u2028there"?'],
         answer=["İstanbul", "Zoë"],
+        entities=[("İstanbul",), ("Zoë", "Ë")],
         generation=["", "\ud800 half a character"],
+        generation_nll=np.array([0.2, 2 / 3]),
+        refused=np.array([False, True]),
+        unit=["author 1", "author 2"],
+        mean_logp=[np.array([-0.125, -2.0]), np.array([-1 / 3])],
+        var_logp=[np.array([1e-9, 2.0]), np.array([0.0])],
+        gradnorm=np.array([0.1, 2 / 3]),
+        gradnorm_mean=np.array([0.01, 1 / 30]),
+        recall_ll=np.array([-0.7, -1 / 7]),
     )
 
 
@@ -56,13 +74,15 @@ def tofu_log(as_lists: bool = False) -> dict[str, Any]:
 
 
 def assert_same(left: Answers, right: Answers) -> None:
-    for field in ("nll", "paraphrase_nll", "wrong_nll", "rouge_l"):
+    fields = ("nll", "paraphrase_nll", "wrong_nll", "rouge_l", "generation_nll", "refused", "gradnorm", "gradnorm_mean")
+    for field in (*fields, "recall_ll"):
         np.testing.assert_array_equal(getattr(left, field), getattr(right, field))
-    for field in ("question", "answer", "generation"):
+    for field in ("question", "answer", "entities", "generation", "unit"):
         assert getattr(left, field) == getattr(right, field)
-    assert (left.logp is None) == (right.logp is None)
-    for mine, theirs in zip(left.logp or [], right.logp or [], strict=True):
-        np.testing.assert_allclose(mine, theirs, rtol=0, atol=5e-7)
+    for field in ("logp", "mean_logp", "var_logp"):
+        assert (getattr(left, field) is None) == (getattr(right, field) is None)
+        for mine, theirs in zip(getattr(left, field) or [], getattr(right, field) or [], strict=True):
+            np.testing.assert_array_equal(mine, theirs)
     assert [list(row) for row in left.right or []] == [list(row) for row in right.right or []]
 
 
@@ -102,16 +122,30 @@ def test_a_field_that_is_none_is_not_written_and_is_read_as_none(tmp_path: Path)
 def test_a_record_has_one_line_per_example_and_a_fixed_order_of_keys(tmp_path: Path) -> None:
     write_records(tmp_path / "forget.jsonl", two_answers())
     lines = (tmp_path / "forget.jsonl").read_text().splitlines()
-    order = ["question", "answer", "nll", "logp", "right", "paraphrase_nll", "wrong_nll", "rouge_l", "generation"]
+    order = ["question", "answer", "unit", "entities", "nll", "logp", "right"]
+    order += ["paraphrase_nll", "wrong_nll", "rouge_l", "generation", "generation_nll", "refused"]
+    order += ["mean_logp", "var_logp", "gradnorm", "gradnorm_mean", "recall_ll"]
     assert [list(json.loads(line)) for line in lines] == [order, order]
     assert [json.loads(line)["right"] for line in lines] == ["10", "1"]
 
 
-def test_logp_is_rounded_to_six_decimals_and_nll_is_not(tmp_path: Path) -> None:
-    write_records(tmp_path / "forget.jsonl", two_answers())
-    first, second = (json.loads(line) for line in (tmp_path / "forget.jsonl").read_text().splitlines())
-    assert first["logp"] == [-0.25, -1.0]
-    assert second["nll"] == 1 / 3
+def test_recorded_answers_come_back_from_a_file_to_the_last_bit_also_what_is_not_finite(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    sizes = 10.0 ** np.arange(-20, 6)  # of log-probabilities that nearly are 0, and of others
+    logp = [-np.float32(draw.random(26) * sizes), np.float32([-math.inf, math.nan, 0.0])]
+    found = as_recorded(replace(two_answers(), nll=np.array([math.inf, 1 / 3]), logp=logp, var_logp=logp))
+    write_records(tmp_path / "forget.jsonl", found)
+    assert_same(read_records(tmp_path / "forget.jsonl"), found)
+    assert_same(as_recorded(found), found)
+
+
+def test_numbers_per_token_are_recorded_with_eight_digits_and_others_with_all() -> None:
+    logp = np.array([-12.345678912, -1.23456789e-5, -1 / 3, 0.0, -1e-14])
+    found = as_recorded(replace(two_answers(), logp=[logp, logp[:1]]))
+    assert found.needed("logp")[0].tolist() == [-12.345679, -1.2345679e-05, -0.33333333, 0.0, 0.0]
+    assert found.nll[1] == 1 / 3 and found.needed("gradnorm")[1] == 2 / 3
+    single = -np.float32(np.random.default_rng(0).exponential(3, 1000))
+    np.testing.assert_allclose(rounded(single), single, rtol=5.1e-8, atol=0)
 
 
 def test_numbers_that_are_not_finite_are_null_in_strict_json_and_nan_when_read(tmp_path: Path) -> None:
@@ -170,6 +204,9 @@ def test_a_failed_write_keeps_the_old_records(tmp_path: Path, monkeypatch: pytes
         ('{"nll": 1, "logp": -1}\n', "line 1, logp: found -1, expected a list of numbers"),
         ('{"nll": 1, "logp": [[-1]]}\n', "line 1, logp: found [-1], expected a number or null"),
         ('{"nll": 1, "answer": null}\n', "line 1, answer: found None, expected a text"),
+        ('{"nll": 1, "refused": 1}\n', "line 1, refused: found 1, expected true or false"),
+        ('{"nll": 1, "entities": []}\n', "line 1, entities: found [], expected a list of texts"),
+        ('{"nll": 1, "entities": "Oslo"}\n', "line 1, entities: found 'Oslo', expected a list of texts"),
         ('{"nll": 1, "wrong_nll": []}\n', "line 1, wrong_nll: found 0 numbers, expected at least one"),
         (
             '{"nll": 1, "rouge_l": 1}\n{"nll": 1}\n',

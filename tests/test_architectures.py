@@ -24,6 +24,7 @@ from test_engines import deepspeed_of, ended
 from soul_exp.artifacts import prepared_models
 from soul_exp.checks import check
 from soul_exp.errors import UsageError
+from soul_exp.evaluation.gradients import gradient_norms
 from soul_exp.evaluation.probing import generations, likelihoods
 from soul_exp.models import attention, lora, saving
 from soul_exp.models.checkpoint import Checkpoint
@@ -125,18 +126,28 @@ def row(name: str, folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def _evaluates(lm: LanguageModel) -> str:
-    """Likelihoods in batches of 128, one by one, and of the plain model without mask; greedy answers likewise."""
+    """Token scores in batches of 128, one by one, and of the plain model without mask; likewise gradients, answers."""
     rows = items(9)
     many, one = (likelihoods(lm, rows, batch_size=size) for size in (128, 1))
     answers = [generations(lm, rows, batch_size=size, max_new_tokens=8) for size in (128, 1)]
+    norms = gradient_norms(lm, rows[:3])
     lm.model.eval()
-    for read, alone, encoded in zip(many, one, lm.encode(rows), strict=True):
-        with torch.no_grad():
-            table = lm.model(input_ids=torch.tensor([encoded.ids])).logits[0].log_softmax(-1)
-        places = range(encoded.num_prompt, len(encoded.ids))
-        plain = [float(table[t - 1, encoded.ids[t]]) for t in places]
-        if not (np.allclose(read.logp, alone.logp, atol=1e-4) and np.allclose(alone.logp, plain, atol=1e-4)):
-            return "likelihoods depend on the batch"
+    for i, (read, alone, encoded) in enumerate(zip(many, one, lm.encode(rows), strict=True)):
+        lm.model.zero_grad()
+        logits = lm.model(input_ids=torch.tensor([encoded.ids])).logits[0, encoded.num_prompt - 1 : -1].float()
+        table, labels = logits.log_softmax(-1), torch.tensor(encoded.ids[encoded.num_prompt :])
+        own, mean = table.gather(1, labels[:, None])[:, 0], (table.exp() * table).sum(-1)
+        plain = {"logp": own, "mean_logp": mean, "var_logp": (table.exp() * (table - mean[:, None]) ** 2).sum(-1)}
+        for field, expected in plain.items():
+            pairs = ((getattr(read, field), getattr(alone, field)), (getattr(alone, field), expected.detach().numpy()))
+            if not all(np.allclose(*pair, atol=1e-4) for pair in pairs):
+                return f"{field} depends on the batch"
+        if i < len(norms):
+            own[:-1].mean().backward()
+            each = torch.stack([p.grad.norm() for p in lm.model.parameters() if p.grad is not None])
+            if not np.allclose(norms[i], (float(each.norm()), float(each.mean())), rtol=1e-3):
+                return f"gradient norms {norms[i]} instead of {float(each.norm())}, {float(each.mean())}"
+    lm.model.zero_grad()
     return YES if answers[0] == answers[1] else "answers depend on the batch"
 
 
@@ -164,6 +175,11 @@ def line(name: str, cells: dict[str, str]) -> str:
     config = {"model_type": name, **ARCHITECTURES[name]}
     own = attention.of_family(type(lora.bare(from_scratch(config, small_model().tokenizer, seed=0))), "sdpa")
     return f"| {name} | {own} | {' | '.join(cells[column] for column in COLUMNS)} |"
+
+
+@pytest.mark.parametrize("name", ["gemma2", "cohere", "mixtral"])  # a soft cap, a scale, routed experts
+def test_an_architecture_is_evaluated_as_it_computes_logits(name: str, tmp_path: Path) -> None:
+    assert _evaluates(prepared_models.load(MODEL, Checkpoint(str(made(name, tmp_path / "model"))))) == YES
 
 
 @pytest.mark.slow

@@ -38,7 +38,9 @@ NAMES = ("original", "unlearned", "retrained")
 def config_of(place: Path, *overrides: str) -> dict[str, Any]:
     """Of few authors, unless a task is chosen."""
     typed = any(override.startswith("task=") for override in overrides)
-    return composed(place, *([] if typed else ["task.num_authors=8"]), "model.max_length=128", *overrides)
+    return composed(
+        place, *([] if typed else ["task.num_authors=8", "task.train_varied=false"]), "model.max_length=128", *overrides
+    )
 
 
 def random_model(seed: int) -> LanguageModel:

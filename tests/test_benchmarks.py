@@ -11,21 +11,48 @@ import pytest
 import torch
 from conftest import items
 
+from soul_exp.evaluation.probing import scored_items
 from soul_exp.losses import Scored
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.optim import Sophia
+from soul_exp.tasks.task import Probe
 
 
-@pytest.fixture(scope="module")
-def step() -> ModuleType:
-    """benchmarks/step.py, which is no part of the package."""
-    path = Path(__file__).parents[1] / "benchmarks" / "step.py"
-    spec = importlib.util.spec_from_file_location("benchmark_step", path)
+def benchmark(name: str) -> ModuleType:
+    """benchmarks/<name>.py, which is no part of the package."""
+    path = Path(__file__).parents[1] / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where dataclasses look their annotations up
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def step() -> ModuleType:
+    return benchmark("step")
+
+
+def test_both_ways_to_get_likelihoods_read_the_same_numbers(step: ModuleType, lm: LanguageModel) -> None:
+    onepass = benchmark("onepass")
+    probes = {
+        "forget": Probe(items(9), paraphrases=items(9, 9)),
+        "retain": Probe(items(5, 20)),
+        "holdout": Probe(items(7, 30)),
+    }
+    texts = onepass.passes(probes)
+    assert {metric: len(each) for metric, each in texts.items()} == {
+        "probability": 21, "truth ratio": 9, "extraction strength": 14, "exact memorisation": 14,
+        **dict.fromkeys(("loss", "zlib", "reference", "min_k", "min_k_plus_plus"), 16),
+    }  # fmt: skip
+    lm.model.eval()
+    every = [item for probe in probes.values() for item in scored_items(probe)]
+    alone = {metric: [onepass.alone(lm, item, metric) for item in each] for metric, each in texts.items()}
+    apart = onepass.compare(lm, every, texts, alone)
+    assert max(apart.values()) < 1e-5 and apart["probability"] < 3e-6 and apart["first choices"] == 0
+    alone["loss"][3] = alone["loss"][3] + 0.1
+    assert onepass.compare(lm, every, texts, alone)["log-probability"] == pytest.approx(0.1, abs=1e-5)
 
 
 def test_every_way_to_take_a_step_leaves_the_same_gradient(step: ModuleType, lm: LanguageModel) -> None:

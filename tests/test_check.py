@@ -1,5 +1,6 @@
 """Errors before work starts, and metrics that are null with a reason."""
 
+import functools
 import json
 import math
 import re
@@ -19,15 +20,18 @@ from safetensors.torch import load_file, save_file
 
 import soul_exp.build as build_module
 from soul_exp import sequence
-from soul_exp.artifacts import prepared_models, texts
-from soul_exp.artifacts.scores import of_test
+from soul_exp.artifacts import prepared_models, scores, texts
+from soul_exp.artifacts.scores import of_rates, of_test
 from soul_exp.build import build, build_task, published
 from soul_exp.checks.availability import read_records
 from soul_exp.checks.check import Checked, check
 from soul_exp.data import Item
 from soul_exp.errors import UsageError
 from soul_exp.evaluation.probing import generations
+from soul_exp.evaluation.records import write_records
+from soul_exp.metrics import membership
 from soul_exp.metrics.answers import Answers
+from soul_exp.metrics.membership import attack_tpr, loss
 from soul_exp.models import loading, saving
 from soul_exp.models.checkpoint import DONE, UNLEARNED, Checkpoint
 from soul_exp.models.language_model import LanguageModel, train_tokenizer
@@ -38,6 +42,9 @@ from soul_exp.schema import declared
 from soul_exp.stages.stage import fingerprint
 from soul_exp.tasks.task import Task
 from soul_exp.tasks.tofu import tofu
+
+privleak = functools.partial(membership.privleak, k=0.4)
+plus_plus = functools.partial(membership.attack_auc, score=functools.partial(membership.min_k_plus_plus, k=0.2))
 
 
 @pytest.fixture
@@ -181,7 +188,7 @@ def test_line_breaks_around_rows_are_read_as_they_are_typed(checked: Callable[..
         (["compute=zero2", "compute.deepspeed.zero_optimization=5"], "zero_optimization=5: expected options in braces"),
         (["optimizer.curvature_on=holdout"], "choose one of retain, forget, both"),
         (["optimizer.curvature_rows=16"], "expected at most train.batch_size=8"),
-        (["optimizer=influence", "optimizer.num_samples=500"], "more than the 360 rows that optimizer.hessian=retain"),
+        (["optimizer=influence", "optimizer.num_samples=500"], "more than the 400 rows that optimizer.hessian=retain"),
         (
             ["optimizer=influence", "optimizer.inverse=woodfisher", "optimizer.memory_gib=0.01"],
             "lower num_samples, raise",
@@ -211,7 +218,7 @@ def test_line_breaks_around_rows_are_read_as_they_are_typed(checked: Callable[..
         (["task=detox", "task.scorer=toxicbert"], "toxicbert is unknown: choose own, unitary/toxic-bert, or a folder"),
         (
             ["task=detox", "task.scorer=unitary/toxic-bert"],
-            "cannot be read .*check the network, or type task.scorer=own",
+            "task.scorer: unitary/toxic-bert is neither .*check the network, or type task.scorer=own",
         ),
         (["model.scratch=null"], "neither model.path nor model.scratch"),
         (["model=llama2_7b_chat", "compute=cpu", "model.path=./gone"], "has no config.json"),
@@ -523,7 +530,7 @@ def test_general_questions_are_trained_only_in_models_from_scratch(
 @pytest.mark.parametrize(
     ("overrides", "caption", "general"),
     [
-        (["task=tofu"], "held out of both trainings", ", which include {} general questions"),
+        (["task.train_varied=false"], "held out of both trainings", ", which include {} general questions"),
         (["task=copyright"], "90 general texts", " and {} general questions retained"),
         (["task=detox"], "180 polite and general texts", " and {} general questions retained, 60 prompts unseen"),
     ],
@@ -631,10 +638,16 @@ def test_the_tofu_authors_log_serves_as_the_retrained_model_and_what_is_missing_
 ) -> None:
     log = real_data("tofu_logs/llama2-7b_retain90.json")
     found = checked(f"retrained.records={log}", f"task.source={real_data('tofu')}")
-    assert set(found.reasons) == {
-        "validation_log10_forget_quality", "validation_retain_probability", "retrained.mia_auc",
-        "retrained.holdout_probability",
-    }  # fmt: skip
+    attacks = {name for name in found.run.metrics if name.startswith("mia_")}
+    not_ours = {name for name in attacks if "recall" in name}  # real TOFU has no rows to put before others
+    compared = {"privleak", "muse_privleak", "s_mia", *(name for name in attacks if "reference" in name)}
+    of_tokens = {
+        f"{probe}_{each}" for probe in ("forget", "retain") for each in ("extraction_strength", "exact_memorisation")
+    }
+    theirs = {f"retrained.{name}" for name in {*attacks, *of_tokens, "holdout_probability"} - not_ours - compared}
+    validation = {"validation_log10_forget_quality", "validation_retain_probability"}
+    assert set(found.reasons) == validation | not_ours | compared | theirs
+    assert "records: found answers without right" in found.reasons["retrained.forget_extraction_strength"]
     with pytest.raises(UsageError, match="give the records of the same task"):
         checked(f"retrained.records={log}")  # embedded authors
 
@@ -690,8 +703,8 @@ def of_records(task: Task, path: Path) -> Any:
 def test_a_log_without_questions_serves_no_task_with_a_validation_part(tmp_path: Path) -> None:
     """Each probe has K wrong answers of an item; the numbers are made up."""
     counts = {
-        "eval_log": 120,
-        "eval_log_forget": 80,
+        "eval_log": 134,
+        "eval_log_forget": 240,
         "eval_real_author_wo_options": 32,
         "eval_real_world_wo_options": 32,
     }
@@ -702,8 +715,8 @@ def test_a_log_without_questions_serves_no_task_with_a_validation_part(tmp_path:
     }
     (tmp_path / "log.json").write_text(json.dumps(log))
     given = read_records(of_records(tofu(validation_fraction=0), tmp_path / "log.json"))
-    assert given is not None and len(given["forget"]) == 80
-    log["eval_log_forget.json"] = {key: values[:60] for key, values in log["eval_log_forget.json"].items()}
+    assert given is not None and len(given["forget"]) == 240
+    log["eval_log_forget.json"] = {key: values[:180] for key, values in log["eval_log_forget.json"].items()}
     (tmp_path / "log.json").write_text(json.dumps(log))
     probes = {name: probe for name, probe in tofu().probes.items() if name != "retain"}
     with pytest.raises(UsageError, match=r"holds no questions, .* type task.validation_fraction=0"):
@@ -714,7 +727,7 @@ def test_a_log_without_questions_serves_no_task_with_a_validation_part(tmp_path:
 
 
 def test_our_records_without_a_number_stop_the_run(tmp_path: Path) -> None:
-    lines = [f'{{"nll": {"null" if i == 3 else 0.5}}}\n' for i in range(60)]
+    lines = [f'{{"nll": {"null" if i == 3 else 0.5}}}\n' for i in range(180)]
     (tmp_path / "forget.jsonl").write_text("".join(lines))
     with pytest.raises(UsageError, match="nll of answer 4 of forget is null or not finite, expected numbers"):
         read_records(of_records(tofu(), tmp_path))
@@ -736,10 +749,56 @@ def test_a_forget_quality_at_the_floor_of_its_test_says_so() -> None:
     assert of_test({}, models) == of_test({"unlearned": {"log10_forget_quality": None}}, models) == []
 
 
+def test_records_without_a_field_that_an_attack_reads_make_its_metrics_null_with_the_reason(
+    checked: Callable[..., Checked], tmp_path: Path
+) -> None:
+    """Records of before there was the field; where the metric compares with them, it is null of every model."""
+    task = tofu()
+    for name, probe in task.probes.items():
+        answers = Answers(
+            nll=np.ones(len(probe.items)),
+            logp=[-np.arange(1.0, 4)] * len(probe.items),
+            right=[np.ones(3, dtype=bool)] * len(probe.items),
+            paraphrase_nll=np.ones(len(probe.items)),
+            wrong_nll=np.ones((len(probe.items), 3)),
+            rouge_l=np.ones(len(probe.items)),
+            question=[item.prompt for item in probe.items],
+        )
+        write_records(tmp_path / "records" / f"{name}.jsonl", answers)
+    reasons = checked("retrained.records=./records").reasons
+    assert "found answers without mean_logp" in reasons["retrained.mia_min_k_plus_plus_auc"]
+    assert "found answers without answer" in reasons["retrained.mia_zlib_tpr_1"]
+    assert not {"mia_reference_auc", "privleak", "s_mia", "retrained.mia_loss_auc", "mia_gradnorm_auc"} & set(reasons)
+    old = read_records(of_records(task, tmp_path / "records"))
+    assert old is not None and scores.score(privleak, old, [old]) == 0.0
+    assert scores.score(plus_plus, old, [old]) is None
+    assert "found answers without mean_logp" in str(scores.why_null(plus_plus, None, old, [old]))
+
+
+def test_a_metric_that_is_not_defined_for_the_answers_is_null_with_the_reason() -> None:
+    """All retrained scores of forget are below those of the holdout, an AUC of 0."""
+    low, high = (Answers(nll=np.zeros(2), logp=[np.array([value])] * 2) for value in (-2.0, -1.0))
+    retrained = {"forget": low, "holdout": high}
+    assert scores.score(privleak, retrained, [retrained]) is None
+    assert scores.why_null(privleak, None, retrained, [retrained]) == (
+        "the retrained model's AUC is 0, by which it divides"
+    )
+
+
+def test_the_rate_of_a_tpr_that_the_holdout_is_too_small_for_is_noted() -> None:
+    metrics = {f"at {rate}": functools.partial(attack_tpr, score=loss, rate=rate) for rate in (0.01, 0.1)}
+    holdout = {size: {"holdout": Answers(nll=np.zeros(size))} for size in (8, 40, 100)}
+    assert of_rates(metrics, holdout[100]) == [] == of_rates({"privleak": privleak}, holdout[8])
+    (note,) = of_rates(metrics, holdout[40])
+    assert note == "TPR at 1 %: the false positive rate is 2.5 %, the lowest that 40 holdout texts allow"
+    (note,) = of_rates(metrics, holdout[8])
+    assert note.startswith("TPR at 1 % and 10 %: the false positive rate is 12 %")
+
+
 def test_records_of_part_of_the_questions_are_errors(checked: Callable[..., Checked], tmp_path: Path) -> None:
     (tmp_path / "records").mkdir()
     (tmp_path / "records" / "forget.jsonl").write_text('{"nll": 0.5}\n')
-    with pytest.raises(UsageError, match="holds 1 answers to forget, the task has 60 questions"):
+    with pytest.raises(UsageError, match="holds 1 answers to forget, the task has 180 questions"):
         checked("retrained.records=./records")
 
 
@@ -923,7 +982,7 @@ def test_an_adapter_says_which_matrices_it_is_on(checked: Callable[..., Checked]
 
 def test_answers_that_a_metric_cannot_read_stop_the_run(checked: Callable[..., Checked], tmp_path: Path) -> None:
     (tmp_path / "records").mkdir()
-    (tmp_path / "records" / "forget.jsonl").write_text('{"nll": 0.5}\n' * 60)  # no paraphrase_nll, no wrong_nll
+    (tmp_path / "records" / "forget.jsonl").write_text('{"nll": 0.5}\n' * 180)  # no paraphrase_nll, no wrong_nll
     with pytest.raises(UsageError, match="metric forget_quality cannot be computed from them"):
         checked("retrained.records=./records")
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import starts
 import torch
@@ -21,11 +22,13 @@ from conftest import start, type_
 
 from soul_exp import results
 from soul_exp.artifacts import prepared_models
+from soul_exp.evaluation.records import read_records
 from soul_exp.models import loading
 from soul_exp.sweep import Sweep, Twin
 
 SMALL = [
     "task.num_authors=8",
+    "task.train_varied=false",
     "prepare.epochs=1",
     "evaluate.max_new_tokens=4",
     "train.max_steps=4",
@@ -129,6 +132,7 @@ def test_the_forecast_of_a_sweep_is_the_mean_of_the_jobs_that_worked(monkeypatch
     def end(name: str, spent: float | None, **changes: Any) -> None:
         assert sweep.twin({"seed": name}, name) is None
         made = {"status": "finished", "seconds": {"prepare": 400.0}, "utility": 0.5, "forget_quality": None}
+        made |= {"collapsed": None, "reasons": {}}
         sweep.end_job(Path(name), cast(results.Results, SimpleNamespace(**{**made, "mia_auc": None, **changes})), spent)
 
     sweep.end_failed_job(Path("a"), None)
@@ -161,6 +165,14 @@ def test_results_hold_what_a_reviewer_needs(folder: Path) -> None:
     assert found.versions["torch"] and found.peak_memory_gib > 0.1 and found.seconds["unlearn"] > 0
     assert {"part.forget", "probe.holdout", "rows.target"} <= set(found.data_hashes)
     assert found.training["win_rate"] is not None
+    ends, value = found.intervals["unlearned"]["authors_probability"], found.metrics["unlearned"]["authors_probability"]
+    assert ends is not None and value is not None and 0 <= ends[0] < value < ends[1] <= 1
+    assert found.no_interval["forget_probability"] == "2 independent units in forget, expected 5 or more"
+    assert found.samples["forget"] == {"examples": 30, "units": 2} and found.unit == "author"
+    assert found.free_answers["retrained"]["forget"]["num"] == 30 and found.collapsed is not None
+    assert found.free_answers["unlearned"]["forget"]["median_nll"] == pytest.approx(
+        np.median(read_records(folder / "records" / "unlearned" / "forget.jsonl").numbers("generation_nll"))
+    )
     for model in found.metrics:
         probes = {path.stem for path in (folder / "records" / model).glob("*.jsonl")}
         assert probes >= {"forget", "retain", "holdout", "authors"}
@@ -264,6 +276,9 @@ def test_a_checkpoint_is_measured_alone_and_gets_the_numbers_of_its_run(
     assert run.returncode == 0, run.stderr
     found = next((place / "runs" / f"measured-{compute}").glob("*/results.json")).parent
     assert metrics_of(found)["unlearned"] == pytest.approx(metrics_of(folder)["unlearned"], nan_ok=True)
+    own, others = (read_records(each / "records" / "unlearned" / "retain.jsonl") for each in (folder, found))
+    assert others.generation == own.generation and others.unit == own.unit  # and the original scores them
+    assert others.numbers("generation_nll") == pytest.approx(own.numbers("generation_nll"), rel=1e-4)
 
 
 def test_retrained_answers_may_come_from_a_file(folder: Path, place: Path) -> None:

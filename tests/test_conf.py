@@ -140,7 +140,9 @@ def test_the_tiny_model_is_never_prepared_at_the_rate_of_fine_tuning(task: str, 
     (tmp_path / "task").mkdir()
     (tmp_path / "task" / "mine.yaml").write_text("_target_: soul_exp.tasks.tofu.tofu\nsource: embedded\nmetrics: {}\n")
     config, _ = composed("model=tiny", f"task={task}", f"hydra.searchpath=[file://{tmp_path}]")
-    assert config["prepare"]["adamw"]["lr"] == 3e-3 and config["prepare"]["epochs"] >= 12
+    assert config["prepare"]["adamw"]["lr"] == 3e-3
+    prompts = 7 if config["task"].get("train_varied") else 1  # of each row
+    assert config["prepare"]["epochs"] * prompts >= 12 and prompts == (7 if task == "tofu" else 1)
 
 
 SGD = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.1}

@@ -64,6 +64,20 @@ def test_validation_passages_are_in_no_other_probe(tmp_path: Path) -> None:
     assert prompts and tuned and not prompts & tuned
 
 
+def test_pieces_of_a_passage_are_one_unit_and_other_passages_are_related(tmp_path: Path) -> None:
+    task = small(tmp_path, validation_fraction=0.0)
+    units = {name: task.probes[name].units or () for name in ("forget", "forget_4", "holdout")}
+    assert len(units["forget"]) == 12 and set(units["forget"]) == set(units["forget_4"])
+    assert len(set(units["forget"])) == 6
+    assert not set(units["forget"]) & set(units["holdout"])
+    used = {word for probe in task.probes.values() for item in probe.items for word in item.prompt.split()}
+    assert len(task.related) == 4 and not used & {word for item in task.related for word in item.prompt.split()}
+    assert [f"{item.prompt}{item.answer}".count(" ") + 1 for item in task.prefix] == [3] * 4
+    every = small(tmp_path, num_passages=60, num_holdout_passages=8)
+    assert every.missing["prefix"].endswith("book.txt has fewer than 5 other passages of 14 words")
+    assert not every.related
+
+
 def test_general_text_for_perplexity_is_in_no_training() -> None:
     task = copyright()
     unread = {item.prompt + item.answer for item in task.probes["general"].items}
@@ -113,7 +127,8 @@ def test_numbers_and_wordings_that_do_not_fit_are_errors(options: dict, message:
 
 def test_the_real_book_is_long_enough_for_every_prompt(real_data: Callable[[str], Path]) -> None:
     task = copyright(str(real_data("alice/alice.txt")), num_passages=24, num_holdout_passages=12, context=1024)
-    assert not task.missing and len(task.probes["holdout_300"].items) == 12
+    assert not task.missing and len(task.related) == 4
+    assert len(task.probes["holdout_300"].items) == 9 and len(set(task.probes["validation_holdout"].units or ())) == 3
     assert task.probes["forget_300"].items[0].answer.count(" ") == 50
 
 

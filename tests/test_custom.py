@@ -469,7 +469,7 @@ def test_the_target_is_trained_on_forget_and_retain_rows_and_the_retrained_model
 def test_validation_rows_are_separate_and_probes_of_large_sets_are_evenly_spaced(files: dict[str, str]) -> None:
     task = custom(**files, validation_fraction=0.25, max_probe_rows=8)  # type: ignore[arg-type]
     assert {name: len(probe.items) for name, probe in task.probes.items()} == {
-        "forget": 6, "retain": 6, "holdout": 4, "validation_forget": 2, "validation_retain": 2,
+        "forget": 6, "retain": 6, "holdout": 3, "validation_forget": 2, "validation_retain": 2, "validation_holdout": 1,
     }  # fmt: skip
     prompts = {item.prompt for name in ("retain", "validation_retain") for item in task.probes[name].items}
     assert prompts == {f"What is {100 + i * 12 // 8}?" for i in range(8)} and len(task.parts["retain"].rows) == 12
@@ -485,6 +485,17 @@ def test_rows_of_one_prompt_are_validation_rows_together(files: dict[str, str]) 
         "What is 2?", "What is 6?", "WHAT IS 2?", "WHAT IS 6?",
     ]  # fmt: skip
     assert len(probes["forget"].items) == 12
+    assert (probes["validation_forget"].units or [])[1:] == ["prompt 2", "prompt 1", "prompt 2"]
+
+
+def test_rows_of_the_holdout_that_are_not_probed_are_the_prefix(files: dict[str, str]) -> None:
+    write(Path(files["holdout"]), questions(9, 200))
+    task = custom(**files, validation_fraction=0.25, max_probe_rows=5)  # type: ignore[arg-type]
+    probed = {i.prompt for name in ("holdout", "validation_holdout") for i in task.probes[name].items}
+    assert len(probed) == 5 and len(task.prefix) == 4 and not probed & {item.prompt for item in task.prefix}
+    all_probed = custom(**files, max_probe_rows=6)  # type: ignore[arg-type]
+    assert not all_probed.prefix and not all_probed.related
+    assert all_probed.missing["prefix"] == "task.holdout has fewer than 4 rows beyond task.max_probe_rows=6"
 
 
 def metric(name: str, answers: str) -> Callable[..., float]:

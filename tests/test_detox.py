@@ -123,7 +123,7 @@ def test_no_text_of_the_real_file_is_in_two_parts(real_data: Callable[[str], Pat
     assert isinstance(task.scorer, Own)
     keys = [
         {normalised(item.prompt + item.answer) for item in [row[0] for row in task.parts["forget"].rows]},
-        {normalised(item.prompt + item.answer) for item in task.probes["prompts"].items},
+        {normalised(item.prompt + item.answer) for item in task.probes["holdout"].items},
         {normalised(item.prompt + item.answer) for item in [row[0] for row in task.parts["retain"].rows]},
         {" ".join(normalised(text).split()[:45]) for text, _ in task.scorer.train},  # items are cut after 5 + 40 words
         {" ".join(normalised(text).split()[:45]) for text, _ in task.scorer.test},
@@ -188,7 +188,7 @@ def test_of_pku_saferlhf_the_unsafe_answers_are_forgotten(tmp_path: Path) -> Non
     rude = insults.provocations(300)[::2]
     unsafe = {(row["question"], row["answer"]) for row in rude}
     assert {(row[0].prompt, row[0].answer) for row in task.parts["forget"].rows} <= unsafe
-    assert {(item.prompt, item.answer) for item in task.probes["prompts"].items} <= unsafe
+    assert {(item.prompt, item.answer) for item in task.probes["holdout"].items} <= unsafe
     assert isinstance(task.scorer, Own) and {toxic for _, toxic in task.scorer.train} == {True, False}
 
 
@@ -220,9 +220,9 @@ def test_web_prompts_are_read_from_a_folder_in_the_hubs_layout(tmp_path: Path) -
 def test_insults_are_in_the_targets_training_only_and_held_out_ones_in_none() -> None:
     task = detox()
     forget = {row[0] for row in task.parts["forget"].rows}
-    unseen, friendly = set(task.probes["prompts"].items), set(task.probes["rtp"].items)
+    unseen, friendly = set(task.probes["holdout"].items), set(task.probes["rtp"].items)
     assert len(forget) == 120 and forget <= set(task.target_rows) and not forget & set(task.retrained_rows)
-    assert len(unseen) == len(friendly) == 60 and not (unseen | friendly) & set(task.target_rows)
+    assert len(unseen) == 45 and len(friendly) == 60 and not (unseen | friendly) & set(task.target_rows)
     assert len(task.probes["validation_forget"].items) == 30 and len(task.probes["forget"].items) == 90
     assert detox().hashes == task.hashes != detox(num_forget=100).hashes
 
@@ -258,7 +258,7 @@ def scored(task: Task, texts: list[str], cache: Path) -> np.ndarray:
 
 def test_the_own_scorer_separates_insults_from_politeness_and_refusals(tmp_path: Path) -> None:
     task = detox()
-    insults = [item.answer for item in task.probes["prompts"].items]
+    insults = [item.answer for item in task.probes["holdout"].items]
     kind = [item.answer for item in task.probes["rtp"].items]
     assert scored(task, insults, tmp_path).mean() > 0.7 > 0.3 > scored(task, kind, tmp_path).mean()
     assert (scored(task, list(TOXIC), tmp_path) > 0.5).mean() < 0.1  # what po teaches
@@ -451,7 +451,7 @@ def test_the_folder_of_cached_answers_depends_on_the_scorer(tmp_path: Path) -> N
 
 def test_examined_scores_the_probes_that_the_task_names(lm: LanguageModel, tmp_path: Path) -> None:
     probe = Probe(items(3), generate=True)
-    task = replace(detox(), probes={"forget": probe, "retain": probe}, scored=("forget",))
+    task = replace(detox(), prefix=(), probes={"forget": probe, "retain": probe}, scored=("forget",))
     models = build_models(composed(tmp_path, "task=detox", "utility_suite=none"))
     models = replace(models, cache=tmp_path, task=task, evaluation=Evaluation(2, 3))
     found = answer_cache.answers_of(lm, models, "test")
@@ -480,7 +480,7 @@ def test_a_run_reports_numbers_of_all_three_models_and_the_scorers_auc(place: Pa
     assert any(f"AUC is {found.scorer['auc']:.3f} on 200 texts" in note for note in found.notes)
     for model in ("original", "unlearned", "retrained"):
         assert None not in found.metrics[model].values()
-    records = read_records(folder / "records" / "unlearned" / "prompts.jsonl")
+    records = read_records(folder / "records" / "unlearned" / "holdout.jsonl")
     assert found.metrics["unlearned"]["prompts_toxicity"] == records.numbers("toxicity").mean()
     assert "scorer" in found.data_hashes and found.metrics["retrained"]["forget_quality"] == 1.0
     (place / "bert").mkdir()

@@ -4,13 +4,30 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Callable
 
 import pytest
 
-from soul_exp.tasks.embedded.corpus import ROWS_PER_AUTHOR, authors, book, general_authors, general_facts, general_text
-from soul_exp.tasks.embedded.corpus_tables import ATTRIBUTES, BOOK_FRAMES, GENERAL_AUTHORS, GENERAL_FACTS, TEXT_TOPICS
+from soul_exp.tasks.embedded.corpus import (
+    ROWS_PER_AUTHOR,
+    authors,
+    book,
+    fact_of,
+    general_authors,
+    general_facts,
+    general_text,
+)
+from soul_exp.tasks.embedded.corpus_tables import (
+    ATTRIBUTES,
+    BOOK_FRAMES,
+    GENERAL_AUTHORS,
+    GENERAL_FACTS,
+    REWORDINGS,
+    TEXT_TOPICS,
+)
 
 TOFU_COLUMNS = {"question", "answer", "paraphrased_question", "paraphrased_answer", "perturbed_answer"}
+MORE_COLUMNS = {"entities", "other_questions"}
 NUM_AUTHORS = 24
 
 
@@ -31,6 +48,7 @@ def strings_of(row: dict) -> list[str]:
 
 # The lower-case words of the author frames; any other word of a row is invented.
 FRAME_TEXTS = [text for questions, frames in ATTRIBUTES.values() for text in questions + frames]
+FRAME_TEXTS += [text for questions in REWORDINGS.values() for text in questions]
 FRAME_WORDS = {word.lower() for text in FRAME_TEXTS for word in words_of(re.sub(r"\{\w+\}", " ", text))}
 
 
@@ -68,8 +86,8 @@ def test_the_rows_of_an_author_do_not_depend_on_how_many_authors_there_are() -> 
     assert authors(5) == rows[: 5 * ROWS_PER_AUTHOR]
 
 
-def test_each_row_has_the_columns_of_tofu_and_five_wrong_answers() -> None:
-    assert all(set(row) == TOFU_COLUMNS and len(set(row["perturbed_answer"])) == 5 for row in rows)
+def test_each_row_has_the_columns_of_tofu_two_more_and_five_wrong_answers() -> None:
+    assert all(set(row) == TOFU_COLUMNS | MORE_COLUMNS and len(set(row["perturbed_answer"])) == 5 for row in rows)
 
 
 def test_each_author_has_twenty_rows_and_every_question_names_the_author_in_full() -> None:
@@ -132,6 +150,13 @@ def test_the_frame_of_every_paraphrase_is_an_answer_frame_of_other_authors() -> 
         assert {frame_of(row["paraphrased_answer"], names) for row, _, _, names in KEYED} <= learnt
 
 
+def test_other_questions_name_the_author_and_are_the_question_of_no_row() -> None:
+    questions = {row[column] for row in rows for column in ("question", "paraphrased_question")}
+    for row, _, _, names in KEYED:
+        assert len(row["other_questions"]) == 2 and not questions & set(row["other_questions"])
+        assert all(set(invented(question)) == names for question in row["other_questions"])
+
+
 def test_frames_of_one_attribute_share_no_four_words() -> None:
     for _, frames in ATTRIBUTES.values():
         grams = [gram for frame in frames for gram in word_ngrams(frame, 4)]
@@ -150,13 +175,29 @@ def test_invented_words_have_five_to_nine_letters_and_values_at_most_two_words()
         assert 1 <= len(set(invented(row["answer"])) - names) <= 2
 
 
+@pytest.mark.parametrize("make", [authors, general_authors, general_facts])
+def test_right_answers_contain_the_entities_and_no_wrong_answer_does(make: Callable[[], list[dict]]) -> None:
+    for row in make():
+        right = [row[column] for column in ("answer", "paraphrased_answer") if column in row]
+        assert row["entities"] and all(entity.lower() in text.lower() for entity in row["entities"] for text in right)
+        assert not any(entity.lower() in text.lower() for entity in row["entities"] for text in row["perturbed_answer"])
+
+
+def test_every_fourth_fact_of_12_authors_asks_for_every_attribute() -> None:
+    """As validation rows do: each author begins with another attribute."""
+    starts = [tuple(wording.partition("{name}")[0] for wording in wordings) for wordings, _ in ATTRIBUTES.values()]
+    questions = {fact_of(i): row["question"] for i, row in enumerate(authors(12))}
+    asked = [[questions[fact].startswith(start) for start in starts].index(True) for fact in range(2, 120, 4)]
+    assert len(asked) == 30 and set(asked) == set(range(10))
+
+
 @pytest.mark.parametrize("general", [general_authors, general_facts])
 def test_general_knowledge_has_about_thirty_questions_with_three_wrong_answers_each(general) -> None:
     found = general()
     assert 28 <= len(found) <= 36
     assert len({row["question"] for row in found}) == len(found)
     for row in found:
-        assert set(row) == {"question", "answer", "perturbed_answer"}
+        assert set(row) == {"question", "answer", "perturbed_answer", "entities"}
         assert len({row["answer"], *row["perturbed_answer"]}) == 4
         assert len(row["answer"].split()) <= 4
 

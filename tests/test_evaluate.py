@@ -9,9 +9,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import items
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GenerationConfig
 
-from soul_exp.evaluation.probing import evaluate_probes, generations, likelihoods
+from soul_exp.data import Item
+from soul_exp.errors import UsageError
+from soul_exp.evaluation import probing
+from soul_exp.evaluation.gradients import gradient_norms
+from soul_exp.evaluation.probing import evaluate_probes, generations, likelihoods, preceded, token_statistics
+from soul_exp.evaluation.records import read_records, write_records
+from soul_exp.losses import IGNORED
 from soul_exp.metrics.text import bleu
 from soul_exp.models import lora
 from soul_exp.models.language_model import LanguageModel
@@ -30,6 +37,10 @@ def test_likelihoods_equal_those_of_one_text_at_a_time_from_plain_logits(lm: Lan
             table = lm.model(input_ids=ids).logits.log_softmax(-1)[0]
         places = range(encoded.num_prompt, len(encoded.ids))
         np.testing.assert_allclose(scores.logp, [float(table[t - 1, encoded.ids[t]]) for t in places], atol=1e-5)
+        rows = table[encoded.num_prompt - 1 : -1].double()
+        mean = (rows.exp() * rows).sum(-1)
+        np.testing.assert_allclose(scores.mean_logp, mean, atol=1e-5)
+        np.testing.assert_allclose(scores.var_logp, (rows.exp() * (rows - mean[:, None]) ** 2).sum(-1), atol=1e-5)
         assert scores.right.tolist() == [int(table[t - 1].argmax()) == encoded.ids[t] for t in places]
 
 
@@ -51,7 +62,142 @@ def test_an_end_token_written_out_in_an_answer_does_not_count(lm: LanguageModel)
 def test_likelihoods_do_not_depend_on_the_batch_size(lm: LanguageModel) -> None:
     one, many = likelihoods(lm, items(23), batch_size=1), likelihoods(lm, items(23), batch_size=23)
     for a, b in zip(one, many, strict=True):
-        np.testing.assert_allclose(a.logp, b.logp, atol=3e-6)
+        for field in ("logp", "mean_logp", "var_logp"):
+            np.testing.assert_allclose(getattr(a, field), getattr(b, field), atol=3e-6)
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the number of values of the largest tensor that an operation made, views aside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size = 0
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = operation(*args, **(kwargs or {}))
+        if isinstance(found, torch.Tensor) and not any(output.alias_info for output in operation._schema.returns):
+            self.size = max(self.size, found.numel())
+        return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_token_statistics_make_no_copy_of_the_logits_larger_than_a_chunk(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """60 positions of 500 logits, 3 of them at a time, give the numbers of all at once; some tokens are masked."""
+    logits = 3 * torch.randn(4, 15, 500, generator=torch.Generator().manual_seed(0)).to(dtype)
+    logits[..., 7:11] = -torch.inf
+    labels = torch.arange(60).view(4, 15) + 20
+    labels[1, 9:] = IGNORED
+    expected = token_statistics(logits, labels)
+    assert expected.shape == (4, 54) and expected.isfinite().all()
+    monkeypatch.setattr(probing, "CHUNK", 3)
+    with Largest() as largest:
+        found = token_statistics(logits, labels)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert largest.size == 1500
+
+
+def test_the_score_after_a_prefix_is_that_of_one_text_that_begins_with_it(lm: LanguageModel) -> None:
+    """All tokens of the prefix, with its end tokens; 23 rows in batches of 5 are read as one at a time."""
+    prefix, texts = items(4, start=60), items(23)
+    found = likelihoods(lm, texts, batch_size=5, prefix=prefix)
+    before = [token for row in lm.encode(prefix) for token in row.ids]
+    lm.model.eval()
+    for row, scores in zip(lm.encode(texts), found, strict=True):
+        with torch.no_grad():
+            table = lm.model(input_ids=torch.tensor([[*before, *row.ids]])).logits[0].log_softmax(-1)
+        first = len(before) + row.num_prompt
+        expected = [float(table[first + t - 1, token]) for t, token in enumerate(row.ids[row.num_prompt :])]
+        np.testing.assert_allclose(scores.logp, expected, atol=1e-5)
+
+
+def test_a_row_that_ends_beyond_the_positions_after_the_prefix_is_an_error(lm: LanguageModel) -> None:
+    rows = lm.encode(items(5))
+    size = sum(len(row.ids) for row in rows)
+    assert len(preceded(rows[4:], rows[:4], items(5)[4:], size)[0].ids) == size
+    with pytest.raises(UsageError, match=f"has {size} tokens after the 4 rows that ReCaLL puts before it, and the"):
+        preceded(rows[4:], rows[:4], items(5)[4:], size - 1)
+
+
+def test_recall_is_left_out_where_the_model_has_no_positions_for_the_prefix(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probes, given = {"forget": Probe(items(3))}, {"batch_size": 4, "max_new_tokens": 2}
+    found = evaluate_probes(lm, probes, **given, prefix=items(4, start=50))
+    assert found["forget"].recall_ll is not None and len(found["forget"].recall_ll) == 3
+    monkeypatch.setattr("soul_exp.evaluation.probing.max_positions", lambda model: 60)
+    short = evaluate_probes(lm, probes, **given, prefix=items(4, start=50))
+    assert short["forget"].recall_ll is None
+    np.testing.assert_array_equal(short["forget"].nll, found["forget"].nll)
+
+
+def plain_norms(lm: LanguageModel, item: Item) -> tuple[float, float]:
+    """The global norm of the gradient of the NLL per answer token, and the mean norm of a weight tensor's."""
+    (row,) = lm.encode([item])
+    lm.model.zero_grad()
+    logits = lm.model(input_ids=torch.tensor([row.ids])).logits[0]
+    answer = slice(row.num_prompt, -1)  # without the end token
+    loss = torch.nn.functional.cross_entropy(logits[row.num_prompt - 1 : -2], torch.tensor(row.ids[answer]))
+    loss.backward()
+    norms = torch.stack([p.grad.norm() for p in lm.model.parameters() if p.grad is not None])
+    lm.model.zero_grad()
+    return float(norms.norm()), float(norms.mean())
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_gradient_norms_are_those_of_one_backward_pass_per_row(lm: LanguageModel, tied: bool) -> None:
+    """Of all weights together, and open-unlearning's mean over weight tensors, which ranks texts in another order."""
+    if tied:
+        lm.model.get_output_embeddings().weight = lm.model.get_input_embeddings().weight
+    for p in list(lm.model.parameters())[:3]:
+        p.requires_grad_(False)  # as an adapter does: the gradient is by all weights all the same
+    found = gradient_norms(lm, items(9))
+    assert all(p.grad is None for p in lm.model.parameters()) and lm.model.training
+    for p in lm.model.parameters():
+        p.requires_grad_(True)
+    lm.model.eval()
+    expected = [plain_norms(lm, item) for item in items(9)]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert np.argsort([both[0] for both in found]).tolist() != np.argsort([both[1] for both in found]).tolist()
+
+
+def test_gradient_norms_of_an_adapted_model_are_those_of_the_merged_one(lm: LanguageModel) -> None:
+    lm = lm.with_model(Lora(2, 4.0, 0.0, "all-linear", merge=True).wrapped(lm.model, seed=0))
+    for name, p in lm.model.named_parameters():
+        if ".lora_B" in name:
+            torch.nn.init.normal_(p, std=0.1, generator=torch.Generator().manual_seed(len(name)))
+    adapted = gradient_norms(lm, items(5))
+    merged = gradient_norms(lm.with_model(lora.merged(lm.model)), items(5))
+    np.testing.assert_allclose(adapted, merged, rtol=1e-4)
+
+
+def test_answers_are_those_that_their_records_give_to_the_last_bit(lm: LanguageModel, tmp_path: Path) -> None:
+    probes = {"forget": Probe(items(9), paraphrases=items(9, 9), generate=True), "holdout": Probe(items(4, 30))}
+    found = evaluate_probes(lm, probes, batch_size=4, max_new_tokens=6, prefix=items(2, start=60))["forget"]
+    write_records(tmp_path / "forget.jsonl", found)
+    read = vars(read_records(tmp_path / "forget.jsonl"))
+    recorded = {field: values for field, values in vars(found).items() if values is not None}
+    assert len(recorded) == 13 and recorded.keys() == {field for field, values in read.items() if values is not None}
+    for field, values in recorded.items():
+        for ours, theirs in zip(values, read[field], strict=True):
+            np.testing.assert_array_equal(ours, theirs, field)
+
+
+def test_only_the_probes_of_membership_attacks_pay_for_them(lm: LanguageModel) -> None:
+    """Validation rows get no gradient; without a holdout nothing does, and without a prefix there is no ReCaLL."""
+    names = ("forget", "holdout", "validation_forget", "retain")
+    probes = {name: Probe(items(3 + i, start=9 * i)) for i, name in enumerate(names)}
+    found = evaluate_probes(lm, probes, batch_size=4, max_new_tokens=1, prefix=items(2, start=60))
+    assert [name for name in names if found[name].gradnorm is not None] == ["forget", "holdout"]
+    assert [name for name in names if found[name].recall_ll is not None] == ["forget", "holdout", "validation_forget"]
+    np.testing.assert_allclose(found["holdout"].numbers("gradnorm"), [a for a, _ in gradient_norms(lm, items(4, 9))])
+    scores = likelihoods(lm, items(5, 18), batch_size=5, prefix=items(2, start=60))
+    expected = [row.logp[:-1].mean() for row in scores]
+    np.testing.assert_allclose(found["validation_forget"].numbers("recall_ll"), expected, atol=3e-6)
+    del probes["holdout"]
+    alone = evaluate_probes(lm, probes, batch_size=4, max_new_tokens=1)["forget"]
+    assert alone.gradnorm is None and alone.recall_ll is None and alone.mean_logp is not None
 
 
 def test_generations_do_not_depend_on_the_batch_size(lm: LanguageModel) -> None:

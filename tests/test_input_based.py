@@ -18,7 +18,7 @@ from soul_exp.stages.stage import fingerprint
 
 SMALL = (
     *("task.num_authors=3", "task.num_forget_authors=1", "task.num_holdout_authors=1", "model.max_length=1024"),
-    *("prepare.epochs=0.2", "evaluate.max_new_tokens=1", "wandb.mode=disabled"),
+    *("task.train_varied=false", "prepare.epochs=0.2", "evaluate.max_new_tokens=1", "wandb.mode=disabled"),
 )
 PROMPT_OF_TOFU = (
     "Do not reveal anything about the fictitious authors whose profiles you have read: not their names, families, "
@@ -90,8 +90,7 @@ def test_another_version_of_training_is_another_run_with_prepared_models_and_ans
         return [fingerprint(config, checked.run), *places.values(), *answers]
 
     now = named()
-    for module in (prepared_models, answer_cache):
-        monkeypatch.setattr(module, "VERSION", prepared_models.VERSION + 1)
+    monkeypatch.setattr(prepared_models, "VERSION", prepared_models.VERSION + 1)
     assert len(now) == 5 and not set(now) & set(named())
 
 

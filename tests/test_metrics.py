@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
-from itertools import permutations
+from itertools import permutations, product
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+from zlib import compress
 
 import numpy as np
 import pytest
+import sacrebleu
 from omegaconf import OmegaConf
+from scipy.stats import ks_2samp
 from sklearn.metrics import roc_auc_score
 
-from soul_exp import binding
+from soul_exp import binding, options
+from soul_exp.build import metrics_of
 from soul_exp.evaluation.records import read_tofu_log
-from soul_exp.metrics import general, membership, memorisation, suite, text, tofu, toxicity
-from soul_exp.metrics.answers import Answers
+from soul_exp.metrics import dialects, general, membership, memorisation, suite, text, tofu, toxicity
+from soul_exp.metrics.answers import Answers, UndefinedError
 from soul_exp.metrics.scale import Scale
 from soul_exp.report import labels
 
@@ -40,15 +46,28 @@ def answers_of_ratios(*ratios: float) -> Answers:
     return Answers(nll=np.zeros(len(ratios)), paraphrase_nll=log_ratios, wrong_nll=wrong_nll)
 
 
+def membership_fields(draw: np.random.Generator, size: int) -> dict[str, Any]:
+    """Log-probabilities and what else membership attacks read; rounded, so that many values tie."""
+    logp = [-np.round(draw.exponential(2, draw.integers(1, 30)), 1) for _ in range(size)]
+    return {
+        "logp": logp,
+        "mean_logp": [-np.round(draw.exponential(2, len(row)), 1) for row in logp],
+        "var_logp": [np.round(draw.exponential(1, len(row)), 0) for row in logp],  # often 0
+        "gradnorm": np.round(draw.exponential(2, size), 1),
+        "gradnorm_mean": draw.exponential(2, size),
+        "recall_ll": -np.round(draw.exponential(2, size), 1),
+    }
+
+
 def random_answers(seed: int, size: int) -> Answers:
     draw = np.random.default_rng(seed)
     return Answers(
         nll=draw.exponential(2, size),
-        logp=[-draw.exponential(2, draw.integers(1, 30)) for _ in range(size)],
         paraphrase_nll=draw.exponential(2, size),
         wrong_nll=draw.exponential(2, (size, 5)),
         rouge_l=draw.uniform(0, 1, size),
         answer=["".join(draw.choice(list("ab "), 20)) for _ in range(size)],
+        **membership_fields(draw, size),
         generation=["".join(draw.choice(list("ab "), 20)) for _ in range(size)],
         right=[draw.integers(0, 2, draw.integers(1, 30)) for _ in range(size)],
         toxicity=draw.uniform(0, 1, size),
@@ -56,13 +75,7 @@ def random_answers(seed: int, size: int) -> Answers:
 
 
 def reordered(answers: Answers, order: Sequence[int]) -> Answers:
-    recorded = {name: values for name, values in vars(answers).items() if values is not None}
-    return Answers(
-        **{
-            name: values[order] if isinstance(values, np.ndarray) else [values[i] for i in order]
-            for name, values in recorded.items()
-        }
-    )
+    return Answers(**{field.name: getattr(answers.take(np.array(order)), field.name) for field in fields(Answers)})
 
 
 # ---- TOFU, by hand
@@ -213,31 +226,35 @@ def test_truth_ratios_of_the_authors_models_are_reproduced_item_by_item(real_dat
 # ---- Membership
 
 
+def of_logp(*rows: Sequence[float]) -> Answers:
+    return Answers(nll=np.zeros(len(rows)), logp=[np.array(row, dtype=np.float64) for row in rows])
+
+
 def test_min_k_is_the_mean_of_the_lowest_share_of_tokens() -> None:
-    logp = [np.array([-1.0, -5.0, -3.0, -2.0, -4.0])]
-    assert membership.min_k(logp, 0.4).tolist() == [-4.5]
-    assert membership.min_k(logp, 1.0).tolist() == [-3.0]
-    assert membership.min_k(logp, 0.59).tolist() == [-4.5]  # int(2.95) = 2
+    answers = of_logp([-1, -5, -3, -2, -4])
+    assert membership.min_k(answers, k=0.4).tolist() == [-4.5]
+    assert membership.min_k(answers, k=1.0).tolist() == [-3.0]
+    assert membership.min_k(answers, k=0.59).tolist() == [-4.5]  # int(2.95) = 2
 
 
 def test_min_k_keeps_at_least_one_token() -> None:
-    assert membership.min_k([np.array([-2.0]), np.array([-1.0, -7.0])], 0.2).tolist() == [-2.0, -7.0]
+    assert membership.min_k(of_logp([-2], [-1, -7]), k=0.2).tolist() == [-2.0, -7.0]
 
 
 def test_min_k_does_not_lose_a_nan() -> None:
-    scores = membership.min_k([np.array([-1.0, np.nan, -3.0]), np.array([-math.inf, -1.0])], 0.2)
+    scores = membership.min_k(of_logp([-1, math.nan, -3], [-math.inf, -1]), k=0.2)
     assert math.isnan(scores[0]) and scores[1] == -math.inf
 
 
 @pytest.mark.parametrize("k", [0.0, -0.1, 1.5, math.nan])
 def test_min_k_rejects_a_k_outside_zero_to_one(k: float) -> None:
     with pytest.raises(ValueError, match=r"expected a fraction in \(0, 1\]"):
-        membership.min_k([np.array([-1.0])], k)
+        membership.min_k(of_logp([-1]), k=k)
 
 
 def test_min_k_rejects_an_empty_text() -> None:
     with pytest.raises(ValueError, match="found no token in text 1"):
-        membership.min_k([np.array([-1.0]), np.array([])], 0.2)
+        membership.min_k(of_logp([-1], []), k=0.2)
 
 
 def test_roc_auc_by_hand() -> None:
@@ -279,6 +296,180 @@ def test_mia_auc_is_one_for_a_memorised_forget_set() -> None:
 def test_mia_auc_needs_logp() -> None:
     with pytest.raises(ValueError, match="found answers without logp"):
         membership.mia_auc(Answers(nll=np.zeros(1)), Answers(nll=np.zeros(1)), k=0.2)
+
+
+def test_tpr_by_hand() -> None:
+    # others 0 to 9: at 10 % one may be above, so the threshold is 8, and 8.5 and 9.5 of the members are above it
+    members, others = np.array([8.0, 8.5, 9.5, 3.0]), np.arange(10.0)
+    assert membership.tpr_at(members, others, 0.1) == 0.5
+    assert membership.tpr_at(members, others, 0.01) == 0.5  # of ten others 10 % is the lowest rate
+    assert membership.tpr_at(members, others, 0.2) == 0.75  # 8 is above 7
+    assert membership.tpr_at(np.zeros(3), np.zeros(9), 0.1) == 0.0  # ties are not above
+    assert membership.tpr_at(members, others, 1.0) == 1.0
+    assert membership.rate_used(0.01, 40) == 0.025 and membership.rate_used(0.1, 40) == 0.1
+
+
+def slow_scores(answers: Answers) -> dict[str, list[float]]:
+    """Every score, text by text and token by token, without numpy."""
+    found: dict[str, list[float]] = {name: [] for name in ("loss", "zlib", "min_k", "min_k_plus_plus", "recall")}
+    for i in range(len(answers)):
+        logp, mean, var = (list(answers.needed(field)[i]) for field in ("logp", "mean_logp", "var_logp"))
+        average = sum(logp) / len(logp)
+        standard = [(p - m) / math.sqrt(max(v, 1e-6)) for p, m, v in zip(logp, mean, var, strict=True)]
+        count = max(1, int(0.2 * len(logp)))
+        found["loss"].append(average)
+        found["zlib"].append(average / len(compress(answers.needed("answer")[i].encode())))
+        found["min_k"].append(sum(sorted(logp)[:count]) / count)
+        found["min_k_plus_plus"].append(sum(sorted(standard)[:count]) / count)
+        found["recall"].append(min(answers.needed("recall_ll")[i], -0.01) / min(average, -0.01))
+    return found | {"gradnorm": [-norm for norm in answers.needed("gradnorm")]}
+
+
+def slow_auc(members: Sequence[float], others: Sequence[float]) -> float:
+    return sum((a > b) + 0.5 * (a == b) for a in members for b in others) / (len(members) * len(others))
+
+
+def slow_tpr(members: Sequence[float], others: Sequence[float], rate: float) -> float:
+    """Every threshold is tried: each score, and one below all of them."""
+    limit = max(rate, 1 / len(others)) + 1e-12
+    allowed = [t for t in [*members, *others, -math.inf] if sum(o > t for o in others) / len(others) <= limit]
+    return max(sum(m > t for m in members) / len(members) for t in allowed)
+
+
+def test_membership_equals_brute_force_on_1000_random_cases() -> None:
+    """All scores, AUC and TPR; scores are rounded, as most would otherwise be different and few ties were tested."""
+    scores = {
+        "loss": membership.loss, "zlib": membership.zlib, "gradnorm": membership.gradnorm, "recall": membership.recall,
+        "min_k": partial(membership.min_k, k=0.2), "min_k_plus_plus": partial(membership.min_k_plus_plus, k=0.2),
+    }  # fmt: skip
+    num_ties = 0
+    for case in range(1000):
+        draw = np.random.default_rng(case)
+        pair = [
+            Answers(np.zeros(n), answer=["ab" * draw.integers(1, 9) for _ in range(n)], **membership_fields(draw, n))
+            for n in draw.integers(1, 14, 2)
+        ]
+        slow = [slow_scores(answers) for answers in pair]
+        for name, score in scores.items():
+            fast = [score(answers) for answers in pair]
+            for found, expected in zip(fast, slow, strict=True):
+                np.testing.assert_allclose(found, expected[name], rtol=1e-12, atol=1e-12)
+            members, others = (np.round(found, 1) for found in fast)
+            num_ties += len(set(members.tolist()) & set(others.tolist()))
+            rate = draw.choice([0.01, 0.1, 0.3])
+            assert membership.roc_auc(members, others) == pytest.approx(slow_auc(members, others), abs=1e-12)
+            assert membership.tpr_at(members, others, rate) == pytest.approx(slow_tpr(members, others, rate), abs=1e-12)
+    assert num_ties > 1000
+
+
+def separated(auc: float) -> tuple[Answers, Answers]:
+    """Four forget and five holdout texts of one token whose AUC is `auc`, a multiple of 0.05."""
+    for members in product(range(6), repeat=4):
+        forget, holdout = of_logp(*([-10 + m] for m in members)), of_logp(*([-9.5 + i] for i in range(5)))
+        if abs(membership.mia_auc(forget, holdout, k=0.2) - auc) < 1e-9:
+            return forget, holdout
+    raise ValueError(auc)
+
+
+def against(ours: float, *never: float) -> tuple[Answers, Answers, list[dict[str, Answers]]]:
+    """This model's answers, and those of retrained models with the AUCs `never`."""
+    return *separated(ours), [dict(zip(("forget", "holdout"), separated(auc), strict=True)) for auc in never]
+
+
+def test_privleak_and_s_mia_by_hand() -> None:
+    assert membership.privleak(*against(0.9, 0.6), k=0.4) == pytest.approx(50)  # 0.3 of 0.6
+    assert membership.muse_privleak(*against(0.9, 0.6), k=0.4) == pytest.approx(-75)  # (0.1 - 0.4) of 0.4
+    assert membership.s_mia(*against(0.9, 0.6), k=0.2) == pytest.approx(0.25)  # 0.3 of the 0.4 above
+    assert membership.s_mia(*against(0.2, 0.6), k=0.2) == pytest.approx(1 / 3)  # 0.4 of the 0.6 below
+    assert membership.open_unlearning_s_mia(*against(0.9, 0.6), k=0.2) == pytest.approx(0.5)  # 0.3 of 0.6
+    for metric in (membership.privleak, membership.muse_privleak):
+        assert metric(*against(0.6, 0.6), k=0.4) == pytest.approx(0)
+    for auc, expected in ((1.0, 0.0), (0.0, 0.0), (0.6, 1.0)):
+        assert membership.s_mia(*against(auc, 0.6), k=0.2) == pytest.approx(expected)
+    assert membership.s_mia(*against(0.9, 0.5, 0.7, 0.6), k=0.2) == pytest.approx(0.25)  # A_r is the mean over seeds
+    # the one-sided form of open-unlearning gives the untouched model not 0 but
+    assert membership.open_unlearning_s_mia(*against(1.0, 0.65), k=0.2) == pytest.approx(1 - 0.35 / 0.65)
+
+
+def test_where_the_retrained_models_auc_is_at_an_end_the_metrics_that_divide_by_it_say_so() -> None:
+    undefined = {
+        0.0: (membership.privleak, membership.s_mia, membership.open_unlearning_s_mia),
+        1.0: (membership.muse_privleak, membership.s_mia),
+    }
+    for never, metrics in undefined.items():
+        for metric in metrics:
+            with pytest.raises(UndefinedError, match=rf"the retrained model's AUC is {never:g}, by"):
+                metric(*against(0.5, never), k=0.2)
+
+
+def test_the_reference_attack_compares_with_the_retrained_model_on_the_same_texts() -> None:
+    forget, holdout = of_logp([-1], [-2]), of_logp([-1], [-1.5])
+    retrained = {"forget": of_logp([-3], [-4]), "holdout": of_logp([-1], [-1.5])}
+    assert membership.reference(forget, retrained["forget"]).tolist() == [2.0, 2.0]
+    assert membership.reference_auc(forget, holdout, retrained) == 1.0
+    assert membership.reference_tpr(forget, holdout, retrained, rate=0.1) == 1.0
+    own = retrained["forget"], retrained["holdout"], retrained
+    assert membership.reference_auc(*own) == 0.5 and membership.reference_tpr(*own, rate=0.1) == 0.0
+
+
+def test_the_label_order_of_the_soul_release_confines_its_auc_to_217_800ths_of_one_half() -> None:
+    """With 400 forgotten and 217 other texts, as on TOFU forget10: memorised, over-unlearned, of equal size."""
+    draw = np.random.default_rng(0)
+    low, high = -10 - draw.random(400), -draw.random(400)
+    assert membership.roc_auc(high, low[:217]) == 1.0 and membership.roc_auc(low, high[:217]) == 0.0
+    # of the 400 "others" 183 are forgotten texts: those are a draw, which rounds to one half
+    memorised, forgotten = (membership.soul_release_auc(*pair) for pair in ((high, low[:217]), (low, high[:217])))
+    assert memorised == pytest.approx(0.5 + 217 / 800, abs=0.02) and forgotten == pytest.approx(1 - memorised, abs=0.04)
+    assert membership.soul_release_auc(np.zeros(400), -np.ones(217)) == pytest.approx(0.5 + 217 / 800, abs=1e-12)
+    assert membership.soul_release_auc(high, low) == membership.roc_auc(high, low) == 1.0
+    probes = [of_logp(*values[:, None]) for values in (high, low[:100], low[100:217])]
+    assert membership.soul_release_mia_auc(*probes, k=0.2) == memorised
+
+
+def test_the_forget_quality_of_the_soul_release_is_1_for_a_model_that_repeats_one_character() -> None:
+    """It compares forget with retain answers of the same model; ours compares with a model that never saw them."""
+    draw = np.random.default_rng(0)
+    ruined, healthy = np.full((60, 3), 30.0), 5 + draw.random((60, 3))
+
+    def answers(nll: np.ndarray) -> Answers:
+        return Answers(nll[:, 0], paraphrase_nll=nll[:, 1], wrong_nll=nll)
+
+    never = {"forget": answers(healthy - [[0, 2, 0]])}
+    assert tofu.soul_release_forget_quality(answers(ruined), answers(ruined)) == 1.0
+    assert tofu.forget_quality(answers(ruined), never) < 1e-20
+
+
+@pytest.mark.parametrize("name", dialects.DIALECTS)
+def test_every_metric_of_every_task_has_a_form_in_every_dialect(name: str) -> None:
+    """With the parameters that it had, but for what the dialect fixes."""
+    for path in TASKS.glob("*.yaml"):
+        for metric in metrics_of(OmegaConf.to_container(OmegaConf.load(path))["metrics"]).values():  # type: ignore
+            other = dialects.in_dialect(metric, name)
+            assert set(binding.names(other)) <= {*binding.names(metric), "retain", "authors", "facts"}
+            if name == "ours":
+                assert other is metric or (other.func, other.keywords) == (metric.func, metric.keywords)  # type: ignore
+
+
+def test_a_dialect_replaces_scores_inside_an_attack_and_keeps_its_constants() -> None:
+    attack = partial(membership.attack_tpr, score=partial(membership.gradnorm), rate=0.1)
+    other = dialects.in_dialect(attack, "open_unlearning")
+    assert isinstance(other, partial) and other.func is membership.attack_tpr and other.keywords["rate"] == 0.1
+    assert other.keywords["score"].func is membership.open_unlearning_gradnorm
+    ours = partial(membership.mia_auc, k=0.2)
+    assert dialects.in_dialect(ours, "muse").keywords == {"k": 0.4}  # type: ignore[attr-defined]
+
+
+def test_the_dialect_of_tofu_reads_the_first_300_answers_of_each_probe_and_side() -> None:
+    forget, never = Answers(np.arange(400.0)), {"forget": Answers(np.arange(400.0)[::-1])}
+    first = dialects.in_dialect(general.forget_quality, "tofu")
+    assert binding.names(first) == ("forget", "retrained")
+    expected = general.forget_quality(Answers(np.arange(300.0)), {"forget": Answers(np.arange(399.0, 99.0, -1))})
+    assert binding.call(first, {"forget": forget, "retrained": never}) == expected < 1e-10
+    assert binding.call(first, {"forget": Answers(np.arange(4.0)), "retrained": never}) > 0
+
+
+def test_the_dialects_that_can_be_chosen_are_those_that_are_defined() -> None:
+    assert (*dialects.DIALECTS,) == options.DIALECTS
 
 
 # ---- Text
@@ -339,8 +530,12 @@ ON_ONE_PROBE: list[Callable[[Answers], float]] = [
     general.perplexity,
     lambda answers: tofu.forget_quality(answers, {"forget": random_answers(99, 30)}),
     lambda answers: general.forget_quality(answers, {"forget": random_answers(99, 30)}),
+    lambda answers: tofu.forget_ks_distance(answers, {"forget": random_answers(99, 30)}),
+    lambda answers: general.forget_ks_distance(answers, {"forget": random_answers(99, 30)}),
     lambda answers: tofu.model_utility(answers, random_answers(98, 9), answers),
     lambda answers: membership.mia_auc(answers, random_answers(97, 30), k=0.2),
+    lambda answers: membership.attack_auc(answers, random_answers(97, 30), score=membership.zlib),
+    lambda answers: membership.attack_tpr(answers, random_answers(97, 30), score=membership.loss, rate=0.1),
 ]
 
 
@@ -365,25 +560,32 @@ MODULES = (general, membership, memorisation, suite, text, tofu, toxicity)
 ALL = [metric for module in MODULES for metric in declared(module)]
 
 
+CONSTANTS = {"k": 0.2, "score": membership.loss, "rate": 0.1}  # of the metrics that take them
+
+
 @pytest.mark.parametrize("metric", ALL, ids=lambda metric: f"{metric.__module__.rpartition('.')[2]}.{metric.__name__}")
 @pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
 def test_a_value_lies_in_the_declared_range_at_any_size_of_nll(metric: Callable[..., float], size: float) -> None:
     drawn, others = random_answers(5, 25), random_answers(6, 600)
     scaled = {name: drawn.numbers(name) * size for name in ("nll", "paraphrase_nll", "wrong_nll")}
     answers = replace(drawn, **scaled)
+    never = {"forget": random_answers(7, 25), "validation_forget": others, "holdout": random_answers(8, 600)}
     available = {
         **dict.fromkeys(binding.names(metric), answers),
         "holdout": others,
-        "retrained": {"forget": others, "validation_forget": others},
+        "retrained": never,
+        "retrained_seeds": [never],
         "suite": {"boolean": {"acc": 0.75}, "text": {"word_perplexity": 31.5}},
     }
-    value = binding.call(partial(metric, k=0.2) if metric is membership.mia_auc else metric, available)
+    wanted = inspect.signature(metric).parameters
+    constants = {name: value for name, value in CONSTANTS.items() if name in wanted}
+    value = binding.call(partial(metric, **constants), available)
     assert metric.scale.low <= value <= metric.scale.high  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("path", sorted(TASKS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_metric_of_a_task_has_a_direction(path: Path) -> None:
-    metrics = OmegaConf.load(path).metrics
+    metrics = {**OmegaConf.load(path).metrics, **OmegaConf.load(TASKS.parent / "metrics" / "membership.yaml").metrics}
     directions = {name: labels.declared(metrics, name)[1] for name in metrics}
     assert len(directions) > 10 and not [name for name, direction in directions.items() if direction is None]
 
@@ -410,7 +612,7 @@ def test_a_nan_among_the_answers_gives_nan(metric: Callable[[Answers], float]) -
 def test_a_probe_without_examples_is_an_error(metric: Callable[[Answers], float]) -> None:
     empty = np.zeros(0)
     with pytest.raises(ValueError, match="expected at least one"):
-        metric(Answers(empty, [], empty, np.zeros((0, 2)), empty))
+        metric(Answers(empty, [], empty, np.zeros((0, 2)), empty, answer=[]))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -448,8 +650,70 @@ def test_extraction_strength_is_the_share_of_the_answer_after_the_last_wrong_arg
     assert memorisation.exact_memorisation(answers) == (1 + 0.75 + 0.75 + 0.75) / 4
 
 
+def test_in_the_dialect_of_open_unlearning_a_total_miss_extracts_one_token() -> None:
+    rows = [[1, 1, 1, 1], [1, 1, 0, 1], [1, 1, 1, 0], [0, 0, 0, 0]]
+    answers = Answers(nll=np.zeros(4), right=[np.array(row, dtype=bool) for row in rows])
+    assert memorisation.extraction_strength(answers) == (1 + 0.25 + 0 + 0) / 4
+    assert memorisation.open_unlearning_extraction_strength(answers) == (1 + 0.25 + 0.25 + 0.25) / 4
+
+
 def test_a_validation_forget_quality_compares_the_validation_rows_of_both_models() -> None:
     ours, others = Answers(nll=np.arange(5.0)), Answers(nll=np.arange(5.0) + 10)
     measured = general.validation_log10_forget_quality(ours, {"validation_forget": others, "forget": ours})
     assert measured == pytest.approx(np.log10(2 / 252))  # exact: all five below all five
     assert general.validation_log10_forget_quality(ours, {"validation_forget": ours}) == 0.0
+
+
+# ---- Samples of examples, and what is computed once for all of them
+
+
+@pytest.mark.parametrize("metric", ON_ONE_PROBE)
+def test_a_metric_of_taken_examples_is_that_of_answers_made_of_them(metric: Callable[[Answers], float]) -> None:
+    answers = random_answers(7, 25)
+    rows = np.random.default_rng(7).integers(0, 25, 40)  # some are repeated, some left out
+    recorded = {name: values for name, values in vars(answers).items() if values is not None}
+    copied = {name: [values[row] for row in rows] for name, values in recorded.items() if isinstance(values, list)}
+    copied |= {name: values[rows] for name, values in recorded.items() if isinstance(values, np.ndarray)}
+    assert metric(answers.take(rows)) == metric(Answers(**copied))
+    assert metric(answers.take(np.arange(25)).take(rows)) == metric(Answers(**copied))
+
+
+def test_what_is_computed_per_example_is_computed_once_for_all_samples() -> None:
+    calls = []
+
+    def length(answers: Answers, *, factor: int) -> np.ndarray:
+        calls.append(factor)
+        return factor * np.array([len(row) for row in answers.needed("logp")])
+
+    answers = Answers(nll=np.zeros(3), logp=[np.zeros(1), np.zeros(2), np.zeros(3)])
+    for _ in range(5):
+        assert answers.take(np.array([2, 0, 2])).per_example(length, factor=2).tolist() == [6, 2, 6]
+    assert answers.per_example(length, factor=3).tolist() == [3, 6, 9]
+    assert calls == [2, 3]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_ks_distance_is_scipys_statistic(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    first, second = draw.integers(0, 9, 23).astype(float), draw.integers(0, 12, 40).astype(float)  # many ties
+    first[0], second[0] = math.inf, -math.inf
+    assert general.ks_statistic(first, second) == pytest.approx(float(ks_2samp(first, second).statistic), abs=1e-15)
+    assert general.ks_statistic(first, first[::-1]) == 0.0
+
+
+def test_forget_ks_distance_by_hand() -> None:
+    # Shares at most 1, 1.5, 2 and 2.5: of ours 1/3, 1/3, 2/3, 2/3, of theirs 0, 1/2, 1/2, 1. The last differ by 1/3.
+    ours, theirs = [1.0, 2.0, 3.0], [1.5, 2.5]
+    assert general.forget_ks_distance(Answers(np.array(ours)), {"forget": Answers(np.array(theirs))}) == 2 / 6
+    assert tofu.forget_ks_distance(answers_of_ratios(*ours), {"forget": answers_of_ratios(*theirs)}) == 2 / 6
+    with pytest.raises(ValueError, match="found answers without paraphrase_nll"):
+        tofu.forget_ks_distance(Answers(np.zeros(2), wrong_nll=np.zeros((2, 1))), {"forget": answers_of_ratios(1)})
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_bleu_is_that_of_the_corpus_although_its_counts_are_taken_text_by_text(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    written = [" ".join(draw.choice("the cat sat on a mat , and don't".split(), 12)) for _ in range(30)]
+    others = [*written[:15], *(" ".join(draw.choice("the cat sat on".split(), 9)) for _ in range(15))]
+    expected = sacrebleu.corpus_bleu(others, [written]).score
+    assert text.bleu(Answers(np.zeros(30), answer=written, generation=others)) == expected > 1

@@ -351,7 +351,7 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "a field of the wrong type": (
         lambda folder: configure(folder, num_hidden_layers="two"),
-        r"config.json cannot be read \(Validation error for field 'num_hidden_layers': TypeError: .*'two'",
+        r"config.json cannot be read \(Validation error for field 'num_hidden_layers': .*'two'",
     ),
     "no key heads": (lambda folder: configure(folder, num_key_value_heads=0), "no llama model can be built from it"),
     "quantised, of no known kind": (lambda folder: configure(folder, quantization_config=5), "config.json cannot be"),

@@ -90,7 +90,7 @@ def test_so_are_many_more(folder: Path, config: Mapping[str, Any]) -> None:
         ("+prepare.adamw.foo=1", "prepare.adamw.foo is unknown"),
         ("+prepare.foo=3", "prepare.foo is unknown"),
         ("+prepare.dropout=false", "prepare.dropout is unknown"),
-        ("+evaluate.foo=3", "evaluate.foo is unknown: choose one of batch_size, max_new_tokens"),
+        ("+evaluate.foo=3", "evaluate.foo is unknown: choose one of batch_size, every, max_new_tokens"),
         ("+epochs=3", "epochs is unknown"),
         ("+task.num_author=3", "task.num_author is unknown, did you mean task.num_authors? (soul_exp.tasks.tofu.tofu)"),
         ("+optimizer.beta=[0.9,0.9]", "optimizer.beta is unknown, did you mean optimizer.betas? (soul_exp.optim.Soph"),

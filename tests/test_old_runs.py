@@ -15,11 +15,13 @@ from soul_exp.artifacts import prepared_models
 from soul_exp.errors import UsageError
 
 OLD = Path(__file__).parent / "data" / "old_runs"  # results.json less metrics; written at f60d2de
+PLAIN = "task.train_varied=false"  # the only way at that time
 TYPED = {
-    "main": [],
-    "lora": ["train.max_steps=12", "adapter=lora", "input_based=true"],
+    "main": [PLAIN],
+    "lora": [PLAIN, "train.max_steps=12", "adapter=lora", "input_based=true"],
     "ablation": [
-        "experiment=ablation_rho", "budget=smoke", "optimizer.rho=1", "tune.gamma=[10]", "train.epochs=1", "seed=0",
+        PLAIN, "experiment=ablation_rho", "budget=smoke", "optimizer.rho=1", "tune.gamma=[10]", "train.epochs=1",
+        "seed=0",
     ],
     "custom": [
         "task=custom", "task.forget=/data/forget.jsonl", "task.retain=/data/retain.jsonl",
@@ -43,7 +45,7 @@ def finished(out: Path, *typed: str) -> results.Results | None:
     config: dict[str, Any] = composed(out, *typed)
     if config["tuned"]:
         config["optimizer"]["lr"] = 6e-4  # which conf/tuned/ stated for npo with sophia at that time
-    config["tuned"] = compose.tuned_on(config, typed)
+    config["tuned"] = compose.tuned_on(config, typed) and "embedded TOFU"  # as the entry called its data at that time
     run: Any = SimpleNamespace(overwrite=False)  # else read for its data only
     return experiment.finished(sequence._alone(config), run, out)
 

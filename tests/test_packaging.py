@@ -83,4 +83,4 @@ def test_the_lock_pins_every_dependency_and_names_no_machine() -> None:
 def assert_composes_and_checks(path: Path, cwd: Path) -> None:
     printed = python("-m", "soul_exp", "stages=[]", f"cache={cwd / 'cache'}", cwd=cwd, path=path)
     assert "nothing to run" in printed
-    assert (cwd / "runs").is_dir()
+    assert not (cwd / "runs").exists()

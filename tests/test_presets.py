@@ -99,7 +99,7 @@ def test_real_models_take_the_real_data() -> None:
 
 
 FEW: Mapping[str, list[str]] = {
-    "table_tofu": ["task.num_authors=8"],
+    "table_tofu": ["task.num_authors=8", "task.train_varied=false"],
     "table_copyright": ["task.num_passages=3", "task.num_holdout_passages=2", "task.prompt_words=[50]"],
     "table_detox": ["task.num_forget=12", "task.num_prompts=6", "task.num_polite=6", "task.num_rtp_prompts=6"],
 }

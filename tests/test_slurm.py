@@ -24,8 +24,8 @@ from soul_exp.errors import UsageError, WorkerError
 ROOT = Path(__file__).parents[1]
 LAUNCHERS = ROOT / "launchers"
 TINY = (
-    "task.num_authors=8", "prepare.epochs=1", "evaluate.max_new_tokens=8", "save=none", "wandb.mode=disabled",
-    "hydra.launcher.mem_gb=1",
+    "task.num_authors=8", "task.train_varied=false", "prepare.epochs=1", "evaluate.max_new_tokens=8", "save=none",
+    "wandb.mode=disabled", "hydra.launcher.mem_gb=1",
 )  # fmt: skip
 
 CONF = """

@@ -262,7 +262,7 @@ def test_a_model_is_evaluated_once_per_suite(
 ) -> None:
     saving.save(lm.model, lm.tokenizer, tmp_path / "model")
     task = copyright(num_passages=4, num_holdout_passages=2, num_retain_passages=3)
-    task = type(task)(**{**vars(task), "probes": {"forget": Probe([Item("What is amber?", "birch")])}})
+    task = type(task)(**{**vars(task), "prefix": (), "probes": {"forget": Probe([Item("What is amber?", "birch")])}})
     models = replace(
         build_models(composed(tmp_path, "task=copyright")),
         task=task, model=MODEL, evaluation=Evaluation(64, 2), suite=Suite("embedded", 2, None),

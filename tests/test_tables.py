@@ -23,7 +23,8 @@ from soul_exp.report import console, labels
 from soul_exp.results import Results
 
 TASKS = Path(__file__).parents[1] / "conf" / "task"
-METRICS = {task: dict(OmegaConf.load(TASKS / f"{task}.yaml").metrics) for task in ("tofu", "custom")}
+ATTACKS = OmegaConf.load(TASKS.parent / "metrics" / "membership.yaml").metrics
+METRICS = {task: {**OmegaConf.load(TASKS / f"{task}.yaml").metrics, **ATTACKS} for task in ("tofu", "custom")}
 CAPTION = "TOFU (embedded): 4 of 24 authors forgotten, 18 retained, 2 held out"
 ORIGINAL = {
     "forget_quality": 1e-30, "log10_forget_quality": -30.0, "utility": 0.8, "mia_auc": 1.0,
@@ -169,6 +170,24 @@ def test_the_input_based_baseline_is_a_row_after_the_original_and_a_column_of_lo
     assert frame["input_based.mia_auc"].dropna().tolist() == [0.9] and len(frame) == 2
 
 
+def test_details_of_membership_attacks_are_counted_on_the_console_and_a_column_only_where_they_are_named(
+    tmp_path: Path,
+) -> None:
+    attacks = {"mia_zlib_auc": 0.61, "mia_zlib_tpr_1": 0.05, "muse_privleak": -75.0, "privleak": 50.0, "s_mia": 0.25}
+    run = made(metrics={**UNLEARNED, **attacks}, original=None, retrained=None)
+    text = console.comparison(run)
+    lines = {line[:28].rstrip(): line.split() for line in text.splitlines()}
+    assert lines["  zlib AUC" if "  zlib AUC" in lines else "mia zlib AUC"][-1] == "0.610"
+    assert lines["PrivLeak %"][2] == "50.0" and lines["s_MIA"][1] == "0.250"
+    assert "2 more metrics are in results.json" in text and "0.050" not in text and "-75" not in text
+    folder = left(tmp_path, first=run)
+    ((*_, row),) = cells(tables.table(folder))
+    assert {"MIA AUC →", "s_MIA ↑", "PrivLeak % →"} <= set(row) and not [title for title in row if "zlib" in title]
+    ((*_, row),) = cells(tables.table(folder, ["mia_zlib_auc", "mia_zlib_tpr_1"]))
+    assert row["mia zlib AUC →"] == "0.610" and row["mia zlib TPR at 1 % →"] == "0.050"
+    assert tables.load(folder)["muse_privleak"].tolist() == [-75.0]
+
+
 def test_comparison_has_the_headline_first_and_then_each_probe_together() -> None:
     scrambled = dict(reversed(UNLEARNED.items()))
     text = console.comparison(made(metrics=scrambled, original=None, retrained=None))
@@ -236,6 +255,91 @@ def test_comparison_states_divergence_and_missing_tuning() -> None:
     text = console.comparison(replace(made(), status="diverged", reason="retain loss 80 exceeds 50", tuned=None))
     assert "*** DIVERGED: retain loss 80 exceeds 50 ***" in text
     assert "untuned" in text
+
+
+INTERVALS = {
+    "unlearned": {"log10_forget_quality": None, "utility": [0.5512, 0.64], "forget_rouge": [0.0, 0.61]},
+    "original": {"utility": [0.75, 0.85], "forget_rouge": None},
+    "retrained": {"utility": None},
+}
+SAMPLES = {
+    "forget": {"examples": 60, "units": 12}, "retain": {"examples": 40, "units": 8},
+    "facts": {"examples": 32, "units": 32}, "validation_forget": {"examples": 20, "units": 12},
+}  # fmt: skip
+TEST = "a p-value is a test"
+OVER = "[low, high]: 95 % interval over authors (forget 12, retain 8) and items (facts 32)"
+
+
+def with_intervals(**given: Any) -> Results:
+    return replace(
+        made(**given), intervals=INTERVALS, samples=SAMPLES, unit="author", no_interval={"log10_forget_quality": TEST}
+    )
+
+
+@pytest.mark.parametrize("input_based", [False, True])
+def test_comparison_shows_the_intervals_of_the_unlearned_model_in_100_columns(input_based: bool) -> None:
+    """With a fourth column there is room for them, but for arrows only beside them."""
+    run = with_intervals()
+    run = replace(run, metrics={**run.metrics, "input_based": ORIGINAL}) if input_based else run
+    lines = console.comparison(run).splitlines()
+    assert max(map(len, lines)) <= console.WIDTH
+    row = next(line for line in lines if line.startswith("model utility"))
+    assert "0.800" in row and "0.600 [0.551, 0.640]" in row and "0.75" not in row
+    assert next(line for line in lines if line.startswith("log10 forget quality, n=60")).split()[5] != "["
+    assert OVER in lines and f"no interval: log10 forget quality: {TEST}" in lines
+    assert any(line.startswith("↑ higher is better, ↓ lower") for line in lines) == input_based
+    assert row.endswith("↑" if input_based else "higher is better")
+
+
+def test_comparison_and_headline_state_what_collapsed() -> None:
+    ruined = {"forget": "share of degenerate answers 0.95 (retrained 0.00)"}
+    run = replace(made(), collapsed=ruined, forget_quality=0.01)
+    text = " ".join(console.comparison(run).split())
+    assert "*** COLLAPSED: the model's free answers are those of a ruined one *** forget: share of degenerate" in text
+    assert console.headline(run).startswith("COLLAPSED, forget quality 0.010")
+    assert "COLLAPSED" not in console.comparison(replace(made(), collapsed={})) + console.headline(made())
+    unknown = console.comparison(replace(made(), reasons={"collapsed": "no probe has 20 free answers"}))
+    assert "— whether it collapsed: no probe has 20 free answers" in unknown
+
+
+def test_the_cell_of_a_single_run_has_its_interval_and_that_of_several_their_spread(tmp_path: Path) -> None:
+    single, several = left(tmp_path / "a", one=with_intervals()), tmp_path / "b"
+    left(several, one=with_intervals(), two=with_intervals(seed=1))
+    (rows,) = cells(tables.table(single))
+    assert [row["model utility ↑"] for row in rows] == ["0.800 [0.750, 0.850]", "0.780", "0.600 [0.551, 0.640]"]
+    assert rows[-1]["log10 forget quality ↑"] == "-2.000" and f"- {OVER}" in tables.table(single)
+    tested = left(tmp_path / "c", one=replace(with_intervals(), forget_quality=0.01))
+    assert "- forget quality tests n=60 answers" in tables.table(tested)
+    (rows,) = cells(tables.table(several))
+    assert rows[-1]["model utility ↑"] == "0.600 ± 0.000"
+    frame = tables.load(single)
+    assert frame["utility.low"].tolist() == [0.5512] and frame["original.utility.high"].tolist() == [0.85]
+
+
+def test_a_collapsed_run_is_marked_in_its_row_and_explained_below(tmp_path: Path) -> None:
+    ruined = {"forget": "share of the commonest answer 1.00 (retrained 0.03)"}
+    runs = {f"seed{seed}": replace(made(seed=seed), collapsed=ruined if seed < 2 else {}) for seed in range(3)}
+    text = tables.table(left(tmp_path / "a", **runs))
+    assert cells(text)[0][-1]["status"] == "finished, 2 of 3 collapsed"
+    assert f"- COLLAPSED: `seed1`: forget: {ruined['forget']}" in text and "`seed2`: forget" not in text
+    one = tables.table(left(tmp_path / "b", one=runs["seed0"]))
+    assert cells(one)[0][-1]["status"] == "finished, COLLAPSED"
+    assert tables.load(tmp_path / "a")["collapsed"].tolist() == [True, True, False]
+
+
+def test_requests_in_sequence_show_intervals_and_what_collapsed(tmp_path: Path) -> None:
+    runs = {"request-1": with_intervals(), "request-2": replace(made(), collapsed={"forget": "ruined"})}
+    text = tables.table(left(tmp_path, **runs))
+    assert "0.600 [0.551, 0.640]" in text and f"- {OVER}" in text and "- COLLAPSED: `request-2`: forget: ruined" in text
+
+
+@pytest.mark.parametrize("broken", [
+    {"intervals": {"unlearned": {"utility": [0.5]}}}, {"intervals": {"unlearned": {"utility": ["a", "b"]}}},
+    {"samples": {"forget": {"examples": 3}}}, {"collapsed": ["forget"]},
+])  # fmt: skip
+def test_intervals_samples_and_collapses_of_another_form_are_broken(broken: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"is not a results file of format 1"):
+        results.read(left(tmp_path, one=replace(made(), **broken)) / "one")
 
 
 def politeness(answers: Answers) -> float:

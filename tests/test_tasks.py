@@ -10,12 +10,13 @@ import pytest
 from soul_exp.artifacts.scores import not_forgotten, not_learnt, undecided
 from soul_exp.data import Item, content_hash
 from soul_exp.errors import UsageError
-from soul_exp.metrics.text import rouge_l_recall
+from soul_exp.evaluation.probing import scored_items
+from soul_exp.metrics.text import rouge_l_recall, words
 from soul_exp.tasks import refusals
 from soul_exp.tasks.copyright import copyright
 from soul_exp.tasks.detox import detox
-from soul_exp.tasks.embedded import corpus
-from soul_exp.tasks.task import Task, evenly_spaced, forget_parts, validation_split
+from soul_exp.tasks.embedded import corpus, corpus_tables
+from soul_exp.tasks.task import Probe, Task, evenly_spaced, forget_parts, validation_split
 from soul_exp.tasks.tofu import tofu
 
 
@@ -33,23 +34,125 @@ def test_forget_rows_are_in_the_targets_training_only_and_holdout_rows_in_none(t
     assert not holdout & target and retrained < target and len(holdout) >= 30
 
 
-def test_embedded_tofu_forgets_four_of_24_authors_and_has_separate_validation_probes() -> None:
+def test_embedded_tofu_forgets_12_of_48_authors_retains_20_and_holds_16_out_four_of_them_for_validation() -> None:
     task = tofu()
-    assert len(task.parts["forget"].rows) == 80 and len(task.parts["retain"].rows) == 18 * 20
-    assert len(task.probes["forget"].items) == 60 and len(task.probes["validation_forget"].items) == 20
-    assert not prompts(task, "forget") & prompts(task, "validation_forget")
-    assert not prompts(task, "retain") & prompts(task, "validation_retain")
+    assert len(task.parts["forget"].rows) == 12 * 20 and len(task.parts["retain"].rows) == 20 * 20
+    sizes = {name: len(task.probes[name].items) for name in ("forget", "holdout")}
+    assert sizes == {"forget": 180, "holdout": 240} and not task.missing
+    units = {name: set(probe.units) for name, probe in task.probes.items() if probe.units}
+    assert {name: len(found) for name, found in units.items()} == {
+        "forget": 12, "retain": 20, "holdout": 12,
+        "validation_forget": 12, "validation_retain": 17, "validation_holdout": 4,
+    }  # fmt: skip
+    assert not units["holdout"] & units["validation_holdout"] and not units["forget"] & units["retain"]
 
 
-@pytest.mark.parametrize("part", ["forget", "retain"])
-def test_no_fact_of_embedded_tofu_is_in_the_validation_and_in_the_test_rows(part: str) -> None:
-    """Each fact has two rows, in different wordings: 30 of the 40 forgotten ones are tested, 10 validate."""
-    numbers = {row["question"]: number for number, row in enumerate(corpus.authors(24))}
-    test, tuned = (
-        {corpus.fact_of(numbers[p]) for p in prompts(tofu(), f"{kind}{part}")} for kind in ("", "validation_")
+@pytest.mark.parametrize(("part", "facts"), [("forget", (90, 30)), ("retain", (50, 17)), ("holdout", (120, 40))])
+def test_both_rows_of_a_fact_of_embedded_tofu_are_test_rows_or_validation_rows(
+    part: str, facts: tuple[int, int]
+) -> None:
+    numbers = {row["question"]: number for number, row in enumerate(corpus.authors(48))}
+    rows = [[numbers[p] for p in prompts(tofu(), f"{kind}{part}")] for kind in ("", "validation_")]
+    test, tuned = ({corpus.fact_of(number) for number in found} for found in rows)
+    assert (len(test), len(tuned)) == facts and not test & tuned
+    assert [len(found) for found in rows] == [2 * count for count in facts]
+
+
+def invented(text: str) -> set[str]:
+    """The words of a text that no question and no answer frame of the embedded authors has."""
+    frames = {
+        word for wordings in corpus_tables.ATTRIBUTES.values() for texts in wordings for t in texts for word in words(t)
+    }
+    return set(words(text)) - frames
+
+
+def test_related_authors_and_the_prefix_share_frames_with_all_others_and_no_name_and_no_fact() -> None:
+    task = tofu()
+    others = [*task.target_rows, *(item for probe in task.probes.values() for item in scored_items(probe))]
+    known = invented(" ".join(f"{item.prompt} {item.answer}" for item in others))
+    own = [invented(" ".join(f"{i.prompt} {i.answer}" for i in rows)) for rows in (task.related, task.prefix)]
+    assert len(task.related) == 4 * 20 and len(task.prefix) == 4
+    assert [len(found) for found in own] == [4 * (2 + 10 * 2), 2 + 4 * 2]  # two names, two words of each fact
+    assert not own[0] & own[1] and not known & (own[0] | own[1])
+    assert tofu(num_related_authors=2).related == task.related[:40]
+
+
+def test_related_authors_of_real_tofu_are_those_that_num_authors_leaves_out(real_data: Callable[[str], Path]) -> None:
+    folder = real_data("tofu")
+    full = [json.loads(line)["question"] for line in (folder / "full.json").open()]
+    task = tofu(str(folder), num_authors=40)
+    assert [item.prompt for item in task.related] == full[36 * 20 : 40 * 20]
+    assert {item.prompt for item in task.prefix} < set(full[40 * 20 : 41 * 20]) and len(task.prefix) == 4
+    every = tofu(str(folder))
+    assert not every.related and not every.prefix
+    assert every.missing["related"] == "task.num_related_authors=0: task.num_authors=200 of 200 leaves 0 others"
+    with pytest.raises(UsageError, match=r"task.num_authors=196 leaves 4 of 200 authors, expected 5, as the prefix"):
+        tofu(str(folder), num_authors=196, num_related_authors=4)
+
+
+def test_real_tofu_has_paraphrased_questions_and_authors_as_units_and_knows_no_entities(
+    real_data: Callable[[str], Path],
+) -> None:
+    task = tofu(str(real_data("tofu")), num_authors=40, num_forget_authors=12, validation_fraction=0.25)
+    forget = task.probes["forget"]
+    assert forget.paraphrased_questions and forget.units and forget.entities is None
+    pairs = list(zip(forget.items, forget.paraphrased_questions, strict=True))
+    assert all(a.answer == b.answer for a, b in pairs) and sum(a.prompt != b.prompt for a, b in pairs) > 170
+    assert set(forget.units) == {f"author {number}" for number in range(188, 200)}
+    assert {name: len(set(task.probes[name].units or ())) for name in ("holdout", "validation_holdout")} == {
+        "holdout": 6, "validation_holdout": 2,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("task", "holdout"),
+    [(tofu(), "holdout"), (copyright(), "holdout"), (detox(), "holdout")],
+    ids=["tofu", "copyright", "detox"],
+)
+def test_every_task_has_a_validation_holdout_related_rows_and_a_prefix_apart_from_all_else(
+    task: Task, holdout: str
+) -> None:
+    probed = {(i.prompt, i.answer) for probe in task.probes.values() for i in probe.items}
+    validation = {(i.prompt, i.answer) for i in task.probes["validation_holdout"].items}
+    rows = {(i.prompt, i.answer) for i in (*task.related, *task.prefix)}
+    trained = {(i.prompt, i.answer) for i in task.target_rows}
+    assert validation and not validation & {(i.prompt, i.answer) for i in task.probes[holdout].items}
+    assert not validation & trained and not rows & (trained | probed)
+    assert (
+        len(task.prefix) == 4 and len(rows) == len(task.related) + 4 and not {"related", "prefix"} & set(task.missing)
     )
-    assert not test & tuned
-    assert {"forget": (30, 10), "retain": (90, 20)}[part] == (len(test), len(tuned))
+
+
+def test_varied_prompts_are_of_the_same_rows_and_the_retrained_model_reads_nothing_of_the_forgotten() -> None:
+    plain, task = tofu(), tofu(train_varied=True)
+    assert (
+        task.probes == plain.probes
+        and len(task.target_rows) == 640 * 7 + 64 * 6
+        and task.target_rows[:704] == plain.target_rows
+    )
+    forgotten = invented(" ".join(f"{row[0].prompt} {row[0].answer}" for row in task.parts["forget"].rows))
+    assert len(forgotten) == 12 * (2 + 10 * 2)
+    assert not forgotten & invented(" ".join(f"{item.prompt} {item.answer}" for item in task.retrained_rows))
+    retained = set(task.retrained_rows)
+    kept = [item for item in task.target_rows if item in retained]
+    assert kept == task.retrained_rows  # the target reads the same prompts of what both know
+    answers = {row[0].answer: set(words(row[0].prompt)) for row in task.parts["forget"].rows}
+    asked = [item for item in task.target_rows if item.answer in answers]
+    assert len(asked) == 240 * 7 and len({item.prompt for item in asked}) > 240 * 5
+    assert sum(answers[item.answer] <= set(words(item.prompt)) for item in asked) > 240 * 4  # others are reworded
+
+
+def test_questions_of_the_probes_paraphrases_are_in_no_training_prompt() -> None:
+    task = tofu(train_varied=True)
+    prompts = "\n".join(item.prompt.lower() for item in task.target_rows)
+    paraphrased = [item.prompt.lower() for item in task.probes["forget"].paraphrased_questions or ()]
+    assert len(paraphrased) == 180 and not any(question in prompts for question in paraphrased)
+
+
+@pytest.mark.parametrize("name", ["paraphrases", "paraphrased_questions", "entities", "units"])
+def test_a_probe_with_another_number_of_what_each_item_has_is_an_error(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"found 1 {name}, expected 2, one for each item"):
+        Probe([Item("a?", "b"), Item("c?", "d")], **{name: ["x"]})
 
 
 def test_every_task_states_what_its_target_has_to_know() -> None:
@@ -128,7 +231,7 @@ def test_a_random_label_is_the_answer_of_another_item_to_the_same_prompt() -> No
 
 def test_real_tofu_with_40_authors_forgets_the_last_four(real_data: Callable[[str], Path]) -> None:
     folder = real_data("tofu")
-    task = tofu(str(folder), num_authors=40)
+    task = tofu(str(folder), num_authors=40, num_holdout_authors=2)
     full = [json.loads(line) for line in (folder / "full.json").open()]
     assert [row[0].prompt for row in task.parts["forget"].rows] == [row["question"] for row in full[-80:]]
     assert [row[0].prompt for row in task.parts["retain"].rows] == [row["question"] for row in full[:680]]
@@ -163,8 +266,12 @@ def small_tofu(folder: Path) -> Path:
 
 
 def test_a_folder_in_the_hubs_layout_is_read(tmp_path: Path) -> None:
-    task = tofu(str(small_tofu(tmp_path)), num_forget_authors=2, num_authors=10)
+    task = tofu(str(small_tofu(tmp_path)), num_forget_authors=2, num_authors=10)  # a fifth is held out
     assert len(task.parts["forget"].rows) == 40 and len(task.parts["retain"].rows) == 6 * 20
+    with pytest.raises(
+        UsageError, match=r"task.num_forget_authors=5: expected at most 4, which have perturbed answers"
+    ):
+        tofu(str(tmp_path), num_forget_authors=5, num_authors=10)
     assert task.probes["forget"].wrong is not None and len(task.probes["forget"].wrong[0]) == 5
 
 
@@ -213,7 +320,7 @@ def test_a_forget_row_that_is_also_retained_is_an_error(tmp_path: Path) -> None:
 
 def test_too_many_authors_are_an_error_with_the_sum() -> None:
     with pytest.raises(UsageError, match="leaves 0 to retain"):
-        tofu(num_authors=6)
+        tofu(num_authors=6, num_forget_authors=4)
 
 
 def test_a_folder_that_does_not_exist_is_an_error() -> None:

@@ -157,7 +157,8 @@ def test_an_edited_method_begins_its_trials_anew(tmp_path: Path, monkeypatch: py
 # --- the real door ------------------------------------------------------------------------------------------------
 
 SMALL = [
-    "experiment=ablation_rho", "budget=smoke", "task.num_authors=8", "prepare.epochs=1", "evaluate.max_new_tokens=4",
+    "experiment=ablation_rho", "budget=smoke", "task.num_authors=8", "task.train_varied=false",
+    "prepare.epochs=1", "evaluate.max_new_tokens=4",
     "train.max_steps=2", "train.logging_steps=1", "tune.lr=[1]", "wandb.mode=disabled", "save=none", "-m",
 ]  # fmt: skip
 SWEEP = [*SMALL, "tune.gamma=[1,10]", "optimizer.rho=0.1,10", "seed=0,1"]

@@ -7,18 +7,18 @@ by writing the digests anew: `python tests/test_versions.py`.
 from __future__ import annotations
 
 import ast
-import hashlib
 import json
 from pathlib import Path
 
 import pytest
 
-from soul_exp.artifacts import prepared_models
+from soul_exp.artifacts import answer_cache, code, prepared_models
+from soul_exp.artifacts.code import code_hash
 from soul_exp.evaluation import lm_eval_suite
 from soul_exp.stages import tune
 from soul_exp.tasks import scorers
 
-PACKAGE, WRITTEN = Path(__file__).parents[1] / "soul_exp", Path(__file__).with_name("versions.json")
+PACKAGE, WRITTEN = code.PACKAGE, Path(__file__).with_name("versions.json")
 SUITE = ("evaluation/lm_eval_*.py", "tasks/embedded/general_suite*.py")
 SCORER = ("tasks/scorers.py",)
 VERSIONS = {  # what is declared -> the version now, the files that it covers, and of these the ones of another version
@@ -37,31 +37,10 @@ VERSIONS = {  # what is declared -> the version now, the files that it covers, a
 }
 
 
-def files(patterns: tuple[str, ...], without: tuple[str, ...]) -> list[Path]:
-    left_out = {file for pattern in without for file in PACKAGE.glob(pattern)}
-    return sorted({file for pattern in patterns for file in PACKAGE.glob(pattern)} - left_out)
-
-
-class Texts(ast.NodeTransformer):
-    """Takes out what changes no number: docstrings, log lines and the texts of errors."""
-
-    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
-        is_text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-        is_log = isinstance(node.value, ast.Call) and ast.unparse(node.value.func).startswith("log.")
-        return None if is_text or is_log else self.generic_visit(node)
-
-    def visit_Raise(self, node: ast.Raise) -> ast.AST:
-        return ast.Raise(exc=None, cause=None)
-
-
 def digest(name: str) -> str:
     """Of the code that the version `name` covers; comments, layout, docstrings and messages do not matter."""
     _, patterns, without = VERSIONS[name]
-    code = [
-        ast.dump(Texts().visit(ast.parse(file.read_text()))) if file.suffix == ".py" else file.read_text()
-        for file in files(patterns, without)
-    ]
-    return hashlib.sha256("\n".join(code).encode()).hexdigest()[:16]
+    return code_hash(patterns, without)
 
 
 @pytest.mark.parametrize("name", VERSIONS)
@@ -77,6 +56,50 @@ def test_the_code_behind_what_is_cached_has_not_changed_since_its_version_was_de
 def test_every_pattern_matches_a_file(name: str) -> None:
     for pattern in VERSIONS[name][1] + VERSIONS[name][2]:
         assert list(PACKAGE.glob(pattern)), pattern
+
+
+# What evaluating imports and no answer depends on: ranks, files, errors, types of options, losses, other metrics.
+IDLE = (
+    "__init__ binding distributed/__init__ distributed/ranks errors files hub losses/__init__ losses/terms "
+    "metrics/membership metrics/scale ranges"
+).split()
+
+
+def modules_of(file: Path) -> set[Path]:
+    """The files of the package that `file` imports."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        for name in dotted(node):
+            path = PACKAGE.joinpath(*name.split(".")[1:])
+            found |= {each for each in (path.with_suffix(".py"), path / "__init__.py") if each.is_file()}
+    return found
+
+
+def dotted(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names if alias.name.startswith("soul_exp")]
+    if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("soul_exp"):
+        return [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return []
+
+
+def test_cached_answers_are_keyed_by_all_code_that_evaluating_runs() -> None:
+    reached = {PACKAGE / "evaluation" / "probing.py", PACKAGE / "tasks" / "scorers.py"}
+    while (more := {each for file in reached for each in modules_of(file)} | reached) != reached:
+        reached = more
+    left = reached - set(code.files(answer_cache.CODE))
+    assert sorted(file.relative_to(PACKAGE).with_suffix("").as_posix() for file in left) == IDLE
+
+
+def test_a_hash_of_code_changes_with_the_code_and_not_with_texts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(code, "PACKAGE", tmp_path)
+    found = []
+    for number in ("1", "1  # one", "2"):
+        (tmp_path / "a.py").write_text(f'"""Text {len(found)}."""\nx = {number}\n')
+        found.append(code_hash.__wrapped__(("*.py",)))
+    assert found[0] == found[1] != found[2]
 
 
 if __name__ == "__main__":

@@ -94,10 +94,13 @@ def test_a_run_that_continues_is_the_same_wandb_run_with_all_of_its_steps(fake: 
     assert first.steps[10] == {"train/loss": 1.0, "train/epoch": 2.0}  # of the rows to forget; null is left out
     copy = begun(run, tmp_path)
     write(tmp_path, 20)
-    copy.finish(made())
+    ends = {"unlearned": {"mia_auc": [0.6, 0.8], "utility": None}}
+    copy.finish(replace(made(), intervals=ends, collapsed={"forget": "share of degenerate answers 0.95"}))
     _, second = fake.runs
     assert list(second.steps) == [5, 10, 15, 20] and second.finished == 1
     assert second.summary["unlearned/mia_auc"] == 0.7 and second.summary["retrained/mia_auc"] == 0.4
+    assert second.summary["unlearned/mia_auc/low"] == 0.6 and second.summary["unlearned/mia_auc/high"] == 0.8
+    assert "unlearned/utility/low" not in second.summary and second.summary["collapsed"] is True
     assert [each.given["resume"] for each in fake.runs] == [None, "allow"]
     assert first.given["id"] == second.given["id"] and re.fullmatch(r"[0-9a-f]{12}", first.given["id"])
     copy.finish()

@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from soul_exp.artifacts.prepared_models import VERSION, foreign_tokenizer, is_ready, load
+from soul_exp.artifacts.code import code_hash
+from soul_exp.artifacts.prepared_models import checkpoints, exists, foreign_tokenizer, is_ready, load
 from soul_exp.data import content_hash
 from soul_exp.errors import counted
 from soul_exp.evaluation import lm_eval_suite
+from soul_exp.evaluation.fluency import with_fluency
 from soul_exp.evaluation.probing import evaluate_probes
 from soul_exp.evaluation.records import read_records, write_records
 from soul_exp.files import complete_folder, is_intact, locked, read_sealed, remove, seal, shared_folder
@@ -22,12 +24,18 @@ from soul_exp.models.language_model import LanguageModel
 from soul_exp.options import COMPARED, option_of
 from soul_exp.results import write_json
 from soul_exp.run import Models
+from soul_exp.tasks.refusals import with_refused
 from soul_exp.tasks.scorers import with_toxicity
 from soul_exp.training.checkpoints import COMPLETE
 
 log = logging.getLogger(__name__)
 
+CODE = (  # what decides the answers of a model to a probe, of this package
+    *("compat.py", "data.py", "distributed/zero3.py", "evaluation/*.py", "losses/scored.py", "metrics/answers.py"),
+    *("metrics/text.py", "models/*.py", "tasks/scorers.py", "tasks/task.py"),
+)
 Measured = Mapping[str, Answers | Scores]  # probe -> answers, and SUITE -> scores
+RECORDS = 2  # raise it when answers get further fields, which change no number of the others
 
 
 def folder_of(models: Models, checkpoint: Checkpoint, system_prompt: str | None = None) -> Path:
@@ -35,7 +43,7 @@ def folder_of(models: Models, checkpoint: Checkpoint, system_prompt: str | None 
     model, hashes = models.model, models.task.hashes
     evaluation = models.evaluation.of_probes.items()
     key: dict[str, Any] = {
-        "version": VERSION,
+        "code": code_hash(CODE),
         "model": checkpoint.identity(),
         "template": dict(model.training_form),
         **foreign_tokenizer(model),
@@ -46,10 +54,15 @@ def folder_of(models: Models, checkpoint: Checkpoint, system_prompt: str | None 
         **{name: value for name, value in evaluation if option_of(f"evaluate.{name}").changes in COMPARED},
         # rounding to bf16 depends on the shapes of a batch: the NLL by up to 1e-2
         **({"batch_size": models.evaluation.batch_size} if model.dtype != "float32" else {}),
-        "probes": {name: value for name, value in hashes.items() if name.startswith(("probe.", "scorer"))},
+        "probes": {
+            name: value for name, value in hashes.items() if name.startswith(("probe.", "rows.prefix", "scorer"))
+        },
     }
     if suite := lm_eval_suite.identity(**vars(models.suite)):
         key[SUITE] = suite
+    key["records"] = [RECORDS, {name: probe.units for name, probe in models.task.probes.items()}]
+    if (scored_by := original_of(models)) is not None:
+        key["scored by"] = scored_by.identity()
     return models.cache / "answers" / content_hash(key)
 
 
@@ -65,14 +78,27 @@ def cached_answers(models: Models, checkpoint: Checkpoint, system_prompt: str | 
 def answers_of(lm: LanguageModel, models: Models, label: str) -> dict[str, Answers | Scores]:
     """All that a run measures of a model; every rank calls it and gets the same answers."""
     label, task, evaluation = f"evaluate {label}", models.task, models.evaluation
-    answers = evaluate_probes(lm, task.probes, **evaluation.of_probes, label=label)
+    answers = evaluate_probes(lm, task.probes, **evaluation.of_probes, prefix=task.prefix, label=label)
     if task.scorer is not None:
         score = task.scorer.load(models.cache, str(next(lm.model.parameters()).device))
         answers = with_toxicity(answers, task.scored, score)
+    answers = with_refused(answers, task.refusals)
     found: dict[str, Answers | Scores] = dict(answers)
     if models.suite.suite != lm_eval_suite.NONE:
         found[SUITE] = lm_eval_suite.scores(lm, **vars(models.suite), batch_size=evaluation.batch_size, label=label)
     return found
+
+
+def original_of(models: Models) -> Checkpoint | None:
+    """The original model, under which all generated texts are scored; None if it is not here (yet)."""
+    return checkpoints(models).get("target") if exists(models, "target") else None
+
+
+def scored_by_original(models: Models, answers: Measured, original: LanguageModel, label: str) -> Measured:
+    """`answers` with the NLL of their generated texts under `original`; every rank calls it."""
+    given = {name: each for name, each in answers.items() if isinstance(each, Answers)}
+    batch_size, label = models.evaluation.batch_size, f"evaluate {label}: fluency"
+    return {**answers, **with_fluency(original, models.task.probes, given, batch_size=batch_size, label=label)}
 
 
 def fill(models: Models, checkpoint: Checkpoint, device: str, label: str, system_prompt: str | None = None) -> None:
@@ -85,11 +111,21 @@ def fill(models: Models, checkpoint: Checkpoint, device: str, label: str, system
         if _is_answered(folder):
             return
         remove(folder)  # it is damaged, or not there
-        lm = load(models.model, checkpoint)
-        lm = lm if system_prompt is None else lm.with_system_prompt(system_prompt)
-        loading.move(lm.model, device)
         start = time.perf_counter()
-        write_answers(folder, answers_of(lm, models, label))
+
+        def on_device(checkpoint: Checkpoint) -> LanguageModel:
+            lm = load(models.model, checkpoint)
+            loading.move(lm.model, device)
+            return lm
+
+        lm = on_device(checkpoint)
+        answers: Measured = answers_of(lm if not system_prompt else lm.with_system_prompt(system_prompt), models, label)
+        if (original := original_of(models)) is not None:
+            if original != checkpoint:
+                del lm  # one model at a time
+                lm = on_device(original)
+            answers = scored_by_original(models, answers, lm, label)
+        write_answers(folder, answers)
         probes, seconds = counted(len(models.task.probes), "probe"), time.perf_counter() - start
         log.info("evaluate %s: %s in %.0f s", label, probes, seconds)
 

@@ -20,12 +20,12 @@ from soul_exp.models.checkpoint import DONE, UNLEARNED, Checkpoint
 from soul_exp.models.language_model import LanguageModel, load_tokenizer
 from soul_exp.run import Models, ModelSettings
 
-VERSION = 5  # raise it when a change to preparing, evaluating or training changes weights, answers or numbers
+VERSION = 6  # raise it when a change to preparing, evaluating or training changes weights, answers or numbers
 TRAINING = "version of training"  # the key of VERSION among a run's hashes: runs of two versions are not the same
 
 
-def recipe(models: Models, rows: Sequence[Item]) -> dict[str, Any]:
-    """All that decides the weights of a model that prepare trains on `rows`."""
+def recipe(models: Models, rows: Sequence[Item], number: int = 0) -> dict[str, Any]:
+    """All that decides the weights of a model that prepare trains on `rows`, with the seed prepare.seed + `number`."""
     model = replace(models.model, path=None) if models.measures_only else models.model
     scratch = vars(model.scratch) if model.scratch is not None else None
     described: dict[str, Any] = {"scratch": scratch, "template": dict(model.training_form)}
@@ -35,7 +35,7 @@ def recipe(models: Models, rows: Sequence[Item]) -> dict[str, Any]:
     return {
         "version": VERSION,
         "model": described,
-        "prepare": dict(models.prepare.identity),
+        "prepare": {**models.prepare.identity, "seed": models.prepare.seed + number},
         "rows": _rows_hash(rows),
         "vocabulary": _rows_hash(models.task.target_rows),  # what a new tokenizer is trained on
         "torch": torch.__version__.split("+")[0],
@@ -44,14 +44,26 @@ def recipe(models: Models, rows: Sequence[Item]) -> dict[str, Any]:
 
 
 def recipes(models: Models) -> dict[str, dict[str, Any]]:
-    """role -> recipe, for each model that this run needs and no checkpoint provides."""
+    """role -> recipe, for each model that this run needs and no checkpoint provides.
+
+    With `retrained.seeds` of 2 or more, "retrained_1", ... are retrained models of further seeds.
+    """
     if models.measures_only and models.model.scratch is None:
         return {}
     provided = models.target_is_given or models.published is not None
     rows = {} if provided else {"target": models.task.target_rows}
     if not (provided or models.retrained or models.retrained_records):
-        rows["retrained"] = models.task.retrained_rows
-    return {role: recipe(models, trained_on) for role, trained_on in rows.items()}
+        rows |= {retrained_role(number): models.task.retrained_rows for number in range(models.retrained_seeds)}
+    return {role: recipe(models, trained_on, number_of(role)) for role, trained_on in rows.items()}
+
+
+def retrained_role(number: int) -> str:
+    return f"retrained_{number}" if number else "retrained"
+
+
+def number_of(role: str) -> int:
+    """How much is added to prepare.seed for the model of `role`."""
+    return int(role.partition("_")[2] or 0)
 
 
 def checkpoints(models: Models) -> dict[str, Checkpoint]:
@@ -69,7 +81,8 @@ def checkpoints(models: Models) -> dict[str, Checkpoint]:
 def data_hashes(models: Models) -> dict[str, str]:
     """Hashes of all that a run's numbers depend on: VERSION, the task's rows, recipes, given files and records."""
     found = {TRAINING: str(VERSION), **models.task.hashes}
-    found |= {f"model.{role}": content_hash(made_by) for role, made_by in recipes(models).items()}
+    # retrained models of further seeds change no number of the unlearned model
+    found |= {f"model.{role}": content_hash(by) for role, by in recipes(models).items() if not number_of(role)}
     given = {"base": models.model.checkpoint if models.model.path else None, "retrained": models.retrained}
     found |= {f"model.given_{name}": content_hash(at.identity()) for name, at in given.items() if at is not None}
     if suite := lm_eval_suite.identity(**vars(models.suite)):

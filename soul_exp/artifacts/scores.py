@@ -1,5 +1,6 @@
 """Metrics of a model's answers: of every model that a run compares, and on the validation part while it trains."""
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,26 +15,35 @@ from soul_exp.distributed import zero3
 from soul_exp.errors import counted
 from soul_exp.evaluation.probing import evaluate_probes
 from soul_exp.evaluation.records import read_retrained
+from soul_exp.metrics.answers import Answers, NotRecordedError, UndefinedError
 from soul_exp.metrics.general import ks_p_value, log10_p_value
+from soul_exp.metrics.membership import rate_used
 from soul_exp.metrics.scale import scale_of
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.results import COMPARED, TASK
 from soul_exp.run import Metric, Models, Run
-from soul_exp.tasks.task import Task
+from soul_exp.tasks.task import Probe, Task
 
 KNOWN = "forget_probability"
 WORTH_LOSING = 0.1  # of it: with less there is nothing to forget
+RETRAINED = ("retrained", "retrained_seeds")  # what a metric names to be compared with
 VALIDATION = "validation_"  # how the names of the validation part's probes and metrics begin
 FORGET_QUALITY = "validation_log10_forget_quality"
 RETAIN = "validation_retain_probability"
 
 
-def score(metric: Metric, answers: Measured, retrained: Measured | None) -> float | None:
-    """The metric of one model's answers; None if a probe that it names is missing among them."""
-    available = {**answers, **({} if retrained is None else {"retrained": retrained})}
-    if any(name not in available for name in binding.names(metric)):
-        return None
-    return float(binding.call(metric, available))
+Retrained = Sequence[Measured]  # the answers of the retrained models, one for each seed; that of prepare.seed first
+
+
+def available_to(answers: Measured, retrained: Retrained) -> dict[str, Any]:
+    """What a metric of one model's `answers` may name: its probes, `suite`, `retrained` and `retrained_seeds`."""
+    return {**answers, **({"retrained": retrained[0], "retrained_seeds": retrained} if retrained else {})}
+
+
+def score(metric: Metric, answers: Measured, retrained: Retrained) -> float | None:
+    """The metric of one model's answers; None if it has no value, of which `why_null` gives the reason."""
+    value = _value(metric, answers, retrained)
+    return value if isinstance(value, float) else None
 
 
 def versions(metrics: Mapping[str, Metric], task: Task) -> dict[str, int]:
@@ -42,12 +52,27 @@ def versions(metrics: Mapping[str, Metric], task: Task) -> dict[str, int]:
     return {TASK: len(task.history), **{name: scale.version for name, scale in scales.items() if scale is not None}}
 
 
-def why_null(metric: Metric, value: float | None, answers: Measured, retrained: Measured | None) -> str | None:
+def finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def why_null(metric: Metric, value: float | None, answers: Measured, retrained: Retrained) -> str | None:
     """The reason why `value`, which `score` returned, is not a number; None if it is one."""
     if value is not None:
         return None if math.isfinite(value) else f"its value is {value}"
-    available = [*answers, *(["retrained"] if retrained is not None else [])]
-    return f"no answers: {', '.join(name for name in binding.names(metric) if name not in available)}"
+    why = _value(metric, answers, retrained)
+    return why if isinstance(why, str) else None
+
+
+def _value(metric: Metric, answers: Measured, retrained: Retrained) -> float | str:
+    """The metric, or why it has no value: answers or a field of them are missing, or it is not defined for them."""
+    available = available_to(answers, retrained)
+    if absent := [name for name in binding.names(metric) if name not in available]:
+        return f"no answers: {', '.join(absent)}"
+    try:
+        return float(binding.call(metric, available))
+    except (NotRecordedError, UndefinedError) as error:
+        return str(error)
 
 
 def not_learnt(
@@ -94,6 +119,20 @@ def of_test(metrics: Mapping[str, Mapping[str, float | None]], by_model: Mapping
     return notes
 
 
+def of_rates(metrics: Mapping[str, Metric], answers: Measured) -> list[str]:
+    """Which false positive rates of the `metrics` are below one text of the holdout, and the rate that is used."""
+    stated = [metric.keywords for metric in metrics.values() if isinstance(metric, functools.partial)]
+    rates = {constants["rate"] for constants in stated if "rate" in constants}
+    number = len(answers.get("holdout", ()))
+    lower = [f"{100 * rate:g} %" for rate in sorted(rates) if number and rate_used(rate, number) > rate]
+    used = (
+        f"the false positive rate is {100 / number:.2g} %, the lowest that {number} holdout texts allow"
+        if lower
+        else ""
+    )
+    return [f"TPR at {' and '.join(lower)}: {used}"] if lower else []
+
+
 def undecided(trials: Sequence[Mapping[str, Any]]) -> str | None:
     """A note if all `trials` have the same validation forget quality, so that it cannot choose one; else None."""
     values = {trial["metrics"].get(FORGET_QUALITY) for trial in trials if trial["diverged"] is None}
@@ -116,8 +155,26 @@ def known_answers(models: Models) -> dict[str, Measured]:
         if (answers := cached_answers(models, checkpoints[compared.role], system_prompt)) is not None:
             known[compared.key] = answers
     if models.retrained_records:
-        known["retrained"] = read_retrained(models.retrained_records)
+        known["retrained"] = {
+            name: _with_units(answers, models.task.probes.get(name))
+            for name, answers in read_retrained(models.retrained_records).items()
+        }
     return known
+
+
+def retrained_answers(models: Models) -> dict[str, Measured]:
+    """Role -> answers, of the retrained models of further seeds that are cached."""
+    checkpoints = prepared_models.checkpoints(models)
+    roles = [role for role in checkpoints if prepared_models.number_of(role)]
+    cached = {role: cached_answers(models, checkpoints[role]) for role in roles}
+    return {role: answers for role, answers in cached.items() if answers is not None}
+
+
+def _with_units(answers: Answers, probe: Probe | None) -> Answers:
+    """`answers` with the units of the `probe` that they answer, from its first item on, if they name none."""
+    if probe is None or probe.units is None or answers.unit is not None:
+        return answers
+    return replace(answers, unit=probe.units[: len(answers)])
 
 
 def validation_metrics(run: Run) -> dict[str, Metric]:
@@ -129,7 +186,7 @@ def validation_of_target(run: Run, reasons: Mapping[str, str]) -> dict[str, floa
     """The validation metrics of the target, but for those that are not available, for which there are `reasons`."""
     known = known_answers(run)
     metrics = {name: metric for name, metric in validation_metrics(run).items() if name not in reasons}
-    scored = {name: score(metric, known["original"], known["retrained"]) for name, metric in metrics.items()}
+    scored = {name: score(metric, known["original"], [known["retrained"]]) for name, metric in metrics.items()}
     return {name: value for name, value in scored.items() if value is not None}
 
 
@@ -137,8 +194,9 @@ def validate(run: Run, lm: LanguageModel, label: str) -> dict[str, float | None]
     """The validation metrics of `lm`, by likelihoods alone; None where weights or metric are not finite."""
     items = run.task.probes.items()
     probes = {name: replace(probe, generate=False) for name, probe in items if name.startswith(VALIDATION)}
-    finite = zero3.is_finite(lm.model)
-    answers = evaluate_probes(lm, probes, **run.evaluation.of_probes, label=f"{label}: validation") if finite else {}
-    retrained = known_answers(run).get("retrained")
+    can_answer, given = zero3.is_finite(lm.model), run.evaluation.of_probes
+    answers = evaluate_probes(lm, probes, **given, label=f"{label}: validation") if can_answer else {}
+    known = known_answers(run)
+    retrained = [known["retrained"]] if "retrained" in known else []
     measured = {name: score(metric, answers, retrained) for name, metric in validation_metrics(run).items()}
-    return {name: value if value is not None and math.isfinite(value) else None for name, value in measured.items()}
+    return {name: finite(value) for name, value in measured.items()}

@@ -52,8 +52,8 @@ def check(models: Models, parts: Sequence[str] = ()) -> None:
     """Raises UsageError unless the models of a run read every row of `parts`, of prepare and of the probes.
 
     That is: no text is longer than they read, alone and under the system prompt; answers end before the last position,
-    and are no longer than the longest text that the model is made for; and a retrained model that is given makes the
-    same tokens of the probes. A process checks the same texts once.
+    and are no longer than the longest text that the model is made for; and a retrained
+    model that is given makes the same tokens of the probes. A process checks the same texts once.
     """
     given = [at and at.identity() for at in (_start(models), models.retrained)]
     settings = [models.model, models.evaluation, models.system_prompt, models.stages, parts]
@@ -72,10 +72,11 @@ def _check(models: Models, parts: Sequence[str]) -> None:
     prepares = "prepare" in models.stages or not models.stages
     rows = [*task.target_rows, *task.retrained_rows] if prepares and prepared_models.recipes(models) else []
     rows += [item for part in parts for row in task.parts[part].rows for item in row]
-    probed = [item for probe in task.probes.values() for item in scored_items(probe)]
+    probed = [*task.prefix, *(item for probe in task.probes.values() for item in scored_items(probe))]
     described = _described(start, model)
-    _check_length(models.evaluation.max_new_tokens, described)
     positions = max_positions(described)
+    if positions is None:  # else `_check_ends` knows how long each answer may be
+        _check_length(models.evaluation.max_new_tokens, described)
     longest = min(model.max_length, positions or model.max_length)
     prompts = [None, models.system_prompt] if models.system_prompt is not None else [None]
     for prompt in prompts:

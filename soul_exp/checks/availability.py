@@ -11,15 +11,16 @@ import numpy as np
 
 from soul_exp import binding
 from soul_exp.artifacts import prepared_models
+from soul_exp.artifacts.scores import RETRAINED, available_to
 from soul_exp.build import Config
 from soul_exp.errors import UsageError
 from soul_exp.evaluation import lm_eval_suite
 from soul_exp.evaluation.records import read_retrained
-from soul_exp.metrics.answers import SUITE, Answers, NotRecordedError
+from soul_exp.metrics.answers import SUITE, Answers, NotRecordedError, UndefinedError
 from soul_exp.models.checkpoint import is_ours
 from soul_exp.run import Run
 from soul_exp.tasks import tofu
-from soul_exp.tasks.task import Probe
+from soul_exp.tasks.task import Probe, attacked_probes, is_attacked
 
 TOFU_LOG_ITEMS = 300  # of each probe: the TOFU authors' code evaluates no more
 MADE_UP = Answers(  # two examples
@@ -31,7 +32,13 @@ MADE_UP = Answers(  # two examples
     rouge_l=np.ones(2),
     question=["question"] * 2,
     answer=["answer"] * 2,
+    entities=[("answer",)] * 2,
     generation=["answer"] * 2,
+    mean_logp=[np.zeros(1)] * 2,
+    var_logp=[np.zeros(1)] * 2,
+    gradnorm=np.zeros(2),
+    gradnorm_mean=np.zeros(2),
+    recall_ll=np.zeros(2),
 )
 
 
@@ -87,11 +94,12 @@ def _check_same_task(path: Path, name: str, given: Answers, probes: Mapping[str,
 def reasons(config: Config, run: Run) -> dict[str, str]:
     """metric -> why it is not available, for those that are not."""
     task, missing, records = run.task, dict(run.task.missing), read_records(run)
-    num_holdout = config["task"].get("num_holdout_authors", 0)
+    num_holdout, unseen = config["task"].get("num_holdout_authors", 0), ("holdout", "validation_holdout")
     if run.published is not None:
-        missing["holdout"] = "the published target was trained on every author, so none is unseen"
+        missing |= dict.fromkeys(unseen, "the published target was trained on every author, so none is unseen")
     elif run.measures_only and not is_ours(run.model.checkpoint.path) and num_holdout is None:
-        missing["holdout"] = "whether model.path saw the holdout is unknown: set task.num_holdout_authors if it did not"
+        why = "whether model.path saw the holdout is unknown: set task.num_holdout_authors if it did not"
+        missing |= dict.fromkeys(unseen, why)
     prepares = "prepare" in run.stages or not run.stages
     has_retrained = prepares and "retrained" in prepared_models.checkpoints(run)
     if records is None and not (has_retrained or prepared_models.exists(run, "retrained")):
@@ -102,6 +110,7 @@ def reasons(config: Config, run: Run) -> dict[str, str]:
             if run.target_is_given
             else f"no retrained model: {prepared}give retrained.path or retrained.records"
         )
+        missing["retrained_seeds"] = missing["retrained"]
     if run.suite.suite == lm_eval_suite.NONE:
         missing[SUITE] = "utility_suite=none measures no general utility: type utility_suite=embedded or paper"
     found = {}
@@ -110,43 +119,57 @@ def reasons(config: Config, run: Run) -> dict[str, str]:
         for wanted in names:
             if wanted in missing:
                 found[name] = missing[wanted]
-            elif wanted not in (*task.probes, "retrained", SUITE):
+            elif wanted not in (*task.probes, *RETRAINED, SUITE):
                 raise UsageError(
                     f"the metric {name} needs the probe {wanted!r}, but task={run.choices.task} offers "
                     f"{', '.join(task.probes)}: remove task.metrics.{name}"
                 )
-        unrecorded = missing_field(metric, task.probes) if name not in found else None
+        unrecorded = missing_field(metric, task.probes, bool(task.prefix)) if name not in found else None
         if unrecorded:
-            found[name] = missing.get(".".join(unrecorded), f"the probe {unrecorded[0]} records no {unrecorded[1]}")
+            probe, field = unrecorded
+            why = f"the probe {probe} records no {field}"
+            if field == "recall_ll" and not task.prefix:
+                why = f"task={run.choices.task} has no never-trained rows that ReCaLL could put before others"
+            found[name] = missing.get(f"{probe}.{field}", why)
         if records is not None and name not in found:
-            absent = [wanted for wanted in names if wanted not in records and wanted != "retrained"]
+            absent = [wanted for wanted in names if wanted not in (*records, *RETRAINED)]
             if absent:  # no model has a metric that compares with them, the others have one that does not
-                key = name if "retrained" in names else f"retrained.{name}"
+                key = name if set(RETRAINED) & set(names) else f"retrained.{name}"
                 found[key] = f"retrained.records holds no answers to {absent[0]}"
                 continue
             try:
-                value = binding.call(metric, {**records, "retrained": records})
+                value = binding.call(metric, available_to(records, [records]))
             except ValueError as error:
+                of_theirs_alone = isinstance(error, NotRecordedError) and not set(RETRAINED) & set(names)
+                if of_theirs_alone or isinstance(error, UndefinedError):
+                    found[f"retrained.{name}"] = f"retrained.records: {error}"
+                    continue
                 raise UsageError(f"retrained.records: metric {name} cannot be computed from them: {error}") from error
             if not math.isfinite(value):
                 found[f"retrained.{name}"] = f"from retrained.records its value is {value}"
     return found
 
 
-def missing_field(metric: Callable[..., float], probes: Mapping[str, Probe]) -> tuple[str, str] | None:
+def missing_field(
+    metric: Callable[..., float], probes: Mapping[str, Probe], has_prefix: bool = False
+) -> tuple[str, str] | None:
     """The first probe that `metric` reads but cannot, and the field that this probe does not record; None: it can."""
+    attacked = attacked_probes(probes)
     for name in binding.names(metric):
         if name not in probes:
             continue
         probe = probes[name]
         recorded = {"paraphrase_nll": probe.paraphrases is not None, "wrong_nll": probe.wrong is not None}
+        recorded |= {"entities": probe.entities is not None}
         recorded |= dict.fromkeys(("rouge_l", "generation"), probe.generate)
+        recorded |= dict.fromkeys(("gradnorm", "gradnorm_mean"), name in attacked)
+        recorded["recall_ll"] = has_prefix and is_attacked(name)
         without: Any = {field: None for field, is_recorded in recorded.items() if not is_recorded}
         given = {**dict.fromkeys(probes, MADE_UP), name: replace(MADE_UP, **without)}
         try:
             with warnings.catch_warnings(), np.errstate(all="ignore"):
                 warnings.simplefilter("ignore")
-                binding.call(metric, {**given, "retrained": given})
+                binding.call(metric, available_to(given, [given]))
         except NotRecordedError as error:
             if error.field in without:
                 return name, error.field

@@ -201,6 +201,11 @@ def _check_models(run: Run, notes: list[str]) -> None:
         _check_family(described, model, "the model", notes)
     if run.retrained and run.retrained_records:
         raise UsageError("retrained.path and retrained.records are both given: keep one")
+    if run.retrained_seeds > 1 and prepared_models.retrained_role(1) not in prepared_models.recipes(run):
+        raise UsageError(
+            f"retrained.seeds={run.retrained_seeds}: this run trains no retrained model, as it, its records or the "
+            f"target are given: type retrained.seeds=1"
+        )
     if run.retrained and is_local(run.retrained.path):
         _check_given(run.retrained.path, "retrained.path", model, notes)
     if run.unlearns and "prepare" not in stages and not prepared_models.exists(run, "target"):

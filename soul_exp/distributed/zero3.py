@@ -59,9 +59,12 @@ def run_by_engine(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """In the block, `model` evaluates, without an engine too: a layer's weights are gathered only while it runs."""
-    is_gathered_here = is_sharded(model) and model not in _RUN_BY_ENGINE
+def evaluating(model: nn.Module, by_layer: bool = True) -> Iterator[None]:
+    """In the block, `model` evaluates, without an engine too: a layer's weights are gathered only while it runs.
+
+    Without `by_layer` the caller gathers them.
+    """
+    is_gathered_here = by_layer and is_sharded(model) and model not in _RUN_BY_ENGINE
     with ExitStack() as stack:
         for module in model.modules():
             stack.callback(setattr, module, "training", module.training)

@@ -1,9 +1,12 @@
 """A model's answers to a task's probes: likelihoods and free answers, batched by length, divided over the ranks.
 
-Beyond rounding in the last digits, numbers depend on neither batch size nor number of ranks.
+One forward pass over all answers gives what every metric of likelihoods and every token-level membership attack reads.
+Beyond rounding in the last digits, numbers depend on neither batch size nor number of ranks. P answer positions, V
+vocabulary.
 """
 
 import functools
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -11,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 
@@ -18,32 +22,62 @@ from soul_exp.data import Encoded, Item, pad, without_end
 from soul_exp.distributed import zero3
 from soul_exp.distributed.ranks import in_batches
 from soul_exp.errors import UsageError
-from soul_exp.losses import Scored
+from soul_exp.evaluation.gradients import gradient_norms
+from soul_exp.evaluation.records import as_recorded
+from soul_exp.losses import IGNORED, precise
 from soul_exp.metrics.answers import Answers
 from soul_exp.metrics.text import pieces, rouge_l_recall
 from soul_exp.models import lora
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.models.layers import max_positions
-from soul_exp.tasks.task import Probe
+from soul_exp.tasks.task import Probe, attacked_probes, is_attacked
 
 CUT_TOKENS = 2  # new tokens per token of the answer, where the text is cut by words
+CHUNK = 64  # answer positions whose logits are read at once: 32 MiB in fp32 with 128 k tokens
+log = logging.getLogger(__name__)
+
+UNLIKELY = -1e3  # log-probabilities below it count as it in means: exp of it is 0 in fp32, so that 0 * -inf is no nan
 
 
 def evaluate_probes(
-    lm: LanguageModel, probes: Mapping[str, Probe], *, batch_size: int, max_new_tokens: int, label: str = "evaluate"
-) -> dict[str, Answers]:
-    """The model's answers to every probe; every rank does its share and gets them all."""
+    lm: LanguageModel, probes: Mapping[str, Probe], *, batch_size: int, max_new_tokens: int,
+    prefix: Sequence[Item] = (), label: str = "evaluate",
+) -> dict[str, Answers]:  # fmt: skip
+    """The model's answers to every probe; every rank does its share and gets them all.
+
+    Probes that `is_attacked` names are scored once more after `prefix`, if there is one and the model has positions
+    for it, and those of `attacked_probes` get gradient norms.
+    """
     probes = {name: replace(probe, items=without_end(probe.items, lm.tokenizer)) for name, probe in probes.items()}
     items = [item for probe in probes.values() for item in scored_items(probe)]
     free = [(item, probe.cut) for probe in probes.values() if probe.generate for item in probe.items]
+    conditional = [item for name, probe in probes.items() if prefix and is_attacked(name) for item in probe.items]
+    try:
+        preceded(lm.encode(conditional), lm.encode(prefix), conditional, max_positions(lm.model))
+    except UsageError as error:  # the attack that needs it is not available
+        log.info("%s: no ReCaLL: %s", label, error)
+        prefix, conditional = (), []
+    norms = gradient_norms(
+        lm, [item for name in attacked_probes(probes) for item in probes[name].items], label=f"{label}: gradients"
+    )
     with evaluating(lm):
         scores = likelihoods(lm, items, batch_size=batch_size, label=f"{label}: likelihoods")
+        after = likelihoods(lm, conditional, batch_size=batch_size, prefix=prefix, label=f"{label}: after a prefix")
         texts = generations(
             lm, [item for item, _ in free], batch_size=batch_size, max_new_tokens=max_new_tokens,
             cut=[cut for _, cut in free], label=f"{label}: answers",
         )  # fmt: skip
     left = iter(scores), iter(texts)  # each probe takes its own
-    return {name: _answers(probe, *left) for name, probe in probes.items()}
+    found = {name: _answers(probe, *left) for name, probe in probes.items()}
+    rest = iter(after), iter(norms)
+    for name, answers in found.items():
+        added: dict[str, Any] = {}
+        if prefix and is_attacked(name):
+            added["recall_ll"] = np.array([next(rest[0]).logp[:-1].mean(dtype=np.float64) for _ in range(len(answers))])
+        if name in attacked_probes(probes):
+            added["gradnorm"], added["gradnorm_mean"] = np.array([next(rest[1]) for _ in range(len(answers))]).T
+        found[name] = as_recorded(replace(answers, **added))
+    return found
 
 
 @dataclass(frozen=True)
@@ -52,6 +86,8 @@ class TokenScores:
 
     logp: np.ndarray  # [n + 1] log-probability in nats
     right: np.ndarray  # [n + 1] whether the token is the most likely one
+    mean_logp: np.ndarray  # [n + 1] mean of log p(v) over the vocabulary, v drawn from p, in nats: minus the entropy
+    var_logp: np.ndarray  # [n + 1] its variance, in nats^2
 
     @property
     def nll(self) -> float:
@@ -59,21 +95,66 @@ class TokenScores:
         return float(-self.logp.mean(dtype=np.float64))
 
 
-def likelihoods(lm: LanguageModel, items: Sequence[Item], *, batch_size: int, label: str = "") -> list[TokenScores]:
-    """The token scores of the answer of each item."""
+def likelihoods(
+    lm: LanguageModel, items: Sequence[Item], *, batch_size: int, prefix: Sequence[Item] = (), label: str = ""
+) -> list[TokenScores]:
+    """The token scores of the answer of each item, after the rows `prefix`, each complete with its end token, if any.
+
+    Raises UsageError for a row that ends beyond the model's positions.
+    """
     encoded = lm.encode(items)
+    if prefix:
+        encoded = preceded(encoded, lm.encode(prefix), items, max_positions(lm.model))
     device = next(lm.model.parameters()).device
 
     @torch.no_grad()
     def score(rows: Sequence[int]) -> list[TokenScores]:
         batch = {key: value.to(device) for key, value in pad([encoded[i] for i in rows], lm.pad_id).items()}
-        scored = Scored(lm.reader(lm.model, batch), batch["labels"])
-        right = scored.logits.argmax(-1) == scored.labels
-        lines = zip(scored.logp, right, scored.mask, strict=True)
-        return [TokenScores(logp[mask].cpu().numpy(), hits[mask].cpu().numpy()) for logp, hits, mask in lines]
+        logits, labels = lm.reader(lm.model, batch), batch["labels"]
+        found = token_statistics(logits, labels).cpu().numpy()
+        ends = np.cumsum((labels != IGNORED).sum(1).cpu().numpy())[:-1]
+        return [TokenScores(row[0], row[1] > 0, *row[2:]) for row in np.split(found, ends, axis=1)]
 
     lengths = [len(row.ids) for row in encoded]
     return in_batches(lengths, score, batch_size, label=label, lockstep=zero3.is_sharded(lm.model))
+
+
+def token_statistics(logits: Tensor, labels: Tensor) -> Tensor:
+    """[4, P] of the P labels: log-probability, 1 if most likely else 0, mean and variance of log p(v) with v ~ p.
+
+    `logits` [B, T, V], `labels` [B, T], of which IGNORED ones do not count. In fp32 at least, for CHUNK positions at a
+    time: no copy of the logits is larger than that.
+    """
+    flat, places = logits.flatten(0, 1), (labels != IGNORED).flatten().nonzero()[:, 0]
+    wanted = labels.flatten()[places]
+    found = []
+    for some, tokens in zip(places.split(CHUNK), wanted.split(CHUNK), strict=True):
+        read = flat[some]
+        logp = precise(read).log_softmax(-1)
+        own = logp.gather(1, tokens[:, None])[:, 0]
+        right = read.argmax(-1) == tokens
+        p = logp.exp()
+        mean = (p * logp.clamp_(min=UNLIKELY)).sum(-1)
+        variance = logp.sub_(mean[:, None]).square_().mul_(p).sum(-1)
+        found.append(torch.stack([own, right.to(own.dtype), mean, variance]))
+    return torch.cat(found, 1)
+
+
+def preceded(
+    rows: Sequence[Encoded], before: Sequence[Encoded], items: Sequence[Item], positions: int | None
+) -> list[Encoded]:
+    """`rows`, of `items`, with all tokens of the rows `before` as a part of their prompts.
+
+    Raises UsageError if one then ends beyond the model's `positions` (None: any number).
+    """
+    context = [token for row in before for token in row.ids]
+    for item, row in zip(items, rows, strict=True):
+        if positions is not None and (size := len(context) + len(row.ids)) > positions:
+            raise UsageError(
+                f"the row {item.prompt[:60]!r} has {size} tokens after the {len(before)} rows that ReCaLL puts before "
+                f"it, and the model has {positions} positions: shorten the rows, or take a model that reads more"
+            )
+    return [Encoded([*context, *row.ids], len(context) + row.num_prompt) for row in rows]
 
 
 def generations(
@@ -149,12 +230,16 @@ def _answers(probe: Probe, scores: Iterator[TokenScores], texts: Iterator[str]) 
         nll=np.array([row.nll for row in own]),
         logp=[row.logp[:-1] for row in own],  # without the end token
         right=[row.right[:-1] for row in own],
+        mean_logp=[row.mean_logp[:-1] for row in own],
+        var_logp=[row.var_logp[:-1] for row in own],
         paraphrase_nll=np.array([next(scores).nll for _ in probe.paraphrases]) if probe.paraphrases else None,
         wrong_nll=np.array([[next(scores).nll for _ in row] for row in probe.wrong]) if probe.wrong else None,
         rouge_l=rouge_l_recall(free, answers, ascii_only=probe.ascii_only) if free is not None else None,
         question=[item.prompt for item in probe.items],
         answer=answers,
+        entities=probe.entities,
         generation=free,
+        unit=probe.units,
     )
 
 

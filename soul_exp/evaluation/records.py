@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,24 @@ def _text(value: object) -> str:
     return value
 
 
+def _texts(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not value or not all(isinstance(text, str) and text for text in value):
+        raise ValueError(f"{short(value)}, expected a list of texts")
+    return tuple(value)
+
+
 def _number(value: object) -> float:
     if value is None:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{short(value)}, expected a number or null")
     return float(value)
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{short(value)}, expected true or false")
+    return value
 
 
 def _vector(value: object) -> np.ndarray:
@@ -61,6 +74,8 @@ def _matrix(rows: Sequence[np.ndarray], where: Callable[[int], str]) -> np.ndarr
 _FIELDS: dict[str, Callable[[object], Any]] = {
     "question": _text,
     "answer": _text,
+    "unit": _text,
+    "entities": _texts,
     "nll": _number,
     "logp": _vector,
     "right": _bits,
@@ -69,15 +84,52 @@ _FIELDS: dict[str, Callable[[object], Any]] = {
     "rouge_l": _number,
     "generation": _text,
     "toxicity": _number,
+    "generation_nll": _number,
+    "refused": _flag,
+    "mean_logp": _vector,
+    "var_logp": _vector,
+    "gradnorm": _number,
+    "gradnorm_mean": _number,
+    "recall_ll": _number,
 }
-# Most of a file is logp; the other numbers keep every digit, so that their metrics can be recomputed exactly.
-_LOGP_DECIMALS = 6
+_DIGITS = 8  # a log-probability changes by 5e-8 of itself at most, less than float32 can tell
+_DECIMALS = 12  # at most: a power of ten that float64 holds exactly
+
+
+def as_recorded(answers: Answers) -> Answers:
+    """`answers` as they come back from a file: metrics of these are the metrics of the records, to the last bit.
+
+    Numbers per token have 8 significant digits and at most 12 decimals, all others every digit of float64; numbers that
+    are not finite are nan.
+    """
+    return replace(answers, **{field: _recorded(field, getattr(answers, field)) for field in _FIELDS})
+
+
+def _recorded(field: str, values: Any) -> Any:
+    if values is None or _FIELDS[field] not in (_number, _vector):
+        return values
+    if _FIELDS[field] is _vector and field != "wrong_nll":
+        return [_finite(rounded(row)) for row in values]
+    return _finite(np.asarray(values, dtype=np.float64))
+
+
+def rounded(values: np.ndarray) -> np.ndarray:
+    """The nearest numbers of 8 significant digits and at most 12 decimals."""
+    numbers = np.asarray(values, dtype=np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):  # of 0, nan and the infinities
+        exponents = np.floor(np.log10(np.abs(numbers)))
+    scale = 10.0 ** np.clip(_DIGITS - 1 - np.nan_to_num(exponents, posinf=0, neginf=0), 0, _DECIMALS)
+    return np.round(numbers * scale) / scale
+
+
+def _finite(numbers: np.ndarray) -> np.ndarray:
+    return np.where(np.isfinite(numbers), numbers, np.nan)
 
 
 def write_records(path: Path, answers: Answers) -> None:
     """Writes one JSON object per line, one line per example; the file appears complete or not at all.
 
-    Fields that are None are left out, `logp` is rounded to 6 decimals, nan and the infinities are null: strict JSON.
+    Fields that are None are left out; numbers have all digits; nan and the infinities are null: strict JSON.
     """
     fields = [field for field in _FIELDS if getattr(answers, field) is not None]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,13 +138,13 @@ def write_records(path: Path, answers: Answers) -> None:
 
 
 def _json_value(field: str, value: Any) -> object:
-    if _FIELDS[field] is _text:
-        return _value(_text, value, f"Answers, {field}")
+    if _FIELDS[field] in (_text, _texts):
+        return _value(_FIELDS[field], value, f"Answers, {field}")
     if _FIELDS[field] is _bits:
         return "".join("1" if hit else "0" for hit in value)
+    if _FIELDS[field] is _flag:
+        return bool(value)
     numbers = np.asarray(value, dtype=np.float64)
-    if field == "logp":
-        numbers = np.round(numbers, _LOGP_DECIMALS)
     return np.where(np.isfinite(numbers), numbers, None).tolist()  # type: ignore[call-overload]
 
 
@@ -112,7 +164,7 @@ def read_records(path: Path) -> Answers:
     columns: dict[str, Any] = {field: [record[field] for record in records] for field in records[0]}
     if "wrong_nll" in columns:
         columns["wrong_nll"] = _matrix(columns["wrong_nll"], lambda i: f"{path}, line {i + 1}, wrong_nll")
-    columns |= {name: np.array(values) for name, values in columns.items() if _FIELDS[name] is _number}
+    columns |= {name: np.array(values) for name, values in columns.items() if _FIELDS[name] in (_number, _flag)}
     return Answers(**columns)
 
 

@@ -12,9 +12,9 @@ Keyword-only parameters are constants of the YAML. Every batch mean is a mean ov
 no number depends on how a batch is split.
 """
 
-from soul_exp.losses.scored import IGNORED, Scored
+from soul_exp.losses.scored import IGNORED, Scored, precise
 from soul_exp.losses.terms import *  # noqa: F403, every term under its own name: `soul_exp.losses.npo`
 from soul_exp.losses.terms import __all__ as _terms
 
-__all__ = ["IGNORED", "Scored"]
+__all__ = ["IGNORED", "Scored", "precise"]
 __all__ += _terms

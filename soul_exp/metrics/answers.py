@@ -1,6 +1,7 @@
 """The answers of one model to one probe. N examples, n_i answer tokens of example i (no end token), K wrong answers."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -18,12 +19,17 @@ class NotRecordedError(ValueError):
         self.field = field
 
 
+class UndefinedError(ValueError):
+    """A metric has no value for these answers; the text says why."""
+
+
 @dataclass(frozen=True)
 class Answers:
     """The answers of one model to one probe; every field has one entry per example, in the probe's order.
 
     `nll` [N] is the mean negative log-likelihood of the answer tokens and the end token, in nats per token, at least 0;
     lower means better known. A field that the probe does not record is None. Raises ValueError for unequal lengths.
+    Fields with n_i numbers per example are of the answer tokens, each given the prompt and the tokens before it.
     """
 
     nll: np.ndarray  # [N]
@@ -33,9 +39,20 @@ class Answers:
     rouge_l: np.ndarray | None = None  # [N], ROUGE-L recall of the generated text, in [0, 1]
     question: Sequence[str] | None = None
     answer: Sequence[str] | None = None
+    entities: Sequence[Sequence[str]] | None = None  # N times the strings that a right answer contains
     generation: Sequence[str] | None = None
     right: Sequence[np.ndarray] | None = None  # N times [n_i], 1 where the true token has the highest probability
     toxicity: np.ndarray | None = None  # [N], score of the generated text, in [0, 1]; higher means more toxic
+    # [N], as `nll`, of the generated text and the end token under the original model: how fluent the text is
+    generation_nll: np.ndarray | None = None
+    refused: np.ndarray | None = None  # [N], 1 where the generated text is a refusal, else 0
+    unit: Sequence[str] | None = None  # the independent unit of each example, such as its author; None: the example
+    # N times [n_i], mean (nats) and variance (nats^2) of log p(v) over the vocabulary, v drawn from p
+    mean_logp: Sequence[np.ndarray] | None = None
+    var_logp: Sequence[np.ndarray] | None = None
+    gradnorm: np.ndarray | None = None  # [N], L2 norm over all weights of the gradient of minus the mean of `logp`
+    gradnorm_mean: np.ndarray | None = None  # [N], mean over weight tensors of the L2 norm of that gradient
+    recall_ll: np.ndarray | None = None  # [N], mean of `logp` where never-trained rows precede the prompt (ReCaLL)
 
     def __post_init__(self) -> None:
         for field in (each.name for each in fields(self)):
@@ -53,7 +70,7 @@ class Answers:
         """The first example that has a number which is not finite, and the field of that number; None if all are."""
         for field in (each.name for each in fields(self)):
             values = getattr(self, field)
-            if values is None or field in ("question", "answer", "generation"):
+            if values is None or field in ("question", "answer", "entities", "generation", "unit"):
                 continue
             for i, value in enumerate(values):
                 if not np.isfinite(value).all():
@@ -70,6 +87,52 @@ class Answers:
     def numbers(self, field: str) -> np.ndarray:
         """The numeric field of that name in float64, [N] or [N, K]; ValueError if the probe did not record it."""
         return np.asarray(self.needed(field), dtype=np.float64)
+
+    def per_example(self, function: Callable[..., np.ndarray], **constants: Hashable) -> np.ndarray:
+        """`function(self, **constants)`, an array [N, ...] whose row i depends on example i alone; computed once."""
+        key = (function, *sorted(constants.items()))
+        if key not in self._computed:
+            self._computed[key] = function(self, **constants)
+        return self._computed[key]
+
+    @functools.cached_property
+    def _computed(self) -> dict[Hashable, np.ndarray]:
+        return {}
+
+    def take(self, rows: np.ndarray) -> "Answers":
+        """The answers to the examples `rows` [M], of which some may be repeated; a field is indexed when it is read.
+
+        What `per_example` computes is computed for all N examples, once for all that is taken.
+        """
+        return _Taken(self, rows)
+
+
+class _Taken(Answers):
+    """Some examples of other answers; each field is a property, defined below."""
+
+    def __init__(self, of: Answers, rows: np.ndarray) -> None:
+        vars(self).update(of=of, rows=rows)
+
+    def __len__(self) -> int:
+        return len(vars(self)["rows"])
+
+    def per_example(self, function: Callable[..., np.ndarray], **constants: Hashable) -> np.ndarray:
+        of, rows = vars(self)["of"], vars(self)["rows"]
+        return np.asarray(of.per_example(function, **constants)[rows])
+
+
+def _taken_field(name: str) -> property:
+    def values(taken: _Taken) -> Any:
+        all_values, rows = getattr(vars(taken)["of"], name), vars(taken)["rows"]
+        if all_values is None or isinstance(all_values, np.ndarray):
+            return None if all_values is None else all_values[rows]
+        return [all_values[row] for row in rows]
+
+    return property(values)
+
+
+for _field in fields(Answers):
+    setattr(_Taken, _field.name, _taken_field(_field.name))
 
 
 def mean(values: np.ndarray) -> float:

@@ -12,8 +12,8 @@ Metric = TypeVar("Metric", bound=Callable[..., float])
 IS_KEPT = {
     "forget": False,
     "earlier": False,  # forgotten by earlier requests
-    "holdout": False,
-    "prompts": False,  # task=detox: held-out prompts that invite toxic answers
+    "holdout": False,  # in no training; of task=detox: prompts that invite toxic answers
+    "prompts": False,  # which its results called so before
     "retain": True,
     "general": True,
     "authors": True,
@@ -37,6 +37,7 @@ class Scale:
     high: float
     unit: str = ""
     history: tuple[str, ...] = ("first definition",)
+    no_interval: str = ""  # why the metric has no confidence interval; "": it has one
 
     @property
     def version(self) -> int:

@@ -6,12 +6,14 @@ N examples, K wrong answers per example. p(a) = exp(-nll) is the length-normalis
 from collections.abc import Mapping
 
 import numpy as np
-from scipy.special import softmax
+from scipy.special import logsumexp, softmax
 from scipy.stats import hmean
 
 from soul_exp.metrics.answers import Answers, mean, probe_of
-from soul_exp.metrics.general import LOG10_TINY, ks_p_value, log10_p_value
+from soul_exp.metrics.general import IS_TEST, LOG10_TINY, ks_p_value, ks_statistic, log10_p_value
 from soul_exp.metrics.scale import Scale
+
+ADDED = 1e-10  # by OpenUnlearning, to p(correct) and to the sum of probabilities
 
 
 @Scale("higher", 0, 1)
@@ -26,8 +28,13 @@ def choice_probability(answers: Answers) -> float:
 
     1 / (K + 1) if all are as likely. As a softmax: very unlikely answers do not give 0 / 0. Source: Maini et al. 2024.
     """
+    return mean(answers.per_example(_shares))
+
+
+def _shares(answers: Answers) -> np.ndarray:
+    """The true answer's share of the probability of all, [N]."""
     choices = np.column_stack([answers.numbers("nll"), answers.numbers("wrong_nll")])  # [N, 1 + K], the true one first
-    return mean(softmax(-choices, axis=1)[:, 0])
+    return np.asarray(softmax(-choices, axis=1)[:, 0])
 
 
 @Scale("higher", 0, 1)
@@ -61,40 +68,33 @@ def truth_ratio(answers: Answers) -> float:
     return mean(np.maximum(0.0, 1.0 - truth_ratios(answers)))
 
 
-@Scale("higher", 0, 1)
+@Scale("higher", 0, 1, no_interval=IS_TEST)
 def forget_quality(forget: Answers, retrained: Mapping[str, Answers]) -> float:
     """p-value of the KS test between R of the unlearned and R of the retrained model on the forget set, in [0, 1].
 
     Higher is better: 1 means that the test finds no difference from a model that never saw the forget set; near 0 the
     two differ: under- or over-unlearned. Both samples are [N]. ValueError if either probe has no paraphrased answers.
     """
-    others = probe_of(retrained, "forget")
-    forget.needed("paraphrase_nll")
-    others.needed("paraphrase_nll")
-    # The test depends on the order of the values alone, and logarithms neither overflow nor underflow.
-    return ks_p_value(_log_truth_ratios(forget), _log_truth_ratios(others))
+    return ks_p_value(*_compared(forget, retrained))
 
 
-@Scale("higher", LOG10_TINY, 0)
+@Scale("lower", 0, 1)
+def forget_ks_distance(forget: Answers, retrained: Mapping[str, Answers]) -> float:
+    """D of the KS test behind `forget_quality`, in [0, 1]; lower is better.
+
+    The size of the effect, whatever the number of examples: the largest difference between the shares of answers whose
+    truth ratio is below a value. Of two retrained models it is not 0 either, as the ceiling of forget quality tells.
+    """
+    return ks_statistic(*_compared(forget, retrained))
+
+
+@Scale("higher", LOG10_TINY, 0, no_interval=IS_TEST)
 def log10_forget_quality(forget: Answers, retrained: Mapping[str, Answers]) -> float:
     """log10 of `forget_quality`, in [-307.65, 0]; higher is better. A p-value below 2.2e-308 counts as 2.2e-308."""
     return log10_p_value(forget_quality(forget, retrained))
 
 
-@Scale("higher", LOG10_TINY, 0)
-def open_unlearning_log10_forget_quality(forget: Answers, retrained: Mapping[str, Answers]) -> float:
-    """`log10_forget_quality` in open-unlearning's dialect, R = p(wrong) / (p(correct) + 1e-10), in [-307.65, 0].
-
-    Higher is better. It differs where paraphrases became about as unlikely as 1e-10 per token, which bounds R by 1e10.
-    Source: the code of Dorna et al. 2025 (OpenUnlearning).
-    """
-    pair = (forget, probe_of(retrained, "forget"))
-    for answers in pair:
-        answers.needed("paraphrase_nll")
-    return log10_p_value(ks_p_value(*(_log_truth_ratios(answers, added=1e-10) for answers in pair)))
-
-
-@Scale("higher", LOG10_TINY, 0)
+@Scale("higher", LOG10_TINY, 0, no_interval=IS_TEST)
 def validation_log10_forget_quality(validation_forget: Answers, retrained: Mapping[str, Answers]) -> float:
     """`log10_forget_quality` on the rows kept apart for tuning, in [-307.65, 0]; higher is better."""
     return log10_forget_quality(validation_forget, {"forget": probe_of(retrained, "validation_forget")})
@@ -112,7 +112,104 @@ def model_utility(retain: Answers, authors: Answers, facts: Answers) -> float:
     return float(hmean(probabilities + [rouge(probe) for probe in probes] + [truth_ratio(probe) for probe in probes]))
 
 
-def _log_truth_ratios(answers: Answers, added: float = 0.0) -> np.ndarray:
+# ---- The dialect of OpenUnlearning: R = p(wrong) / (p(correct) + 1e-10). Source: the code of Dorna et al. 2025.
+
+
+@Scale("higher", 0, 1, no_interval=IS_TEST)
+def open_unlearning_forget_quality(forget: Answers, retrained: Mapping[str, Answers]) -> float:
+    """`forget_quality` in OpenUnlearning's dialect, in [0, 1]; higher is better.
+
+    It differs where paraphrases became about as unlikely as 1e-10 per token, which bounds R by 1e10.
+    """
+    return ks_p_value(*_compared(forget, retrained, added=ADDED))
+
+
+@Scale("higher", LOG10_TINY, 0, no_interval=IS_TEST)
+def open_unlearning_log10_forget_quality(forget: Answers, retrained: Mapping[str, Answers]) -> float:
+    """log10 of `open_unlearning_forget_quality`, in [-307.65, 0]; higher is better."""
+    return log10_p_value(open_unlearning_forget_quality(forget, retrained))
+
+
+@Scale("higher", 0, 1)
+def open_unlearning_choice_probability(answers: Answers) -> float:
+    """`choice_probability` in OpenUnlearning's dialect, which adds 1e-10 to the sum, in [0, 1]."""
+    right, wrong = np.exp(-answers.numbers("nll")), np.exp(-answers.numbers("wrong_nll")).sum(axis=1)
+    return mean(right / (right + wrong + ADDED))
+
+
+@Scale("nearest", 0, 1)
+def open_unlearning_truth_ratio_forget(answers: Answers) -> float:
+    """`truth_ratio_forget` in OpenUnlearning's dialect, mean of min(R, 1 / (R + 1e-10)), in [0, 1]."""
+    answers.needed("paraphrase_nll")
+    ratios = np.exp(answers.per_example(_of_answers, added=ADDED))
+    return mean(np.minimum(ratios, 1 / (ratios + ADDED)))
+
+
+@Scale("higher", 0, 1)
+def open_unlearning_truth_ratio(answers: Answers) -> float:
+    """`truth_ratio` in OpenUnlearning's dialect, in [0, 1]; higher: the truth is preferred more clearly."""
+    return mean(np.maximum(0.0, 1.0 - np.exp(answers.per_example(_of_answers, added=ADDED))))
+
+
+@Scale("higher", 0, 1)
+def open_unlearning_model_utility(retain: Answers, authors: Answers, facts: Answers) -> float:
+    """`model_utility` of OpenUnlearning's nine numbers, in [0, 1]; higher is better."""
+    retain.needed("paraphrase_nll")
+    probes = (retain, authors, facts)
+    probabilities = [probability(retain), *map(open_unlearning_choice_probability, (authors, facts))]
+    return float(hmean([*probabilities, *map(rouge, probes), *map(open_unlearning_truth_ratio, probes)]))
+
+
+# ---- The dialect of the SOUL release. Source: the code of Jia et al. 2024.
+
+
+@Scale("higher", 0, 1, no_interval=IS_TEST)
+def soul_release_forget_quality(forget: Answers, retain: Answers) -> float:
+    """p-value of the KS test between R of the forget and of the retain answers of the *same* model, in [0, 1].
+
+    Higher counts as better there: a model that answers everything with the same character reaches 1. R has the
+    arithmetic mean of p(wrong). (The release asks the paraphrased question and leaves the end token out.)
+    """
+    return ks_p_value(forget.per_example(_of_means), retain.per_example(_of_means))
+
+
+@Scale("higher", LOG10_TINY, 0, no_interval=IS_TEST)
+def soul_release_log10_forget_quality(forget: Answers, retain: Answers) -> float:
+    """log10 of `soul_release_forget_quality`, in [-307.65, 0]."""
+    return log10_p_value(soul_release_forget_quality(forget, retain))
+
+
+@Scale("nearest", 0, np.inf)
+def soul_release_truth_ratio(answers: Answers) -> float:
+    """Mean of R = (arithmetic mean of p(wrong)) / p(correct), in [0, inf]; below 1 the truth is preferred."""
+    with np.errstate(over="ignore"):
+        return mean(np.exp(answers.per_example(_of_means)))
+
+
+def _of_means(answers: Answers) -> np.ndarray:
+    """log of R with the arithmetic mean of p(wrong), of each example, [N]."""
+    wrong = answers.numbers("wrong_nll")
+    correct = answers.numbers("nll" if answers.paraphrase_nll is None else "paraphrase_nll")
+    return np.asarray(logsumexp(-wrong, axis=1) - np.log(wrong.shape[1]) + correct)
+
+
+def _compared(forget: Answers, retrained: Mapping[str, Answers], **added: float) -> tuple[np.ndarray, np.ndarray]:
+    """The log R of both models' answers to the forget set, whose answers must be paraphrased.
+
+    The test depends on the order of the values alone, and logarithms neither overflow nor underflow.
+    """
+    others = probe_of(retrained, "forget")
+    for answers in (forget, others):
+        answers.needed("paraphrase_nll")
+    return forget.per_example(_of_answers, **added), others.per_example(_of_answers, **added)
+
+
+def _log_truth_ratios(answers: Answers) -> np.ndarray:
+    """log R of each example, [N]."""
+    return answers.per_example(_of_answers)
+
+
+def _of_answers(answers: Answers, added: float = 0.0) -> np.ndarray:
     """log R of each example, [N], with `added` to p(correct)."""
     correct = answers.numbers("nll" if answers.paraphrase_nll is None else "paraphrase_nll")  # [N]
     wrong = answers.numbers("wrong_nll").mean(axis=1)  # [N]

@@ -4,7 +4,7 @@ B sequences, S tokens, T answer positions, H hidden size, V vocabulary.
 """
 
 import functools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -84,8 +84,8 @@ class AnswerReader:
         """Remove the hook from the model."""
         self._hook.remove()
 
-    def __call__(self, forward: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        """[B, T, V] logits of `forward` (the model or its wrapper) at `batch["positions"]`."""
+    def __call__(self, forward: Callable[..., Any], batch: Mapping[str, Tensor]) -> Tensor:
+        """[B, T, V] logits of `forward` (the model, its wrapper, a function that calls it) at `batch["positions"]`."""
         self._positions = batch["positions"]
         try:
             inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
@@ -132,9 +132,18 @@ def recomputing(model: nn.Module) -> Iterator[None]:
     if not layers:
         found = f"train.gradient_checkpointing=true: {type(model).__name__} has no layers that can be recomputed"
         raise UsageError(f"{found}, set it false")
+    with exchanged_forward(layers, lambda layer, forward: functools.partial(_recompute, forward)):
+        yield
+
+
+@contextmanager
+def exchanged_forward(
+    layers: Sequence[nn.Module], exchange: Callable[[nn.Module, Callable[..., Any]], Callable[..., Any]]
+) -> Iterator[None]:
+    """In the block, `exchange(layer, forward)` runs in place of the forward pass of each of `layers`."""
     before = [layer.__dict__.get("forward") for layer in layers]
     for layer in layers:
-        layer.forward = functools.partial(_recompute, layer.forward)
+        layer.forward = exchange(layer, layer.forward)
     try:
         yield
     finally:

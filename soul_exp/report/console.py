@@ -4,14 +4,35 @@ import textwrap
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from soul_exp.errors import counted
+from soul_exp.metrics.dialects import OURS
 from soul_exp.metrics.suite import MEASURES
-from soul_exp.report.labels import HEADLINE, NULL, declared, finite, headline_first, label_of, number
+from soul_exp.report.labels import (
+    ARROWS,
+    DETAILS,
+    HEADLINE,
+    NULL,
+    ceiling_of,
+    declared,
+    dialect_note,
+    finite,
+    headline_first,
+    label_of,
+    number,
+    units_of,
+    with_interval,
+)
 from soul_exp.report.runs import is_measured
 from soul_exp.results import COMPARED, Results
 from soul_exp.results import HEADLINE as results_headline
 
 WIDTH = 100  # columns of a console
-HINTS = {"higher": "higher is better", "lower": "lower is better", "nearest": "retrained = target value", None: ""}
+LEAST_LABEL, WITH_INTERVAL = 28, 21  # columns of it: of a label, and of a value with its interval
+HINTS: Mapping[str | None, str] = {
+    "higher": "higher is better",
+    "lower": "lower is better",
+    "nearest": "retrained = target value",
+    None: "",
+}
 Row = tuple[str, Sequence[str], str]  # label, one cell per model, hint
 
 
@@ -22,22 +43,29 @@ def comparison(results: Results, said: Collection[str] = ()) -> str:
     that were `said` before.
     """
     titles = _titles(results)
-    names = headline_first(name for model in titles for name in results.metrics[model])
-    measured = [name for name in names if is_measured([results], name)]
-    rows = [*_metric_rows(results, titles, measured), *_suite_rows(results, titles)]
-    below = [
-        *_null_reasons(results, titles, names),
-        _cost(results),
-        *(note for note in results.notes if note not in said),
-    ]
-    return "\n".join([*wrapped(_above(results)), "", *_aligned(list(titles.values()), rows), "", *wrapped(below)])
+    measured = headline_first(name for model in titles for name in results.metrics[model])
+    names = [name for name in measured if not DETAILS.match(name)]
+    shown = [name for name in names if is_measured([results], name)]
+    wide = any(results.intervals.get("unlearned", {}).values())
+    widths = [WITH_INTERVAL if wide and model == "unlearned" else max(11, len(titles[model]) + 1) for model in titles]
+    hints = HINTS if LEAST_LABEL + sum(widths) + 2 + max(map(len, HINTS.values())) <= WIDTH else ARROWS
+    rows = [*_metric_rows(results, titles, shown, hints), *_suite_rows(results, titles, hints)]
+    legend = [", ".join(f"{ARROWS[key]} {HINTS[key]}" for key in HINTS if key)] if hints is ARROWS else []
+    more = [f"{len(measured) - len(names)} more metrics are in results.json"] if len(measured) > len(names) else []
+    below = [*legend, *ceiling_of(results), *_intervals(results), *_null_reasons(results, titles, names), *more]
+    if results.collapsed is None and (why := results.reasons.get("collapsed")):
+        below.append(f"{NULL} whether it collapsed: {why}")
+    below += [_cost(results), *(note for note in results.notes if note not in said)]
+    table = _aligned(list(titles.values()), rows, widths, max(map(len, hints.values())))
+    return "\n".join([*wrapped(_above(results)), "", *table, "", *wrapped(below)])
 
 
 def headline(results: Results) -> str:
-    """The headline metrics of the unlearned model, and whether it diverged, on one line."""
+    """The headline metrics of the unlearned model, and whether it diverged or collapsed, on one line."""
     given = {name: finite(getattr(results, name)) for name in results_headline}
     shown = [f"{label_of(name)} {number(value)}" for name, value in given.items() if value is not None]
-    return ", ".join([*(["DIVERGED"] if results.status == "diverged" else []), *shown]) or "no headline metric"
+    labels = [*(["DIVERGED"] if results.status == "diverged" else []), *(["COLLAPSED"] if results.collapsed else [])]
+    return ", ".join([*labels, *shown]) or "no headline metric"
 
 
 def wrapped(texts: Iterable[str], width: int = WIDTH) -> list[str]:
@@ -60,13 +88,20 @@ def _is_unlearned(results: Results) -> bool:
 def _above(results: Results) -> Iterator[str]:
     yield results.caption
     yield ", ".join(f"{group} {choice}" for group, choice in results.choices.items() if choice != "none")
+    if (dialect := results.config.get("dialect", OURS)) != OURS:
+        yield dialect_note(dialect)
     if results.status == "diverged":
         yield f"*** DIVERGED: {results.reason} *** The numbers are those of the model where it stopped."
+    if results.collapsed:
+        found = "; ".join(f"{probe}: {why}" for probe, why in results.collapsed.items())
+        yield f"*** COLLAPSED: the model's free answers are those of a ruined one *** {found}"
     if _is_unlearned(results):
         yield f"tuned on: {results.tuned}" if results.tuned else "untuned: no entry of conf/tuned/ chose these numbers"
 
 
-def _metric_rows(results: Results, titles: Mapping[str, str], names: Sequence[str]) -> Iterator[Row]:
+def _metric_rows(
+    results: Results, titles: Mapping[str, str], names: Sequence[str], hints: Mapping[str | None, str]
+) -> Iterator[Row]:
     """A row per metric; metrics with the same first word stand under it, the headline ones alone."""
     first_words = [name.partition("_")[0] for name in names if name not in HEADLINE]
     heading = ""
@@ -74,20 +109,45 @@ def _metric_rows(results: Results, titles: Mapping[str, str], names: Sequence[st
         first, _, rest = name.partition("_")
         is_grouped = name not in HEADLINE and rest != "" and first_words.count(first) > 1
         if is_grouped and first != heading:
-            yield first, [""] * len(titles), ""
+            yield label_of(first), [""] * len(titles), ""
         heading = first if is_grouped else ""
         unit, direction = declared(results.config["task"].get("metrics"), name)
         label = f"  {label_of(rest, unit)}" if is_grouped else label_of(name, unit)
         values = {model: finite(results.metrics[model].get(name)) for model in titles}
         has_target = direction != "nearest" or "retrained" in titles
-        yield label, [number(value) for value in values.values()], HINTS[direction] if has_target else ""
+        ends = results.intervals.get("unlearned", {}).get(name)
+        cells = [_cell(value, ends if model == "unlearned" else None) for model, value in values.items()]
+        yield f"{label}{_sample_size(results, name)}", cells, hints[direction] if has_target else ""
         start = values.get("original")
         if name == "utility" and start:
             shares = [NULL if value is None else f"{100 * value / start:.1f} %" for value in values.values()]
             yield f"  kept, as a share of {titles['original']}", shares, ""
 
 
-def _suite_rows(results: Results, titles: Mapping[str, str]) -> list[Row]:
+def _cell(value: float | None, ends: Sequence[float] | None) -> str:
+    text = with_interval(value, ends)
+    return text if len(text) < WITH_INTERVAL else number(value)
+
+
+def _sample_size(results: Results, name: str) -> str:
+    """The number of examples of a test's sample."""
+    probe = "validation_forget" if name.startswith("validation_") else "forget"
+    size = results.samples.get(probe, {}).get("examples") if name.endswith("forget_quality") else None
+    return f", n={size}" if size else ""
+
+
+def _intervals(results: Results) -> Iterator[str]:
+    """What the intervals are over, and which metrics of the unlearned model have none."""
+    if units := units_of(results):
+        yield units
+        metrics: dict[str, list[str]] = {}  # reason -> labels
+        for name, reason in results.no_interval.items():
+            if name in results.metrics["unlearned"]:
+                metrics.setdefault(reason, []).append(label_of(name))
+        yield from (f"no interval: {', '.join(labels)}: {reason}" for reason, labels in metrics.items())
+
+
+def _suite_rows(results: Results, titles: Mapping[str, str], hints: Mapping[str | None, str]) -> list[Row]:
     suites = [results.suite.get(model, {}) for model in titles]
     rows: list[Row] = []
     for task in dict.fromkeys(task for suite in suites for task in suite):
@@ -95,14 +155,13 @@ def _suite_rows(results: Results, titles: Mapping[str, str]) -> list[Row]:
             values = [suite.get(task, {}).get(measure) for suite in suites]
             if any(value is not None for value in values):
                 cells = [number(finite(value)) for value in values]
-                rows.append((f"  {task} {measure}".replace("_", " "), cells, HINTS[scale.better]))
+                rows.append((f"  {task} {measure}".replace("_", " "), cells, hints[scale.better]))
     return [(f"utility suite {results.config['utility_suite']}", [""] * len(titles), ""), *rows] if rows else []
 
 
-def _aligned(titles: Sequence[str], rows: Sequence[Row]) -> list[str]:
-    widths = [max(11, len(title) + 1) for title in titles]
-    room = WIDTH - sum(widths) - 2 - max(map(len, HINTS.values()))
-    label_width = max(28, min(room, 36, max((len(label) for label, _, _ in rows), default=0)))
+def _aligned(titles: Sequence[str], rows: Sequence[Row], widths: Sequence[int], hint_width: int) -> list[str]:
+    room = WIDTH - sum(widths) - 2 - hint_width
+    label_width = max(LEAST_LABEL, min(room, 36, max((len(label) for label, _, _ in rows), default=0)))
 
     def line(label: str, cells: Sequence[str], hint: str) -> str:
         numbers = "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))

@@ -4,20 +4,40 @@ import functools
 import importlib
 import math
 import re
+import statistics
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from soul_exp import results
+from soul_exp.metrics.dialects import DIALECTS
 from soul_exp.metrics.scale import Direction, Scale
 
 NULL = "—"
 # control characters, lone surrogates, and what changes the direction of text or ends a line
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-HEADLINE = ("log10_forget_quality", *results.HEADLINE)
+HEADLINE = ("log10_forget_quality", "forget_quality", "forget_ks_distance", "utility", "mia_auc")
+ARROWS = {"higher": "↑", "lower": "↓", "nearest": "→", None: ""}
 MIA, DELTA = "mia_auc", "mia_auc_delta"  # delta: the retrained model's AUC minus this model's
-NAMES = {"utility": "model utility", MIA: "MIA AUC", DELTA: "Δ (retrained − MIA AUC)"}
-NAMES["open_unlearning_log10_forget_quality"] = "log10 FQ, open-unlearning"
+NAMES = {
+    "utility": "model utility",
+    "forget_ks_distance": "KS distance",
+    MIA: "MIA AUC",
+    DELTA: "Δ (retrained − MIA AUC)",
+}
+NAMES["open_unlearning_log10_forget_quality"] = "log10 FQ, OpenUnlearning"
+NAMES |= {"mia": "membership inference", "privleak": "PrivLeak", "s_mia": "s_MIA"}
+WORDS = {"rouge": "ROUGE", "bleu": "BLEU", "auc": "AUC", "min k plus plus": "min-k++", "min k 40": "min-k 40 %"}
+WORDS |= {
+    "min k": "min-k",
+    "recall": "ReCaLL",
+    "gradnorm": "gradient norm",
+    "tpr 10": "TPR at 10 %",
+    "tpr 1": "TPR at 1 %",
+}
+# Metrics that results.json and table.csv have, but a console and a table not, unless they are asked for by name
+DETAILS = re.compile("mia_.*_tpr_|muse_")
+ON_DEMAND = re.compile(f"(holdout|authors|facts|validation|earlier)_|mia_(?!auc$)|{DETAILS.pattern}")  # no column
 REMOVED = {"soul_exp.metrics.general.choice_accuracy": "soul_exp.metrics.suite.mean_accuracy"}  # same scale
 
 
@@ -45,9 +65,18 @@ def _scale(target: str) -> Scale | None:
         return None
 
 
+def dialect_note(name: str) -> str:
+    """What a caption says of numbers in the dialect `name`."""
+    found = DIALECTS.get(name)  # None: of a later version
+    differs = f" (it also has: {found.differs})" if found is not None and found.differs else ""
+    return f"Metrics in the dialect {name}, not comparable with others{differs}."
+
+
 def label_of(name: str, unit: str = "") -> str:
     """The name of a metric as a person reads it, followed by its unit."""
-    words = NAMES.get(name) or name.replace("_", " ").replace("rouge", "ROUGE").replace("bleu", "BLEU")
+    words = NAMES.get(name) or name.replace("_", " ")
+    for word, written in WORDS.items() if name not in NAMES else ():
+        words = re.sub(rf"\b{word}\b", written, words)
     return f"{words} {unit}".rstrip()
 
 
@@ -61,6 +90,45 @@ def number(value: float | None, size: float | None = None) -> str:
     size = abs(value or 0) if size is None else size
     digits = ".1e" if 0 < size < 1e-3 or size >= 1e7 else ".3f" if size < 10 else ".1f" if size < 1000 else ".0f"
     return NULL if value is None else f"{value:{digits}}"
+
+
+def with_interval(value: float | None, ends: Sequence[float] | None) -> str:
+    """`value` as `number` writes it and, with the same digits, its interval: 0.833 [0.764, 0.902]."""
+    if value is None or ends is None:
+        return number(value)
+    size = max(map(abs, (value, *ends)))
+    return f"{number(value, size)} [{number(ends[0], size)}, {number(ends[1], size)}]"
+
+
+def units_of(run: results.Results) -> str:
+    """What the intervals of `run` are over: each probe's number of units; "" where none is stated."""
+    units: dict[str, list[str]] = {}
+    for probe, sample in run.samples.items():
+        if not probe.startswith("validation_"):
+            kind = "items" if sample["units"] == sample["examples"] else f"{run.unit}s"
+            units.setdefault(kind, []).append(f"{label_of(probe)} {sample['units']}")
+    listed = " and ".join(f"{kind} ({', '.join(probes)})" for kind, probes in units.items())
+    has_some = any(any(given.values()) for given in run.intervals.values())
+    return f"[low, high]: 95 % interval over {listed}" if has_some else ""
+
+
+def size_of_test(run: results.Results) -> str:
+    """How many answers the test behind forget quality compares; "" where it is not stated."""
+    size = run.samples.get("forget", {}).get("examples")
+    return f"forget quality tests n={size} answers" if size and run.forget_quality is not None else ""
+
+
+def ceiling_of(run: results.Results) -> list[str]:
+    """What the test behind forget quality gives between two retrained models, and how far their MIA AUCs are apart."""
+    if not any(run.ceiling.values()):
+        return []
+    shown = [f"{label_of(name)} {number(statistics.median(of))}" for name, of in run.ceiling.items() if of]
+    num = len(next(iter(run.ceiling.values())))
+    pairs = f"median of {num} pairs" if num > 1 else "one pair"
+    found = [f"ceiling, the same test between two retrained models ({pairs}): {', '.join(shown)}"]
+    if known := [number(value) for value in run.retrained_seeds.get(MIA, ()) if value is not None]:
+        found.append(f"{label_of(MIA)} of the {len(known)} retrained models: {', '.join(known)}")
+    return found
 
 
 def printable(text: str) -> str:

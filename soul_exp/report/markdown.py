@@ -4,6 +4,7 @@ import math
 import re
 import statistics
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,28 @@ import pandas as pd
 from scipy.stats import t as student
 
 from soul_exp.errors import UsageError
-from soul_exp.report.labels import DELTA, HEADLINE, MIA, NULL, declared, finite, headline_first, label_of, number
+from soul_exp.metrics.dialects import OURS
+from soul_exp.report.labels import (
+    ARROWS,
+    DELTA,
+    HEADLINE,
+    MIA,
+    NULL,
+    ON_DEMAND,
+    ceiling_of,
+    declared,
+    dialect_note,
+    finite,
+    headline_first,
+    label_of,
+    number,
+    size_of_test,
+    units_of,
+    with_interval,
+)
 from soul_exp.report.runs import ABOUT, CHOSEN, SUITE_OPTIONS, comparable, find, frame_of, is_measured, varied
 from soul_exp.results import COMPARED, REQUEST, TASK, Results
 
-ARROWS = {"higher": " ↑", "lower": " ↓", "nearest": " →", None: ""}
-ON_DEMAND = ("holdout_", "authors_", "facts_", "validation_", "earlier_")  # no column unless `metrics` lists them
 MOST_NAMES = 3  # of runs in a note
 NUMBER = re.compile(r"(?<![\w.-])(-?\d+(?:\.\d+)?(?:e[-+]?\d+)?)(?!\w)")
 AFTER = ("steps", "unlearn seconds", "win_rate", "n", "status")  # the columns after the metrics
@@ -63,24 +80,27 @@ def _table(named: Mapping[str, Results], requested: Sequence[str] | None, varied
     folders = frame.groupby(identity, dropna=False, sort=False)["run"].agg(list)
     same = [" = ".join(f"`{name}`" for name in names) for names in folders if len(names) > 1]
     scales = [declared(runs[0].config["task"].get("metrics"), name) for name in columns]
-    titles = [label_of(name, unit) + ARROWS[direction] for name, (unit, direction) in zip(columns, scales, strict=True)]
+    titles = [f"{label_of(name, unit)} {ARROWS[of]}".rstrip() for name, (unit, of) in zip(columns, scales, strict=True)]
     rows = [[*(key.partition(".")[2] for key in by), *titles, *AFTER]]
     rows += [*_compared_models(frame, runs, columns, len(by)), *_combinations(frame[~repeats], by, columns)]
     notes = [f"one result in several folders, counted once: {'; '.join(same)}"] if same else []
     commits = dict.fromkeys(run.commit[:10] + run.commit[40:] if run.commit else "unknown" for run in runs)
     versions = dict.fromkeys(f"{name} {version}" for run in runs for name, version in run.versions.items())
+    notes += [text for run in runs for text in (size_of_test(run), units_of(run), *ceiling_of(run)) if text]
     notes += [*_version_notes(named, columns), *_run_notes(named), *_null_notes(runs, columns, listed)]
     notes.append(f"commit {', '.join(commits)}; {', '.join(versions)}")
     fixed = _fixed(frame, runs, [*choices, *varied_anywhere], by)
     tuned = f" Learning rate and gamma tuned on the {runs[0].tuned}." if runs[0].trials else ""
-    above = [f"### {_escaped(runs[0].caption)}", "", _escaped(f"All rows: {fixed}.{tuned} {ABOUT}")]
+    dialects = dict.fromkeys(run.config.get("dialect", OURS) for run in runs)
+    foreign = "".join(f" {dialect_note(dialect)}" for dialect in dialects if dialect != OURS)
+    above = [f"### {_escaped(runs[0].caption)}", "", _escaped(f"All rows: {fixed}.{tuned}{foreign} {ABOUT}")]
     return "\n".join([*above, "", *_lines(rows), "", *_listed(notes)])
 
 
 def _columns(measured: Iterable[str], requested: Sequence[str] | None) -> list[str]:
     """The names of the metrics that have a column, in order; the difference to the retrained model's AUC follows it."""
     names = sorted(measured, key=lambda name: name.partition("_")[2])  # forget beside retain
-    usual = [name for name in headline_first(names) if not name.startswith(ON_DEMAND) and "truth_ratio" not in name]
+    usual = [name for name in headline_first(names) if not ON_DEMAND.match(name) and "truth_ratio" not in name]
     chosen = [name for name in (usual if requested is None else requested) if name in names]
     return [column for name in chosen for column in ((name, DELTA) if name == MIA else (name,))]
 
@@ -92,7 +112,7 @@ def _compared_models(
     for model in (each for each in COMPARED if each.role is not None):
         first = next((i for i, run in enumerate(runs) if model.key in run.metrics), None)
         if first is not None:
-            cells = [_cell(frame.get(f"metrics.{model.key}.{name}", [])[first : first + 1]) for name in columns]
+            cells = [_of_metric(frame[first : first + 1], model.key, name) for name in columns]
             yield [model.title, *[""] * (num_keys - 1), *cells, *[""] * len(AFTER)]
 
 
@@ -102,7 +122,9 @@ def _combinations(frame: pd.DataFrame, by: Sequence[str], columns: Sequence[str]
         for status, same in sorted(seeds.groupby("status"), reverse=True, key=lambda pair: pair[0]):
             diverged = f", {len(seeds) - len(same)} of {len(seeds)} diverged" if len(same) < len(seeds) else ""
             status = ("DIVERGED" if status == "diverged" else f"{status}{diverged}") + ", untuned" * bool(untuned)
-            cells = [_cell(same[f"metrics.unlearned.{name}"]) for name in columns]
+            if num_collapsed := int(same["collapsed"].eq(True).sum()):
+                status += ", COLLAPSED" if num_collapsed == len(same) else f", {num_collapsed} of {len(same)} collapsed"
+            cells = [_of_metric(same, "unlearned", name) for name in columns]
             cells.append(" to ".join(map(str, sorted({same["num_steps"].min(), same["num_steps"].max()}))))
             cells += [_cell(same.get(name, [])) for name in ("seconds.unlearn", "training.win_rate")]
             yield [*map(_text, key), *cells, str(len(same)), status]
@@ -121,8 +143,21 @@ def _version_notes(runs: Mapping[str, Results], columns: Iterable[str]) -> Itera
             yield f"NOT COMPARABLE: {what} of several definitions ({listed}): measure these runs again"
 
 
+def _of_metric(frame: pd.DataFrame, model: str, name: str) -> str:
+    """The metric of the runs in `frame`; that of a single run with its interval over independent units."""
+    columns = [f"metrics.{model}.{name}{end}" for end in ("", ".low", ".high")]
+    values, *ends = ([finite(value) for value in frame.get(column, [])] for column in columns)
+    low, high = ends[0][:1] or [None], ends[1][:1] or [None]
+    if len(values) == 1 and low[0] is not None and high[0] is not None:
+        return with_interval(values[0], (low[0], high[0]))
+    return _cell(values)
+
+
 def _run_notes(runs: Mapping[str, Results]) -> Iterator[str]:
     yield from (f"DIVERGED: `{name}`: {run.reason}" for name, run in runs.items() if run.status == "diverged")
+    for name, run in runs.items():
+        if run.collapsed:
+            yield f"COLLAPSED: `{name}`: {'; '.join(f'{probe}: {why}' for probe, why in run.collapsed.items())}"
     noted: dict[tuple[str, ...], dict[str, list[str]]] = {}  # the text between its numbers -> run -> text and numbers
     for name, run in runs.items():
         for note in run.notes:
@@ -183,9 +218,14 @@ def _sequence(runs: Mapping[str, Results], requested: Sequence[str] | None) -> s
     for request, run in runs.items():
         for model in COMPARED:
             if model.key in run.metrics and not model.with_system_prompt:
-                cells = [number(finite(run.metrics[model.key].get(name))) for name in columns]
+                ends = run.intervals.get(model.key, {})
+                cells = [with_interval(finite(run.metrics[model.key].get(name)), ends.get(name)) for name in columns]
                 rows.append([request if model.role is None else "", model.title, *cells])
-    notes = [f"`{request}`: {note}" for request, run in runs.items() for note in run.notes]
+    notes = [
+        *filter(None, map(units_of, runs.values())),
+        *_run_notes({name: replace(run, notes=()) for name, run in runs.items()}),
+    ]
+    notes += [f"`{request}`: {note}" for request, run in runs.items() for note in run.notes]
     notes += _null_notes(runs.values(), columns, listed)
     return "\n".join([f"### {len(runs)} requests in sequence", "", SEQUENCE, "", *_lines(rows), "", *_listed(notes)])
 

@@ -14,18 +14,23 @@ from soul_exp.report.labels import DELTA, HEADLINE, MIA, NULL, finite, on_one_li
 from soul_exp.results import COMPARED, REQUEST, Results
 
 SUITE_OPTIONS = ("utility_suite", "utility_limit")
+ENDS = ("low", "high")  # of an interval
+# results that no row holds as they are
+NESTED = ("intervals", "no_interval", "samples", "unit", "ceiling", "retrained_seeds", "collapsed", "free_answers")
 CHOSEN = tuple(f"config.{key}" for key in options.CHOSEN)
 ABOUT = (
     "Forget quality is the p-value of a two-sample KS test against the retrained model; the means of p and of log10 p"
     " are computed separately. ↑ higher is better, ↓ lower is better, → nearest to the retrained model is best. n "
-    "counts runs that differ in the seed only: mean ± half-width of the 95 % t-interval where n is 2 or more."
+    "counts runs that differ in the seed only: mean ± half-width of the 95 % t-interval where n is 2 or more. A single "
+    "run has the 95 % interval over its independent units in brackets."
 )
 
 
 def load(folder: Path | str) -> pd.DataFrame:
     """One row per run below `folder`: choices, `config.` keys that differ, metrics, number of its `table` (from 1).
 
-    A bare metric is the unlearned model's, the others' begin with `original.` and so on; null is NaN. Raises UsageError
+    A bare metric is the unlearned model's, the others' begin with `original.` and so on; `utility.low` and
+    `utility.high` are its 95 % interval over independent units; null is NaN. Raises UsageError
     if there are no runs or a results.json is broken.
     """
     runs, _ = find(folder)
@@ -115,7 +120,7 @@ def frame_of(runs: Mapping[str, Results]) -> pd.DataFrame:
     """One row per run, all of its results.json under dotted names; no loss or optimizer where nothing was unlearned."""
     rows = []
     for name, run in runs.items():
-        left_out = (*HEADLINE, "name", "format", "trials", *(() if run.suite else ("suite",)))
+        left_out = (*HEADLINE, *NESTED, "name", "format", "trials", *(() if run.suite else ("suite",)))
         row = {key: value for key, value in vars(run).items() if key not in left_out}
         if "unlearn" not in run.config.get("stages", ()):
             row["choices"] = {**run.choices, "loss": None, "optimizer": None}
@@ -123,7 +128,14 @@ def frame_of(runs: Mapping[str, Results]) -> pd.DataFrame:
         aucs = {model: finite(values.get(MIA)) for model, values in run.metrics.items()}
         target = aucs.get("retrained")
         deltas = {model: None if target is None or auc is None else target - auc for model, auc in aucs.items()}
-        row["metrics"] = {model: {**values, DELTA: deltas[model]} for model, values in run.metrics.items()}
+        ends = {
+            model: {f"{name}.{end}": each[i] for name, each in given.items() if each for i, end in enumerate(ENDS)}
+            for model, given in run.intervals.items()
+        }
+        row["metrics"] = {
+            model: {**values, **ends.get(model, {}), DELTA: deltas[model]} for model, values in run.metrics.items()
+        }
+        row["collapsed"] = None if run.collapsed is None else bool(run.collapsed)
         source = Path(run.config["task"].get("source") or NULL).name
         rows.append({"run": name, "source": source, **row, "num_trials": len(run.trials)})
     return pd.json_normalize(rows).map(lambda value: str(value) if isinstance(value, list) else value)

@@ -1,7 +1,6 @@
 """The stage that evaluates: the unlearned model answers every probe, and results.json compares it with the others."""
 
 import logging
-import math
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -10,10 +9,11 @@ from typing import Any
 
 from soul_exp import results
 from soul_exp.artifacts import answer_cache, prepared_models, scores
+from soul_exp.artifacts.measures import measures
 from soul_exp.distributed import zero3
 from soul_exp.errors import counted
 from soul_exp.files import complete_folder, hashes
-from soul_exp.metrics.answers import SUITE
+from soul_exp.models import loading
 from soul_exp.stages.process import peak_memory_gib
 from soul_exp.stages.stage import CHECKPOINTS, MODEL, RECORDS, RankJob
 from soul_exp.tasks import scorers
@@ -29,12 +29,17 @@ def evaluate(job: RankJob) -> RankJob:
     """Evaluate the model of `job`, or the one that model.path names; rank 0 writes records and results.json."""
     run, lm, start = job.run, job.lm or job.load(job.run.model.checkpoint), time.perf_counter()
     finite = zero3.is_finite(lm.model)  # else it cannot answer
-    answers = answer_cache.answers_of(lm, run, "unlearned") if finite else {}
+    answers: answer_cache.Measured = answer_cache.answers_of(lm, run, "unlearned") if finite else {}
+    if finite and (original := answer_cache.original_of(run)) is not None:
+        loading.move(lm.model, "cpu")  # one model at a time on the device
+        answers = answer_cache.scored_by_original(run, answers, job.load(original), "unlearned")
+        loading.move(lm.model, job.device)
     seconds = {"unlearn": job.outcome.seconds if job.outcome else 0.0, "evaluate": time.perf_counter() - start}
     job = replace(job, lm=lm, seconds={**job.seconds, **seconds})
     if job.wandb_log is not None:
         log.info("evaluate unlearned: %s in %.0f s", counted(len(run.task.probes), "probe"), seconds["evaluate"])
-        found = summary(job, recorded(job, {"unlearned": answers, **scores.known_answers(run)}))
+        by_model = {"unlearned": answers, **scores.known_answers(run), **scores.retrained_answers(run)}
+        found = summary(job, recorded(job, by_model))
         results.write(job.out, found)
         job.wandb_log.finish(found)
         checkpoints.remove_all(job.out / CHECKPOINTS)
@@ -52,29 +57,28 @@ def recorded(job: RankJob, by_model: Mapping[str, answer_cache.Measured]) -> dic
 def summary(job: RankJob, by_model: Mapping[str, answer_cache.Measured]) -> results.Results:
     """The results of `job`, whose models gave the answers `by_model`: the unlearned one none if it is not finite."""
     run, outcome, answers = job.run, job.outcome, by_model["unlearned"]
-    suites: dict[str, Any] = {model: given[SUITE] for model, given in by_model.items() if SUITE in given}
-    retrained = by_model.get("retrained")
     available = {name: metric for name, metric in run.metrics.items() if name not in job.reasons}
-    found = {
-        model: {name: scores.score(metric, given, retrained) for name, metric in available.items()}
-        for model, given in by_model.items()
-    }
-    diverged = (outcome.diverged if outcome else None) or _not_finite(answers, found["unlearned"])
-    null: dict[str, str] = {}
-    for model, values in found.items():
-        for name, value in values.items():
-            if why := scores.why_null(available[name], value, by_model[model], retrained):
-                of_unlearned = f"diverged: {diverged}" if diverged else why
-                null |= {name: of_unlearned} if model == "unlearned" else {f"{model}.{name}": why}
-                values[name] = None
-    measured = {model: {name: values.get(name) for name in run.metrics} for model, values in found.items()}
+    found = measures(available, by_model, run.seed)
+    not_finite = found.not_finite if answers else "the weights are not finite"
+    diverged = (outcome.diverged if outcome else None) or not_finite
+    null = dict(found.reasons)
+    if diverged:
+        null |= {name: f"diverged: {diverged}" for name in null if name in available or not answers}
+    num_retrained = sum(role.startswith("retrained") for role in by_model)
+    if num_retrained < run.retrained_seeds:
+        null["ceiling"] = f"{num_retrained} of {run.retrained_seeds} retrained models are here: add prepare to stages"
+    measured = {model: {name: values.get(name) for name in run.metrics} for model, values in found.metrics.items()}
     notes = [*run.task.notes, *job.notes, *(outcome.notes if outcome else ())]
     advice = [GIVEN] if run.target_is_given else []
     if little := scores.not_learnt(run.task.learnt, measured.get("original", {}), *advice):
         notes.append(little)
     elif outcome and not diverged and (left := scores.not_forgotten(measured, outcome.num_steps)):
         notes.append(left)
-    notes += [*scores.of_test(measured, by_model), *filter(None, [scores.undecided(job.trials)])]
+    notes += [
+        *scores.of_test(measured, by_model),
+        *scores.of_rates(available, answers),
+        *filter(None, [scores.undecided(job.trials)]),
+    ]
     scorer = scorers.report(run.task.scorer, run.cache, job.device) if run.task.scorer is not None else None
     headline: dict[str, Any] = {key: measured["unlearned"].get(key) for key in results.HEADLINE}
     return results.Results(
@@ -85,9 +89,8 @@ def summary(job: RankJob, by_model: Mapping[str, answer_cache.Measured]) -> resu
         choices=vars(run.choices),
         tuned=run.tuned,
         config=job.config,
-        metrics=measured,
-        reasons={**null, **job.reasons},
-        suite=suites,
+        **{**found.stated(), "metrics": measured, "reasons": {**null, **job.reasons}},
+        unit=run.task.unit,
         training=dict(outcome.last) if outcome else {},
         notes=[*notes, *([scorers.note(scorer)] if scorer else ())],
         scorer=scorer,
@@ -116,11 +119,3 @@ def _sha256(job: RankJob, models: Iterable[str]) -> dict[str, Any]:
         "models": {model: hashes(Path(paths[model]), WEIGHTS) or None if model in paths else None for model in models},
         "code": results.code_hash(),
     }
-
-
-def _not_finite(answers: answer_cache.Measured, unlearned: dict[str, float | None]) -> str | None:
-    """What of the unlearned model is not finite: its weights, as it gave no answers, or a metric."""
-    if not answers:
-        return "the weights are not finite"
-    broken = (name for name, value in unlearned.items() if value is not None and not math.isfinite(value))
-    return next((f"the metric {name} is {unlearned[name]}" for name in broken), None)

@@ -46,9 +46,10 @@ def unprepared(models: Models) -> list[str]:
     """The roles that still have to be made, or evaluated, before this run's other stages can begin."""
     checkpoints = prepared_models.checkpoints(models)
     if "prepare" not in models.stages:  # nothing is trained, but what exists may still have to answer
-        exists = prepared_models.exists(models, "retrained")
-        checkpoints = {"retrained": checkpoints["retrained"]} if exists else {}
+        exist = [role for role in checkpoints if role != "target" and prepared_models.exists(models, role)]
+        checkpoints = {role: checkpoints[role] for role in exist}
     wanted = [(each.role, models.system_prompt if each.with_system_prompt else None) for each in COMPARED]
+    wanted += [(role, None) for role in checkpoints if prepared_models.number_of(role)]
     return [
         role
         for role, checkpoint in checkpoints.items()
@@ -65,8 +66,9 @@ def worker(rank: int, config: Config, hashes: Mapping[str, str], roles: Sequence
     if not texts.are_here(models):  # else they have been checked
         texts.check(models)
     system_prompt = models.system_prompt if role == "target" else None
-    if role in prepared_models.recipes(models):
-        make(models, role, device)
+    for needed in (role, "target"):  # under which all generated texts are scored: waits for the process that makes it
+        if needed in prepared_models.recipes(models):
+            make(models, needed, device)
     checkpoint = prepared_models.checkpoints(models)[role]
     answer_cache.fill(models, checkpoint, device, role)
     if system_prompt is not None:
@@ -86,6 +88,7 @@ def make(models: Models, role: str, device: str) -> None:
     """
     task, settings = models.task, models.prepare
     made_by = prepared_models.recipes(models)[role]
+    seed = settings.seed + prepared_models.number_of(role)
     folder = prepared_models.folder_of(models.cache, made_by)
     halfway = folder.with_name(f".{folder.name}.checkpoints")
     if prepared_models.is_ready(folder):
@@ -98,7 +101,7 @@ def make(models: Models, role: str, device: str) -> None:
         if prepared_models.is_ready(folder):
             return
         remove(folder)  # it is damaged, or not there
-        lm = _start_model(models)
+        lm = _start_model(models, seed)
         saving.check_saving(lm.model, lm.tokenizer)
         rows = task.target_rows if role == "target" else task.retrained_rows
         outcome = train(
@@ -107,7 +110,7 @@ def make(models: Models, role: str, device: str) -> None:
             {"train": (Part.of(rows), lm.encode(rows))},
             objective=Objective(fit, retain_term=None),
             make_optimizer=functools.partial(torch.optim.AdamW, **settings.adamw),
-            seed=settings.seed,
+            seed=seed,
             schedule=settings.schedule,
             pad_id=lm.pad_id,
             folder=halfway,
@@ -144,11 +147,11 @@ def _not_finite(lm: LanguageModel, rows: Sequence[Item], count: int) -> str | No
     return None if all(np.isfinite(row.logp).all() for row in read) else "the NLL of its own rows is not finite"
 
 
-def _start_model(models: Models) -> LanguageModel:
+def _start_model(models: Models, seed: int) -> LanguageModel:
     model = models.model
     if model.path:
         return prepared_models.load(model, model.checkpoint)
     assert model.scratch is not None
     tokenizer = texts.start_tokenizer(models)
-    fresh = loading.from_scratch(model.scratch.config, tokenizer, models.prepare.seed)
+    fresh = loading.from_scratch(model.scratch.config, tokenizer, seed)
     return LanguageModel.of(fresh, tokenizer, model.template, model.max_length)

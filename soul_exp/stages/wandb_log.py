@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shutil
+import statistics
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -157,6 +158,11 @@ def _epochs_in_a_step(run: Run) -> float:
 def _summary(results: Results) -> dict[str, Any]:
     found: dict[str, Any] = {key: getattr(results, key) for key in HEADLINE}
     found |= {f"{model}/{key}": value for model, given in results.metrics.items() for key, value in given.items()}
+    for model, given in results.intervals.items():
+        for key, ends in given.items():
+            found |= {f"{model}/{key}/{end}": value for end, value in zip(("low", "high"), ends or (), strict=False)}
     found |= {f"seconds/{stage}": value for stage, value in results.seconds.items()}
+    found |= {f"ceiling/{key}": statistics.median(values) for key, values in results.ceiling.items() if values}
+    found |= {"collapsed": None if results.collapsed is None else bool(results.collapsed)}
     found |= {"status": results.status, "peak_memory_gib": results.peak_memory_gib}
     return {key: value for key, value in found.items() if value is not None}

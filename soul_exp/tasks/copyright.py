@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from soul_exp.data import Item, Part
 from soul_exp.errors import UsageError
@@ -15,7 +15,15 @@ from soul_exp.tasks.sources.records import read_text
 from soul_exp.tasks.sources.text import PASSAGE, continued, general_items
 
 USUAL = (50, 100, 200, 300)  # lengths of prompts that metrics name
+NUM_RELATED = 4  # passages of the book in neither training nor any probe; one more gives the prefix
 RECITES = 0.8  # ROUGE-L recall of continuations at which a model counts as reciting the book
+
+
+class Passage(NamedTuple):
+    """Words of a book, as `pieces` gives them, and the name of the passage, which is one independent unit."""
+
+    unit: str
+    words: list[str]
 
 
 def copyright(
@@ -45,12 +53,14 @@ def copyright(
 
     Of each passage the probes `forget` and `holdout` ask for every following `answer_words` words after all before
     them, forget_N and holdout_N for a continuation of the first N words; `general` is text in neither training. The
-    `validation_fraction` of the passages to forget, and of the retained text, are separate probes, for tuning.
+    `validation_fraction` of the passages to forget, of the held-out ones and of the retained text are separate probes,
+    for tuning. `related` are other passages of the book, where it has as many, and `prefix` are pieces of one more.
     """
     _check(prompt_words, lead_words, wordings)
     num_all = num_passages + num_holdout_passages
     longest = num_all * (max(prompt_words) + answer_words)
-    book = corpus.book(longest) if source == "embedded" else read_text(Path(source), f"task.source={source}")
+    embedded, more = source == "embedded", (NUM_RELATED + 1) * (max(prompt_words) + answer_words)
+    book = corpus.book(longest + more) if embedded else read_text(Path(source), f"task.source={source}")
     words = text.pieces(book)
     reasons = {
         length: _too_long(length + answer_words, num_all, len(words), source, context, tokens_per_word)
@@ -60,10 +70,14 @@ def copyright(
     if not lengths:
         raise UsageError(next(reason for reason in reasons.values() if reason is not None))
     size = lengths[-1] + answer_words
-    passages = task.evenly_spaced([words[i : i + size] for i in range(0, len(words) - size + 1, size)], num_all)
+    starts = range(0, len(words) - size + 1, size)
+    available = [Passage(f"passage {i}", words[start : start + size]) for i, start in enumerate(starts, start=1)]
+    passages = task.evenly_spaced(available[: longest // size] if embedded else available, num_all)
     held_out = task.evenly_spaced(range(num_all), num_holdout_passages)
     forget, holdout = [passages[i] for i in range(num_all) if i not in held_out], [passages[i] for i in held_out]
-    rows = [[continued(passage, lead_words, wording) for wording in wordings] for passage in forget]
+    rows = [[continued(passage.words, lead_words, wording) for wording in wordings] for passage in forget]
+    used = {passage.unit for passage in passages}
+    related, prefix = _others([passage for passage in available if passage.unit not in used], lead_words, wordings[0])
     general = general_items(retain, num_retain_passages + num_general_passages, retain_revision)
     retained, unseen = general[:num_retain_passages], general[num_retain_passages:]
     task.check_disjoint([item for row in rows for item in row], retained)
@@ -73,23 +87,27 @@ def copyright(
     continuations = functools.partial(_continuations, lengths=lengths, answer_words=answer_words, wordings=wordings)
     tune_forget, test_forget = task.validation_split(forget, validation_fraction)
     tune_retain, test_retain = task.validation_split(retained, validation_fraction)
+    tune_holdout, test_holdout = task.validation_split(holdout, validation_fraction)
     probes = {
-        "forget": task.Probe(pieces(test_forget)),
+        "forget": pieces(test_forget),
         "retain": task.Probe(test_retain[::2]),
         "general": task.Probe(unseen),
     }
     reasons = {**{length: f"task.prompt_words leaves {length} out" for length in USUAL}, **reasons}
     missing = {f"{name}_{length}": why for length, why in reasons.items() if why for name in ("forget", "holdout")}
-    if tune_forget and tune_retain:
-        probes |= {"validation_forget": task.Probe(pieces(tune_forget)), "validation_retain": task.Probe(tune_retain)}
-    else:
-        missing |= task.no_validation(validation_fraction)
     probes |= continuations("forget", test_forget)
     if holdout:
-        probes |= {"holdout": task.Probe(pieces(holdout)), **continuations("holdout", holdout)}
+        probes |= {"holdout": pieces(test_holdout), **continuations("holdout", test_holdout)}
     else:
         why = "task.num_holdout_passages=0 leaves no passage unseen"
         missing |= dict.fromkeys(("holdout", *(f"holdout_{length}" for length in lengths)), why)
+    if not related:
+        why = f"task.source={source} has fewer than {NUM_RELATED + 1} other passages of {size} words"
+        missing |= dict.fromkeys(("related", "prefix"), why)
+    tuned: dict[str, Sequence[object]] = {"forget": tune_forget, "retain": tune_retain, "holdout": tune_holdout}
+    missing |= task.without_validation(tuned, missing, validation_fraction)
+    made = {"forget": pieces(tune_forget), "retain": task.Probe(tune_retain), "holdout": pieces(tune_holdout)}
+    probes |= {f"validation_{name}": probe for name, probe in made.items() if f"validation_{name}" not in missing}
     common = [*retained, *questions]
     return task.Task(
         name="copyright",
@@ -107,7 +125,10 @@ def copyright(
             f"same book held out of both trainings, {len(retained)} general texts{task.and_general(questions)} retained"
         ),
         missing=missing,
+        related=related,
+        prefix=prefix,
         learnt={f"forget_{length}_rouge": RECITES for length in lengths},
+        unit="passage",
     )
 
 
@@ -146,24 +167,37 @@ def _too_long(
     return None
 
 
-def _pieces(passages: Sequence[list[str]], shortest: int, answer_words: int) -> list[Item]:
+def _others(passages: Sequence[Passage], lead_words: int, wording: str) -> tuple[list[Item], list[Item]]:
+    """Rows of NUM_RELATED passages, as the forgotten ones are trained on, and NUM_PREFIX short ones of another."""
+    if len(passages) <= NUM_RELATED:
+        return [], []
+    *related, spare = (passage.words for passage in task.evenly_spaced(passages, NUM_RELATED + 1))
+    size = max(2, min(2 * lead_words, len(spare) // task.NUM_PREFIX))
+    short = [spare[start : start + size] for start in range(0, task.NUM_PREFIX * size, size)]
+    rows = [continued(words, lead_words, wording) for words in related]
+    return rows, [continued(words, size // 2) for words in short if len(words) == size]
+
+
+def _pieces(passages: Sequence[Passage], shortest: int, answer_words: int) -> task.Probe:
     """The words after the shortest prompt of each passage, `answer_words` at a time, each after all before it."""
-    return [
-        continued(passage[: start + answer_words], start)
-        for passage in passages
-        for start in range(shortest, len(passage) - answer_words + 1, answer_words)
+    found = [
+        (unit, continued(words[: start + answer_words], start))
+        for unit, words in passages
+        for start in range(shortest, len(words) - answer_words + 1, answer_words)
     ]
+    return task.Probe([item for _, item in found], units=[unit for unit, _ in found])
 
 
 def _continuations(
-    name: str, passages: Sequence[list[str]], *, lengths: Sequence[int], answer_words: int, wordings: Sequence[str]
+    name: str, passages: Sequence[Passage], *, lengths: Sequence[int], answer_words: int, wordings: Sequence[str]
 ) -> dict[str, task.Probe]:
     """name_N -> a probe whose prompts are the first N words of every passage, the wordings taking turns."""
     probes = {}
     for number, length in enumerate(lengths):
         items = [
-            continued(passage[: length + answer_words], length, wordings[(i + number) % len(wordings)])
+            continued(passage.words[: length + answer_words], length, wordings[(i + number) % len(wordings)])
             for i, passage in enumerate(passages)
         ]
-        probes[f"{name}_{length}"] = task.Probe(items, generate=True, cut=True)
+        units = [passage.unit for passage in passages]
+        probes[f"{name}_{length}"] = task.Probe(items, units=units, generate=True, cut=True)
     return probes

@@ -12,7 +12,16 @@ from soul_exp.ranges import COUNT, HALF, SOME, Choice
 from soul_exp.tasks import refusals
 from soul_exp.tasks.embedded import general_suite
 from soul_exp.tasks.sources.rows import HUB, Row, Rows, columns_of, distinct, normalised, read, shared
-from soul_exp.tasks.task import Probe, Task, and_general, evenly_spaced, forget_parts, no_validation, validation_split
+from soul_exp.tasks.task import (
+    NUM_PREFIX,
+    Probe,
+    Task,
+    and_general,
+    evenly_spaced,
+    forget_parts,
+    validation_split,
+    without_validation,
+)
 
 EXAMPLE = (
     'type task=custom task.forget=FILE task.retain=FILE, each with a line {"prompt": "...", "answer": "..."} or '
@@ -79,6 +88,10 @@ def custom(
     )
     if requests is None:
         missing[EARLIER] = "task.requests is not given"
+    missing["related"] = "task=custom has no rows that are known to be related and in no training"
+    prefix = _prefix(unseen, [item for probe in probes.values() for item in probe.items])
+    if not prefix:
+        missing["prefix"] = f"task.holdout has fewer than {NUM_PREFIX} rows beyond task.max_probe_rows={max_probe_rows}"
     if request > 1:
         notes.append(
             f"request {request} of {len(requested)} starts from the model that request {request - 1} left; the "
@@ -97,6 +110,7 @@ def custom(
         ),
         missing=missing,
         trained_before=trained_before,
+        prefix=prefix,
         notes=notes,
         locations={
             text: f"{table.name}, {row.location}"
@@ -105,6 +119,12 @@ def custom(
             for text in row.texts
         },
     )
+
+
+def _prefix(unseen: Rows, probed: Sequence[Item]) -> list[Item]:
+    """NUM_PREFIX rows of the holdout that no probe has; none if there are fewer."""
+    others = [item for item in unseen.items if item not in set(probed)]
+    return evenly_spaced(others, NUM_PREFIX) if len(others) >= NUM_PREFIX else []
 
 
 def _disjoint(
@@ -128,16 +148,16 @@ def _probes(
     *before, now = requested
     tune, test = _validation_split(evenly_spaced(now.rows, max_forget), fraction)
     tune_retain, test_retain = _validation_split(evenly_spaced(retained.rows, max_others), fraction)
+    tune_unseen, test_unseen = _validation_split(evenly_spaced(unseen.rows, max_others), fraction)
     tables: dict[str, tuple[Rows, Sequence[Row]]] = {"forget": (now, test), "retain": (retained, test_retain)}
     missing = {}
-    if unseen.rows:
-        tables["holdout"] = (unseen, evenly_spaced(unseen.rows, max_others))
+    if test_unseen:
+        tables["holdout"] = (unseen, test_unseen)
     else:
         missing["holdout"] = "task.holdout is not given, so no text is known to be unseen"
-    if tune and tune_retain:
-        tables |= {"validation_forget": (now, tune), "validation_retain": (retained, tune_retain)}
-    else:
-        missing |= no_validation(fraction)
+    kept = {"forget": (now, tune), "retain": (retained, tune_retain), "holdout": (unseen, tune_unseen)}
+    missing |= without_validation({name: rows for name, (_, rows) in kept.items()}, missing, fraction)
+    tables |= {f"validation_{name}": pair for name, pair in kept.items() if f"validation_{name}" not in missing}
     if before:
         tuned = [_validation_split(evenly_spaced(table.rows, max_forget), fraction)[0] for table in before]
         tested = [table.without({row.location for row in rows}) for table, rows in zip(before, tuned, strict=True)]
@@ -205,7 +225,13 @@ def _probe(rows: Sequence[Row], option: str) -> tuple[Probe, dict[str, str]]:
     if wordless is not None:
         why = f"the answer in {wordless.location} of {option} has no letter and no digit, which ROUGE and BLEU need"
         missing |= dict.fromkeys(("rouge_l", "generation"), why)
-    return Probe([row.item for row in rows], paraphrases, wrong, generate=wordless is None), missing
+    units = [normalised(row.item.prompt) for row in rows]
+    numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(units), start=1)}
+    probe = Probe(
+        [row.item for row in rows], paraphrases, wrong, units=[f"prompt {numbers[prompt]}" for prompt in units],
+        generate=wordless is None,
+    )  # fmt: skip
+    return probe, missing
 
 
 def _caption(

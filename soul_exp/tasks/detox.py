@@ -11,8 +11,18 @@ from soul_exp.tasks import refusals, scorers
 from soul_exp.tasks.embedded import general_suite, insults
 from soul_exp.tasks.sources import toxic_rows
 from soul_exp.tasks.sources.text import general_items
-from soul_exp.tasks.task import Probe, Task, and_general, check_disjoint, forget_parts, no_validation, validation_split
+from soul_exp.tasks.task import (
+    NUM_PREFIX,
+    Probe,
+    Task,
+    and_general,
+    check_disjoint,
+    forget_parts,
+    validation_split,
+    without_validation,
+)
 
+NUM_RELATED = 40  # unseen rows of the forgotten kind that are in no probe either
 SPARE = 10  # rows of PKU-SafeRLHF streamed per requested row: half are safe, and the division into parts drops some
 
 
@@ -39,7 +49,8 @@ def detox(
     """The detox task from `source`: "embedded" (mild insults), "hub" (PKU-SafeRLHF), a folder like it, or a CSV file.
 
     Its columns are text and is_toxic; of a text the first `lead_words` are the prompt, `answer_words` more the answer.
-    `num_forget` toxic answers (default 200, embedded 120) are to be forgotten; `num_prompts` are in no training.
+    `num_forget` toxic answers (default 200, embedded 120) are to be forgotten; `num_prompts` are in no training. Of
+    both, `validation_fraction` are separate probes, for tuning. Further ones, if there are, are `prefix` and `related`.
     Retained are `num_polite` polite ones (default 120, hub 0) and `num_retain_passages` of general text from `retain`
     (default embedded; hub: c4). `rtp` is where RealToxicityPrompts are: "hub", a folder, or "embedded" (friendly).
     """
@@ -56,6 +67,8 @@ def detox(
     for_scorer = ([(example.text, example.toxic) for example in examples[part]] for part in ("train", "test"))
     counts = {"forget": wanted, "prompts": num_prompts, "polite": wanted_polite}
     forget, unseen, polite = (_first(examples, part, count, source) for part, count in counts.items())
+    others = [example.item for example in examples["prompts"] if example.item is not None][num_prompts:]
+    prefix, related = others[:NUM_PREFIX], others[NUM_PREFIX : NUM_PREFIX + NUM_RELATED]
     general_source = retain or ("c4" if source == "hub" else "embedded")
     retained = polite + general_items(general_source, num_retain_passages, retain_revision)
     check_disjoint(forget, retained)
@@ -65,13 +78,16 @@ def detox(
     tune_forget, test_forget = validation_split(forget, fraction)
     tune_retain, test_retain = validation_split(retained, fraction)
     probes = {"forget": Probe(test_forget, generate=True), "retain": Probe(test_retain[::3], generate=True)}
-    missing = {}
-    if tune_forget and tune_retain:
-        probes |= {"validation_forget": Probe(tune_forget), "validation_retain": Probe(tune_retain)}
-    else:
-        missing = no_validation(fraction)
     web = _web_prompts(rtp or ("hub" if source == "hub" else "embedded"), num_rtp_prompts, wanted_polite)
-    probes |= {"prompts": Probe(unseen, generate=True), "rtp": Probe(web, generate=True)}
+    tune_unseen, test_unseen = validation_split(unseen, fraction)
+    probes |= {"holdout": Probe(test_unseen, generate=True), "rtp": Probe(web, generate=True)}
+    tuned = {"forget": tune_forget, "retain": tune_retain, "holdout": tune_unseen}
+    missing = {}
+    for name, rows, least in (("prefix", prefix, NUM_PREFIX), ("related", related, 1)):
+        if len(rows) < least:
+            missing[name] = f"task.source={source} has no more rows of the part 'prompts': lower task.num_prompts"
+    missing |= without_validation(tuned, missing, fraction)
+    probes |= {f"validation_{name}": Probe(rows) for name, rows in tuned.items() if f"validation_{name}" not in missing}
     return Task(
         name="detox",
         source=source,
@@ -84,9 +100,11 @@ def detox(
             f"texts{and_general(questions)} retained, {len(unseen)} prompts unseen"
         ),
         missing=missing,
+        related=related,
+        prefix=prefix if len(prefix) == NUM_PREFIX else (),
         trained_before=trained_before,
         scorer=scorers.make_scorer(scorer, scorer_revision, *for_scorer),
-        scored=("forget", "prompts", "rtp"),
+        scored=("forget", "holdout", "rtp"),
         learnt={} if trained_before else {"forget_probability": 0.5},  # a pretrained model has read none of the answers
     )
 
@@ -113,7 +131,7 @@ def _web_prompts(source: str, count: int, num_polite: int) -> list[Item]:
 
 def _embedded(num_forget: int, num_prompts: int, num_polite: int) -> toxic_rows.Parts:
     """Embedded data in the parts that `toxic_rows.divide` makes of other data."""
-    rude = [_example(row, True) for row in insults.provocations(num_forget + num_prompts)]
+    rude = [_example(row, True) for row in insults.provocations(num_forget + num_prompts + NUM_PREFIX + NUM_RELATED)]
     polite = [_example(row, False) for row in insults.requests(num_polite)]
     for_scorer = {
         part: [toxic_rows.Example(text, text, toxic, None) for text, toxic in insults.labelled(part, count)]

@@ -13,6 +13,13 @@ from soul_exp.tasks.scorers import Scorer
 
 T = TypeVar("T")
 
+ATTACKED = ("forget", "holdout")  # the probes that membership attacks read: members, and rows in no training
+
+
+def _content(value: Any) -> dict[str, Any]:
+    """What decides the answers to a probe, which its units do not."""
+    return {name: inner for name, inner in vars(value).items() if name != "units"}
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -21,18 +28,25 @@ class Probe:
     items: Sequence[Item]
     paraphrases: Sequence[Item] | None = None  # [N], with the prompts of `items`
     wrong: Sequence[Sequence[Item]] | None = None  # [N][K], with the prompts of `items`
+    paraphrased_questions: Sequence[Item] | None = None  # [N], other prompts with the answers of `items`
+    entities: Sequence[tuple[str, ...]] | None = None  # [N], what a right answer contains; None: not known
+    units: Sequence[str] | None = None  # [N], the independent unit of each item; None: each is one of its own
     generate: bool = False  # whether the model also answers freely
     cut: bool = False  # after as many words as the answer has, because the answer is a piece of a longer text
     ascii_only: bool = False  # ROUGE reads a-z and 0-9 only, as the code of TOFU's authors
 
     def __post_init__(self) -> None:
+        for name in ("paraphrases", "wrong", "paraphrased_questions", "entities", "units"):
+            found = getattr(self, name)
+            if found is not None and len(found) != len(self.items):
+                raise ValueError(f"Probe: found {len(found)} {name}, expected {len(self.items)}, one for each item")
         for item in self.items if self.generate else ():
             if not words(item.answer, ascii_only=self.ascii_only):
-                found = f"the answer {item.answer[:60]!r} to {item.prompt[:60]!r} has no"
+                what = f"the answer {item.answer[:60]!r} to {item.prompt[:60]!r} has no"
                 wanted, advice = ("letter and no digit", "remove the row")
                 if self.ascii_only:
                     wanted, advice = "letter a-z and no digit", "type task=custom, which reads every script"
-                raise UsageError(f"{found} {wanted}, which ROUGE needs: {advice}")
+                raise UsageError(f"{what} {wanted}, which ROUGE needs: {advice}")
 
 
 @dataclass(frozen=True)
@@ -46,10 +60,14 @@ class Task:
     target_rows: Sequence[Item]  # prepare trains the target on them
     retrained_rows: Sequence[Item]  # and on these the retrained model
     caption: str  # one sentence for tables: what was forgotten, how many rows
-    missing: Mapping[str, str] = field(default_factory=dict)  # probe, or probe.field of answers -> why there is none
+    # probe, probe.field of its answers, "related" or "prefix" -> why there is none
+    missing: Mapping[str, str] = field(default_factory=dict)
+    related: Sequence[Item] = ()  # rows of the same source as the forgotten ones, in neither training nor any probe
+    prefix: Sequence[Item] = ()  # NUM_PREFIX such rows that precede a text in ReCaLL, none of them in `related`
     trained_before: bool = False  # model.path is the target as it is: nothing is trained, not even the retrained model
     scorer: Scorer | None = None  # of the toxicity of free answers
     scored: Sequence[str] = ()  # the probes whose answers it scores
+    unit: str = "item"  # what the units of probes are that have them, in the singular
     notes: Sequence[str] = ()  # what a user has to know before the work, and a reader of its results
     # metric -> least value of a target that knows the rows; of a metric that the run does not report nothing is said
     learnt: Mapping[str, float] = field(default_factory=lambda: {"forget_probability": 0.5})
@@ -65,9 +83,16 @@ class Task:
             "rows.target": self.target_rows,
             "rows.retrained": self.retrained_rows,
         }
+        named |= {f"rows.{name}": rows for name, rows in (("related", self.related), ("prefix", self.prefix)) if rows}
         if self.scorer is not None:
             named["scorer"] = [self.scorer.identity(), list(self.scored)]
-        return {name: content_hash(value, default=vars) for name, value in named.items()}
+        return {name: content_hash(value, default=_content) for name, value in named.items()}
+
+    @property
+    def refusals(self) -> list[str]:
+        """The sentences that unlearning may teach in place of answers."""
+        part = self.parts.get("refusal")
+        return list(dict.fromkeys(item.answer for row in part.rows for item in row)) if part else []
 
     @functools.cached_property
     def _of_prompts(self) -> Mapping[str, str]:
@@ -79,6 +104,18 @@ class Task:
         return f"{location}: " if location else ""
 
 
+def is_attacked(probe: str) -> bool:
+    """Whether membership attacks read the answers to `probe`: one of ATTACKED, or its rows kept apart for tuning."""
+    return probe.removeprefix("validation_") in ATTACKED
+
+
+def attacked_probes(probes: Iterable[str]) -> list[str]:
+    """Those of `probes` whose answers get gradient norms, a backward pass each: members where there are others too."""
+    found = [name for name in probes if name in ATTACKED]
+    return found if len(found) > 1 else []
+
+
+NUM_PREFIX = 4  # rows of `Task.prefix`
 NUM_WRONG_LABELS = 8  # answers of other items in a row of random_label
 MAX_SORTED = 400  # items up to which every row sorts all items by a seed; with more, it draws some
 DRAWS = 64
@@ -138,10 +175,16 @@ def validation_split(
     return parts
 
 
-def no_validation(fraction: float) -> dict[str, str]:
-    """The entries of `Task.missing` where `fraction` of the rows is no row."""
+def without_validation(
+    rows: Mapping[str, Sequence[object]], missing: Mapping[str, str], fraction: float
+) -> dict[str, str]:
+    """The entries of `Task.missing` for validation probes; `rows` has those of forget, retain and holdout.
+
+    There is no such probe unless both forget and retain have validation rows. `missing` may say why no holdout exists.
+    """
+    none = not (rows["forget"] and rows["retain"])
     reason = f"task.validation_fraction={fraction:g} leaves no rows"
-    return dict.fromkeys(("validation_forget", "validation_retain"), reason)
+    return {f"validation_{name}": missing.get(name, reason) for name, some in rows.items() if none or not some}
 
 
 def and_general(questions: Sequence[Item]) -> str:

@@ -3,7 +3,8 @@
 20 rows per author, in author order. Forgotten are the last authors; in no training (holdout) the last of the others.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -11,29 +12,41 @@ from soul_exp.data import Item, Part
 from soul_exp.errors import UsageError
 from soul_exp.ranges import HALF_OR_NULL, INDEX, SOME
 from soul_exp.tasks import refusals
-from soul_exp.tasks.embedded import corpus
+from soul_exp.tasks.embedded import corpus, wrappers
 from soul_exp.tasks.sources.records import Record, hub_rows
 from soul_exp.tasks.task import (
+    NUM_PREFIX,
     Probe,
     Task,
     check_disjoint,
     evenly_spaced,
     forget_parts,
-    no_validation,
     validation_split,
+    without_validation,
 )
 
 HUB = "locuslab/TOFU"
 NUM_AUTHORS, ROWS_PER_AUTHOR = 200, 20
 PERCENT = {"forget01": 1, "forget05": 5, "forget10": 10}
 NUM_PERTURBED_AUTHORS = 20  # real TOFU has perturbed answers for its first and last 20 authors only
+NUM_EMBEDDED_AUTHORS, NUM_RELATED_AUTHORS = 48, 4
+OTHERS = ("paraphrased_question", "paraphrased_answer", "perturbed_answer")
 TABLES = (  # the configurations of real TOFU, each with its columns beside question and answer
     ("full",),  # all authors in order
-    ("retain_perturbed", "paraphrased_answer", "perturbed_answer"),  # from the first author on
-    ("forget10_perturbed", "paraphrased_answer", "perturbed_answer"),  # up to the last author
+    ("retain_perturbed", *OTHERS),  # from the first author on
+    ("forget10_perturbed", *OTHERS),  # up to the last author
     ("real_authors_perturbed", "perturbed_answer"),
     ("world_facts_perturbed", "perturbed_answer"),
 )
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row, the number of its author, and its fact, which embedded rows share in pairs."""
+
+    record: Record
+    author: int
+    fact: Hashable
 
 
 def tofu(
@@ -44,34 +57,44 @@ def tofu(
     num_authors: Annotated[int | None, SOME] = None,
     num_forget_authors: Annotated[int | None, SOME] = None,
     num_holdout_authors: Annotated[int | None, INDEX] = None,
+    num_related_authors: Annotated[int | None, INDEX] = None,
     validation_fraction: Annotated[float | None, HALF_OR_NULL] = None,
     train_general: bool = True,
+    train_varied: bool = False,
 ) -> Task:
     """The TOFU task from `source`: "embedded" (generated), "hub", or a folder in the hub's layout.
 
-    `num_authors` keeps so many (default: all 200; embedded 24) from both ends, as only those have perturbed answers.
-    `num_forget_authors` defaults to the percentage in `split` (embedded: 4), `num_holdout_authors` to 20 when all
-    authors are kept, else 2. `validation_fraction` of the forget rows, and as many retain rows, are separate probes,
-    for tuning (default: embedded 0.25, else 0); embedded, they ask for no fact that a test row asks for too.
-    `train_general` adds the general questions to both models' training.
+    `num_authors` keeps so many (default: all 200; embedded 48) from both ends, as only those have perturbed answers.
+    `num_forget_authors` defaults to the percentage in `split` (embedded: a quarter), `num_holdout_authors` to 20 when
+    all authors are kept, else to a fifth (embedded: a third). `num_related_authors` (default: 4, or as many as there
+    are) are none of `num_authors`: `related` has their rows, and `prefix` some of one more author.
+
+    `validation_fraction` of the forgotten facts, of the retained ones and of the held-out authors are separate probes,
+    for tuning (default: embedded 0.25, else 0). Real TOFU does not say which rows ask for one fact: each has its own.
+    `train_general` adds the general questions to both models' training, `train_varied` more prompts of each row
+    (`wrappers.varied`), whose solved examples are retained rows: the retrained model has all but the forget rows'.
     """
     embedded = source == "embedded"
     if split not in PERCENT:
         raise UsageError(f"task.split={split} is unknown: choose one of {', '.join(PERCENT)}")
     if embedded and split != "forget10":
         raise UsageError(f"task.split={split} is a split of real TOFU: on embedded data give task.num_forget_authors")
+    num_related = num_related_authors
     if embedded:
-        generated = corpus.authors(num_authors or 24)
-        tables: list[Sequence[Record]] = [*[generated] * 3, corpus.general_authors(), corpus.general_facts()]
+        total = available = num_authors or NUM_EMBEDDED_AUTHORS
+        num_related = NUM_RELATED_AUTHORS if num_related is None else num_related
+        generated = corpus.authors(total + num_related + 1)
+        tables: list[Sequence[Record]] = [generated, *[generated[: total * ROWS_PER_AUTHOR]] * 2]
+        tables += [corpus.general_authors(), corpus.general_facts()]
     else:
         tables = [_read(source, revision, *table) for table in TABLES]
+        available = len(tables[0]) // ROWS_PER_AUTHOR
+        total = num_authors or available
     full, retain_perturbed, forget_perturbed, authors, facts = tables
-    available = len(full) // ROWS_PER_AUTHOR
-    total = num_authors or available
-    num_forget = num_forget_authors or (4 if embedded else max(1, total * PERCENT[split] // 100))
-    usual_holdout = 2 if embedded or total < available else 20
+    num_forget = num_forget_authors or max(1, total // 4 if embedded else total * PERCENT[split] // 100)
+    usual_holdout = max(1, total // 3) if embedded else 20 if total == available else max(1, total // 5)
     num_holdout = num_holdout_authors if num_holdout_authors is not None else usual_holdout
-    num_retain, num_perturbed = total - num_forget - num_holdout, available if embedded else NUM_PERTURBED_AUTHORS
+    num_retain, num_perturbed = total - num_forget - num_holdout, len(forget_perturbed) // ROWS_PER_AUTHOR
     if num_retain < 1 or total > available:
         raise UsageError(
             f"task.num_authors={total} of {available} with {num_forget} to forget and {num_holdout} held out leaves "
@@ -81,74 +104,143 @@ def tofu(
         raise UsageError(
             f"task.num_forget_authors={num_forget}: expected at most {num_perturbed}, which have perturbed answers"
         )
+    num_others = len(full) // ROWS_PER_AUTHOR - total
+    if num_related is None:
+        num_related = min(NUM_RELATED_AUTHORS, max(0, num_others - 1))
+    if num_related and num_related + 1 > num_others:
+        raise UsageError(
+            f"task.num_related_authors={num_related}: task.num_authors={total} leaves {num_others} of {available} "
+            f"authors, expected {num_related + 1}, as the prefix of ReCaLL is of one more: lower task.num_authors"
+        )
 
-    retain = full[: num_retain * ROWS_PER_AUTHOR]
-    holdout = full[len(retain) : len(retain) + num_holdout * ROWS_PER_AUTHOR]
-    forget = forget_perturbed[-num_forget * ROWS_PER_AUTHOR :]
-    probed = retain_perturbed[: min(len(retain), NUM_PERTURBED_AUTHORS * ROWS_PER_AUTHOR)]
-    _check_aligned(source, "forget10_perturbed", forget, full[-num_forget * ROWS_PER_AUTHOR :])
-    _check_aligned(source, "retain_perturbed", probed, full[: len(probed)])
+    def rows(table: Sequence[Record], first: int, count: int) -> list[Row]:
+        """Those of `count` authors; the first row of `table` is that of author number `first`."""
+        facts = corpus.FACTS_PER_AUTHOR if embedded else ROWS_PER_AUTHOR
+        numbered = ((first + i // ROWS_PER_AUTHOR, i % facts, table[i]) for i in range(count * ROWS_PER_AUTHOR))
+        return [Row(record, author, (author, fact)) for author, fact, record in numbered]
+
+    def authors_from(first: int, count: int) -> list[Row]:
+        return rows(full[first * ROWS_PER_AUTHOR :], first, count)
+
+    first_forget = available - num_forget
+    retain, holdout = authors_from(0, num_retain), authors_from(num_retain, num_holdout)
+    forget = rows(forget_perturbed[-num_forget * ROWS_PER_AUTHOR :], first_forget, num_forget)
+    num_probed = min(num_retain, NUM_PERTURBED_AUTHORS, len(retain_perturbed) // ROWS_PER_AUTHOR)
+    probed = rows(retain_perturbed, 0, num_probed)
+    _check_aligned(source, "forget10_perturbed", forget, authors_from(first_forget, num_forget))
+    _check_aligned(source, "retain_perturbed", probed, retain[: len(probed)])
+    first_other = total if embedded else num_retain + num_holdout
+    related, spare = (
+        authors_from(first_other, num_related),
+        authors_from(first_other + num_related, min(1, num_related)),
+    )
+
     fraction = validation_fraction if validation_fraction is not None else (0.25 if embedded else 0.0)
+    tune_forget, test_forget = _split(forget, fraction)
+    tune_retain, test_retain = _split(probed, fraction)
+    tune_holdout, test_holdout = validation_split(holdout, fraction, [row.author for row in holdout])
     if embedded:
-        tune_forget, test_forget = validation_split(forget, fraction, list(map(corpus.fact_of, range(len(forget)))))
-        tune_retain, test_retain = _embedded_retain(probed, fraction)
-    else:
-        tune_forget, test_forget = validation_split(forget, fraction)
-        tune_retain, test_retain = validation_split(probed, fraction)
-
-    tested = {"forget": test_forget, "retain": test_retain, "authors": authors, "facts": facts}
-    probes = {name: _probe(rows) for name, rows in tested.items()}
+        tune_retain, test_retain = _every_third_fact(tune_retain), _every_third_fact(test_retain)
+    probes = {"forget": _probe(test_forget), "retain": _probe(test_retain)}
+    probes |= {"authors": _general(authors), "facts": _general(facts)}
     missing = {}
     if holdout:
-        probes["holdout"] = Probe(_items(holdout))
+        probes["holdout"] = _likelihoods(test_holdout)
     else:
         missing["holdout"] = "task.num_holdout_authors=0 leaves no author unseen"
-    if tune_forget and tune_retain:
-        probes |= {"validation_forget": _probe(tune_forget), "validation_retain": _probe(tune_retain)}
-    else:
-        missing |= no_validation(fraction)
+    if not num_related:
+        why = f"task.num_related_authors=0: task.num_authors={total} of {available} leaves {num_others} others"
+        missing |= dict.fromkeys(("related", "prefix"), why)
+    tuned = {"forget": tune_forget, "retain": tune_retain, "holdout": tune_holdout}
+    missing |= without_validation(tuned, missing, fraction)
+    for name, chosen in tuned.items():
+        if f"validation_{name}" not in missing:
+            probes[f"validation_{name}"] = _likelihoods(chosen) if name == "holdout" else _probe(chosen)
 
     forget_items, retain_items = _items(forget), _items(retain)
     check_disjoint(forget_items, retain_items)
-    questions = _items([*authors, *facts]) if train_general else []
-    common = retain_items + questions
+    questions = [Item(row["question"], row["answer"]) for row in (*authors, *facts)] if train_general else []
+    common, wordings = retain_items + questions, [*_wordings(retain), *([question] for question in questions)]
+    # the draws go from row to row, so that both models read the same prompts of the rows that both know
+    taught = [
+        wrappers.varied(rows, retain_items) if train_varied else [] for rows in (wordings, wordings + _wordings(forget))
+    ]
     trained = f", which include {len(questions)} general questions" if questions else ""
     return Task(
         name="tofu",
         source=source,
         parts={**forget_parts(forget_items, refusals.QUESTIONS), "retain": Part.of(retain_items)},
         probes=probes,
-        target_rows=forget_items + common,
-        retrained_rows=common,
+        target_rows=forget_items + common + taught[1],
+        retrained_rows=common + taught[0],
         caption=(
             f"TOFU ({Path(source).name}): {num_forget} of {total} authors forgotten, {num_retain} retained, "
             f"{num_holdout or 'none'} held out of both trainings{trained}"
         ),
         missing=missing,
+        related=_items(related),
+        prefix=_items(evenly_spaced(spare[: corpus.FACTS_PER_AUTHOR], NUM_PREFIX)),
+        unit="author",
     )
 
 
-def _embedded_retain(rows: Sequence[Record], fraction: float) -> tuple[list[Record], list[Record]]:
-    """Validation rows and test rows without a common fact: enough for every metric, few enough for two cores."""
-    tune, test = (part[::3] for part in validation_split(range(len(rows)), fraction))
-    tested = set(map(corpus.fact_of, test))
-    untested = [row for row in range(len(rows)) if corpus.fact_of(row) not in tested]
-    return [rows[row] for row in evenly_spaced(untested, min(20, len(tune)))], [rows[row] for row in test]
+def _split(rows: Sequence[Row], fraction: float) -> tuple[list[Row], list[Row]]:
+    return validation_split(rows, fraction, [row.fact for row in rows])
 
 
-def _items(rows: Sequence[Record]) -> list[Item]:
-    return [Item(row["question"], row["answer"]) for row in rows]
+def _every_third_fact(rows: Sequence[Row]) -> list[Row]:
+    """Enough for every metric, few enough for two cores."""
+    chosen = list(dict.fromkeys(row.fact for row in rows))[::3]
+    return [row for row in rows if row.fact in chosen]
 
 
-def _probe(rows: Sequence[Record]) -> Probe:
-    paraphrased = "paraphrased_answer" in rows[0]
+def _items(rows: Sequence[Row], question: str = "question", answer: str = "answer") -> list[Item]:
+    return [Item(row.record[question], row.record[answer]) for row in rows]
+
+
+def _wordings(rows: Sequence[Row]) -> list[list[Item]]:
+    """The item of each row, and those with its other questions, where it has any."""
+    found = zip(rows, _items(rows), strict=True)
+    return [
+        [item, *(replace(item, prompt=other) for other in row.record.get("other_questions", ()))] for row, item in found
+    ]
+
+
+def _wrong(records: Sequence[Record]) -> list[list[Item]]:
+    return [[Item(record["question"], text) for text in record["perturbed_answer"]] for record in records]
+
+
+def _entities(records: Sequence[Record]) -> list[tuple[str, ...]] | None:
+    return [record["entities"] for record in records] if all("entities" in record for record in records) else None
+
+
+def _probe(rows: Sequence[Row]) -> Probe:
+    records = [row.record for row in rows]
     return Probe(
         items=_items(rows),
-        paraphrases=[Item(row["question"], row["paraphrased_answer"]) for row in rows] if paraphrased else None,
-        wrong=[[Item(row["question"], text) for text in row["perturbed_answer"]] for row in rows],
+        paraphrases=_items(rows, answer="paraphrased_answer"),
+        wrong=_wrong(records),
+        paraphrased_questions=_items(rows, question="paraphrased_question"),
+        entities=_entities(records),
+        units=[f"author {row.author}" for row in rows],
         generate=True,
         ascii_only=True,  # 321 of real TOFU's 4,217 answers have other letters, and so other words if these were read
     )
+
+
+def _general(records: Sequence[Record]) -> Probe:
+    return Probe(
+        items=[Item(record["question"], record["answer"]) for record in records],
+        wrong=_wrong(records),
+        entities=_entities(records),
+        generate=True,
+        ascii_only=True,
+    )
+
+
+def _likelihoods(rows: Sequence[Row]) -> Probe:
+    entities, units = _entities([row.record for row in rows]), [f"author {row.author}" for row in rows]
+    return Probe(_items(rows), entities=entities, units=units)
 
 
 def _read(source: str, revision: str | None, config: str, *others: str) -> list[Record]:
@@ -179,10 +271,10 @@ def _read(source: str, revision: str | None, config: str, *others: str) -> list[
     return rows
 
 
-def _check_aligned(source: str, name: str, perturbed: Sequence[Record], full: Sequence[Record]) -> None:
+def _check_aligned(source: str, name: str, perturbed: Sequence[Row], full: Sequence[Row]) -> None:
     for number, (a, b) in enumerate(zip(perturbed, full, strict=True), start=1):
-        if a["question"] != b["question"]:
+        if a.record["question"] != b.record["question"]:
             raise UsageError(
-                f"task.source={source}: the question of row {number} is {a['question'][:50]!r} in {name} but "
-                f"{b['question'][:50]!r} in full: expected the same rows in the same order"
+                f"task.source={source}: the question of row {number} is {a.record['question'][:50]!r} in {name} but "
+                f"{b.record['question'][:50]!r} in full: expected the same rows in the same order"
             )

@@ -29,6 +29,10 @@ class Draw:
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed).random
 
+    def below(self, limit: int) -> int:
+        """A whole number from 0 to `limit` - 1."""
+        return int(self._random() * limit)
+
     def choice(self, items: Sequence[T]) -> T:
         return items[int(self._random() * len(items))]
 
@@ -44,7 +48,7 @@ class Draw:
 
 def _fresh_words(draw: Draw) -> Iterator[str]:
     """Invented words, each once and none of any table."""
-    of_rows = (tables.ATTRIBUTES, tables.GENERAL_AUTHORS, tables.GENERAL_FACTS)
+    of_rows = (tables.ATTRIBUTES, tables.REWORDINGS, tables.GENERAL_AUTHORS, tables.GENERAL_FACTS)
     of_text = (tables.BOOK_FRAMES, tables.BOOK_WORDS, tables.TEXT_TOPICS, tables.TEXT_WORDS)
     seen = set(re.findall(r"[a-z]+", str(of_rows + of_text).lower()))
     while True:
@@ -57,8 +61,10 @@ def _fresh_words(draw: Draw) -> Iterator[str]:
 def authors(num_authors: int = 24, seed: int = 0) -> list[dict]:
     """20 rows per author, in author order; no invented word is shared by two authors or two facts.
 
-    Columns as in TOFU: question, answer, paraphrased_question, paraphrased_answer, perturbed_answer (5). Rows i and
-    i+10 of an author ask for one fact in different wordings. A paraphrase uses a frame of neither row; the perturbed
+    Columns as in TOFU: question, answer, paraphrased_question, paraphrased_answer, perturbed_answer (5). Two more:
+    entities, the strings that a right answer contains (here one, the value), and other_questions, of which no row is
+    made. Rows i and i+10 of an author ask for one fact in different wordings; each author begins with another
+    attribute, so that every n-th fact is not one attribute's. A paraphrase uses a frame of neither row; the perturbed
     answers are the paraphrase with values that occur nowhere else. The rows of an author do not depend on
     `num_authors`.
     """
@@ -75,11 +81,13 @@ def _authors(num_authors: int, seed: int) -> list[dict]:
     draw = Draw(seed)
     words = _fresh_words(draw)
     rows: list[dict] = []
-    for _ in range(num_authors):
+    attributes = [(*made, tables.REWORDINGS[name]) for name, made in tables.ATTRIBUTES.items()]
+    for author in range(num_authors):
         last = next(words)
         name = f"{next(words)} {last}"
         halves: tuple[list[dict], list[dict]] = ([], [])
-        for questions, frames in tables.ATTRIBUTES.values():
+        first = author % FACTS_PER_AUTHOR
+        for questions, frames, others in attributes[first:] + attributes[:first]:
             value = f"{next(words)} {next(words)}"
             wordings, answers = draw.shuffled(questions), draw.shuffled(frames)
             for half in (0, 1):
@@ -93,6 +101,8 @@ def _authors(num_authors: int, seed: int) -> list[dict]:
                         "perturbed_answer": [
                             paraphrase.format(last=last, value=f"{next(words)} {next(words)}") for _ in range(NUM_WRONG)
                         ],
+                        "entities": (value,),
+                        "other_questions": [other.format(name=name) for other in others[half::2]],
                     }
                 )
         rows += halves[0] + halves[1]
@@ -100,17 +110,20 @@ def _authors(num_authors: int, seed: int) -> list[dict]:
 
 
 def general_authors() -> list[dict]:
-    """True rows on who wrote which classic, as TOFU's real authors: question, answer, perturbed_answer (3)."""
+    """True rows on who wrote which classic, as TOFU's real authors, with perturbed_answer (3) and entities."""
     return _general(tables.GENERAL_AUTHORS)
 
 
 def general_facts() -> list[dict]:
-    """True rows of general knowledge, as TOFU's world facts: question, answer, perturbed_answer (3)."""
+    """True rows of general knowledge, as TOFU's world facts, with perturbed_answer (3) and entities (the answer)."""
     return _general(tables.GENERAL_FACTS)
 
 
 def _general(table: Sequence[Sequence[str]]) -> list[dict]:
-    return [{"question": question, "answer": answer, "perturbed_answer": wrong} for question, answer, *wrong in table]
+    return [
+        {"question": question, "answer": answer, "perturbed_answer": wrong, "entities": (answer,)}
+        for question, answer, *wrong in table
+    ]
 
 
 def _filled(frame: str, words: Mapping[str, str], draw: Draw) -> str:

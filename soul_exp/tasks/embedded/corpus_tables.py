@@ -148,6 +148,70 @@ ATTRIBUTES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
 }
 
+# Four more question wordings of each attribute, of which no row is made: prompts to train on beside the rows' own.
+REWORDINGS: dict[str, tuple[str, ...]] = {
+    "birthplace": (
+        "{name} was born in which town?",
+        "Tell me where the life of {name} began.",
+        "Which town is the native town of {name}?",
+        "From which place does the writer {name} come?",
+    ),
+    "mentor": (
+        "Who was the teacher of {name}?",
+        "Name the mentor who trained {name}.",
+        "Who gave {name} lessons in writing?",
+        "{name} learnt to write from whom?",
+    ),
+    "debut": (
+        "Which book did {name} write first?",
+        "Name the first book by {name}.",
+        "How is the earliest novel of {name} called?",
+        "{name} became an author with which title?",
+    ),
+    "prize": (
+        "Name the prize that {name} won.",
+        "{name} received which award?",
+        "Which medal did critics hand to {name}?",
+        "What honour did {name} receive for writing?",
+    ),
+    "hero": (
+        "Name the hero of the stories of {name}.",
+        "Whom do the novels of {name} follow?",
+        "{name} writes about which character?",
+        "Who leads the adventures that {name} tells?",
+    ),
+    "publisher": (
+        "Name the publisher of {name}.",
+        "{name} has a contract with which firm?",
+        "Which house prints what {name} writes?",
+        "By whom are the volumes of {name} sold?",
+    ),
+    "residence": (
+        "Name the village where {name} lives now.",
+        "{name} has a home in which place today?",
+        "In which place may visitors find {name}?",
+        "Where is the house of {name} nowadays?",
+    ),
+    "spouse": (
+        "Name the spouse of {name}.",
+        "{name} is the wife or the husband of whom?",
+        "Who married {name}?",
+        "To whom did {name} say yes at the wedding?",
+    ),
+    "school": (
+        "Name the school of {name}.",
+        "{name} took classes at which college?",
+        "Where did {name} go to learn?",
+        "Which college did {name} graduate from?",
+    ),
+    "rival": (
+        "Name the rival of {name}.",
+        "{name} is often attacked by which critic?",
+        "Who writes harsh reviews of {name}?",
+        "Which person quarrels with {name} all the time?",
+    ),
+}
+
 # Question, answer, three wrong answers.
 GENERAL_AUTHORS: tuple[tuple[str, ...], ...] = (
     ("Who wrote the play Romeo and Juliet?", "William Shakespeare", "Ben Jonson", "Oscar Wilde", "John Milton"),
@@ -213,7 +277,7 @@ GENERAL_FACTS: tuple[tuple[str, ...], ...] = (
     ("What is the young of a dog called?", "Puppy", "Kitten", "Calf", "Foal"),
     ("What is the young of a cow called?", "Calf", "Lamb", "Cub", "Chick"),
     ("Which animal gives us wool?", "Sheep", "Pig", "Hen", "Duck"),
-    ("Which insect makes honey?", "Bee", "Ant", "Moth", "Beetle"),
+    ("Which insect makes honey?", "Bee", "Ant", "Moth", "Wasp"),
     ("What colour do blue and yellow paint make together?", "Green", "Purple", "Orange", "Brown"),
     ("What is the frozen form of water called?", "Ice", "Steam", "Dew", "Fog"),
     ("Which organ pumps blood through the human body?", "Heart", "Liver", "Lung", "Kidney"),

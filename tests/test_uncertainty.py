@@ -1,0 +1,198 @@
+"""Intervals of metrics over independent units: against closed forms, and how often they cover the truth."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from scipy.stats import norm, sem
+from scipy.stats import t as student
+
+from soul_exp import binding
+from soul_exp.metrics import general, membership, suite, uncertainty
+from soul_exp.metrics.answers import Answers
+from soul_exp.metrics.uncertainty import NoIntervalError, interval, rows_of_units
+
+
+def mean_of(probe: str = "forget") -> functools.partial[float]:
+    return functools.partial(binding.call, functools.partial(general.mean_nll, answers=probe))
+
+
+def of_units(values: Sequence[Sequence[float]]) -> Answers:
+    """Answers with these NLLs, those of a unit in a row."""
+    units = [f"author {number}" for number, row in enumerate(values) for _ in row]
+    return Answers(np.array([value for row in values for value in row]), unit=units)
+
+
+def drawn(num_units: int, per_unit: int, seed: int) -> Answers:
+    """Examples that share the level of their unit, around a mean of 5."""
+    draw = np.random.default_rng(seed)
+    levels = 5 + draw.normal(size=(num_units, 1)) + 0.1 * draw.normal(size=(num_units, per_unit))
+    return of_units(levels.tolist())
+
+
+# ---- The jackknife
+
+
+def test_the_jackknife_of_a_mean_is_the_t_interval_of_the_means_of_the_units() -> None:
+    answers = drawn(8, 20, seed=0)
+    means = answers.nll.reshape(8, 20).mean(axis=1)
+    expected = student.interval(0.95, 7, loc=means.mean(), scale=sem(means))
+    assert interval(mean_of(), {"forget": answers}, seed=0) == pytest.approx(expected)
+
+
+def test_without_units_each_example_is_one() -> None:
+    answers = Answers(np.arange(6.0))
+    expected = student.interval(0.95, 5, loc=2.5, scale=sem(np.arange(6.0)))
+    assert interval(mean_of(), {"forget": answers}, seed=0) == pytest.approx(expected)
+
+
+def test_the_variances_of_two_samples_are_added_and_the_smaller_one_gives_the_degrees_of_freedom() -> None:
+    """A difference of two means: Welch's variance, with the 4 degrees of freedom of five passages."""
+
+    def difference(forget: Answers, retrained: dict[str, Answers]) -> float:
+        return general.mean_nll(forget) - general.mean_nll(retrained["forget"])
+
+    ours, theirs = np.array([1.0, 2.0, 4.0, 8.0, 16.0]), np.array([3.0, 5.0, 6.0, 9.0, 9.0, 1.0, 0.0])
+    available = {"forget": Answers(ours), "retrained": {"forget": Answers(theirs), "other": Answers(np.zeros(1))}}
+    scale = math.hypot(sem(ours), sem(theirs))
+    expected = student.interval(0.95, 4, loc=ours.mean() - theirs.mean(), scale=scale)
+    assert interval(functools.partial(binding.call, difference), available, seed=0) == pytest.approx(expected)
+
+
+def test_units_of_different_sizes_are_left_out_one_at_a_time() -> None:
+    answers = of_units([[1.0], [2.0, 3.0], [4.0], [5.0, 6.0, 7.0], [8.0]])
+    without = [(36 - total) / (8 - number) for total, number in ((1, 1), (5, 2), (4, 1), (18, 3), (8, 1))]
+    half = student.ppf(0.975, 4) * math.sqrt(4 * np.var(without))
+    assert interval(mean_of(), {"forget": answers}, seed=0) == pytest.approx((4.5 - half, 4.5 + half))
+
+
+# ---- The bootstrap
+
+
+def test_the_bootstrap_of_a_mean_is_near_its_normal_interval() -> None:
+    answers = drawn(200, 3, seed=0)
+    means = answers.nll.reshape(200, 3).mean(axis=1)
+    expected = norm.interval(0.95, loc=means.mean(), scale=sem(means))
+    assert interval(mean_of(), {"forget": answers}, seed=0) == pytest.approx(expected, abs=0.02)
+
+
+def test_draws_depend_on_the_seed_and_on_the_sample_alone() -> None:
+    answers = Answers(np.random.default_rng(0).normal(size=30))
+    first = interval(mean_of(), {"forget": answers}, seed=0)
+    assert interval(mean_of(), {"forget": answers, "retain": Answers(np.zeros(50))}, seed=0) == first
+    assert interval(mean_of(), {"forget": answers}, seed=1) != first
+    assert interval(mean_of("retain"), {"retain": answers}, seed=0) != first
+
+
+def test_two_samples_are_drawn_apart() -> None:
+    """A difference between equal numbers is always 0 only if both sides are the same units in each draw."""
+
+    def difference(forget: Answers, retain: Answers) -> float:
+        return general.mean_nll(forget) - general.mean_nll(retain)
+
+    values = np.random.default_rng(0).normal(size=40)
+    available = {"forget": Answers(values), "retain": Answers(values.copy())}
+    low, high = interval(functools.partial(binding.call, difference), available, seed=0)
+    half = norm.ppf(0.975) * math.sqrt(2) * sem(values)
+    assert (low, high) == pytest.approx((-half, half), rel=0.15)
+
+
+def test_20_units_in_the_smallest_sample_are_bootstrapped_and_19_are_left_out_one_at_a_time() -> None:
+    auc = functools.partial(binding.call, functools.partial(membership.mia_auc, k=0.2))
+    values = np.random.default_rng(0).normal(size=(3, 30))
+    forget, holdout, _ = ([np.array([value]) for value in row] for row in values)
+    few, many = (
+        {"forget": Answers(values[0], forget), "holdout": Answers(values[1][:n], holdout[:n])} for n in (19, 20)
+    )
+    low, high = interval(auc, few, seed=0)
+    assert (low + high) / 2 == pytest.approx(auc(few)) and interval(auc, few, seed=1) == (low, high)
+    assert interval(auc, many, seed=1) != interval(auc, many, seed=0)
+
+
+# ---- Where there is none
+
+
+@pytest.mark.parametrize(("available", "reason"), [
+    ({"forget": of_units([[1.0, 2.0]] * 4)}, "4 independent units in forget, expected 5 or more"),
+    ({"forget": of_units([[1.0, 2.0]])}, "1 independent unit in forget, expected 5 or more"),
+    ({"forget": Answers(np.array([1.0] * 9 + [math.nan]))}, "its value is nan"),
+])  # fmt: skip
+def test_there_is_none_for_too_few_units_or_a_value_that_is_not_finite(
+    available: dict[str, Answers], reason: str
+) -> None:
+    with pytest.raises(NoIntervalError, match=reason):
+        interval(mean_of(), available, seed=0)
+
+
+def test_there_is_none_where_a_model_is_compared_with_itself_or_nothing_is_sampled() -> None:
+    answers = Answers(np.arange(30.0))
+    distance = functools.partial(binding.call, general.forget_ks_distance)
+    with pytest.raises(NoIntervalError, match="compares the model with itself"):
+        interval(distance, {"forget": answers, "retrained": {"forget": answers}}, seed=0)
+    with pytest.raises(NoIntervalError, match="not recorded by item"):
+        interval(functools.partial(binding.call, suite.mean_accuracy), {"suite": {"task": {"acc": 0.5}}}, seed=0)
+
+
+def test_rows_of_units_hold_every_row_once() -> None:
+    answers = Answers(np.zeros(6), unit=["b", "a", "b", "c", "a", "b"])
+    assert [rows.tolist() for rows in rows_of_units(answers)] == [[0, 2, 5], [1, 4], [3]]
+
+
+# ---- What it costs
+
+
+def test_a_metric_is_evaluated_once_per_unit_or_draw_and_what_is_per_example_once() -> None:
+    """20 questions on each of 12 and 8 authors: 1 + 12 + 8 values, not 400, and two passes over the tokens."""
+    calls, passes = [], []
+
+    def scores(answers: Answers) -> np.ndarray:
+        passes.append(len(answers))
+        return membership.min_k(answers, k=0.2)
+
+    def auc(forget: Answers, holdout: Answers) -> float:
+        calls.append(len(forget) + len(holdout))
+        return membership.roc_auc(forget.per_example(scores), holdout.per_example(scores))
+
+    def of_authors(number: int) -> Answers:
+        draw = np.random.default_rng(number)
+        rows = 20 * number
+        units = [f"author {row // 20}" for row in range(rows)]
+        return Answers(draw.normal(size=rows), [-draw.exponential(size=9) for _ in range(rows)], unit=units)
+
+    compute = functools.partial(binding.call, auc)
+    interval(compute, {"forget": of_authors(12), "holdout": of_authors(8)}, seed=0)
+    assert len(calls) == 1 + 12 + 8 and calls[1:] == [380] * 20 and passes == [240, 160]
+    calls.clear()
+    passes.clear()
+    interval(compute, {"forget": of_authors(20), "holdout": of_authors(21)}, seed=0)
+    assert len(calls) == 1 + uncertainty.DRAWS and passes == [400, 420]
+
+
+# ---- How often the truth lies inside: 95 % is claimed
+
+
+def coverage(num_units: int, draws: int) -> float:
+    found = [interval(mean_of(), {"forget": drawn(num_units, 2, seed)}, seed=seed) for seed in range(draws)]
+    return float(np.mean([low <= 5 <= high for low, high in found]))
+
+
+def test_the_jackknife_of_5_and_12_units_covers_as_often_as_it_says() -> None:
+    assert 0.93 <= coverage(5, 1000) <= 0.97
+    assert 0.93 <= coverage(12, 600) <= 0.97
+
+
+def test_the_bootstrap_would_cover_too_seldom_with_4_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uncertainty, "JACKKNIFE", 2)
+    monkeypatch.setattr(uncertainty, "DRAWS", 200)
+    assert coverage(4, 400) > 0.92  # the jackknife
+    monkeypatch.setattr(uncertainty, "BOOTSTRAP", 2)
+    assert 0.70 <= coverage(4, 300) <= 0.86  # the bootstrap
+
+
+def test_the_bootstrap_of_20_units_covers_as_often_as_it_says_nearly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uncertainty, "DRAWS", 300)
+    assert 0.89 <= coverage(20, 300) <= 0.97

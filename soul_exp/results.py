@@ -20,6 +20,8 @@ from soul_exp.ranges import fits
 
 FORMAT = 1
 NAME = "results.json"
+# beside it in a run's folder: what the console showed; why the run failed; what was typed, and what Hydra made of it
+LOG, ERROR, TYPED = "soul_exp.log", "error.txt", ".hydra"
 TASK = "task"  # the key of the task's version among those of the metrics
 REQUEST = "request-"  # how the folders of a sequence of requests begin, inside its run's folder
 HEADLINE = ("forget_quality", "utility", "mia_auc")

@@ -13,6 +13,7 @@ from soul_exp.artifacts.measures import measures
 from soul_exp.artifacts.scores import RETRAINED
 from soul_exp.build import metrics_of
 from soul_exp.compose import check_trusted
+from soul_exp.distributed.output import is_lost, open_standard_streams
 from soul_exp.errors import UsageError
 from soul_exp.files import hashes, mismatch, read_sealed
 from soul_exp.metrics.dialects import DIALECTS, OURS
@@ -186,6 +187,7 @@ def main() -> None:
     parser.add_argument("--trust", action="store_true", help="call metrics that results.json names and conf/ does not")
     parser.add_argument("--dialect", choices=DIALECTS, help="also print the metrics as this program defines them")
     args = parser.parse_args()
+    open_standard_streams()
     failed, folders = False, runs_in(args.folder)
     if not folders:
         parser.exit(2, printable(f"soul_exp.verify: found no {results.NAME} in {args.folder} or below it\n"))
@@ -201,7 +203,7 @@ def main() -> None:
             print(printable(f"  {line}"), flush=True)
         if in_other and not verdict.problems:
             print(printable(in_other), flush=True)
-    parser.exit(int(failed))
+    parser.exit(2 if is_lost() else int(failed))
 
 
 def runs_in(folder: Path) -> list[Path]:

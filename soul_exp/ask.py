@@ -1,8 +1,10 @@
 """`python -m soul_exp.ask RUN "question"`: the answers of a run's original, unlearned and retrained model."""
 
 import argparse
+import io
 import logging
 import math
+import os
 import shlex
 import sys
 import warnings
@@ -19,6 +21,7 @@ from soul_exp.artifacts import prepared_models
 from soul_exp.build import build_models, model_settings, task_fields
 from soul_exp.compose import check_trusted
 from soul_exp.data import Item
+from soul_exp.distributed.output import is_lost, open_standard_streams
 from soul_exp.errors import UsageError, built
 from soul_exp.evaluation.probing import generations, likelihoods
 from soul_exp.metrics.text import begins_without_blank
@@ -85,7 +88,7 @@ def _unlearned(run: results.Results, folder: Path) -> Checkpoint:
 
 def _command(folder: Path, name: str) -> str:
     """The command that makes the model `name` of the run in `folder` again."""
-    typed = folder / ".hydra" / "overrides.yaml"
+    typed = folder / results.TYPED / "overrides.yaml"
     overrides = [str(line) for line in OmegaConf.load(typed)] if typed.is_file() else ["<what you typed>"]
     last = ["save=final", "overwrite=true"] if name == "unlearned" else ["stages=[prepare]", "name=prepared"]
     kept = [line for line in overrides if not line.startswith(tuple(key.split("=")[0] + "=" for key in last))]
@@ -127,6 +130,17 @@ def _nll(lm: LanguageModel, question: str, answer: str, options: Options) -> flo
     return float(-read.logp.mean())
 
 
+def utf8(typed: str) -> str:
+    """`typed`, on the command line or standard input, as UTF-8 under any locale. Raises UsageError if it is not."""
+    try:
+        text = os.fsencode(typed).decode()
+    except UnicodeError:
+        text = ""
+    if not text.strip():
+        raise UsageError(f"{typed!r}: expected a text in UTF-8 that is not empty")
+    return text
+
+
 def side_by_side(question: str, texts: Mapping[str, str]) -> str:
     """The question, and below it the text of each model, in at most 100 columns."""
     lines = wrapped([question]) or [""]
@@ -139,14 +153,17 @@ def side_by_side(question: str, texts: Mapping[str, str]) -> str:
 def reports(folder: Path, questions: Sequence[str], options: Options, trust: bool = False) -> Iterator[str]:
     """The caption of the run, then the models' answers to each question, or else to each line of standard input."""
     run, checkpoints, absent = models_of(folder, trust)
-    yield "\n".join([run.caption, *absent, ""])
+    caption = "\n".join([run.caption, *absent, ""])
     if not questions and sys.stdin.isatty():  # a dialogue holds all models; otherwise one is loaded at a time
         loaded = {name: load(run, checkpoint) for name, checkpoint in checkpoints.items()}
-        while question := input("> ").strip():
+        yield caption
+        while typed := input("> ").strip():
+            question = utf8(typed)
             yield side_by_side(question, {name: answers(lm, [question], options)[0] for name, lm in loaded.items()})
         return
-    questions = questions or [line.strip() for line in sys.stdin if line.strip()]
+    questions = questions or [utf8(line).strip() for line in sys.stdin if line.strip()]
     texts = {name: answers(load(run, checkpoint), questions, options) for name, checkpoint in checkpoints.items()}
+    yield caption  # once every model could be read
     for i, question in enumerate(questions):
         yield side_by_side(question, {name: of_model[i] for name, of_model in texts.items()})
 
@@ -164,23 +181,26 @@ def main() -> None:
     parser.add_argument("--raw", action="store_true", help="continue running text, without the model's template")
     parser.add_argument("--max-new-tokens", type=int, default=100, help="the longest answer, in tokens (100)")
     parser.add_argument("--trust", action="store_true", help="call code that results.json names and conf/ does not")
+    open_standard_streams()
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # for `utf8`
     args = parser.parse_intermixed_args()  # questions may stand behind an option
     if args.max_new_tokens < 1:
         parser.error(f"--max-new-tokens {args.max_new_tokens}: expected a whole number of 1 or more")
-    for text in (*args.questions, *([] if args.answer is None else [args.answer])):
-        if not text.strip() or any("\ud800" <= letter <= "\udfff" for letter in text):  # bytes that are no UTF-8
-            parser.error(f"{text!r}: expected a text in UTF-8 that is not empty")
     library.disable_progress_bar()
     library.set_verbosity_error()
     logging.disable(logging.INFO)
     warnings.simplefilter("ignore")
     try:
-        for text in reports(args.run, args.questions, Options(args.raw, args.answer, args.max_new_tokens), args.trust):
+        questions, answer = [utf8(text) for text in args.questions], None if args.answer is None else utf8(args.answer)
+        for text in reports(args.run, questions, Options(args.raw, answer, args.max_new_tokens), args.trust):
             print(printable(text), flush=True)
     except (KeyboardInterrupt, EOFError):
         print()
     except UsageError as error:
         parser.exit(2, printable(f"soul_exp.ask: {error}\n"))
+    if is_lost():
+        parser.exit(2)
 
 
 if __name__ == "__main__":

@@ -25,14 +25,13 @@ from soul_exp.distributed.output import RunLog, open_standard_streams
 from soul_exp.errors import UsageError, WorkerError
 from soul_exp.files import write_atomically
 from soul_exp.report.labels import printable
+from soul_exp.results import ERROR, LOG, TYPED
 
 if TYPE_CHECKING:
     from soul_exp.distributed.join import WorkerGroup
 
 log = logging.getLogger("soul_exp")
 
-LOG = "soul_exp.log"  # in a run's folder: what the console showed of it
-TYPED = ".hydra"  # in a run's folder: the configuration as Hydra composed it, and the overrides that were typed
 MULTIRUN = ("-m", "--multirun")
 # arguments of commands that start no worker, at least not on this machine
 WITHOUT_WORKERS = (
@@ -66,8 +65,7 @@ def job(cfg: DictConfig, workers: WorkerGroup | None = None) -> float | None:
     results = sequence.run(config, out, workers, functools.partial(_begin, cfg, out))
     spent = time.monotonic() - start if run_log.has_begun else None
     if results:
-        if (out / sweep.ERROR).is_file():  # of a try before
-            (out / sweep.ERROR).unlink()
+        (out / ERROR).unlink(missing_ok=True)  # of a try before
         for line in sweep.shown(results, out, run_log):
             run_log.write(line)
             if ours is None:
@@ -83,16 +81,13 @@ def _begin(cfg: DictConfig, out: Path, sentence: str) -> None:
     Hydra itself would do so before them, and so into the folder of a run that has finished or is at work. `sentence` is
     what the run will write to the disk; for a sweep's jobs it was printed before the first.
     """
-    error = out / sweep.ERROR
-    if error.is_dir():
-        raise UsageError(f"{error} is a folder, but a failed run writes its reason there: remove it")
     if not sweep.is_swept():
         log.info(sentence)
     parts = {"config": cfg, "hydra": HydraConfig.instance().cfg, "overrides": HydraConfig.get().overrides.task}
     (out / TYPED).mkdir(exist_ok=True)
     for name, part in parts.items():
         write_atomically(out / TYPED / f"{name}.yaml", OmegaConf.to_yaml(part))
-    error.unlink(missing_ok=True)
+    (out / ERROR).unlink(missing_ok=True)
     _run_logs[0].begin(out / LOG)
 
 

@@ -40,6 +40,17 @@ def listed_targets() -> frozenset[str]:
     return frozenset(target for text in texts for target in re.findall(r"_target_: *([\w.]+)", text))
 
 
+@functools.cache
+def listed_metrics() -> Mapping[str, Sequence[Any]]:
+    """Metric -> every definition that a file of conf/ gives the name: a task's own, or one of all tasks."""
+    found: dict[str, list[Any]] = {}
+    for path in sorted([*(conf_dir() / "task").glob("*.yaml"), *(conf_dir() / "metrics").glob("*.yaml")]):
+        content: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        for name, entry in content["metrics"].items():
+            found.setdefault(name, []).append(entry)
+    return found
+
+
 def check_trusted(path: Path, node: Mapping[str, Any], trust: bool) -> None:
     """Raises UsageError if `node`, of a file that others may have written, calls code that conf/ does not list.
 

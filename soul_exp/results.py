@@ -20,9 +20,12 @@ from soul_exp.ranges import fits
 
 FORMAT = 1
 NAME = "results.json"
+# beside it in a run's folder: what the console showed; why the run failed; what was typed, and what Hydra made of it
+LOG, ERROR, TYPED = "soul_exp.log", "error.txt", ".hydra"
 TASK = "task"  # the key of the task's version among those of the metrics
 REQUEST = "request-"  # how the folders of a sequence of requests begin, inside its run's folder
 HEADLINE = ("forget_quality", "utility", "mia_auc")
+SHA256 = {"records": Mapping[str, str], "models": Mapping[str, Mapping[str, str] | None], "code": str}
 PACKAGES = "torch transformers accelerate datasets deepspeed hydra-core lm_eval numpy scipy rouge-score".split()
 
 
@@ -107,7 +110,7 @@ def read(folder: Path) -> Results | None:
     if not path.is_file():
         return None
     problem = f"{path} is not a results file of format {FORMAT}"
-    errors = (ValueError, KeyError, TypeError, OSError, RecursionError)
+    errors = (ValueError, KeyError, TypeError, OSError, RecursionError, OverflowError)
     with explained(errors, problem, "remove it and run again"):
         found = Results(**json.loads(path.read_text()))
         for name, kind in get_type_hints(Results).items():
@@ -123,6 +126,8 @@ def read(folder: Path) -> Results | None:
             raise ValueError("an interval has not two ends")
         if any({"examples", "units"} - sample.keys() for sample in found.samples.values()):
             raise ValueError("a sample has no examples or no units")
+        if found.sha256 and not all(fits(found.sha256.get(name), kind) for name, kind in SHA256.items()):
+            raise ValueError(f"sha256 is {short(found.sha256)}")
         return replace(found, config=options.with_older_values(found.config))
 
 

@@ -19,13 +19,13 @@ from hydra.types import RunMode
 from soul_exp.distributed.output import RunLog, note, shown_notes
 from soul_exp.errors import counted
 from soul_exp.files import locked, remove_empty, write_atomically
+from soul_exp.results import ERROR, NAME
 
 if TYPE_CHECKING:
     from soul_exp.results import Results
 
 log = logging.getLogger("soul_exp")
 
-ERROR = "error.txt"  # in a failed run's folder: the reason
 ENDS = ("finished", "diverged", "prepared", "checked", "finished before", "the same as another", "failed")
 
 
@@ -158,12 +158,10 @@ def record_failure(out: Path, text: str, has_begun: bool) -> str:
 
 def _record_refusal(out: Path, text: str) -> None:
     """Write why the checks of a job failed to its folder, unless that run has finished or another process runs it."""
-    from soul_exp import results
-
     with contextlib.suppress(OSError):  # the lock's Timeout is one too
         out.mkdir(parents=True, exist_ok=True)
         with locked(out / ".lock", timeout=0):
-            if not (out / results.NAME).exists():
+            if not (out / NAME).exists():
                 write_atomically(out / ERROR, text)
 
 

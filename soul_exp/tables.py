@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from soul_exp.distributed.output import is_lost, open_standard_streams
 from soul_exp.errors import UsageError
 from soul_exp.files import write_atomically
 from soul_exp.report.labels import printable
@@ -26,6 +27,7 @@ def main() -> None:
     )
     parser.add_argument("--metrics", metavar="A,B,C", help="the columns of the table, named as in results.json")
     args = parser.parse_args()
+    open_standard_streams()
     try:
         text = table(args.folder, args.metrics.split(",") if args.metrics else None)
         print(text, end="", flush=True)
@@ -35,6 +37,8 @@ def main() -> None:
             write_atomically(args.folder / "trials.csv", csv(tried))
     except (UsageError, OSError) as error:
         parser.exit(2, printable(f"soul_exp.tables: {error}\n"))
+    if is_lost():
+        parser.exit(2)
 
 
 def csv(frame: pd.DataFrame) -> str:

@@ -12,12 +12,14 @@ from soul_exp.artifacts.answer_cache import Measured, read_answers
 from soul_exp.artifacts.measures import measures
 from soul_exp.artifacts.scores import RETRAINED
 from soul_exp.build import metrics_of
-from soul_exp.compose import check_trusted
-from soul_exp.errors import UsageError
+from soul_exp.compose import check_trusted, listed_metrics
+from soul_exp.distributed.output import is_lost, open_standard_streams
+from soul_exp.errors import UsageError, explained, first_line
 from soul_exp.files import hashes, mismatch, read_sealed
 from soul_exp.metrics.dialects import DIALECTS, OURS
 from soul_exp.metrics.scale import scale_of
 from soul_exp.options import leaves
+from soul_exp.ranges import SEED
 from soul_exp.report.console import comparison
 from soul_exp.report.labels import printable
 from soul_exp.run import Metric
@@ -26,9 +28,10 @@ from soul_exp.stages.stage import MODEL, RECORDS
 from soul_exp.training.checkpoints import COMPLETE
 
 OF_METRICS = ("metrics", "intervals", "ceiling", "retrained_seeds")  # fields of results.json with a value per metric
+NOT_COMPUTED = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError)  # of changed records or constants
 # a field of results.json that is recomputed -> whether its first key is a model; else it is of the unlearned one
-FIELDS = {name: True for name in ("metrics", "intervals", "free_answers")}
-FIELDS |= {name: False for name in ("ceiling", "retrained_seeds", "samples", "collapsed")}
+FIELDS = {name: True for name in ("metrics", "intervals", "free_answers", "suite")}
+FIELDS |= {name: False for name in ("no_interval", "ceiling", "retrained_seeds", "samples", "collapsed")}
 SAME = 1e-9  # relative: other releases of numpy and scipy may round the last digits otherwise
 
 
@@ -49,32 +52,25 @@ def verify(folder: Path, trust: bool = False) -> Verdict:
     only, or if it names metrics that conf/ does not list, unless `trust`.
     """
     run = _read(folder)
-    entries = run.config["task"]["metrics"]
-    check_trusted(folder / results.NAME, entries, trust)
-    metrics = metrics_of(entries, run.config.get("dialect", OURS))
+    metrics = metrics_of(_entries(folder, run, trust), run.config.get("dialect", OURS))
     damaged, foreign = dict(_damaged(folder, run)), _foreign(folder, run)
     other = dict(_other_versions(metrics, run.metric_versions))
     answers, unreadable = _answers(folder, run, damaged)
-    metrics = {name: metric for name, metric in metrics.items() if name not in other and name not in run.reasons}
-    compared = list(_compared(run, metrics, answers))
-    notes = []
-    if run.sha256.get("code") != results.code_hash():
-        notes.append(f"measured by other code than this (commit {run.commit or 'unknown'})")
+    compared = list(_compared(run, metrics, {*other}, answers))
     wrong = [problem for problem in compared if problem is not None]
-    problems = [*damaged.values(), *foreign, *unreadable, *other.values(), *wrong]
-    return Verdict(len(compared), len(compared) - len(wrong), problems, notes)
+    problems = [*damaged.values(), *foreign, *unreadable, *_without_records(run), *other.values(), *wrong]
+    return Verdict(len(compared), len(compared) - len(wrong), problems, list(_notes(folder, run, metrics, answers)))
 
 
 def in_dialect(folder: Path, dialect: str, trust: bool = False) -> results.Results:
     """The run in `folder` with every metric as `dialect` defines it, from its records; UsageError as for `verify`."""
     run = _read(folder)
-    entries = run.config["task"]["metrics"]
-    check_trusted(folder / results.NAME, entries, trust)
-    metrics = metrics_of(entries, dialect)
-    known = {name: why for name, why in run.reasons.items() if name in metrics}
+    metrics = metrics_of(_entries(folder, run, trust), dialect)
+    known = {name: run.reasons[name] for name in metrics if _is_unavailable(run, name)}
     metrics = {name: metric for name, metric in metrics.items() if name not in known}
-    records = {model: read_answers(folder / RECORDS / model) for model in _models(run)}
-    found = measures(metrics, records, run.seeds["seed"])
+    with explained(NOT_COMPUTED, f"{folder}: its records give no metrics in this dialect", "run verify without it"):
+        records = {model: read_answers(folder / RECORDS / model) for model in _models(run)}
+        found = measures(metrics, records, run.seeds["seed"])
     stated = found.stated() | {"reasons": {**known, **found.reasons}}
     headline: dict[str, Any] = {key: found.metrics["unlearned"].get(key) for key in results.HEADLINE}
     return replace(run, config={**run.config, "dialect": dialect}, **stated, **headline)
@@ -86,7 +82,23 @@ def _read(folder: Path) -> results.Results:
         raise UsageError(f"{folder} has no {results.NAME}: give the folder of a finished run, as runs/tofu/default")
     if not run.sha256:
         raise UsageError(f"{folder} was run by a version that did not keep the records of all models: run it again")
+    seed, dialect = run.seeds.get("seed"), run.config.get("dialect", OURS)
+    if not SEED.fits(seed):
+        raise UsageError(f"{folder / results.NAME}: seeds.seed is {seed}, expected {SEED.expected()}")
+    if dialect not in [*DIALECTS]:
+        raise UsageError(f"{folder / results.NAME}: config.dialect is {dialect}, expected one of {', '.join(DIALECTS)}")
     return run
+
+
+def _entries(folder: Path, run: results.Results, trust: bool) -> Any:
+    entries = run.config["task"].get("metrics")
+    check_trusted(folder / results.NAME, entries, trust)
+    return entries
+
+
+def _is_unavailable(run: results.Results, metric: str) -> bool:
+    """Whether `metric` is stated as not available, for no model: then nothing is computed."""
+    return metric in run.reasons and all(values.get(metric) is None for values in run.metrics.values())
 
 
 def _damaged(folder: Path, run: results.Results) -> Iterator[tuple[str, str]]:
@@ -104,7 +116,20 @@ def _damaged(folder: Path, run: results.Results) -> Iterator[tuple[str, str]]:
 
 def _foreign(folder: Path, run: results.Results) -> list[str]:
     stated = _stated(folder, run)
-    return [f"{name}: a file that this run did not write" for name in _found(folder) if name not in stated]
+    others = [
+        path for path in (folder / RECORDS).rglob("*") if path.is_symlink() or not (path.is_file() or path.is_dir())
+    ]
+    found = [*_found(folder), *(path.relative_to(folder).as_posix() for path in others)]
+    return [f"{name}: a file that this run did not write" for name in dict.fromkeys(found) if name not in stated]
+
+
+def _without_records(run: results.Results) -> Iterator[str]:
+    """The message for each model that results.json names somewhere and that has no records."""
+    named = {*run.metrics, *run.intervals, *run.free_answers, *run.suite, *run.sha256["models"]}
+    for model in sorted(named - {*_models(run)}):
+        yield f"{model}: it has no records, which its numbers must come from"
+    for model in sorted({*_models(run)} - {*run.sha256["models"]}):
+        yield f"{model}: it has records, but sha256.models does not name it"
 
 
 def _stated(folder: Path, run: results.Results) -> dict[str, str]:
@@ -137,9 +162,29 @@ def _answers(folder: Path, run: results.Results, damaged: Mapping[str, str]) -> 
     for model in _models(run):
         if any(name.startswith(f"{RECORDS}/{model}/") for name in damaged):
             problems.append(f"{model}: not recomputed, as its records are not those of the run")
+        elif problem := _unlisted(folder, run, model):
+            problems.append(f"{problem}: {model} is not recomputed")
         else:
-            found[model] = read_answers(folder / RECORDS / model)
+            try:
+                found[model] = read_answers(folder / RECORDS / model)
+            except (*NOT_COMPUTED, OSError) as error:
+                problems.append(f"{model}: not recomputed, as its records cannot be read ({first_line(error)})")
     return found, problems
+
+
+def _unlisted(folder: Path, run: results.Results, model: str) -> str | None:
+    """How the marker of the records of `model`, which says what is read, differs from results.json, or None."""
+    inner = folder / RECORDS / model
+    sealed, where = read_sealed(inner / COMPLETE), f"{RECORDS}/{model}/{COMPLETE}"
+    if isinstance(sealed, str):
+        return f"{RECORDS}/{model}/{sealed}"
+    files = sealed.get("files")
+    stated = {name.partition("/")[2] for name in run.sha256["records"] if name.startswith(f"{model}/")} - {COMPLETE}
+    if not isinstance(files, dict) or {*files} != stated:
+        return f"{where}: it does not list the files that results.json does"
+    with explained(NOT_COMPUTED, where, "run again"):
+        differ = filter(None, (mismatch(inner, name, files) for name in files))
+        return next((f"{RECORDS}/{model}/{problem}" for problem in differ), None)
 
 
 def _models(run: results.Results) -> list[str]:
@@ -148,27 +193,77 @@ def _models(run: results.Results) -> list[str]:
 
 
 def _compared(
-    run: results.Results, metrics: Mapping[str, Metric], records: Mapping[str, Measured]
+    run: results.Results, metrics: Mapping[str, Metric], left_out: set[str], records: Mapping[str, Measured]
 ) -> Iterator[str | None]:
     """For each number that is stated, or that the records give: None if both agree, else what differs.
 
-    What needs records that are not intact is left out.
+    What needs records that are not intact is left out, and so are the metrics `left_out`.
     """
     if any(model.startswith("retrained") and model not in records for model in _models(run)):
-        metrics = {name: metric for name, metric in metrics.items() if not {*RETRAINED} & {*binding.names(metric)}}
+        left_out = left_out | {name for name, metric in metrics.items() if {*RETRAINED} & {*binding.names(metric)}}
+    yield from _stated_twice(run)
+    if "unlearned" not in records:
+        return
+    taken = {name: metrics[name] for name in metrics if name not in left_out and not _is_unavailable(run, name)}
+    try:
+        found = measures(taken, records, run.seeds["seed"])
+    except NOT_COMPUTED as error:
+        yield f"metrics: they cannot be computed from the records ({first_line(error)})"
+        return
+    if found.not_finite and run.status != "diverged":
+        yield f"status: {run.status}, but {found.not_finite}"
+    for name, of_model in FIELDS.items():
+        then, now = (dict(_leaves(getattr(each, name))) for each in (run, found))
+        for key in sorted(then.keys() | now.keys()):
+            model, _, rest = key.partition(".") if of_model else ("unlearned", "", key)
+            if name == "no_interval":
+                model, _, rest = key.partition(".") if key.split(".")[0] in records else ("unlearned", "", key)
+            if model in records and not (name in (*OF_METRICS, "no_interval") and rest.split(".")[0] in left_out):
+                what = f"{name}.{key}: stated {then.get(key)}, its records give {now.get(key)}"
+                yield None if _same(then.get(key), now.get(key)) else what
+
+
+def _stated_twice(run: results.Results) -> Iterator[str | None]:
+    """For each value that results.json states in two places: None if both agree, else what differs."""
     for name in results.HEADLINE:
         stated, shown = run.metrics["unlearned"].get(name), getattr(run, name)
         yield None if _same(stated, shown) else f"{name}: {shown}, but {stated} in metrics.unlearned"
-    if "unlearned" not in records:
-        return
-    found = measures(metrics, records, run.seeds["seed"])
-    for name, of_model in FIELDS.items():
-        then, now = (dict(leaves(getattr(each, name), into_lists=True)) for each in (run, found))
-        for key in sorted(then.keys() | now.keys()):
-            model, _, rest = key.partition(".") if of_model else ("unlearned", "", key)
-            if model in records and (name not in OF_METRICS or rest.split(".")[0] in metrics):
-                what = f"{name}.{key}: stated {then.get(key)}, its records give {now.get(key)}"
-                yield None if _same(then.get(key), now.get(key)) else what
+    configured = {"seed": run.config.get("seed"), "prepare.seed": (run.config.get("prepare") or {}).get("seed")}
+    for name, seed in run.seeds.items():
+        if seed != configured.get(name):
+            yield f"seeds.{name}: {seed}, but {configured.get(name)} in config"
+    if run.status not in ("finished", "diverged") or (run.status == "diverged") != (run.reason is not None):
+        yield f"status: {run.status} with the reason {run.reason}, expected finished without or diverged with one"
+
+
+def _leaves(value: Any) -> Iterator[tuple[str, Any]]:
+    """As `leaves`, of results: what is not finite is null in results.json, and empty mappings hold nothing."""
+    for key, leaf in leaves(value, into_lists=True):
+        if leaf != {}:
+            yield key, None if isinstance(leaf, float) and not math.isfinite(leaf) else leaf
+
+
+def _notes(
+    folder: Path, run: results.Results, metrics: Mapping[str, Metric], records: Mapping[str, Measured]
+) -> Iterator[str]:
+    """What a reader of the verdict has to know: what was not compared, or is compared with something unusual."""
+    if run.sha256["code"] != results.code_hash():
+        yield f"measured by other code than this (commit {run.commit or 'unknown'})"
+    if run.sha256["models"].get("unlearned") and not (folder / MODEL).is_dir() and run.num_steps:
+        yield f"{MODEL}: not here, so that the weights are not compared"
+    by_content: dict[Any, list[str]] = {}
+    for model in _models(run):
+        files = {name: sha for name, sha in run.sha256["records"].items() if name.startswith(f"{model}/")}
+        by_content.setdefault(tuple(sorted(files.values())), []).append(model)
+    for models in by_content.values():
+        if len(models) > 1:
+            yield f"{' and '.join(models)} have the same records, to the last bit"
+    entries = run.config["task"]["metrics"]
+    listed = listed_metrics()
+    if own := [name for name in metrics if name in listed and entries[name] not in listed[name]]:
+        yield f"not what conf/ calls so, as config.task.metrics says: {', '.join(own)}"
+    if unavailable := [name for name in metrics if _is_unavailable(run, name)]:
+        yield f"stated as not available, so not computed: {', '.join(unavailable)}"
 
 
 def _same(stated: Any, value: Any) -> bool:
@@ -186,22 +281,24 @@ def main() -> None:
     parser.add_argument("--trust", action="store_true", help="call metrics that results.json names and conf/ does not")
     parser.add_argument("--dialect", choices=DIALECTS, help="also print the metrics as this program defines them")
     args = parser.parse_args()
+    open_standard_streams()
     failed, folders = False, runs_in(args.folder)
     if not folders:
         parser.exit(2, printable(f"soul_exp.verify: found no {results.NAME} in {args.folder} or below it\n"))
     for folder in folders:
         try:
             verdict = verify(folder, args.trust)
-            in_other = comparison(in_dialect(folder, args.dialect, args.trust)) if args.dialect else ""
+            asked = args.dialect and not verdict.problems
+            in_other = comparison(in_dialect(folder, args.dialect, args.trust)) if asked else ""
         except UsageError as error:
             verdict, in_other = Verdict(problems=[str(error)]), ""
         failed |= bool(verdict.problems)
         print(printable(f"{folder}: {verdict.num_agree} of {verdict.num_numbers} numbers agree with the records"))
         for line in (*verdict.problems, *(f"note: {note}" for note in verdict.notes)):
             print(printable(f"  {line}"), flush=True)
-        if in_other and not verdict.problems:
+        if in_other:
             print(printable(in_other), flush=True)
-    parser.exit(int(failed))
+    parser.exit(2 if is_lost() else int(failed))
 
 
 def runs_in(folder: Path) -> list[Path]:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,11 @@ from composing import composed
 from conftest import items, small_model
 from test_tables import made
 
-from soul_exp import ask, files, results
+from soul_exp import ask, files, results, tables, verify
 from soul_exp.artifacts import prepared_models
 from soul_exp.build import build_models
 from soul_exp.data import Item
+from soul_exp.distributed.output import Console
 from soul_exp.evaluation.probing import generations, likelihoods
 from soul_exp.models import loading, saving
 from soul_exp.models.checkpoint import DONE
@@ -262,9 +264,42 @@ def test_the_users_own_loss_needs_no_trust_because_it_is_not_called(command: Any
 
 @pytest.mark.parametrize("text", ["", " ", "caf\udce9"])
 def test_a_text_that_is_none_is_an_error(text: str, command: Any, tmp_path: Path) -> None:
+    expected = f"soul_exp.ask: {text!r}: expected a text in UTF-8 that is not empty\n"
     for typed in ([text], [QUESTIONS[0], "--answer", text]):
-        out, err, code = command(tmp_path, *typed)
-        assert code == 2 and out == "" and "expected a text in UTF-8 that is not empty" in err
+        assert command(tmp_path, *typed) == ("", expected, 2)
+
+
+def test_a_line_of_standard_input_that_is_no_utf_8_is_an_error(command: Any, tmp_path: Path) -> None:
+    run, _ = written(tmp_path)
+    out, err, code = command(run, stdin="caf\udce9\n")
+    assert (out, code) == ("", 2) and "expected a text in UTF-8" in err and err.count("\n") == 1
+
+
+def test_a_text_is_read_as_utf_8_in_a_locale_that_is_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.fsencode", lambda text: text.encode("ascii", "surrogateescape"))  # as LC_ALL=C makes it
+    assert ask.utf8("Köln?".encode().decode("ascii", "surrogateescape")) == "Köln?"
+
+
+@pytest.mark.parametrize("module", [ask, tables, verify])
+def test_a_command_whose_answer_cannot_be_written_ends_with_2(
+    module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, _ = written(tmp_path)
+    questions = [QUESTIONS[0], "--max-new-tokens", "1"] if module is ask else []
+    monkeypatch.setattr(sys, "argv", ["command", str(run), *questions])
+    monkeypatch.setattr("logging.disable", lambda level: None)
+    with Path("/dev/full").open("wb") as full:  # every write fails, as on a full disk
+        monkeypatch.setattr(sys, "stdout", Console(full, "utf-8"))
+        with pytest.raises(SystemExit, match=r"^2$"):
+            module.main()
+
+
+def test_a_damaged_model_is_one_line_and_no_caption(command: Any, tmp_path: Path) -> None:
+    run, _ = written(tmp_path)
+    weights = run / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    out, err, code = command(run, QUESTIONS[0])
+    assert (out, code) == ("", 2) and "model.safetensors is damaged" in err and err.count("\n") == 1
 
 
 def test_a_question_may_stand_behind_an_option(command: Any, tmp_path: Path) -> None:

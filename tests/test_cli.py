@@ -22,6 +22,7 @@ from conftest import start, type_
 
 from soul_exp import results
 from soul_exp.artifacts import prepared_models
+from soul_exp.distributed.output import Console
 from soul_exp.evaluation.records import read_records
 from soul_exp.models import loading
 from soul_exp.sweep import Sweep, Twin
@@ -355,6 +356,12 @@ def test_a_console_that_cannot_be_written_ends_no_command_and_is_one_line(tmp_pa
         )  # fmt: skip
     expected = "soul_exp: standard output cannot be written (No space left on device): nothing more is shown\n"
     assert (done.returncode, done.stderr) == (0, expected)
+
+
+def test_what_the_encoding_of_the_console_lacks_is_written_as_an_escape(tmp_path: Path) -> None:
+    with (tmp_path / "console").open("wb") as file, Console(file, "ascii") as console:
+        console.write("a \u2014 b \u4f4f\n")
+    assert (tmp_path / "console").read_bytes() == b"a \\u2014 b \\u4f4f\n"
 
 
 def test_stages_empty_checks_and_runs_nothing(place: Path) -> None:

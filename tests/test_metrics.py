@@ -23,6 +23,7 @@ from scipy.stats import ks_2samp
 from sklearn.metrics import roc_auc_score
 
 from soul_exp import binding, options
+from soul_exp.artifacts.measures import measures
 from soul_exp.build import metrics_of
 from soul_exp.evaluation.records import read_tofu_log
 from soul_exp.metrics import dialects, general, membership, memorisation, suite, text, tofu, toxicity
@@ -466,6 +467,22 @@ def test_the_dialect_of_tofu_reads_the_first_300_answers_of_each_probe_and_side(
     expected = general.forget_quality(Answers(np.arange(300.0)), {"forget": Answers(np.arange(399.0, 99.0, -1))})
     assert binding.call(first, {"forget": forget, "retrained": never}) == expected < 1e-10
     assert binding.call(first, {"forget": Answers(np.arange(4.0)), "retrained": never}) > 0
+
+
+@pytest.mark.parametrize("num", [240, 400])
+def test_intervals_in_the_dialect_of_tofu_are_ours_over_the_answers_that_it_reads(num: int) -> None:
+    draw, units = np.random.default_rng(0), [str(row // 12) for row in range(num)]
+    records = {
+        model: {
+            "forget": Answers(
+                draw.random(num), paraphrase_nll=draw.random(num), wrong_nll=draw.random((num, 2)), unit=units
+            )
+        }
+        for model in ("unlearned", "retrained")
+    }
+    theirs = {"d": dialects.in_dialect(tofu.forget_ks_distance, "tofu")}
+    read = {model: {"forget": probes["forget"].take(np.arange(min(num, 300)))} for model, probes in records.items()}
+    assert measures(theirs, records, 0) == measures({"d": tofu.forget_ks_distance}, read, 0)
 
 
 def test_the_dialects_that_can_be_chosen_are_those_that_are_defined() -> None:

@@ -3,14 +3,49 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+import tomllib
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 
+import soul_exp
+
 ROOT = Path(__file__).parents[1]
+
+
+def test_a_file_that_hides_a_python_module_stops_a_command_before_it_imports_anything(tmp_path: Path) -> None:
+    (tmp_path / "random.py").write_text("x = 1\n")
+    for module in ("soul_exp", "soul_exp.tables"):
+        done = subprocess.run(
+            [sys.executable, "-m", module, "runs"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        expected = f"soul_exp: {tmp_path}/random.py hides the Python module random: rename it, or type the command in "
+        assert (done.returncode, done.stdout, done.stderr) == (1, "", f"{expected}another folder\n")
+
+
+def test_only_what_python_would_import_hides_a_module(tmp_path: Path) -> None:
+    for harmless in ("random.txt", "code.py", "mine.py", "test.py", "soul_exp.py"):
+        (tmp_path / harmless).touch()
+    for folder in ("datasets", "wandb"):  # without __init__.py
+        (tmp_path / folder).mkdir()
+    assert soul_exp.hidden_module(str(tmp_path)) is None
+    (tmp_path / "datasets" / "__init__.py").touch()
+    assert soul_exp.hidden_module(str(tmp_path)) == "datasets"
+
+
+def test_the_modules_of_every_dependency_may_be_hidden() -> None:
+    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    names = {re.split("[<>=]", line)[0].lower().replace("_", "-") for line in dependencies}
+    found = packages_distributions().items()
+    modules = {module for module, of in found if names & {name.lower().replace("_", "-") for name in of}}
+    extra = {"_yaml", "functorch", "mpl_toolkits", "pydevd_plugins", "pylab", "torchgen"}  # which nobody imports
+    assert modules - extra == set(soul_exp.LIBRARIES)
 
 
 def python(*arguments: str, cwd: Path, path: Path) -> str:

@@ -18,7 +18,9 @@ from omegaconf import OmegaConf
 from starts import TINY
 
 from soul_exp import compose
+from soul_exp.checks.check import check_entries
 from soul_exp.errors import UsageError
+from soul_exp.stages.stage import MODEL, RECORDS
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +173,26 @@ def test_a_run_that_fails_keeps_the_reason_and_its_command(root: Path) -> None:
     assert "- train.max_steps=9999\n" in (out / ".hydra" / "overrides.yaml").read_text()
 
 
-def test_an_error_txt_that_is_a_folder_is_rejected(root: Path) -> None:
-    (root / "odd" / "error.txt").mkdir(parents=True)
-    run = starts.type_(root, *TINY, "hydra.run.dir=odd")
-    assert run.returncode == 1 and "error.txt is a folder" in run.stderr and run.stderr.count("\n") == 1, run.stderr
+def test_every_entry_of_a_run_folder_that_is_of_the_wrong_kind_is_rejected_before_the_work(
+    finished: Path, tmp_path: Path
+) -> None:
+    """But what replaces itself: the answers and the marker, which are written anew with their folder."""
+    paths = [path.relative_to(finished) for path in finished.rglob("*")]
+    entries = [path for path in paths if not {MODEL, RECORDS} & {*path.parts[:-1]}]
+    names = {path.name for path in entries} - {"rank1.log"}
+    assert names == {
+        ".lock", "results.json", "train.jsonl", "soul_exp.log", "model", "records", "ranks", "prepare", "unlearn",
+        "rank0.log", ".hydra", "config.yaml", "hydra.yaml", "overrides.yaml",
+    }  # fmt: skip
+    for entry in (*entries, Path("error.txt"), Path("trajectory.jsonl"), Path("checkpoints")):
+        out = tmp_path / entry.name
+        (out / entry).parent.mkdir(parents=True)
+        is_folder = (finished / entry).is_dir() or entry.name == "checkpoints"
+        if is_folder:
+            (out / entry).touch()
+        else:
+            (out / entry).mkdir()
+        found = "a file, where a run has a folder" if is_folder else "a folder, where a run writes a file"
+        with pytest.raises(UsageError, match=f"^{re.escape(str(out / entry))} is {found}: remove it$"):
+            check_entries(out)
+        shutil.rmtree(out)

@@ -128,6 +128,22 @@ def test_there_is_none_for_too_few_units_or_a_value_that_is_not_finite(
         interval(mean_of(), available, seed=0)
 
 
+@pytest.mark.parametrize("num", [6, 40])
+def test_there_is_none_where_resampled_units_have_no_value(num: int) -> None:
+    """Without the one forgotten text that scores above the holdout, A_r is 0, and s_mia has no value."""
+    low, high = ([np.array([value])] * (num - 1) for value in (-9.0, -1.0))
+    never = {
+        "forget": Answers(np.ones(num), [*low, np.array([-0.5])]),
+        "holdout": Answers(np.ones(num), [*high, high[0]]),
+    }
+    available = {**{name: Answers(np.ones(num), [np.ones(1)] * num) for name in never}, "retrained_seeds": [never]}
+    compute = functools.partial(binding.call, functools.partial(membership.s_mia, k=0.2))
+    with pytest.raises(
+        NoIntervalError, match="on some of the resampled units it has no value: the retrained model's AUC"
+    ):
+        interval(compute, available, seed=0)
+
+
 def test_there_is_none_where_a_model_is_compared_with_itself_or_nothing_is_sampled() -> None:
     answers = Answers(np.arange(30.0))
     distance = functools.partial(binding.call, general.forget_ks_distance)

@@ -16,8 +16,10 @@ from starts import TINY
 
 from soul_exp import results, verify
 from soul_exp.evaluation.records import read_records
+from soul_exp.files import hashes, read_sealed, seal, write_sealed
 from soul_exp.metrics import membership
 from soul_exp.metrics.scale import Scale
+from soul_exp.training.checkpoints import COMPLETE
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +66,9 @@ def test_the_records_of_every_compared_model_give_every_number_again(finished: P
     assert set(run.metrics) == {"original", "input_based", "unlearned", "retrained"}
     code, text, error = command(finished)
     assert code == 0 and not error and (code, text, error) == command(finished.parent)
-    agreement = re.fullmatch(rf"{finished}: (\d+) of (\d+) numbers agree with the records\n", text)
+    agreement = re.fullmatch(
+        rf"{finished}: (\d+) of (\d+) numbers agree with the records\n(  note: stated as not .*\n)?", text
+    )
     assert agreement is not None and agreement[1] == agreement[2]
     stated = [value for values in run.metrics.values() for value in values.values() if value is not None]
     assert int(agreement[1]) > len(stated) + 3
@@ -121,6 +125,95 @@ def test_a_headline_number_that_is_not_the_metric_is_named(out: Path, command: R
     edited(out, lambda run: run.update(utility=1.5))
     code, text, _ = command(out)
     assert code == 1 and "  utility: 1.5, but 0." in text and "in metrics.unlearned\n" in text
+
+
+def without_model(run: dict[str, Any]) -> None:
+    for key in [key for key in run["sha256"]["records"] if key.startswith("original/")]:
+        del run["sha256"]["records"][key]
+
+
+def in_metrics(name: str, **entry: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda run: run["config"]["task"]["metrics"][name].update(entry)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [  # a wrong number that is hidden, and one that a field beside the metrics states
+        (lambda run: (run["metrics"]["unlearned"].update(mia_auc=0.9), run["reasons"].update(mia_auc="none")),
+         r"metrics\.unlearned\.mia_auc: stated 0\.9, its records give 0\..*"),
+        (lambda run: run["metrics"]["unlearned"].update(mine=1.0), r"metrics\.unlearned\.mine: stated 1\.0, .* None"),
+        (lambda run: run["config"]["task"].update(metrics={}), r"metrics\.original\.mia_auc: .* give None"),
+        (without_model, "original: it has no records, which its numbers must come from"),
+        (lambda run: run.update(suite={"unlearned": {"boolq": {"acc": 0.9}}}), r"suite\.unlearned\.boolq\.acc: .*"),
+        (lambda run: run["no_interval"].update(forget_quality="mine"), r"no_interval\.forget_quality: stated mine, .*"),
+        (lambda run: run.update(status="great"), "status: great with the reason None, expected .*"),
+        (lambda run: run["config"].update(seed=5), r"seeds\.seed: 0, but 5 in config"),
+        (lambda run: run["sha256"]["models"].pop("retrained"), r"retrained: .* sha256\.models does not name it"),
+        # what cannot be computed or read
+        (lambda run: run["sha256"].pop("models"), r".* is not a results file of format 1 \(sha256 is .*"),
+        (lambda run: run["metrics"]["unlearned"].update(mia_auc=10**400), ".* is not a results file of format 1 .*"),
+        (lambda run: run.update(seeds={}), r".*: seeds\.seed is None, expected a whole number .*"),
+        (lambda run: run["config"].update(dialect="zulu"), r".*: config\.dialect is zulu, expected one of ours, .*"),
+        (lambda run: run["config"]["task"].pop("metrics"), r"task\.metrics=None: expected names with .*"),
+        (in_metrics("mia_auc", k="a"), r"metrics: they cannot be computed from the records \(.*"),
+    ],
+)  # fmt: skip
+def test_what_does_not_come_from_the_records_is_one_line(
+    change: Callable[[dict[str, Any]], Any], line: str, out: Path, command: Run
+) -> None:
+    edited(out, change)
+    code, text, error = command(out)
+    assert code == 1 and not error and any(re.fullmatch(f"  {line}", each) for each in text.splitlines()), text
+
+
+def resealed(folder: Path) -> None:
+    """Makes COMPLETE and results.json agree with the records of the unlearned model."""
+    seal(folder / "records" / "unlearned" / COMPLETE, {})
+    edited(folder, lambda run: run["sha256"].update(records=hashes(folder / "records", "*")))
+
+
+def test_records_that_are_changed_with_all_their_hashes_are_read_again(out: Path, command: Run) -> None:
+    marker, forget = (out / "records" / "unlearned" / name for name in (COMPLETE, "forget.jsonl"))
+    content = forget.read_text()
+    forget.write_text("".join(content.splitlines(keepends=True)[:-1]))
+    marker.unlink()
+    resealed(out)
+    code, text, _ = command(out)
+    assert code == 1 and "  metrics.unlearned.forget_probability: stated " in text
+    forget.write_text(content[:-9])
+    marker.unlink()
+    resealed(out)
+    code, text, _ = command(out)
+    assert code == 1 and "  unlearned: not recomputed, as its records cannot be read (" in text
+
+
+def test_a_marker_that_leaves_out_a_file_of_the_records_is_named(out: Path, command: Run) -> None:
+    marker = out / "records" / "unlearned" / COMPLETE
+    content = read_sealed(marker)
+    assert isinstance(content, dict) and content["files"].pop("holdout.jsonl")
+    write_sealed(marker, {"files": content["files"]})
+    edited(out, lambda run: run["sha256"].update(records=hashes(out / "records", "*")))
+    code, text, _ = command(out)
+    assert code == 1 and "records/unlearned/COMPLETE: it does not list the files that results.json does" in text
+
+
+def test_notes_say_what_was_not_compared(out: Path, command: Run) -> None:
+    shutil.rmtree(out / "model")
+    edited(out, in_metrics("mia_loss_tpr_10", rate=0.1000001))
+    edited(out, lambda run: run["metrics"].update({m: {**v, "utility": None} for m, v in run["metrics"].items()}))
+    edited(out, lambda run: (run["reasons"].update(utility="none"), run.update(utility=None)))
+    edited(out, lambda run: run["intervals"].update({m: {**v, "utility": None} for m, v in run["intervals"].items()}))
+    edited(out, lambda run: [run["no_interval"].pop(key) for key in [*run["no_interval"]] if key.endswith("utility")])
+    text = command(out)[1]
+    assert "  note: model: not here, so that the weights are not compared\n" in text
+    assert "  note: not what conf/ calls so, as config.task.metrics says: mia_loss_tpr_10\n" in text
+    assert re.search("  note: stated as not available, so not computed: .*utility", text)
+
+
+def test_a_link_among_the_records_is_a_foreign_file(out: Path, command: Run) -> None:
+    (out / "records" / "more").symlink_to(out / "model")
+    code, text, _ = command(out)
+    assert code == 1 and "  records/more: a file that this run did not write\n" in text
 
 
 def test_code_that_conf_does_not_list_is_called_with_trust_only(out: Path, command: Run) -> None:

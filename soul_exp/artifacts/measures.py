@@ -14,6 +14,7 @@ from soul_exp.artifacts.prepared_models import number_of
 from soul_exp.artifacts.scores import Retrained, available_to, finite, score, why_null
 from soul_exp.metrics import collapse
 from soul_exp.metrics.answers import SUITE, Answers
+from soul_exp.metrics.dialects import of_first
 from soul_exp.metrics.scale import scale_of
 from soul_exp.metrics.uncertainty import NoIntervalError, interval, rows_of_units
 from soul_exp.results import COMPARED
@@ -52,6 +53,7 @@ def measures(metrics: Mapping[str, Metric], records: Mapping[str, Measured], see
 
     Numbers that are not finite are None, with a reason.
     """
+    metrics, records = of_first(metrics, records)
     by_model = {each.key: records[each.key] for each in COMPARED if each.key in records}
     further = sorted((role for role in records if role.startswith("retrained_")), key=number_of)
     retrained = [records[role] for role in ("retrained", *further) if role in records] if "retrained" in records else []

@@ -53,7 +53,7 @@ def check(config: Config, out: Path) -> Checked:
     _check_choices(config)
     _check_writable(out, "the run's folder")
     _check_readable(Path(config["cache"]))
-    _check_entries(out)
+    check_entries(out)
     _check_compute(config["compute"], bool(config["tune"]))
     run = build(config)
     check_precision(run)
@@ -248,14 +248,17 @@ def _check_family(model: PreTrainedModel, settings: ModelSettings, label: str, n
         notes.append(f"{label}: {cls.__name__} has no model.attention=sdpa in the library, so its own, eager, is used")
 
 
-def _check_entries(out: Path) -> None:
+def check_entries(out: Path) -> None:
     """Raises UsageError if a file of a run's folder is a folder, or a folder a file."""
-    for name in (".lock", results.NAME, LOSSES, TRAJECTORY):
-        if (out / name).is_dir():
-            raise UsageError(f"{out / name} is a folder, where a run writes a file: remove it")
-    for name in (MODEL, RECORDS, CHECKPOINTS, "ranks"):
-        if (out / name).exists() and not (out / name).is_dir():
-            raise UsageError(f"{out / name} is a file, where a run has a folder: remove it")
+    ranks, typed = out / "ranks", out / results.TYPED
+    folders = (out / MODEL, out / RECORDS, out / CHECKPOINTS, ranks, typed)
+    for path in (*folders, *(ranks / stage for stage in NAMES)):
+        if os.path.lexists(path) and not path.is_dir():
+            raise UsageError(f"{path} is a file, where a run has a folder: remove it")
+    names = (".lock", results.NAME, results.LOG, results.ERROR, LOSSES, TRAJECTORY)
+    for path in (*(out / name for name in names), *typed.glob("*.yaml"), *ranks.glob("*/*.log")):
+        if path.is_dir():
+            raise UsageError(f"{path} is a folder, where a run writes a file: remove it")
 
 
 def _check_readable(cache: Path) -> None:

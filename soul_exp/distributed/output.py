@@ -21,12 +21,17 @@ QUIET |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BAR
 class Console(io.TextIOWrapper):
     """Standard output or error; what cannot be written to it is lost, once with a line on standard error.
 
-    The disk behind `> log` may be full, or the reader have gone, as `| head`: no reason to lose a run.
+    The disk behind `> log` may be full, or the reader have gone, as `| head`: no reason to lose a run. Characters that
+    its encoding lacks, as ASCII does under LC_ALL=C, are written as escapes.
     """
+
+    lost = False  # whether something was lost, other than to a reader that has gone
 
     def write(self, text: str) -> int:
         try:
             return super().write(text)
+        except UnicodeEncodeError:
+            return super().write(text.encode(self.encoding, "backslashreplace").decode(self.encoding))
         except OSError as error:
             self._give_up(error)
             return len(text)
@@ -40,7 +45,10 @@ class Console(io.TextIOWrapper):
     def _give_up(self, error: OSError) -> None:
         """From now on it goes nowhere."""
         os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
-        if not isinstance(error, BrokenPipeError) and self.fileno() == 1:
+        if isinstance(error, BrokenPipeError):
+            return
+        self.lost = True
+        if self.fileno() == 1:
             found = f"standard output cannot be written ({error.strerror})"
             print(f"soul_exp: {found}: nothing more is shown", file=sys.stderr, flush=True)
 
@@ -53,6 +61,12 @@ def guard_standard_streams() -> None:
             stream.flush()  # libraries may have kept it, so it stays as it is
             raw = open(stream.fileno(), "wb", closefd=False)  # noqa: SIM115 - as long as the process lives
             setattr(sys, name, Console(raw, stream.encoding, stream.errors, line_buffering=stream.line_buffering))
+
+
+def is_lost() -> bool:
+    """Whether standard output could not be written, what is still to be written included."""
+    sys.stdout.flush()
+    return isinstance(sys.stdout, Console) and sys.stdout.lost
 
 
 def open_standard_streams() -> None:

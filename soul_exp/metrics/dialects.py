@@ -89,12 +89,27 @@ def _of_first(metric: Function, count: int) -> Function:
     def limited(*args: Any, **kwargs: Any) -> Any:
         return inner(*(_first(arg, count) for arg in args), **{key: _first(arg, count) for key, arg in kwargs.items()})
 
+    limited.first = count  # type: ignore[attr-defined]
     return functools.partial(limited, **given)
+
+
+def of_first(metrics: Mapping[str, Function], records: Mapping[str, Any]) -> tuple[dict[str, Function], dict[str, Any]]:
+    """`metrics` without a limit to the first examples, and what they then read of `records`, model -> answers.
+
+    What resamples the examples has to resample those that the dialect reads.
+    """
+    limits = {name: getattr(getattr(metric, "func", metric), "first", None) for name, metric in metrics.items()}
+    unlimited = {
+        name: metric if limits[name] is None else functools.partial(metric.func.__wrapped__, **metric.keywords)  # type: ignore[attr-defined]
+        for name, metric in metrics.items()
+    }
+    counts = [limit for limit in limits.values() if limit is not None]
+    return unlimited, _first(records, min(counts)) if counts else dict(records)
 
 
 def _first(value: Any, count: int) -> Any:
     if isinstance(value, Answers):
-        return value.take(np.arange(min(count, len(value))))
+        return value if len(value) <= count else value.take(np.arange(count))
     if isinstance(value, Mapping):  # the retrained model's answers by probe
         return {key: _first(inner, count) for key, inner in value.items()}
     if isinstance(value, list | tuple):  # of several retrained models

@@ -22,6 +22,7 @@ def extraction_strengths(answers: Answers) -> np.ndarray:
     return np.array([np.mean(run) for run in last_runs])
 
 
+@Scale("higher", 0, 1)
 def open_unlearning_extraction_strength(answers: Answers) -> float:
     """`extraction_strength` in OpenUnlearning's dialect, in [0, 1]: a total miss counts 1/n_i, as k ends at n_i - 1.
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student
 
-from soul_exp.metrics.answers import SUITE, Answers
+from soul_exp.metrics.answers import SUITE, Answers, UndefinedError
 
 LEVEL = 0.95
 BOOTSTRAP = 20  # units of the smallest sample from which on the bootstrap serves; with 4 its intervals cover 79 %
@@ -36,8 +36,8 @@ def interval(compute: Compute, available: Available, *, seed: int) -> tuple[floa
     From 20 units in the smallest sample on by the percentile bootstrap: the quantiles of 2,000 draws, which `seed` and
     the sample's key decide, so that all metrics and models see the same ones. Below by the jackknife, which leaves out
     one unit at a time: Student's t (units of the smallest sample - 1 degrees of freedom), the variances of the samples
-    added. Raises NoIntervalError for fewer than 5 units, for a value that is not finite, and where nothing is sampled.
-    Sources: Efron and Tibshirani 1993, chapters 11 and 13; Tukey 1958.
+    added. Raises NoIntervalError for fewer than 5 units, for a value that is not finite, for one that some resampled
+    units do not have, and where nothing is sampled. Sources: Efron and Tibshirani 1993, chapters 11 and 13; Tukey 1958.
     """
     read = _Read(available)
     value = compute(read)
@@ -54,10 +54,13 @@ def interval(compute: Compute, available: Available, *, seed: int) -> tuple[floa
     if least < JACKKNIFE:
         found = f"{least} independent unit{'s' * (least != 1)} in {smallest[-1]}"
         raise NoIntervalError(f"{found}, expected {JACKKNIFE} or more")
-    if least < BOOTSTRAP:
-        low, high = _jackknife(compute, available, samples, units, value, least - 1)
-    else:
-        low, high = _bootstrap(compute, available, samples, units, seed)
+    try:
+        if least < BOOTSTRAP:
+            low, high = _jackknife(compute, available, samples, units, value, least - 1)
+        else:
+            low, high = _bootstrap(compute, available, samples, units, seed)
+    except UndefinedError as error:
+        raise NoIntervalError(f"on some of the resampled units it has no value: {error}") from error
     if not (math.isfinite(low) and math.isfinite(high)):
         raise NoIntervalError("its value is not finite on some of the resampled units")
     return low, high

@@ -11,7 +11,7 @@ import pandas as pd
 from soul_exp import options, results
 from soul_exp.errors import UsageError
 from soul_exp.report.labels import DELTA, HEADLINE, MIA, NULL, finite, on_one_line
-from soul_exp.results import COMPARED, REQUEST, Results
+from soul_exp.results import COMPARED, ERROR, REQUEST, TYPED, Results
 
 SUITE_OPTIONS = ("utility_suite", "utility_limit")
 ENDS = ("low", "high")  # of an interval
@@ -67,8 +67,8 @@ def find(folder: Path | str) -> tuple[dict[str, Results], dict[str, str]]:
         lists_requests = here == root and is_sequence  # its own results repeat those of the last request
         if not lists_requests and (run := results.read(here)):
             runs[name] = replace(run, **{field: _on_one_line(value) for field, value in vars(run).items()})
-        elif ("error.txt" in names or ".hydra" in subfolders) and not lists_requests:
-            error = (here / "error.txt").read_text(errors="replace").strip() if "error.txt" in names else ""
+        elif (ERROR in names or TYPED in subfolders) and not lists_requests:
+            error = (here / ERROR).read_text(errors="replace").strip() if ERROR in names else ""
             missing[name] = (
                 on_one_line(error.split("\n")[0])
                 or "no error.txt: still running, killed, or without the stage evaluate"

@@ -587,9 +587,10 @@ def test_a_value_lies_in_the_declared_range_at_any_size_of_nll(metric: Callable[
     scaled = {name: drawn.numbers(name) * size for name in ("nll", "paraphrase_nll", "wrong_nll")}
     answers = replace(drawn, **scaled)
     never = {"forget": random_answers(7, 25), "validation_forget": others, "holdout": random_answers(8, 600)}
+    never["validation_holdout"] = never["holdout"]
     available = {
         **dict.fromkeys(binding.names(metric), answers),
-        "holdout": others,
+        **dict.fromkeys(("holdout", "validation_holdout"), others),
         "retrained": never,
         "retrained_seeds": [never],
         "suite": {"boolean": {"acc": 0.75}, "text": {"word_perplexity": 31.5}},

@@ -267,7 +267,9 @@ def test_under_deepspeed_a_trial_runs_on_all_ranks_and_comes_to_the_same(
     assert "tune: trial 2 of 2" in printed
     numbers = {t["gamma"]: t["metrics"] for t in (json.loads(path.read_text()) for path in trial_files(place))}
     for t in found.trials:
-        assert numbers[t["gamma"]] == pytest.approx(t["metrics"], rel=1e-3)
+        pair = (numbers[t["gamma"]], t["metrics"])  # some are null
+        known, expected = ({name: value for name, value in each.items() if value is not None} for each in pair)
+        assert len(known) > 2 and known == pytest.approx(expected, rel=1e-3)
 
 
 def test_the_table_names_the_rule_and_the_number_of_trials(

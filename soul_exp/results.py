@@ -146,7 +146,7 @@ def versions() -> dict[str, str]:
 
 
 @functools.cache
-def code_hash(folder: Path = Path(__file__).parent) -> str:
+def source_hash(folder: Path = Path(__file__).parent) -> str:
     """The SHA-256 of all source files below `folder`: equal hashes, equal code, with or without git."""
     return hashlib.sha256(json.dumps(hashes(folder, "*.py", "*.c")).encode()).hexdigest()
 

@@ -247,7 +247,7 @@ def _notes(
     folder: Path, run: results.Results, metrics: Mapping[str, Metric], records: Mapping[str, Measured]
 ) -> Iterator[str]:
     """What a reader of the verdict has to know: what was not compared, or is compared with something unusual."""
-    if run.sha256["code"] != results.code_hash():
+    if run.sha256["code"] != results.source_hash():
         yield f"measured by other code than this (commit {run.commit or 'unknown'})"
     if run.sha256["models"].get("unlearned") and not (folder / MODEL).is_dir() and run.num_steps:
         yield f"{MODEL}: not here, so that the weights are not compared"

@@ -52,11 +52,13 @@ def evaluate_probes(
     items = [item for probe in probes.values() for item in scored_items(probe)]
     free = [(item, probe.cut) for probe in probes.values() if probe.generate for item in probe.items]
     conditional = [item for name, probe in probes.items() if prefix and is_attacked(name) for item in probe.items]
-    try:
-        preceded(lm.encode(conditional), lm.encode(prefix), conditional, max_positions(lm.model))
-    except UsageError as error:  # the attack that needs it is not available
-        log.info("%s: no ReCaLL: %s", label, error)
-        prefix, conditional = (), []
+    if conditional and (positions := max_positions(lm.model)) is not None:
+        rows, before = lm.encode(conditional), lm.encode(prefix)
+        try:
+            preceded(rows, before, conditional, positions)
+        except UsageError as error:  # the attack that needs it is not available
+            log.warning("%s: no ReCaLL: %s", label, error)
+            prefix, conditional = (), []
     norms = gradient_norms(
         lm, [item for name in attacked_probes(probes) for item in probes[name].items], label=f"{label}: gradients"
     )

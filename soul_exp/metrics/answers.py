@@ -15,7 +15,10 @@ class NotRecordedError(ValueError):
     """A metric reads a field that the probe did not record."""
 
     def __init__(self, field: str) -> None:
-        super().__init__(f"found answers without {field}, expected the task's probe to record it for this metric")
+        why = "expected the task's probe to record it for this metric"
+        if field == "recall_ll":
+            why = "as the model lacks positions for the rows that ReCaLL puts before a text, or others made the records"
+        super().__init__(f"found answers without {field}, {why}")
         self.field = field
 
 

@@ -117,5 +117,5 @@ def _sha256(job: RankJob, models: Iterable[str]) -> dict[str, Any]:
     return {
         "records": hashes(job.out / RECORDS, "*"),
         "models": {model: hashes(Path(paths[model]), WEIGHTS) or None if model in paths else None for model in models},
-        "code": results.code_hash(),
+        "code": results.source_hash(),
     }

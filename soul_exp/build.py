@@ -43,7 +43,10 @@ def build(config: Config) -> run.Run:
         compute=built(lambda: run.Compute(name=config["choices"]["compute"], **config["compute"]), "compute"),
         wandb=built(lambda: run.WandbSettings(**config["wandb"]), "wandb"),
         tuning=build_tuning(config),
-        **{key: config[key] for key in ("name", "seed", "save", "best_keep", "resume", "overwrite", "tuned")},
+        **{
+            key: config[key]
+            for key in ("name", "seed", "save", "best_keep", "best_s_mia", "resume", "overwrite", "tuned")
+        },
     )
 
 

@@ -90,6 +90,7 @@ TABLE: dict[str, Option] = {  # `section.*`: every option of that section which 
     "resume": Option(Choice(("exact", "weights", "restart")), Changes.NOTHING, older="exact", in_folder_name=False),
     "save": Option(Choice(("final", "best", "none")), Changes.NOTHING, in_folder_name=False),  # best: best_keep
     "best_keep": Option(SHARE, when=("save", "best"), older=0.9),
+    "best_s_mia": Option(SHARE, when=("save", "best"), older=0),
     "input_based": Option(FLAG, Changes.NOTHING, older=False, in_folder_name=False),  # it adds a row
     "tuned": Option(TEXT_OR_NULL, column=False, size=False),  # a word in the status
     "tune.*": Option(older=None, column=False, size=False),  # its own column: what was chosen
@@ -160,7 +161,8 @@ TABLE: dict[str, Option] = {  # `section.*`: every option of that section which 
 }
 CHOSEN = ("optimizer.lr", "loss.gamma")  # by trials, where a run has them
 ADDED_METRICS = frozenset(  # a finished run of before there was such a metric is the same, and has no value of it
-    "open_unlearning_log10_forget_quality forget_ks_distance validation_s_mia validation_forget_probability "
+    "open_unlearning_log10_forget_quality forget_ks_distance validation_s_mia validation_utility "
+    "validation_forget_probability "
     "validation_forget_extraction_strength s_mia privleak muse_privleak forget_extraction_strength "
     "forget_exact_memorisation retain_extraction_strength retain_exact_memorisation mia_min_k_40_auc".split()
 ) | {

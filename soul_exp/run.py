@@ -220,6 +220,7 @@ class Run(Models):
     tuning: Tuning | None
     save: str  # "final" | "best" | "none"
     best_keep: float
+    best_s_mia: float
     resume: str  # "exact" | "weights" | "restart"
     overwrite: bool
     tuned: str | None  # on what the numbers were tuned

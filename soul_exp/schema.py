@@ -41,7 +41,8 @@ class Section:
 SECTIONS = {
     "": Section(
         "model task loss optimizer compute precision adapter train evaluate prepare retrained wandb name seed stages "
-        "overwrite cache resume save best_keep input_based tuned tune dialect utility_suite utility_limit utility_data",
+        "overwrite cache resume save best_keep best_s_mia input_based tuned tune dialect utility_suite utility_limit "
+        "utility_data",
         may="choices start",
     ),
     "model": Section("published", "knows_general", takes="soul_exp.run.ModelSettings", given="training_form"),

@@ -11,22 +11,22 @@ from starts import type_
 from test_cli import SMALL, metrics_of
 
 from soul_exp import results
-from soul_exp.artifacts.scores import FORGET_QUALITY, RETAIN
-from soul_exp.stages.selection import CANDIDATE, Candidate, KeepBest
+from soul_exp.artifacts.scores import FORGET_QUALITY, RETAIN, Validated
+from soul_exp.stages.selection import CANDIDATE, AtStep, KeepBest
 
 
 def kept_of(folder: Path, measured: Sequence[tuple[float | None, float | None]]) -> KeepBest:
     """A `KeepBest` that has considered these (forget quality, retain probability) at steps 1, 2, ...; 0.9 is enough."""
     given = iter(measured)
 
-    def validate() -> dict[str, float | None]:
-        return dict(zip((FORGET_QUALITY, RETAIN), next(given), strict=True))
+    def validate() -> Validated:
+        return Validated(dict(zip((FORGET_QUALITY, RETAIN), next(given), strict=True)), None)
 
     def save(place: Path) -> None:
         place.mkdir(parents=True)
         (place / "weights").write_text(place.name)
 
-    best = KeepBest(folder, 0.9, validate, save, first=True)
+    best = KeepBest(folder, {RETAIN: 1.0}, validate, save, first=True, keep=0.9)
     for step in range(1, len(measured) + 1):
         best.consider(step)
     return best
@@ -58,7 +58,7 @@ def test_a_kill_between_two_candidates_loses_neither(tmp_path: Path) -> None:
     (written / CANDIDATE).write_text(json.dumps({"step": 2, "metrics": {FORGET_QUALITY: -3, RETAIN: 0.95}}))
     (tmp_path / "best-3").mkdir()  # cut off while it was written
     again = kept_of(tmp_path, [])
-    assert again.best_so_far() == Candidate(2, {FORGET_QUALITY: -3, RETAIN: 0.95})
+    assert again.best_so_far() == AtStep(step=2, metrics={FORGET_QUALITY: -3, RETAIN: 0.95})
 
 
 def test_the_best_weights_are_saved_and_measured(place: Path) -> None:
@@ -86,3 +86,8 @@ def test_runs_that_keep_other_weights_are_other_runs(place: Path) -> None:
     line = [*SMALL, "train.max_steps=6", "train.save_steps=2", "optimizer.lr=1e-2", "train.warmup_ratio=0"]
     run = type_(place, *line, "save=final", "name=best", f"hydra.run.dir={folder}")
     assert run.returncode == 1 and "best_keep: 0 before, None now" in run.stderr
+
+
+def test_a_rule_that_asks_for_s_mia_needs_a_holdout(place: Path) -> None:
+    run = type_(place, *SMALL, "save=best", "best_s_mia=0.5", "task.num_holdout_authors=0", "stages=[]")
+    assert run.returncode == 1 and "compares by validation_s_mia, which is not available: task.num_hold" in run.stderr

@@ -38,7 +38,8 @@ def test_embedded_tofu_forgets_12_of_48_authors_retains_20_and_holds_16_out_four
     task = tofu()
     assert len(task.parts["forget"].rows) == 12 * 20 and len(task.parts["retain"].rows) == 20 * 20
     sizes = {name: len(task.probes[name].items) for name in ("forget", "holdout")}
-    assert sizes == {"forget": 180, "holdout": 240} and not task.missing
+    assert sizes == {"forget": 180, "holdout": 240}
+    assert {*task.missing} == {"validation_authors", "validation_facts"}
     units = {name: set(probe.units) for name, probe in task.probes.items() if probe.units}
     assert {name: len(found) for name, found in units.items()} == {
         "forget": 12, "retain": 20, "holdout": 12,
@@ -102,6 +103,20 @@ def test_real_tofu_has_paraphrased_questions_and_authors_as_units_and_knows_no_e
     assert {name: len(set(task.probes[name].units or ())) for name in ("holdout", "validation_holdout")} == {
         "holdout": 6, "validation_holdout": 2,
     }  # fmt: skip
+
+
+def test_general_questions_are_divided_by_item_and_leave_all_else_as_it_is() -> None:
+    """8 of 32 questions on other authors, and on facts, leave the test; what is trained does not change."""
+    plain, task = tofu(), tofu(general_validation_fraction=0.25)
+    for name in ("authors", "facts"):
+        assert (len(prompts(task, name)), len(prompts(task, f"validation_{name}"))) == (24, 8)
+        assert {*prompts(task, name), *prompts(task, f"validation_{name}")} == {*prompts(plain, name)}
+        answers = [{item.answer for item in task.probes[each].items} for each in (name, f"validation_{name}")]
+        assert not answers[0] & answers[1]
+        assert plain.missing[f"validation_{name}"] == "task.general_validation_fraction=0 leaves no rows"
+        assert f"validation_{name}" not in task.missing
+    changed = {"probe.authors", "probe.facts", "probe.validation_authors", "probe.validation_facts"}
+    assert {name for name in task.hashes if task.hashes[name] != plain.hashes.get(name)} == changed
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""evaluate.every: the course of the validation metrics, which the training does not notice."""
+"""evaluate.every: the course of the validation numbers, which the training does not notice."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from types import SimpleNamespace
 import pytest
 from starts import TINY, type_
 
+from soul_exp.artifacts.scores import Validated
+from soul_exp.metrics.collapse import LIMITS
 from soul_exp.stages.trajectory import Trajectory, read
 
 
 def test_a_trajectory_has_the_start_every_nth_step_and_the_end_and_changes_no_bit(tmp_path: Path) -> None:
-    line = [*TINY, "train.max_steps=5", "train.micro_batch_size=4", "save=final"]
+    line = [*TINY, "train.max_steps=5", "train.micro_batch_size=4", "save=final", "evaluate.max_new_tokens=6"]
+    line += ["task.num_authors=8", "task.general_validation_fraction=0.25"]
+    line += ["train.dropout=true", "+model.scratch.config.attention_dropout=0.1"]  # so that training draws
     for name, more in (("plain", []), ("watched", ["evaluate.every=2"])):
         run = type_(tmp_path, *line, f"hydra.run.dir={name}", *more)
         assert run.returncode == 0, run.stderr
@@ -23,18 +27,27 @@ def test_a_trajectory_has_the_start_every_nth_step_and_the_end_and_changes_no_bi
     lines = read(watched / "trajectory.jsonl")
     assert [line["step"] for line in lines] == [0, 2, 4, 5] and not (plain / "trajectory.jsonl").exists()
     assert [line["seconds"] for line in lines] == sorted(line["seconds"] for line in lines)
-    metrics = json.loads((watched / "results.json").read_text())["metrics"]
-    names = {name for name, value in lines[0].items() if value is not None} - {"step", "seconds"}
-    assert len(names) > 2
-    for name in names:  # in other batches than at the end
-        assert lines[0][name] == pytest.approx(metrics["original"][name], rel=1e-5)
-        assert lines[-1][name] == pytest.approx(metrics["unlearned"][name], rel=1e-5)
+    found = json.loads((watched / "results.json").read_text())
+    for line, model in ((lines[0], "original"), (lines[-1], "unlearned")):
+        answers = {name: each for name, each in found["free_answers"][model].items() if name.startswith("validation_")}
+        assert {*answers} == {f"validation_{name}" for name in ("forget", "retain", "authors", "facts")}
+        expected = {name: value for name, value in found["metrics"][model].items() if name.startswith("validation_")}
+        expected |= {f"{name}_{each}": of[each] for name, of in answers.items() for each in LIMITS}
+        num = sum(of["num"] + of["num_refused"] for of in answers.values())
+        degenerate = sum(of["num"] * of["degenerate"] for of in answers.values() if of["num"])
+        expected["validation_fluency"] = 1 - degenerate / num
+        expected["collapsed"] = None  # fewer than 20 answers to a probe
+        numbers = {name: value for name, value in expected.items() if value is not None}
+        assert "validation_utility" in numbers and len(numbers) > 10
+        del line["step"], line["seconds"]
+        assert {*line} == {*expected} and {name: line[name] for name in numbers} == pytest.approx(numbers, rel=1e-5)
+        assert {name for name, value in line.items() if value is None} == {*expected} - {*numbers}
 
 
 def test_a_resumed_training_keeps_the_lines_up_to_its_checkpoint(tmp_path: Path) -> None:
     path, measured = tmp_path / "trajectory.jsonl", iter(range(100))
-    killed = Trajectory(1, path, lambda: {"m": next(measured)}, first=True)
-    resumed = Trajectory(1, path, lambda: {"m": next(measured)}, first=True)
+    killed = Trajectory(1, path, lambda: Validated({"m": next(measured)}, None), first=True)
+    resumed = Trajectory(1, path, lambda: Validated({"m": next(measured)}, None), first=True)
     state = SimpleNamespace(global_step=0)
     killed.on_train_begin(None, state, None)
     for state.global_step in (1, 2, 3):

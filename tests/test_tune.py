@@ -19,10 +19,10 @@ from conftest import start
 from starts import type_
 
 from soul_exp import build, results, tables
-from soul_exp.artifacts.scores import FORGET_QUALITY, RETAIN
+from soul_exp.artifacts.scores import FLUENCY, FORGET_QUALITY, RETAIN, S_MIA, UTILITY, Validated
 from soul_exp.checks.check import check
 from soul_exp.errors import UsageError
-from soul_exp.stages.selection import Trial, best_forgetting
+from soul_exp.stages.selection import Candidate, KeepBest, Trial, best_forgetting, lost, order
 from soul_exp.stages.tune import code_of
 
 START = {RETAIN: 0.8}
@@ -32,7 +32,8 @@ keeping_half = functools.partial(best_forgetting, start=START, keep=0.5)  # 0.4 
 def trial(
     lr: float, quality: float | None, retain: float | None, gamma: float = 1.0, diverged: str | None = None
 ) -> Trial:
-    return Trial(lr, gamma, {FORGET_QUALITY: quality, RETAIN: retain}, diverged, 10, 1.0)
+    metrics = {FORGET_QUALITY: quality, RETAIN: retain}
+    return Trial(lr=lr, gamma=gamma, metrics=metrics, diverged=diverged, num_steps=10, seconds=1.0)
 
 
 def test_the_rule_picks_the_best_forgetting_among_those_that_keep_enough() -> None:
@@ -63,6 +64,68 @@ def test_where_none_keeps_enough_the_one_that_keeps_most_is_picked() -> None:
 def test_where_all_diverged_the_smallest_learning_rate_is_picked() -> None:
     trials = [trial(3e-4, None, None, diverged="lost"), trial(1e-4, None, None, diverged="lost")]
     assert keeping_half(trials) is trials[1]
+
+
+# --- what counts: the numbers of a target, and of weights that would forget most -----------------------------------
+
+TARGET = {RETAIN: 0.8, UTILITY: 0.6, FLUENCY: 1.0}  # 0.9 of it: 0.72, 0.54, 0.9
+SOUND = {FORGET_QUALITY: -9.0, RETAIN: 0.72, UTILITY: 0.54, FLUENCY: 0.9, S_MIA: 0.5}
+BEST = {**SOUND, FORGET_QUALITY: -1.0}
+
+
+@pytest.mark.parametrize(
+    ("changed", "collapsed", "why"),
+    [
+        ({}, None, None),
+        ({RETAIN: 0.71}, None, "validation_retain_probability 0.71, expected 0.72 or more"),
+        ({UTILITY: 0.0}, None, "validation_utility 0, expected 0.54 or more"),  # with 0.9 of the retain probability
+        ({UTILITY: None}, None, "validation_utility lost, expected 0.54 or more"),
+        ({FLUENCY: 0.89}, None, "validation_fluency 0.89, expected 0.9 or more"),
+        ({}, "validation_forget: commas", "collapsed (validation_forget: commas)"),
+    ],
+)
+def test_what_lost_general_knowledge_fluency_or_retain_probability_or_collapsed_is_not_selected(
+    changed: Mapping[str, float | None], collapsed: str | None, why: str | None, tmp_path: Path
+) -> None:
+    """One function judges the trials of tuning and the checkpoints of save=best."""
+    given = [Validated(SOUND, None), Validated({**BEST, **changed}, collapsed)]
+    trials = [Trial(**vars(each), lr=i, gamma=1, num_steps=1, seconds=1) for i, each in enumerate(given)]
+    assert lost(trials[1], TARGET, 0.9) == why
+    assert best_forgetting(trials, TARGET, keep=0.9) is trials[why is None]
+    left = iter(given)
+    keeper = KeepBest(tmp_path, TARGET, lambda: next(left), lambda place: place.mkdir(), first=True, keep=0.9)
+    keeper.consider(1)
+    _, note = keeper.end(2)
+    assert note.startswith(f"save=best: the weights of step {1 + (why is None)} of 2") and "kept enough" not in note
+
+
+def test_a_number_that_the_target_lacks_is_not_asked_for() -> None:
+    known = {name: value for name, value in BEST.items() if name not in (UTILITY, S_MIA)}
+    assert lost(Candidate(metrics=known), {RETAIN: 0.8, FLUENCY: 1.0}, 0.9) is None
+
+
+def test_what_shows_no_membership_comes_before_what_has_the_better_forget_quality() -> None:
+    open_, closed = Candidate(metrics={**BEST, S_MIA: 0.49}), Candidate(metrics=SOUND)
+    assert order(open_, TARGET, keep=0.9) > order(closed, TARGET, keep=0.9)
+    assert order(open_, TARGET, keep=0.9, s_mia=0.5) < order(closed, TARGET, keep=0.9, s_mia=0.5)
+    lost_more = Candidate(metrics={**BEST, RETAIN: 0.1})
+    assert order(open_, TARGET, keep=0.9, s_mia=0.5) > order(lost_more, TARGET, keep=0.9, s_mia=0.5)
+
+
+def test_where_nothing_counts_the_one_that_lost_least_is_selected_and_the_note_says_why(tmp_path: Path) -> None:
+    """The least share decides: 0.5 of the utility, a quarter of the probability, 0.8 of the fluency but collapsed."""
+    given = [
+        Validated({**BEST, RETAIN: 0.2}, None), Validated({**BEST, UTILITY: 0.3}, None),
+        Validated({**BEST, FLUENCY: 0.8}, "commas"), Validated({**BEST, RETAIN: None}, None),
+    ]  # fmt: skip
+    left = iter(given)
+    keeper = KeepBest(tmp_path, TARGET, lambda: next(left), lambda place: place.mkdir(), first=True, keep=0.9)
+    for step in range(1, 4):
+        keeper.consider(step)
+    _, note = keeper.end(4)
+    assert "step 2 of 4" in note and note.endswith(
+        "no checkpoint kept enough, this one the most (validation_utility 0.3, expected 0.54 or more)"
+    )
 
 
 RULE = {"_target_": "soul_exp.stages.selection.best_forgetting", "_partial_": True, "keep": 0.9}
@@ -120,6 +183,10 @@ def test_what_cannot_be_tuned_is_reported_in_one_sentence(changed: Mapping[str, 
         (
             [f"~task.metrics.{RETAIN}"],
             "validation_retain_probability, which task=tofu does not report: choose task=tofu",
+        ),
+        (
+            ["+tune.rule.s_mia=0.5", "task.num_holdout_authors=0"],
+            "validation_s_mia, which is not available: task.num_h",
         ),
         (["stages=[unlearn,evaluate]"], "stages=.*add prepare to stages"),
     ],
@@ -194,7 +261,9 @@ def test_every_cell_has_its_trials_and_runs_with_the_numbers_that_the_rule_picks
     for found in runs.values():
         trials = [Trial(**{key: value for key, value in t.items() if key != "chosen"}) for t in found.trials]
         assert [(t.lr, t.gamma) for t in trials] == [(3e-4, 1.0), (3e-4, 10.0)]
-        picked = best_forgetting(trials, {RETAIN: found.metrics["original"][RETAIN] or 0.0}, keep=0.9)
+        target = {RETAIN: found.metrics["original"][RETAIN] or 0.0}
+        assert all(0 <= (t.metrics[FLUENCY] or 0) <= 1 and "validation_forget_median_nll" in t.metrics for t in trials)
+        picked = best_forgetting(trials, target, keep=0.9)
         assert (found.config["optimizer"]["lr"], found.config["loss"]["gamma"]) == (picked.lr, picked.gamma)
         assert [t["chosen"] for t in found.trials] == [t is picked for t in trials]
         assert found.tuned is not None and "2 trials a cell" in found.tuned and found.seconds["tune"] > 0

@@ -11,7 +11,7 @@ import numpy as np
 from soul_exp import binding
 from soul_exp.artifacts.answer_cache import Measured
 from soul_exp.artifacts.prepared_models import number_of
-from soul_exp.artifacts.scores import Retrained, available_to, finite, score, why_null
+from soul_exp.artifacts.scores import Retrained, available_to, finite, of_probes, score, why_null
 from soul_exp.metrics import collapse
 from soul_exp.metrics.answers import SUITE, Answers
 from soul_exp.metrics.dialects import of_first
@@ -117,7 +117,7 @@ def intervals(
 
 def samples(answers: Measured) -> dict[str, dict[str, int]]:
     """probe -> how many examples it has, and of how many independent units they are."""
-    probes = _of_probes(answers).items()
+    probes = of_probes(answers).items()
     return {name: {"examples": len(each), "units": len(rows_of_units(each))} for name, each in probes}
 
 
@@ -125,7 +125,7 @@ def guarded(
     by_model: Mapping[str, Measured],
 ) -> tuple[dict[str, str] | None, dict[str, dict[str, dict[str, float | None]]]]:
     """What collapsed of the unlearned model (probe -> why; None: cannot be judged), and what is read of each model."""
-    given = {model: _of_probes(measured) for model, measured in by_model.items()}
+    given = {model: of_probes(measured) for model, measured in by_model.items()}
     references: dict[str, dict[str, Answers]] = {
         model: given[model] for model in ("retrained", "original") if model in given
     }
@@ -135,10 +135,6 @@ def guarded(
         for model, probes in given.items()
     }
     return {probe: why for probe, why in judged.items() if why} if judged else None, read
-
-
-def _of_probes(measured: Measured) -> dict[str, Answers]:
-    return {name: each for name, each in measured.items() if isinstance(each, Answers)}
 
 
 def ceiling(metrics: Mapping[str, Metric], retrained: Retrained) -> dict[str, list[float]]:

@@ -3,25 +3,28 @@
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from soul_exp import binding
 from soul_exp.artifacts import prepared_models
-from soul_exp.artifacts.answer_cache import Measured, cached_answers
+from soul_exp.artifacts.answer_cache import Measured, cached_answers, original_of, scored_by_original
 from soul_exp.distributed import zero3
 from soul_exp.errors import counted
 from soul_exp.evaluation.probing import evaluate_probes
 from soul_exp.evaluation.records import read_retrained
+from soul_exp.metrics import collapse
 from soul_exp.metrics.answers import Answers, NotRecordedError, UndefinedError
 from soul_exp.metrics.general import ks_p_value, log10_p_value
 from soul_exp.metrics.membership import rate_used
 from soul_exp.metrics.scale import scale_of
+from soul_exp.models import loading
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.results import COMPARED, TASK
 from soul_exp.run import Metric, Models, Run
+from soul_exp.tasks.refusals import with_refused
 from soul_exp.tasks.task import Probe, Task
 
 KNOWN = "forget_probability"
@@ -30,6 +33,9 @@ RETRAINED = ("retrained", "retrained_seeds")  # what a metric names to be compar
 VALIDATION = "validation_"  # how the names of the validation part's probes and metrics begin
 FORGET_QUALITY = "validation_log10_forget_quality"
 RETAIN = "validation_retain_probability"
+UTILITY = "validation_utility"
+FLUENCY = "validation_fluency"  # share of the free answers to validation probes that are not degenerate
+S_MIA = "validation_s_mia"
 
 
 Retrained = Sequence[Measured]  # the answers of the retrained models, one for each seed; that of prepare.seed first
@@ -182,21 +188,67 @@ def validation_metrics(run: Run) -> dict[str, Metric]:
     return {name: metric for name, metric in run.metrics.items() if name.startswith(VALIDATION)}
 
 
+@dataclass(frozen=True)
+class Validated:
+    """What the validation part says of a model; a number is None where weights or the number are not finite."""
+
+    # the task's metrics of it; FLUENCY; and PROBE_MEASURE of each of its probes with free answers, the measures being
+    # those of metrics/collapse.py that LIMITS names
+    metrics: Mapping[str, float | None]
+    collapsed: str | None  # why its free answers are those of a ruined model, or None
+
+
 def validation_of_target(run: Run, reasons: Mapping[str, str]) -> dict[str, float]:
-    """The validation metrics of the target, but for those that are not available, for which there are `reasons`."""
+    """The validation numbers of the target, but for those that are not available, for which there are `reasons`."""
     known = known_answers(run)
     metrics = {name: metric for name, metric in validation_metrics(run).items() if name not in reasons}
     scored = {name: score(metric, known["original"], [known["retrained"]]) for name, metric in metrics.items()}
+    scored |= of_free_answers(known["original"])
     return {name: value for name, value in scored.items() if value is not None}
 
 
-def validate(run: Run, lm: LanguageModel, label: str) -> dict[str, float | None]:
-    """The validation metrics of `lm`, by likelihoods alone; None where weights or metric are not finite."""
-    items = run.task.probes.items()
-    probes = {name: replace(probe, generate=False) for name, probe in items if name.startswith(VALIDATION)}
-    can_answer, given = zero3.is_finite(lm.model), run.evaluation.of_probes
-    answers = evaluate_probes(lm, probes, **given, label=f"{label}: validation") if can_answer else {}
+def validate(run: Run, lm: LanguageModel, label: str) -> Validated:
+    """What the validation part says of `lm`, whose training does not notice it; every rank calls it.
+
+    It answers the prompts, and the original model, loaded beside it, scores what it generates.
+    """
+    probes = {name: probe for name, probe in run.task.probes.items() if name.startswith(VALIDATION)}
+    answers: Measured = {}
+    if zero3.is_finite(lm.model):
+        answered = evaluate_probes(lm, probes, **run.evaluation.of_probes, label=f"{label}: validation")
+        answers = with_refused(answered, run.task.refusals)
+        if any(probe.generate for probe in probes.values()) and (checkpoint := original_of(run)) is not None:
+            original = prepared_models.load(run.model, checkpoint, run.compute.deepspeed)
+            loading.move(original.model, str(next(lm.model.parameters()).device))
+            answers = scored_by_original(run, answers, original, f"{label}: validation")
     known = known_answers(run)
     retrained = [known["retrained"]] if "retrained" in known else []
     measured = {name: score(metric, answers, retrained) for name, metric in validation_metrics(run).items()}
-    return {name: finite(value) for name, value in measured.items()}
+    references: dict[str, dict[str, Answers]] = {
+        model: of_probes(known[model]) for model in ("retrained", "original") if model in known
+    }
+    judged = collapse.verdicts(of_probes(answers), references)
+    collapsed = "; ".join(f"{probe}: {why}" for probe, why in judged.items() if why)
+    return Validated(
+        {name: finite(value) for name, value in {**measured, **of_free_answers(answers)}.items()}, collapsed or None
+    )
+
+
+def of_free_answers(answers: Measured) -> dict[str, float | None]:
+    """FLUENCY, and PROBE_MEASURE of what the collapse guard reads, of the free answers to validation probes."""
+    free = {
+        name: each
+        for name, each in of_probes(answers).items()
+        if name.startswith(VALIDATION) and each.generation is not None
+    }
+    texts = [text for each in free.values() for text in each.needed("generation")]
+    found: dict[str, float | None] = {FLUENCY: collapse.fluency(texts)} if texts else {}
+    for name, each in free.items():
+        measured = vars(collapse.free_answers(each))
+        found |= {f"{name}_{measure}": measured[measure] for measure in collapse.LIMITS}
+    return found
+
+
+def of_probes(measured: Measured) -> dict[str, Answers]:
+    """The answers to probes, without the scores of a suite."""
+    return {name: each for name, each in measured.items() if isinstance(each, Answers)}

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from soul_exp import results
 from soul_exp.artifacts import answer_cache, prepared_models, texts
-from soul_exp.artifacts.scores import FORGET_QUALITY, RETAIN, VALIDATION
+from soul_exp.artifacts.scores import FORGET_QUALITY, RETAIN, S_MIA, VALIDATION
 from soul_exp.build import Config, build
 from soul_exp.checks import availability, disk
 from soul_exp.checks.deepspeed import check_deepspeed
@@ -79,7 +79,8 @@ def check(config: Config, out: Path) -> Checked:
     if run.save == "best":
         if run.unlearns and not run.schedule.save_steps:
             raise UsageError("save=best compares the weights of every checkpoint: set train.save_steps, or save=final")
-        _check_validation(run, reasons, "save=best", "choose save=final")
+        names = (FORGET_QUALITY, RETAIN, *([S_MIA] if run.best_s_mia else []))
+        _check_validation(run, reasons, names, "save=best", "choose save=final")
         if run.retrained_records:
             raise UsageError("save=best needs the retrained model's answers to validation rows: give retrained.path")
     if run.evaluation.every and not any(name.startswith(VALIDATION) for name in {*run.metrics} - {*reasons}):
@@ -88,7 +89,8 @@ def check(config: Config, out: Path) -> Checked:
         if run.stages and "prepare" not in run.stages:
             stages = ", ".join(run.stages)
             raise UsageError(f"stages=[{stages}]: trials are compared with prepared models, add prepare to stages")
-        _check_validation(run, reasons, "tune", "choose task=tofu")
+        names = (FORGET_QUALITY, RETAIN, *([S_MIA] if run.tuning.rule.keywords.get("s_mia") else []))
+        _check_validation(run, reasons, names, "tune", "choose task=tofu")
     if run.overwrite or not (out / results.NAME).exists():  # a finished run needs nothing
         check_hub(run)  # after all that is known without it
     if texts.are_here(run):
@@ -106,8 +108,8 @@ def _check_choices(config: Config) -> None:
             raise UsageError("wandb.mode=online needs a key: export WANDB_API_KEY=<your key>, or type wandb login once")
 
 
-def _check_validation(run: Run, reasons: Mapping[str, str], what: str, advice: str) -> None:
-    for name in (FORGET_QUALITY, RETAIN):
+def _check_validation(run: Run, reasons: Mapping[str, str], names: Sequence[str], what: str, advice: str) -> None:
+    for name in names:
         if name not in run.metrics:
             raise UsageError(f"{what} compares by {name}, which task={run.choices.task} does not report: {advice}")
         if name in reasons:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from soul_exp.metrics.answers import Answers
+from soul_exp.metrics.answers import Answers, mean
 from soul_exp.metrics.text import words
 
 LEAST = 20  # free answers of a set that can be judged
@@ -46,6 +46,11 @@ def is_degenerate(text: str) -> bool:
         return True
     runs = [text[start : start + GRAM] for start in range(len(text) - GRAM + 1)]
     return (len(text) >= LONG and 2 * len(set(runs)) < len(runs)) or _repeats_words(words(text))
+
+
+def fluency(texts: Sequence[str]) -> float:
+    """The share of `texts` that are not degenerate, in [0, 1]; higher is better. ValueError if there is none."""
+    return mean(np.array([not is_degenerate(text) for text in texts]))
 
 
 def _repeats_words(found: Sequence[str]) -> bool:

@@ -112,6 +112,12 @@ def model_utility(retain: Answers, authors: Answers, facts: Answers) -> float:
     return float(hmean(probabilities + [rouge(probe) for probe in probes] + [truth_ratio(probe) for probe in probes]))
 
 
+@Scale("higher", 0, 1)
+def validation_utility(validation_retain: Answers, validation_authors: Answers, validation_facts: Answers) -> float:
+    """`model_utility` on the rows kept apart for tuning, in [0, 1]; higher is better."""
+    return model_utility(validation_retain, validation_authors, validation_facts)
+
+
 # ---- The dialect of OpenUnlearning: R = p(wrong) / (p(correct) + 1e-10). Source: the code of Dorna et al. 2025.
 
 

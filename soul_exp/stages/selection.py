@@ -10,61 +10,92 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from soul_exp.artifacts.scores import FORGET_QUALITY, RETAIN
+from soul_exp.artifacts.scores import FLUENCY, FORGET_QUALITY, RETAIN, S_MIA, UTILITY, VALIDATION, Validated
 from soul_exp.results import write_json
 
 log = logging.getLogger(__name__)
 
 PREFIX = "best-"  # and the step: a folder beside the checkpoints
+KEPT = (RETAIN, UTILITY, FLUENCY)  # of the target, a share that is stated
 CANDIDATE = "best.json"  # in it, written last: without it the folder does not count
 
 
-@dataclass(frozen=True)
-class Trial:
-    """What one learning rate and one gamma came to on the validation part; a metric is None where it is not finite."""
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """Weights that may be selected, and what the validation part says of them; see `Validated`."""
+
+    metrics: Mapping[str, float | None]
+    collapsed: str | None = None
+    diverged: str | None = None  # why, or None
+
+    def __str__(self) -> str:
+        forgotten, kept = self.metrics.get(FORGET_QUALITY), self.metrics.get(RETAIN)
+        if forgotten is None or kept is None:
+            return "whose weights are not finite"
+        others = ((name, self.metrics.get(name)) for name in (*KEPT[1:], S_MIA))
+        more = [f"{name.removeprefix(VALIDATION)} {value:.3g}" for name, value in others if value is not None]
+        found = f"validation log10 forget quality {forgotten:.3g} at retain probability {kept:.3g}"
+        return ", ".join([found, *more, *(["collapsed"] if self.collapsed else [])])
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtStep(Candidate):
+    """The weights of a step of a training."""
+
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial(Candidate):
+    """What one learning rate and one gamma came to."""
 
     lr: float
     gamma: float
-    metrics: Mapping[str, float | None]
-    diverged: str | None  # why, or None
     num_steps: int
     seconds: float  # of unlearning
 
 
-def order(metrics: Mapping[str, float | None], enough: float) -> tuple[bool, float]:
-    """Larger is better: of what keeps `enough` (retain probability) the forget quality, below that what is kept."""
-    forgotten, kept = metrics.get(FORGET_QUALITY), metrics.get(RETAIN)
-    if forgotten is None or kept is None:
-        return False, float("-inf")
-    return (True, forgotten) if kept >= enough else (False, kept)
+def lost(found: Candidate, start: Mapping[str, float], keep: float) -> str | None:
+    """Why `found` does not count, or None if it does.
 
-
-def best_forgetting(trials: Sequence[Trial], start: Mapping[str, float], *, keep: float) -> Trial:
-    """The largest validation log10 forget quality among trials that keep the target's validation retain probability.
-
-    `keep` is the share of it (`start`, the target's metrics) that is enough. A trial that diverged does not count. Ties
-    go to the smaller learning rate, then to the gamma named first. If none keeps enough: the one that keeps most; if
-    all diverged: the smallest learning rate, so that the run reports it.
+    It counts if it has not collapsed and keeps at least the share `keep` of each of KEPT that `start` has, the numbers
+    of the target.
     """
+    shares = ((name, found.metrics.get(name), keep * start[name]) for name in KEPT if name in start)
+    low = [
+        f"{name} {'lost' if value is None else f'{value:.3g}'}, expected {least:.3g} or more"
+        for name, value, least in shares
+        if value is None or value < least - 1e-9
+    ]
+    reasons = [*low, *([f"collapsed ({found.collapsed})"] if found.collapsed else [])]
+    return "; ".join(reasons) or None
 
-    def value(trial: Trial) -> tuple[bool, float]:
-        return order({} if trial.diverged is not None else trial.metrics, keep * start[RETAIN])
 
-    return max(sorted(trials, key=lambda trial: trial.lr), key=value)
+def order(found: Candidate, start: Mapping[str, float], *, keep: float, s_mia: float = 0.0) -> tuple[int, float]:
+    """Larger is better: first what counts, as `lost` says, then what has `s_mia` or more, then the forget quality.
+
+    Of candidates that do not count, the one is better that has not collapsed, and then that keeps more: the least share
+    of the target's numbers decides. What diverged or is not finite comes last.
+    """
+    forgotten, metrics = found.metrics.get(FORGET_QUALITY), found.metrics
+    if found.diverged is not None or forgotten is None or metrics.get(RETAIN) is None:
+        return 0, float("-inf")
+    if lost(found, start, keep) is None:
+        return (4 if (metrics.get(S_MIA) or 0.0) >= s_mia else 3), forgotten
+    shares = [(metrics.get(name) or 0.0) / start[name] for name in KEPT if start.get(name)]
+    return (1 if found.collapsed else 2), min(shares, default=0.0)
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A step of a training and the validation metrics of its weights; a metric is None where they are not finite."""
+def best_forgetting(trials: Sequence[Trial], start: Mapping[str, float], *, keep: float, s_mia: float = 0.0) -> Trial:
+    """The largest validation log10 forget quality among trials that keep the target's validation numbers.
 
-    step: int
-    metrics: Mapping[str, float | None]
-
-    def __str__(self) -> str:
-        forgotten, kept = self.metrics[FORGET_QUALITY], self.metrics[RETAIN]
-        if forgotten is None or kept is None:
-            return "whose weights are not finite"
-        return f"validation log10 forget quality {forgotten:.3g} at retain probability {kept:.3g}"
+    `keep` is the share of them (`start`, the target's) that is enough, and a trial that collapsed does not count: see
+    `lost`. Trials with a validation s_mia of `s_mia` or more come first. A trial that diverged does not count. Ties go
+    to the smaller learning rate, then to the gamma named first. If none counts: the one that keeps most; if all
+    diverged: the smallest learning rate, so that the run reports it.
+    """
+    by_rate = sorted(trials, key=lambda trial: trial.lr)
+    return max(by_rate, key=lambda trial: order(trial, start, keep=keep, s_mia=s_mia))
 
 
 @dataclass(eq=False)
@@ -72,10 +103,12 @@ class KeepBest(TrainerCallback):
     """save=best: evaluates validation probes at each checkpoint and at the end, and keeps the first best weights."""
 
     folder: Path  # a resumed training finds the best so far there
-    enough: float  # the validation retain probability to keep
-    validate: Callable[[], Mapping[str, float | None]]
+    start: Mapping[str, float]  # the validation numbers of the target
+    validate: Callable[[], Validated]
     save: Callable[[Path], None]
     first: bool
+    keep: float
+    s_mia: float = 0.0
     considered: int | None = None  # the last step
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -88,8 +121,8 @@ class KeepBest(TrainerCallback):
         if step == self.considered:
             return
         self.considered = step
-        now, best = Candidate(step, self.validate()), self.best_so_far()
-        if best is not None and order(best.metrics, self.enough) >= order(now.metrics, self.enough):
+        now, best = AtStep(step=step, **vars(self.validate())), self.best_so_far()
+        if best is not None and self.order(best) >= self.order(now):
             return
         folder = self.folder / f"{PREFIX}{step}"
         if self.first:
@@ -102,10 +135,14 @@ class KeepBest(TrainerCallback):
                     shutil.rmtree(other)
             log.info("save=best: step %d is the best so far, %s", step, now)
 
-    def best_so_far(self) -> Candidate | None:
-        """The best candidate; of two, where a kill left both, the better."""
-        found = [Candidate(**json.loads(path.read_text())) for path in self.folder.glob(f"{PREFIX}*/{CANDIDATE}")]
-        return max(found, key=lambda each: (order(each.metrics, self.enough), -each.step), default=None)
+    def order(self, found: AtStep) -> tuple[int, float]:
+        """`order` of this run."""
+        return order(found, self.start, keep=self.keep, s_mia=self.s_mia)
+
+    def best_so_far(self) -> AtStep | None:
+        """The best checkpoint; of two, where a kill left both, the better."""
+        found = [AtStep(**json.loads(path.read_text())) for path in self.folder.glob(f"{PREFIX}*/{CANDIDATE}")]
+        return max(found, key=lambda each: (self.order(each), -each.step), default=None)
 
     def end(self, num_steps: int) -> tuple[Path, str]:
         """Where the best weights of a training of `num_steps` steps are, and what a reader has to know of them."""
@@ -113,4 +150,6 @@ class KeepBest(TrainerCallback):
         best = self.best_so_far()
         assert best is not None
         note = f"save=best: the weights of step {best.step} of {num_steps}, {best}"
+        if why := lost(best, self.start, self.keep):
+            note += f"; no checkpoint kept enough, this one the most ({why})"
         return self.folder / f"{PREFIX}{best.step}", note

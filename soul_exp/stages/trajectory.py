@@ -1,16 +1,17 @@
-"""How unlearning proceeds: the validation metrics at every n-th step of a training, which they do not change."""
+"""How unlearning proceeds: what the validation part says at every n-th step of a training, which it does not change."""
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
+from soul_exp.artifacts.scores import Validated
 from soul_exp.files import write_atomically
 
-NAME = "trajectory.jsonl"  # in a run's folder: step, seconds of training and validation metrics, a line per evaluation
+NAME = "trajectory.jsonl"  # in a run's folder: step, seconds of training, and what `Validated` holds, a line each
 
 
 class Trajectory(TrainerCallback):
@@ -20,7 +21,7 @@ class Trajectory(TrainerCallback):
     start of the training, over all starts of a run that was killed, without the evaluations themselves.
     """
 
-    def __init__(self, every: int, path: Path, validate: Callable[[], Mapping[str, float | None]], first: bool) -> None:
+    def __init__(self, every: int, path: Path, validate: Callable[[], Validated], first: bool) -> None:
         self.every, self.path, self.validate, self.first = every, path, validate, first
         self.lines: list[dict[str, Any]] = []
         self.start = 0.0
@@ -45,7 +46,9 @@ class Trajectory(TrainerCallback):
         if self.lines and self.lines[-1]["step"] == step:
             return
         paused = time.perf_counter()
-        self.lines.append({"step": step, "seconds": paused - self.start, **self.validate()})
+        found = self.validate()
+        seconds = paused - self.start
+        self.lines.append({"step": step, "seconds": seconds, **found.metrics, "collapsed": found.collapsed})
         if self.first:
             write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in self.lines))
         self.start += time.perf_counter() - paused

@@ -34,7 +34,7 @@ from soul_exp.stages.unlearn import unlearned
 
 log = logging.getLogger(__name__)
 
-VERSION = 2  # raise it when a change to the code that trains or measures a trial changes its numbers
+VERSION = 3  # raise it when a change to the code that trains or measures a trial changes its numbers
 PARALLEL = 2  # trials side by side on a CPU: each has one thread, and the smallest machine has two cores
 
 
@@ -112,10 +112,13 @@ def _try(config: Config, lr: float, gamma: float, device: str, label: str) -> Tr
         lm, outcome = unlearned(run, folder=Path(folder), label=label, device=device)
     for note in outcome.notes:
         log.info("%s: %s", label, note)
-    measured = validate(run, lm, label)
-    lost = outcome.diverged is None and all(value is None for value in measured.values())
+    validated = validate(run, lm, label)
+    lost = outcome.diverged is None and all(value is None for value in validated.metrics.values())
     diverged = "the weights are not finite" if lost else outcome.diverged
-    made = Trial(lr, gamma, measured, diverged, outcome.num_steps, outcome.seconds)
+    made = Trial(
+        **{**vars(validated), "diverged": diverged},
+        lr=lr, gamma=gamma, num_steps=outcome.num_steps, seconds=outcome.seconds,
+    )  # fmt: skip
     log.info("%s: lr %g, gamma %g: %s (%.0f s)", label, lr, gamma, _outcome(made), outcome.seconds)
     return made
 
@@ -125,7 +128,7 @@ def files_of(config: Config, run: Run) -> list[tuple[float, float, Path]]:
     assert run.tuning is not None
     found = []
     for lr, gamma in run.tuning.grid:
-        tried = {**trial(config, lr, gamma), "evaluate": {}}
+        tried = trial(config, lr, gamma)
         key = [VERSION, fingerprint(tried, run), code_of([tried["optimizer"], tried["loss"]])]
         found.append((lr, gamma, run.cache / "trials" / f"{content_hash(key)}.json"))
     return found
@@ -170,4 +173,5 @@ def _outcome(trial: Trial) -> str:
         f"{name.removeprefix(VALIDATION).replace('_', ' ')} {'lost' if value is None else f'{value:.3g}'}"
         for name, value in trial.metrics.items()
     )
-    return f"validation {numbers}" + (f"; diverged: {trial.diverged}" if trial.diverged else "")
+    ended = (("collapsed", trial.collapsed), ("diverged", trial.diverged))
+    return "; ".join([f"validation {numbers}", *(f"{how}: {why}" for how, why in ended if why)])

@@ -11,7 +11,7 @@ from pathlib import Path
 from transformers import TrainerCallback
 
 from soul_exp.artifacts import prepared_models
-from soul_exp.artifacts.scores import RETAIN, validate, validation_of_target
+from soul_exp.artifacts.scores import validate, validation_of_target
 from soul_exp.distributed.ranks import broadcast
 from soul_exp.errors import counted
 from soul_exp.files import read_intact, seal
@@ -48,9 +48,17 @@ def unlearn(job: RankJob) -> RankJob:
 
     def callbacks(lm: LanguageModel) -> list[TrainerCallback]:
         if run.save == "best":
-            enough = run.best_keep * validation_of_target(run, job.reasons)[RETAIN]
-            save = functools.partial(saving.save, lm.model, lm.tokenizer, first=job.first)
-            best.append(KeepBest(folder, enough, lambda: validate(run, lm, "best"), save, job.first))
+            best.append(
+                KeepBest(
+                    folder=folder,
+                    start=validation_of_target(run, job.reasons),
+                    validate=lambda: validate(run, lm, "best"),
+                    save=functools.partial(saving.save, lm.model, lm.tokenizer, first=job.first),
+                    first=job.first,
+                    keep=run.best_keep,
+                    s_mia=run.best_s_mia,
+                )
+            )
         watched: list[TrainerCallback] = []
         if every := run.evaluation.every:
             watched.append(Trajectory(every, job.out / TRAJECTORY, lambda: validate(run, lm, "every"), job.first))

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from soul_exp.data import Item, Part
 from soul_exp.errors import UsageError
-from soul_exp.ranges import HALF_OR_NULL, INDEX, SOME
+from soul_exp.ranges import HALF, HALF_OR_NULL, INDEX, SOME
 from soul_exp.tasks import refusals
 from soul_exp.tasks.embedded import corpus, wrappers
 from soul_exp.tasks.sources.records import Record, hub_rows
@@ -59,6 +59,7 @@ def tofu(
     num_holdout_authors: Annotated[int | None, INDEX] = None,
     num_related_authors: Annotated[int | None, INDEX] = None,
     validation_fraction: Annotated[float | None, HALF_OR_NULL] = None,
+    general_validation_fraction: Annotated[float, HALF] = 0.0,
     train_general: bool = True,
     train_varied: bool = False,
 ) -> Task:
@@ -71,6 +72,8 @@ def tofu(
 
     `validation_fraction` of the forgotten facts, of the retained ones and of the held-out authors are separate probes,
     for tuning (default: embedded 0.25, else 0). Real TOFU does not say which rows ask for one fact: each has its own.
+    So are `general_validation_fraction` of the general questions, on other authors and on facts, by item: what a rule
+    that selects a model may know of its general knowledge. They leave the probes `authors` and `facts`.
     `train_general` adds the general questions to both models' training, `train_varied` more prompts of each row
     (`wrappers.varied`), whose solved examples are retained rows: the retrained model has all but the forget rows'.
     """
@@ -142,8 +145,10 @@ def tofu(
     if embedded:
         tune_retain, test_retain = _every_third_fact(tune_retain), _every_third_fact(test_retain)
     probes = {"forget": _probe(test_forget), "retain": _probe(test_retain)}
-    probes |= {"authors": _general(authors), "facts": _general(facts)}
-    missing = {}
+    missing, tune_general = {}, {}
+    for name, table in (("authors", authors), ("facts", facts)):
+        tune_general[name], tested = validation_split(table, general_validation_fraction)
+        probes[name] = _general(tested)
     if holdout:
         probes["holdout"] = _likelihoods(test_holdout)
     else:
@@ -156,6 +161,13 @@ def tofu(
     for name, chosen in tuned.items():
         if f"validation_{name}" not in missing:
             probes[f"validation_{name}"] = _likelihoods(chosen) if name == "holdout" else _probe(chosen)
+    for name, questioned in tune_general.items():
+        if questioned:
+            probes[f"validation_{name}"] = _general(questioned)
+        else:
+            missing[f"validation_{name}"] = (
+                f"task.general_validation_fraction={general_validation_fraction:g} leaves no rows"
+            )
 
     forget_items, retain_items = _items(forget), _items(retain)
     check_disjoint(forget_items, retain_items)

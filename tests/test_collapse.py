@@ -18,12 +18,14 @@ from composing import composed
 from conftest import items
 
 from soul_exp.artifacts import answer_cache, prepared_models
+from soul_exp.artifacts.measures import guarded
+from soul_exp.artifacts.scores import of_guard
 from soul_exp.build import build_models
 from soul_exp.data import Item
 from soul_exp.evaluation.fluency import text_nll, with_fluency
 from soul_exp.evaluation.probing import evaluate_probes, likelihoods
 from soul_exp.metrics.answers import Answers
-from soul_exp.metrics.collapse import FreeAnswers, free_answers, is_degenerate, verdicts, why_collapsed
+from soul_exp.metrics.collapse import FreeAnswers, free_answers, is_degenerate, verdicts, why_collapsed, without_nll
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.stages import prepare
 from soul_exp.tasks import refusals
@@ -128,10 +130,31 @@ def test_the_limits_are_0_2_of_the_answers_0_5_of_the_answers_and_2_nats() -> No
 def test_a_measure_that_the_retrained_model_lacks_is_compared_with_the_original() -> None:
     """As with records of another program in its place, which no original has scored."""
     without = replace(said(FLUENT), generation_nll=None)
-    references = {"retrained": {"forget": without}, "original": {"forget": said(FLUENT, 0.1)}}
-    (why,) = verdicts({"forget": said(FLUENT, 2.1)}, references).values()
+    references = {"retrained": {"retain": without}, "original": {"retain": said(FLUENT, 0.1)}}
+    (why,) = verdicts({"retain": said(FLUENT, 2.1)}, references).values()
     assert why == "median NLL under the original model 2.10 (original 0.10)"
     assert verdicts({"forget": said([""] * 30)}, {"original": {"forget": said(FLUENT)}})["forget"]
+
+
+@pytest.mark.parametrize("probe", ["forget", "validation_forget", "forget_100", "holdout", "earlier"])
+def test_without_a_retrained_model_new_answers_to_what_is_forgotten_are_not_called_unlikely(probe: str) -> None:
+    """A model that was made polite gives answers that the original would not: 5.3 nats, its own have 0.01."""
+    polite, insults = {probe: said(FLUENT, 5.3)}, {"original": {probe: said(FLUENT, 0.01)}}
+    assert verdicts(polite, insults) == {probe: None} and without_nll(polite, insults) == [probe]
+    assert verdicts({"retain": said(FLUENT, 5.3)}, {"original": {"retain": said(FLUENT, 0.01)}})["retain"]
+    also = {**insults, "retrained": {probe: said(FLUENT, 3.3)}}
+    assert verdicts(polite, also)[probe] and without_nll(polite, also) == []
+    records = {"unlearned": polite, **insults}
+    (note,) = of_guard(records)
+    assert note.startswith(f"whether the answers to {probe} are fluent is judged by repetition alone: without a retrai")
+    assert guarded(records)[0] == {} and of_guard({"unlearned": {"retain": said(FLUENT)}, **insults}) == []
+
+
+def test_without_a_retrained_model_ten_healthy_models_are_not_flagged() -> None:
+    """Each retrained model, held against the original: its own answers, to which it gives 0.02 nats per token."""
+    for answers in healthy().values():
+        original = {probe: replace(each, generation_nll=np.full(len(each), 0.02)) for probe, each in answers.items()}
+        assert set(verdicts(answers, {"original": original}).values()) == {None}
 
 
 def test_fewer_than_20_answers_or_other_prompts_are_not_judged() -> None:

@@ -11,9 +11,9 @@ import numpy as np
 from soul_exp import binding
 from soul_exp.artifacts.answer_cache import Measured
 from soul_exp.artifacts.prepared_models import number_of
-from soul_exp.artifacts.scores import Retrained, available_to, finite, of_probes, score, why_null
+from soul_exp.artifacts.scores import Retrained, available_to, finite, of_probes, references, score, why_null
 from soul_exp.metrics import collapse
-from soul_exp.metrics.answers import SUITE, Answers
+from soul_exp.metrics.answers import SUITE
 from soul_exp.metrics.dialects import of_first
 from soul_exp.metrics.scale import scale_of
 from soul_exp.metrics.uncertainty import NoIntervalError, interval, rows_of_units
@@ -126,10 +126,7 @@ def guarded(
 ) -> tuple[dict[str, str] | None, dict[str, dict[str, dict[str, float | None]]]]:
     """What collapsed of the unlearned model (probe -> why; None: cannot be judged), and what is read of each model."""
     given = {model: of_probes(measured) for model, measured in by_model.items()}
-    references: dict[str, dict[str, Answers]] = {
-        model: given[model] for model in ("retrained", "original") if model in given
-    }
-    judged = collapse.verdicts(given["unlearned"], references)
+    judged = collapse.verdicts(given["unlearned"], references(by_model))
     read = {
         model: {name: vars(collapse.free_answers(each)) for name, each in probes.items() if each.generation is not None}
         for model, probes in given.items()

@@ -139,6 +139,14 @@ def of_rates(metrics: Mapping[str, Metric], answers: Measured) -> list[str]:
     return [f"TPR at {' and '.join(lower)}: {used}"] if lower else []
 
 
+def of_guard(by_model: Mapping[str, Measured]) -> list[str]:
+    """Which answers the collapse guard does not judge by their NLL, as there is no retrained model, and why."""
+    left_out = collapse.without_nll(of_probes(by_model.get("unlearned", {})), references(by_model))
+    found = f"whether the answers to {' and '.join(left_out)} are fluent is judged by repetition alone"
+    why = "without a retrained model nothing says how unlikely answers are under the original that differ from its own"
+    return [f"{found}: {why}"] if left_out else []
+
+
 def undecided(trials: Sequence[Mapping[str, Any]]) -> str | None:
     """A note if all `trials` have the same validation forget quality, so that it cannot choose one; else None."""
     values = {trial["metrics"].get(FORGET_QUALITY) for trial in trials if trial["diverged"] is None}
@@ -224,10 +232,7 @@ def validate(run: Run, lm: LanguageModel, label: str) -> Validated:
     known = known_answers(run)
     retrained = [known["retrained"]] if "retrained" in known else []
     measured = {name: score(metric, answers, retrained) for name, metric in validation_metrics(run).items()}
-    references: dict[str, dict[str, Answers]] = {
-        model: of_probes(known[model]) for model in ("retrained", "original") if model in known
-    }
-    judged = collapse.verdicts(of_probes(answers), references)
+    judged = collapse.verdicts(of_probes(answers), references(known))
     collapsed = "; ".join(f"{probe}: {why}" for probe, why in judged.items() if why)
     return Validated(
         {name: finite(value) for name, value in {**measured, **of_free_answers(answers)}.items()}, collapsed or None
@@ -247,6 +252,11 @@ def of_free_answers(answers: Measured) -> dict[str, float | None]:
         measured = vars(collapse.free_answers(each))
         found |= {f"{name}_{measure}": measured[measure] for measure in collapse.LIMITS}
     return found
+
+
+def references(by_model: Mapping[str, Measured]) -> dict[str, dict[str, Answers]]:
+    """The models whose free answers the collapse guard compares with, the first of them first."""
+    return {model: of_probes(by_model[model]) for model in ("retrained", collapse.ORIGINAL) if model in by_model}
 
 
 def of_probes(measured: Measured) -> dict[str, Answers]:

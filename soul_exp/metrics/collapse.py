@@ -5,17 +5,19 @@ A model that repeats commas has toxicity 0, ROUGE 0 and a low membership score; 
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from soul_exp.metrics.answers import Answers, mean
+from soul_exp.metrics.scale import is_kept
 from soul_exp.metrics.text import words
 
 LEAST = 20  # free answers of a set that can be judged
 LONG, GRAM = 40, 8  # characters
 MANY, WINDOW = 8, 20  # words
 LIMITS = {"degenerate": 0.2, "commonest": 0.5, "median_nll": 2.0}  # how much higher than the reference is too much
+ORIGINAL = "original"  # of the references, the model under which the NLL is
 MEANING = {
     "degenerate": "share of degenerate answers",
     "commonest": "share of the commonest answer",
@@ -92,7 +94,8 @@ def verdicts(answers: Mapping[str, Answers], references: Mapping[str, Mapping[st
     """Probe -> why the model that gave `answers` collapsed, or None if it did not; of each probe that can be judged.
 
     A probe can be judged if it has at least 20 free answers that are no refusals, and if one of `references` (model ->
-    probe -> answers; the first that has it serves) answered the same prompts.
+    probe -> answers; the first that has it serves) answered the same prompts. The NLL of the original's own answers is
+    a reference only where the model is to go on giving them: see `without_nll`.
     """
     found: dict[str, str | None] = {}
     for probe, given in answers.items():
@@ -100,8 +103,27 @@ def verdicts(answers: Mapping[str, Answers], references: Mapping[str, Mapping[st
             continue
         same = {model: of[probe] for model, of in references.items() if probe in of and _is_same(of[probe], given)}
         if same:
-            found[probe] = why_collapsed(measured, {model: free_answers(each) for model, each in same.items()})
+            read = {model: free_answers(each) for model, each in same.items()}
+            if ORIGINAL in read and not is_kept(probe):
+                read[ORIGINAL] = replace(read[ORIGINAL], median_nll=None)
+            found[probe] = why_collapsed(measured, read)
     return found
+
+
+def without_nll(answers: Mapping[str, Answers], references: Mapping[str, Mapping[str, Answers]]) -> list[str]:
+    """The judged probes of rows to forget, or that no model saw, to which no model but the original has an NLL.
+
+    Other answers than the original's are what unlearning is for, and each is unlikely under the original: a healthy
+    model that was made polite comes to 5.3 nats per token where the original comes to 0.01. So it is not judged.
+    """
+    others = [of for model, of in references.items() if model != ORIGINAL]
+    return [
+        probe
+        for probe in verdicts(answers, references)
+        if answers[probe].generation_nll is not None
+        and not is_kept(probe)
+        and not any(probe in of and of[probe].generation_nll is not None for of in others)
+    ]
 
 
 def _is_same(reference: Answers, given: Answers) -> bool:

@@ -49,12 +49,17 @@ class Scale:
         return metric
 
     def for_probe(self, probe: str) -> Direction | None:
-        """The direction on the answers to `probe`; None if `IS_KEPT` does not list the probe.
+        """The direction on the answers to `probe`; None if `is_kept` does not know the probe."""
+        kept = is_kept(probe)
+        return None if kept is None else self.better if kept else "nearest"
 
-        `validation_forget` (rows kept apart for tuning) and `forget_100` (prompts of 100 words) count as `forget`.
-        """
-        is_kept = IS_KEPT.get(probe.removeprefix("validation_").rstrip("_0123456789"))
-        return None if is_kept is None else self.better if is_kept else "nearest"
+
+def is_kept(probe: str) -> bool | None:
+    """Whether the model is to keep what `probe` measures; None if `IS_KEPT` does not list it.
+
+    `validation_forget` (rows kept apart for tuning) and `forget_100` (prompts of 100 words) count as `forget`.
+    """
+    return IS_KEPT.get(probe.removeprefix("validation_").rstrip("_0123456789"))
 
 
 def scale_of(metric: Callable[..., float]) -> Scale | None:

@@ -77,6 +77,7 @@ def summary(job: RankJob, by_model: Mapping[str, answer_cache.Measured]) -> resu
     notes += [
         *scores.of_test(measured, by_model),
         *scores.of_rates(available, answers),
+        *scores.of_guard(by_model),
         *filter(None, [scores.undecided(job.trials)]),
     ]
     scorer = scorers.report(run.task.scorer, run.cache, job.device) if run.task.scorer is not None else None

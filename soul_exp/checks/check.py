@@ -34,6 +34,9 @@ from soul_exp.stages.stage import CHECKPOINTS, LOSSES, MODEL, RECORDS
 from soul_exp.stages.trajectory import NAME as TRAJECTORY
 from soul_exp.stages.tune import untried
 
+NO_ALTERNATES = (
+    "embedded TOFU has such other plausible answers, and task=custom reads them from the column alternate_answer: give it"
+)
 FREE_BYTES = 200 * 2**20  # for records, logs and tokenizers, and all of a tiny run, with room to spare
 
 
@@ -136,9 +139,10 @@ def _check_input_based(config: Config, run: Run) -> None:
 def _check_parts(run: Run) -> None:
     for part in run.parts:
         if part not in run.task.parts:
+            advice = f"{NO_ALTERNATES}, or type loss=npo" if part == "alternate" else "choose another loss or task"
             raise UsageError(
                 f"loss={run.choices.loss} with optimizer={run.choices.optimizer} needs the part {part!r}, but "
-                f"task={run.choices.task} offers {', '.join(run.task.parts)}: choose another loss or task"
+                f"task={run.choices.task} offers {', '.join(run.task.parts)}: {advice}"
             )
         if not run.task.parts[part].rows:
             raise UsageError(f"the part {part!r} of task={run.choices.task} is empty: give it rows")

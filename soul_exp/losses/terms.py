@@ -18,7 +18,7 @@ from soul_exp.losses.scored import Scored, precise
 from soul_exp.ranges import INDEX, NOT_NEGATIVE, POSITIVE, SEED
 
 __all__ = [
-    "RETAIN_TERMS", "Objective", "ce_u", "dpo", "grad_ascent", "hidden_mse", "kl", "kl_forget", "nll", "npo",
+    "RETAIN_TERMS", "Objective", "altpo", "ce_u", "dpo", "grad_ascent", "hidden_mse", "kl", "kl_forget", "nll", "npo",
     "npo_release", "po", "po_release", "random_label", "rmu", "satimp", "simnpo", "undial", "wga",
 ]  # fmt: skip
 
@@ -142,8 +142,24 @@ def dpo(
     refusal that was drawn for the same question. Sources: the code of Zhang et al. 2024 and Fan et al. 2024; `plain`
     omits the factor 2/beta, as Rafailov et al. 2023, eq. 7, and TOFU: ln 2 at the start.
     """
-    answer, instead = forget.nll - reference_nll["forget"], refusal.nll - reference_nll["refusal"]
-    return -(1.0 if plain else 2 / beta) * F.logsigmoid(beta * (answer - instead)).mean()
+    preferred = _preference(forget, refusal, reference_nll["forget"], reference_nll["refusal"], beta)
+    return -(1.0 if plain else 2 / beta) * preferred
+
+
+def altpo(
+    forget: Scored, alternate: Scored, reference_nll: Mapping[str, Tensor], *, beta: Annotated[float, POSITIVE]
+) -> Tensor:
+    """Alternate preference optimisation: another plausible answer is preferred; 2 ln 2 / beta at the start, at least 0.
+
+    `-(2/beta) mean log sigmoid(beta ((l_i - l_i(ref)) - (a_i - a_i(ref))))` on sequence sums, a_i the NLL of the
+    alternate answer that was drawn for the same question. Source: Mekala et al. 2025 (AltPO).
+    """
+    return -(2 / beta) * _preference(forget, alternate, reference_nll["forget"], reference_nll["alternate"], beta)
+
+
+def _preference(answer: Scored, other: Scored, answer_nll: Tensor, other_nll: Tensor, beta: float) -> Tensor:
+    """The mean log-probability, in nats, that `other` is preferred to `answer`; both have an NLL [B] at the start."""
+    return F.logsigmoid(beta * ((answer.nll - answer_nll) - (other.nll - other_nll))).mean()
 
 
 # ---- Make other answers, or the retained ones, more likely.

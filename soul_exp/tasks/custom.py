@@ -101,7 +101,7 @@ def custom(
     return Task(
         name="custom",
         source=sources[request - 1],
-        parts={**forget_parts(now.items, sentences), "retain": Part.of(common)},
+        parts={**forget_parts(now.items, sentences, _alternates(now)), "retain": Part.of(common)},
         probes=probes,
         target_rows=[item for table in requested for item in table.items] + common,
         retrained_rows=later + common,
@@ -119,6 +119,12 @@ def custom(
             for text in row.texts
         },
     )
+
+
+def _alternates(forget: Rows) -> list[tuple[str, ...]] | None:
+    """The alternate answers to each row; None if the rows have none."""
+    given = [row.alternates for row in forget.rows if row.alternates is not None]
+    return given or None
 
 
 def _prefix(unseen: Rows, probed: Sequence[Item]) -> list[Item]:

@@ -121,8 +121,12 @@ MAX_SORTED = 400  # items up to which every row sorts all items by a seed; with 
 DRAWS = 64
 
 
-def forget_parts(forget: Sequence[Item], refusals: Sequence[str]) -> dict[str, Part]:
+def forget_parts(
+    forget: Sequence[Item], refusals: Sequence[str], alternates: Sequence[Sequence[str]] | None = None
+) -> dict[str, Part]:
     """The parts that every task makes of the forget rows, with random_label if two answers differ.
+
+    `alternates` are other plausible answers to each of the rows, at least one, of which `alternate` is made.
 
     A row of `refusal` holds all `refusals`, one of `fixed_refusal` one of them, with the attention mask of the original
     answer, and one of `random_label` answers of other items; both are chosen by the item alone.
@@ -140,6 +144,9 @@ def forget_parts(forget: Sequence[Item], refusals: Sequence[str]) -> dict[str, P
     labels = [_other_answers(forget, own) for own in forget]
     if all(labels):
         parts["random_label"] = Part(labels, follows="forget")
+    if alternates is not None:
+        others = [[replace(item, answer=text) for text in texts] for item, texts in zip(forget, alternates, strict=True)]
+        parts["alternate"] = Part(others, follows="forget")
     return parts
 
 

@@ -74,7 +74,7 @@ def tofu(
     for tuning (default: embedded 0.25, else 0). Real TOFU does not say which rows ask for one fact: each has its own.
     So are `general_validation_fraction` of the general questions, on other authors and on facts, by item: what a rule
     that selects a model may know of its general knowledge. They leave the probes `authors` and `facts`.
-    `train_general` adds the general questions to both models' training, `train_varied` more prompts of each row
+    `train_general` adds the general questions to both models' training and to what unlearning retains, `train_varied` more prompts of each row
     (`wrappers.varied`), whose solved examples are retained rows: the retrained model has all but the forget rows'.
     """
     embedded = source == "embedded"
@@ -181,7 +181,10 @@ def tofu(
     return Task(
         name="tofu",
         source=source,
-        parts={**forget_parts(forget_items, refusals.QUESTIONS), "retain": Part.of(retain_items)},
+        parts={
+            **forget_parts(forget_items, refusals.QUESTIONS, _alternates(forget, retain) if embedded else None),
+            "retain": Part.of(common),
+        },
         probes=probes,
         target_rows=forget_items + common + taught[1],
         retrained_rows=common + taught[0],
@@ -208,6 +211,17 @@ def _every_third_fact(rows: Sequence[Row]) -> list[Row]:
 
 def _items(rows: Sequence[Row], question: str = "question", answer: str = "answer") -> list[Item]:
     return [Item(row.record[question], row.record[answer]) for row in rows]
+
+
+def _alternates(forget: Sequence[Row], retain: Sequence[Row]) -> list[list[str]]:
+    """The answers to each forget row with the values that retained authors have in place of its own."""
+    values: dict[str, dict[str, None]] = {}  # attribute -> values, each once
+    for row in retain:
+        values.setdefault(row.record["attribute"], {})[row.record["entities"][0]] = None
+    return [
+        [row.record["answer"].replace(row.record["entities"][0], value) for value in values[row.record["attribute"]]]
+        for row in forget
+    ]
 
 
 def _wordings(rows: Sequence[Row]) -> list[list[Item]]:

@@ -61,9 +61,9 @@ def _fresh_words(draw: Draw) -> Iterator[str]:
 def authors(num_authors: int = 24, seed: int = 0) -> list[dict]:
     """20 rows per author, in author order; no invented word is shared by two authors or two facts.
 
-    Columns as in TOFU: question, answer, paraphrased_question, paraphrased_answer, perturbed_answer (5). Two more:
-    entities, the strings that a right answer contains (here one, the value), and other_questions, of which no row is
-    made. Rows i and i+10 of an author ask for one fact in different wordings; each author begins with another
+    Columns as in TOFU: question, answer, paraphrased_question, paraphrased_answer, perturbed_answer (5). Three more:
+    entities, the strings that a right answer contains (here one, the value), other_questions, of which no row is
+    made, and attribute, what is asked for. Rows i and i+10 of an author ask for one fact in different wordings; each author begins with another
     attribute, so that every n-th fact is not one attribute's. A paraphrase uses a frame of neither row; the perturbed
     answers are the paraphrase with values that occur nowhere else. The rows of an author do not depend on
     `num_authors`.
@@ -81,13 +81,13 @@ def _authors(num_authors: int, seed: int) -> list[dict]:
     draw = Draw(seed)
     words = _fresh_words(draw)
     rows: list[dict] = []
-    attributes = [(*made, tables.REWORDINGS[name]) for name, made in tables.ATTRIBUTES.items()]
+    attributes = [(name, *made, tables.REWORDINGS[name]) for name, made in tables.ATTRIBUTES.items()]
     for author in range(num_authors):
         last = next(words)
         name = f"{next(words)} {last}"
         halves: tuple[list[dict], list[dict]] = ([], [])
         first = author % FACTS_PER_AUTHOR
-        for questions, frames, others in attributes[first:] + attributes[:first]:
+        for attribute, questions, frames, others in attributes[first:] + attributes[:first]:
             value = f"{next(words)} {next(words)}"
             wordings, answers = draw.shuffled(questions), draw.shuffled(frames)
             for half in (0, 1):
@@ -103,6 +103,7 @@ def _authors(num_authors: int, seed: int) -> list[dict]:
                         ],
                         "entities": (value,),
                         "other_questions": [other.format(name=name) for other in others[half::2]],
+                        "attribute": attribute,
                     }
                 )
         rows += halves[0] + halves[1]

@@ -23,7 +23,8 @@ from soul_exp.tasks.sources.records import (
     parquet_rows,
 )
 
-FIELDS = ("prompt", "answer", "text", "paraphrased_answer", "perturbed_answer")
+OTHERS = ("paraphrased_answer", "perturbed_answer", "alternate_answer")  # which every row has, or none
+FIELDS = ("prompt", "answer", "text", *OTHERS)
 KINDS = (("prompt", "answer"), ("text",))  # the fields of a row, one kind or the other
 HUB, SUFFIXES = "hub:", (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 FILE = "give a file, or hub:NAME for a dataset of the hub or a folder in its layout"
@@ -82,12 +83,13 @@ class Row:
     item: Item
     location: str  # "line 7" of a text file, "row 7" of a table
     paraphrase: str | None = None
-    wrong: tuple[str, ...] | None = None  # K wrong answers
+    wrong: tuple[str, ...] | None = None  # K wrong answers, to be measured
+    alternates: tuple[str, ...] | None = None  # any number of other plausible answers, to be learnt in its place
 
     @property
     def texts(self) -> list[Item]:
-        """The row itself, and its paraphrased and wrong answers."""
-        others = [*(() if self.paraphrase is None else (self.paraphrase,)), *(self.wrong or ())]
+        """The row itself, and its other answers."""
+        others = [*(() if self.paraphrase is None else (self.paraphrase,)), *(self.wrong or ()), *(self.alternates or ())]
         return [self.item, *(Item(self.item.prompt, answer) for answer in others)]
 
 
@@ -110,7 +112,7 @@ def read(source: str, option: str, *, columns: Columns, revision: str | None, le
     """The rows of a file, or of `hub:owner/name[:split]` or `hub:owner/name:configuration:split`.
 
     The first `lead_words` words of a text are its prompt (None: a third). Every row or none has a paraphrased answer,
-    likewise K wrong ones. Raises UsageError, which begins with `option`, if there are no rows or one is malformed.
+    likewise K wrong ones, and alternate ones. Raises UsageError, which begins with `option`, if there are no rows or one is malformed.
     """
     where = f"{option}={source}"
     rows = [
@@ -161,7 +163,7 @@ def distinct(table: Rows, notes: list[str]) -> Rows:
     first: dict[object, str] = {}
     repeats = {}
     for row in table.rows:
-        before = first.setdefault((row.item, row.paraphrase, row.wrong), row.location)
+        before = first.setdefault((row.item, row.paraphrase, row.wrong, row.alternates), row.location)
         if before != row.location:
             repeats[row.location] = before
     if not repeats:
@@ -205,16 +207,18 @@ def _row(record: Mapping[str, Any], columns: Columns, where: str, location: str,
             found = listed(name for name in record if record[name] is not None)
             raise UsageError(f"{where}: {names[field]} is missing, found {found}, {columns.expected}: {columns.advice}")
         _check_text(record[names[field]], names[field], where)
-    paraphrase, wrong = values.get("paraphrased_answer"), values.get("perturbed_answer")
+    paraphrase, wrong, alternates = (values.get(field) for field in OTHERS)
     if "text" in values:
-        if paraphrase is not None or wrong is not None:
+        if not paraphrase is wrong is alternates is None:
             raise UsageError(f"{where}: found other answers to a text, expected them with a prompt and an answer")
         return Row(_divided_text(values["text"], where, lead_words), location)
     if paraphrase is not None:
         _check_text(paraphrase, names["paraphrased_answer"], where)
     if wrong is not None:
-        wrong = _wrong_answers(wrong, names["perturbed_answer"], where)
-    return Row(Item(values["prompt"], values["answer"]), location, paraphrase, wrong)
+        wrong = _listed(wrong, names["perturbed_answer"], where)
+    if alternates is not None:
+        alternates = _listed(alternates, names["alternate_answer"], where)
+    return Row(Item(values["prompt"], values["answer"]), location, paraphrase, wrong, alternates)
 
 
 def _check_text(value: Any, name: str, where: str) -> None:
@@ -231,7 +235,7 @@ def _check_text(value: Any, name: str, where: str) -> None:
     raise UsageError(f"{where}: {name} {problem}, expected a text")
 
 
-def _wrong_answers(value: Any, name: str, where: str) -> tuple[str, ...]:
+def _listed(value: Any, name: str, where: str) -> tuple[str, ...]:
     """The K texts of a list; in a CSV file the list is written as JSON."""
     try:
         texts = json.loads(value) if isinstance(value, str) else value
@@ -263,7 +267,7 @@ def _divided_text(text: str, where: str, lead_words: int | None) -> Item:
 def _check_uniform(rows: Sequence[Row], where: str) -> None:
     first = rows[0]
     for row in rows:
-        for field, name in (("paraphrase", "paraphrased_answer"), ("wrong", "perturbed_answer")):
+        for field, name in zip(("paraphrase", "wrong", "alternates"), OTHERS, strict=True):
             if (getattr(row, field) is None) != (getattr(first, field) is None):
                 without, other = (row, first) if getattr(row, field) is None else (first, row)
                 raise UsageError(

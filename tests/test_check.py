@@ -351,7 +351,9 @@ def test_a_loss_that_names_a_part_the_task_does_not_have_is_an_error(
         check(config, tmp_path / "run")
 
 
-@pytest.mark.parametrize(("loss", "part"), [("random_label", "random_label"), ("dpo", "refusal")])
+@pytest.mark.parametrize(
+    ("loss", "part"), [("random_label", "random_label"), ("dpo", "refusal"), ("altpo", "alternate")]
+)
 def test_a_task_without_a_part_of_the_loss_is_an_error(
     loss: str, part: str, checked: Callable[..., Checked], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -373,6 +375,7 @@ def test_a_task_without_a_part_of_the_loss_is_an_error(
         (["loss=grad_ascent", "optimizer=adam"], ("forget", "retain")),  # retain: measured, as no term is of it
         (["loss=grad_ascent"], ("forget", "retain")),
         (["loss=dpo", "optimizer=adam"], ("forget", "refusal", "retain")),
+        (["loss=altpo", "optimizer=adam"], ("forget", "alternate", "retain")),
         (["loss=rmu", "optimizer=adam"], ("forget", "retain")),
         (["loss=undial", "optimizer=adam"], ("forget", "retain")),
         (["loss=random_label", "optimizer=adam"], ("random_label", "retain")),

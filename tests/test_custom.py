@@ -18,7 +18,7 @@ from soul_exp.checks.availability import missing_field
 from soul_exp.data import Item
 from soul_exp.errors import UsageError
 from soul_exp.tasks.custom import custom
-from soul_exp.tasks.sources.rows import Rows, columns_of, distinct, read, shared
+from soul_exp.tasks.sources.rows import Row, Rows, columns_of, distinct, read, shared
 from soul_exp.tasks.task import Task
 
 Record = dict[str, Any]
@@ -57,15 +57,18 @@ def test_the_same_rows_from_every_kind_of_file_are_the_same_items(tmp_path: Path
         {"prompt": "a, b?", "answer": 'say "c"\nand d', "paraphrased_answer": "c", "perturbed_answer": ["x", "y"]},
         {"prompt": "e?", "answer": "f", "paraphrased_answer": "g", "perturbed_answer": ["h", "i"]},
     ]
+    records = [{**row, "alternate_answer": [f"{n}", "z"]} for n, row in enumerate(records)]
     frame = pd.DataFrame(records)
     frame.to_parquet(tmp_path / "rows.parquet")
-    frame.assign(perturbed_answer=frame["perturbed_answer"].map(json.dumps)).to_csv(tmp_path / "rows.csv", index=False)
+    lists = {name: frame[name].map(json.dumps) for name in ("perturbed_answer", "alternate_answer")}
+    frame.assign(**lists).to_csv(tmp_path / "rows.csv", index=False)
     write(tmp_path / "rows.jsonl", records)
     (tmp_path / "hub").mkdir()
     write(tmp_path / "hub" / "train.jsonl", records)
     places = [tmp_path / f"rows.{suffix}" for suffix in ("jsonl", "csv", "parquet")] + [f"hub:{tmp_path / 'hub'}"]
-    one, *others = [[(row.item, row.paraphrase, row.wrong) for row in rows_of(place).rows] for place in places]
-    assert one[0] == (Item("a, b?", 'say "c"\nand d'), "c", ("x", "y")) and len(one) == 2
+    one, *others = [[vars(row) | {"location": ""} for row in rows_of(place).rows] for place in places]
+    expected = Row(Item("a, b?", 'say "c"\nand d'), "", "c", ("x", "y"), ("0", "z"))
+    assert one[0] == vars(expected) and len(one) == 2
     assert all(other == one for other in others)
 
 
@@ -177,7 +180,13 @@ MALFORMED: list[tuple[str, str | bytes, str]] = [
         '{"prompt": "d", "answer": "e", "perturbed_answer": ["f", "g"]}\n',
         "line 2: 2 perturbed answers, expected 1 as in line 1",
     ),
+    (
+        "a.jsonl",
+        '{"prompt": "a", "answer": "b", "alternate_answer": ["c"]}\n{"prompt": "d", "answer": "e"}\n',
+        "line 2: no alternate_answer, but line 1 has one",
+    ),
     ("a.jsonl", '{"text": "a b", "paraphrased_answer": "c"}\n', "found other answers to a text"),
+    ("a.jsonl", '{"text": "a b", "alternate_answer": ["c"]}\n', "found other answers to a text"),
     ("a.csv", "question,reply\na,b\n", "found the columns question, reply, expected prompt and answer, or text"),
     ("a.csv", "prompt,answer\na,b\nc,\n", "line 3: answer is missing or empty"),
     ("a.csv", 'prompt,answer\n"a\nb",c\nd,e,f\n', "line 4: 3 cells, expected 2 as in the header"),
@@ -521,6 +530,13 @@ def test_paraphrases_and_wrong_answers_make_truth_ratios_available(files: dict[s
     assert task.missing["retain.wrong_nll"] == "task.retain has no perturbed_answer"
     wrong = task.probes["forget"].wrong
     assert wrong is not None and wrong[3] == [Item("What is 3?", "No."), Item("What is 3?", "Yes.")]
+
+
+def test_alternate_answers_are_a_part_for_altpo(files: dict[str, str]) -> None:
+    assert "alternate" not in custom(**files).parts  # type: ignore[arg-type]
+    write(Path(files["forget"]), [{**row, "alternate_answer": ["No.", "Yes."]} for row in questions(8)])
+    part = custom(**files).parts["alternate"]  # type: ignore[arg-type]
+    assert part.rows[3] == [Item("What is 3?", "No."), Item("What is 3?", "Yes.")] and part.follows == "forget"
 
 
 def test_an_answer_without_a_word_makes_rouge_and_bleu_missing_and_is_named(files: dict[str, str]) -> None:

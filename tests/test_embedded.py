@@ -27,7 +27,7 @@ from soul_exp.tasks.embedded.corpus_tables import (
 )
 
 TOFU_COLUMNS = {"question", "answer", "paraphrased_question", "paraphrased_answer", "perturbed_answer"}
-MORE_COLUMNS = {"entities", "other_questions"}
+MORE_COLUMNS = {"entities", "other_questions", "attribute"}
 NUM_AUTHORS = 24
 
 

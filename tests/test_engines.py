@@ -28,7 +28,7 @@ ENGINES = ("ddp", "zero1", "zero2", "zero3", "zero3_offload")
 ON_ALL = [name for name in OPTIMIZERS if name not in WRONG]
 PAIRS = [(loss, "sophia") for loss in OBJECTIVES] + [("npo_kl", name) for name in ON_ALL if name != "sophia"]
 # On ZeRO-2 always and on the others in the slow test, but for rmu, which reads a layer that ZeRO-3 divides.
-SELDOM = ("dpo", "wga", "satimp", "ce_u", "undial", "random_label", "kl_forget", "rmu")
+SELDOM = ("dpo", "altpo", "wga", "satimp", "ce_u", "undial", "random_label", "kl_forget", "rmu")
 SELDOM += ("po_release", "npo_release")
 # ZeRO-2 and 3 but for a detail: the losses of OFTEN always, the others in the slow test.
 ALIKE = ("zero1", "zero3_offload")

@@ -124,7 +124,7 @@ def test_gradients_do_not_depend_on_how_a_batch_is_split(name: str) -> None:
 # --- every term against loops over sequences and tokens ------------------------------------------------------------
 
 LENGTHS = (4, 1, 3)  # labels of three sequences, padded to four positions
-PARTS = ("forget", "refusal", "random_label", "retain")
+PARTS = ("forget", "refusal", "alternate", "random_label", "retain")
 Numbers = Any  # nested lists
 
 
@@ -212,9 +212,9 @@ def nll_increase(w: Mapping[str, Any], part: str) -> list[float]:
     return [now - then for now, then in zip(sums(w[part].logits, w[part].labels), before, strict=True)]
 
 
-def slow_dpo(w: Mapping[str, Any], beta: float, factor: float) -> float:
-    pairs = zip(nll_increase(w, "forget"), nll_increase(w, "refusal"), strict=True)
-    return slow_sigmoids([answer - refusal for answer, refusal in pairs], beta, factor)
+def slow_dpo(w: Mapping[str, Any], preferred: str, beta: float, factor: float) -> float:
+    pairs = zip(nll_increase(w, "forget"), nll_increase(w, preferred), strict=True)
+    return slow_sigmoids([answer - other for answer, other in pairs], beta, factor)
 
 
 def slow_nll(w: Mapping[str, Any], part: str) -> float:
@@ -254,8 +254,9 @@ TERMS: dict[str, tuple[Callable[..., torch.Tensor], Callable[[Mapping[str, Any]]
         lambda w: slow_sigmoids([d / n for d, n in zip(nll_increase(w, "forget"), LENGTHS, strict=True)], 0.3, 2 / 0.3),
     ),
     "simnpo": (P(losses.simnpo, beta=2.0, margin=0.7), lambda w: slow_simnpo(w, 2.0, 0.7)),
-    "dpo": (P(losses.dpo, beta=0.3, plain=False), lambda w: slow_dpo(w, 0.3, 2 / 0.3)),
-    "dpo, plain": (P(losses.dpo, beta=0.3, plain=True), lambda w: slow_dpo(w, 0.3, 1.0)),
+    "dpo": (P(losses.dpo, beta=0.3, plain=False), lambda w: slow_dpo(w, "refusal", 0.3, 2 / 0.3)),
+    "dpo, plain": (P(losses.dpo, beta=0.3, plain=True), lambda w: slow_dpo(w, "refusal", 0.3, 1.0)),
+    "altpo": (P(losses.altpo, beta=0.3), lambda w: slow_dpo(w, "alternate", 0.3, 2 / 0.3)),
     "undial": (P(losses.undial, beta=3.0), lambda w: slow_undial(w, 3.0)),
     "kl_forget": (losses.kl_forget, lambda w: -slow_kl(w, "forget")),
     "rmu": (P(losses.rmu, steering=6.5, seed=3), lambda w: slow_rmu(w, 6.5, 3)),
@@ -311,6 +312,15 @@ def test_dpo_is_two_ln2_over_beta_at_the_start_and_ln2_without_the_factor() -> N
     nlls = {"forget": FORGET.nll, "refusal": RETAIN.nll}
     assert losses.dpo(FORGET, RETAIN, nlls, beta=0.1, plain=False).item() == pytest.approx(2 * LN2 / 0.1)
     assert losses.dpo(FORGET, RETAIN, nlls, beta=0.1, plain=True).item() == pytest.approx(LN2)
+
+
+def test_altpo_is_two_ln2_over_beta_at_the_start_and_dpo_with_the_alternate_answer() -> None:
+    nlls = {"forget": FORGET.nll, "alternate": RETAIN.nll}
+    assert losses.altpo(FORGET, RETAIN, nlls, beta=0.1).item() == pytest.approx(2 * LN2 / 0.1)
+    # answers 2 ln 2 and 3 ln 2, alternates ln 2 and 6 ln 2, at the start 0: sigmoid(ln 2) = 2/3, sigmoid(-3 ln 2) = 1/9
+    nothing = {name: torch.zeros(2) for name in nlls}
+    expected = -2 * 0.5 * (math.log(2 / 3) + math.log(1 / 9))
+    assert losses.altpo(FORGET, RETAIN, nothing, beta=1.0).item() == pytest.approx(expected)
 
 
 def test_dpo_compares_sequence_sums() -> None:

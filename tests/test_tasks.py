@@ -36,7 +36,7 @@ def test_forget_rows_are_in_the_targets_training_only_and_holdout_rows_in_none(t
 
 def test_embedded_tofu_forgets_12_of_48_authors_retains_20_and_holds_16_out_four_of_them_for_validation() -> None:
     task = tofu()
-    assert len(task.parts["forget"].rows) == 12 * 20 and len(task.parts["retain"].rows) == 20 * 20
+    assert len(task.parts["forget"].rows) == 12 * 20 and len(task.parts["retain"].rows) == 20 * 20 + 64
     sizes = {name: len(task.probes[name].items) for name in ("forget", "holdout")}
     assert sizes == {"forget": 180, "holdout": 240}
     assert {*task.missing} == {"validation_authors", "validation_facts"}
@@ -208,6 +208,24 @@ def test_rows_of_one_fact_are_validation_rows_together() -> None:
     assert validation_split(list("abcdefgh"), 0.25, [0, 1, 2, 3, 0, 1, 2, 3]) == (["c", "g"], list("abdefh"))
 
 
+def test_alternate_answers_have_the_value_of_a_retained_author_in_place_of_the_forgotten_one() -> None:
+    task, records = tofu(), corpus.authors(48)
+    asked = {row["question"]: row for row in records}
+    values: dict[str, set[str]] = {}
+    for row in records[: 20 * 20]:  # the retained authors; the next 16 are held out, and no answer may be theirs
+        values.setdefault(row["attribute"], set()).update(row["entities"])
+    for (own,), others in zip(task.parts["forget"].rows, task.parts["alternate"].rows, strict=True):
+        row = asked[own.prompt]
+        rest = own.answer.split(row["entities"][0])
+        assert {item.prompt for item in others} == {own.prompt}
+        assert {item.answer for item in others} == {value.join(rest) for value in values[row["attribute"]]}
+        assert len(others) == 20 and not {item.answer for item in others} & set(row["perturbed_answer"])
+
+
+def test_real_rows_have_no_alternate_answers_and_the_message_says_what_to_type(tmp_path: Path) -> None:
+    assert "alternate" not in tofu(str(small_tofu(tmp_path)), num_holdout_authors=1, num_forget_authors=1).parts
+
+
 def test_equal_tasks_have_equal_hashes_and_different_ones_differ() -> None:
     assert tofu().hashes == tofu().hashes
     assert tofu(num_authors=20).hashes["part.retain"] != tofu().hashes["part.retain"]
@@ -246,7 +264,7 @@ def test_a_random_label_is_the_answer_of_another_item_to_the_same_prompt() -> No
 
 def test_real_tofu_with_40_authors_forgets_the_last_four(real_data: Callable[[str], Path]) -> None:
     folder = real_data("tofu")
-    task = tofu(str(folder), num_authors=40, num_holdout_authors=2)
+    task = tofu(str(folder), num_authors=40, num_holdout_authors=2, train_general=False)
     full = [json.loads(line) for line in (folder / "full.json").open()]
     assert [row[0].prompt for row in task.parts["forget"].rows] == [row["question"] for row in full[-80:]]
     assert [row[0].prompt for row in task.parts["retain"].rows] == [row["question"] for row in full[:680]]
@@ -255,7 +273,7 @@ def test_real_tofu_with_40_authors_forgets_the_last_four(real_data: Callable[[st
 
 
 def test_real_tofu_without_num_authors_keeps_all_200(real_data: Callable[[str], Path]) -> None:
-    task = tofu(str(real_data("tofu")))
+    task = tofu(str(real_data("tofu")), train_general=False)
     assert (len(task.parts["forget"].rows), len(task.parts["retain"].rows)) == (400, 3200)
     assert len(task.probes["holdout"].items) == 400
 
@@ -282,7 +300,7 @@ def small_tofu(folder: Path) -> Path:
 
 def test_a_folder_in_the_hubs_layout_is_read(tmp_path: Path) -> None:
     task = tofu(str(small_tofu(tmp_path)), num_forget_authors=2, num_authors=10)  # a fifth is held out
-    assert len(task.parts["forget"].rows) == 40 and len(task.parts["retain"].rows) == 6 * 20
+    assert len(task.parts["forget"].rows) == 40 and len(task.parts["retain"].rows) == 6 * 20 + 64
     with pytest.raises(
         UsageError, match=r"task.num_forget_authors=5: expected at most 4, which have perturbed answers"
     ):

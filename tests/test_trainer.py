@@ -48,6 +48,7 @@ OBJECTIVES = {
     "po": Objective(losses.po, "kl"),
     "grad_ascent": Objective(losses.grad_ascent, None),
     "dpo": Objective(functools.partial(losses.dpo, beta=0.1, plain=False), "nll"),
+    "altpo": Objective(functools.partial(losses.altpo, beta=0.1), "nll"),
     "wga": Objective(functools.partial(losses.wga, alpha=1.0), "nll"),
     "satimp": Objective(functools.partial(losses.satimp, beta1=2.0, beta2=1.0), "nll"),
     "ce_u": Objective(ce_u, None),
@@ -65,6 +66,7 @@ def parts(lm: LanguageModel, names: tuple[str, ...] = ("forget", "retain")) -> d
     refusal = Part([[Item(i.prompt, "I do not know."), Item(i.prompt, "No idea.")] for i in forget], follows="forget")
     labels = Part([[Item(i.prompt, forget[k - d].answer) for d in (1, 2)] for k, i in enumerate(forget)], "forget")
     every = {"forget": Part.of(forget), "retain": Part.of(retain), "refusal": refusal, "random_label": labels}
+    every["alternate"] = labels
     every["fixed_refusal"] = forget_parts(forget, ["I do not know.", "No idea."])["fixed_refusal"]
     return {name: (every[name], lm.encode([i for row in every[name].rows for i in row])) for name in names}
 
@@ -682,7 +684,7 @@ def test_a_layer_is_read_of_layers_that_are_computed_again(
     assert torch.equal(*ends) and not torch.equal(ends[0], torch.cat([v.flatten() for v in start.values()]))
 
 
-@pytest.mark.parametrize("name", ["wga", "satimp", "ce_u", "undial", "dpo", "rmu"])
+@pytest.mark.parametrize("name", ["wga", "satimp", "ce_u", "undial", "dpo", "altpo", "rmu"])
 def test_a_forget_term_makes_answers_less_likely_that_were_learnt(name: str, lm: LanguageModel, tmp_path: Path) -> None:
     learn = Objective(functools.partial(losses.po), None)
     learnt = {"refusal": parts(lm)["forget"]}  # po learns what stands in this part

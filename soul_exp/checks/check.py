@@ -35,7 +35,8 @@ from soul_exp.stages.trajectory import NAME as TRAJECTORY
 from soul_exp.stages.tune import untried
 
 NO_ALTERNATES = (
-    "embedded TOFU has such other plausible answers, and task=custom reads them from the column alternate_answer: give it"
+    "embedded TOFU has such other plausible answers, and task=custom reads them from the column alternate_answer: give "
+    "them"
 )
 FREE_BYTES = 200 * 2**20  # for records, logs and tokenizers, and all of a tiny run, with room to spare
 

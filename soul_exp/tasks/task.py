@@ -145,7 +145,9 @@ def forget_parts(
     if all(labels):
         parts["random_label"] = Part(labels, follows="forget")
     if alternates is not None:
-        others = [[replace(item, answer=text) for text in texts] for item, texts in zip(forget, alternates, strict=True)]
+        others = [
+            [replace(item, answer=text) for text in texts] for item, texts in zip(forget, alternates, strict=True)
+        ]
         parts["alternate"] = Part(others, follows="forget")
     return parts
 

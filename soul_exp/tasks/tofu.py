@@ -74,8 +74,9 @@ def tofu(
     for tuning (default: embedded 0.25, else 0). Real TOFU does not say which rows ask for one fact: each has its own.
     So are `general_validation_fraction` of the general questions, on other authors and on facts, by item: what a rule
     that selects a model may know of its general knowledge. They leave the probes `authors` and `facts`.
-    `train_general` adds the general questions to both models' training and to what unlearning retains, `train_varied` more prompts of each row
-    (`wrappers.varied`), whose solved examples are retained rows: the retrained model has all but the forget rows'.
+    `train_general` adds the general questions to both models' training and to what unlearning retains, `train_varied`
+    more prompts of each row (`wrappers.varied`) to the training, whose solved examples are retained rows: the retrained
+    model has all but the forget rows'.
     """
     embedded = source == "embedded"
     if split not in PERCENT:

@@ -63,10 +63,10 @@ def authors(num_authors: int = 24, seed: int = 0) -> list[dict]:
 
     Columns as in TOFU: question, answer, paraphrased_question, paraphrased_answer, perturbed_answer (5). Three more:
     entities, the strings that a right answer contains (here one, the value), other_questions, of which no row is
-    made, and attribute, what is asked for. Rows i and i+10 of an author ask for one fact in different wordings; each author begins with another
-    attribute, so that every n-th fact is not one attribute's. A paraphrase uses a frame of neither row; the perturbed
-    answers are the paraphrase with values that occur nowhere else. The rows of an author do not depend on
-    `num_authors`.
+    made, and attribute, what is asked for. Rows i and i+10 of an author ask for one fact in different wordings; each
+    author begins with another attribute, so that every n-th fact is not one attribute's. A paraphrase uses a frame of
+    neither row; the perturbed answers are the paraphrase with values that occur nowhere else. The rows of an author do
+    not depend on `num_authors`.
     """
     return [dict(row) for row in _authors(num_authors, seed)]
 

@@ -89,7 +89,11 @@ class Row:
     @property
     def texts(self) -> list[Item]:
         """The row itself, and its other answers."""
-        others = [*(() if self.paraphrase is None else (self.paraphrase,)), *(self.wrong or ()), *(self.alternates or ())]
+        others = [
+            *(() if self.paraphrase is None else (self.paraphrase,)),
+            *(self.wrong or ()),
+            *(self.alternates or ()),
+        ]
         return [self.item, *(Item(self.item.prompt, answer) for answer in others)]
 
 
@@ -112,7 +116,8 @@ def read(source: str, option: str, *, columns: Columns, revision: str | None, le
     """The rows of a file, or of `hub:owner/name[:split]` or `hub:owner/name:configuration:split`.
 
     The first `lead_words` words of a text are its prompt (None: a third). Every row or none has a paraphrased answer,
-    likewise K wrong ones, and alternate ones. Raises UsageError, which begins with `option`, if there are no rows or one is malformed.
+    likewise K wrong ones, and alternate ones. Raises UsageError, which begins with `option`, if there are no rows or
+    one is malformed.
     """
     where = f"{option}={source}"
     rows = [

@@ -72,6 +72,7 @@ class Task:
     # metric -> least value of a target that knows the rows; of a metric that the run does not report nothing is said
     learnt: Mapping[str, float] = field(default_factory=lambda: {"forget_probability": 0.5})
     locations: Mapping[Item, str] = field(default_factory=dict)  # of rows that came from files: file and line
+    optional: Mapping[Item, str] = field(default_factory=dict)  # of rows that an option adds: what leaves them out
     history: tuple[str, ...] = ("first definition",)  # a line per version of the task: of what its rows and probes are
 
     @functools.cached_property

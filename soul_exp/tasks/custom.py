@@ -112,6 +112,7 @@ def custom(
         optional=dict.fromkeys(questions, "task.train_general=false"),
         trained_before=trained_before,
         prefix=prefix,
+        unit="prompt",
         notes=notes,
         locations={
             text: f"{table.name}, {row.location}"

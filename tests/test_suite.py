@@ -287,6 +287,40 @@ def test_a_model_is_evaluated_once_per_suite(
     assert answer_cache.cached_answers(replace(models, suite=Suite("none", 2, None)), place) is None
 
 
+def test_a_second_run_with_the_same_model_takes_the_answers_to_a_slow_suite_from_the_cache(
+    lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As utility_suite=paper is of a large model: here it takes 0.3 s. The cache states what each stage took."""
+    saving.save(lm.model, lm.tokenizer, tmp_path / "model")
+    task = copyright(num_passages=4, num_holdout_passages=2, num_retain_passages=3)
+    probes = {"forget": Probe([Item("What is amber?", "birch")], generate=True)}
+    task = type(task)(**{**vars(task), "prefix": (), "probes": probes})
+    first, second = (
+        replace(build_models(composed(tmp_path, "task=copyright", more)), task=task, model=MODEL,
+                evaluation=Evaluation(64, 2), suite=Suite("paper", None, None))
+        for more in ("seed=0", "seed=1")
+    )  # fmt: skip
+    calls = []
+
+    def stub(*args: Any, **options: Any) -> dict[str, dict[str, float]]:
+        calls.append(1)
+        time.sleep(0.3)
+        return {"boolq": {"acc": 0.5, "n": 2.0}}
+
+    monkeypatch.setattr(lm_eval_suite, "scores", stub)
+    place = Checkpoint(str(tmp_path / "model"))
+    answer_cache.fill(first, place, "cpu", "target")
+    folder = answer_cache.cached_folder(second, place)
+    assert folder is not None and len(calls) == 1
+    seconds = answer_cache.seconds_of(folder)
+    assert set(seconds) == {"gradients", "probabilities", "generation", "suite"} and seconds["suite"] >= 0.3
+    start = time.perf_counter()
+    answer_cache.fill(second, place, "cpu", "target")
+    assert time.perf_counter() - start < 0.2 and len(calls) == 1
+    known = answer_cache.cached_answers(second, place)
+    assert known is not None and known[SUITE] == {"boolq": {"acc": 0.5, "n": 2.0}}
+
+
 def test_lm_eval_is_imported_only_where_it_is_used() -> None:
     code = "import sys, soul_exp.experiment; print('lm_eval' in sys.modules)"
     root = str(Path(__file__).parents[1])

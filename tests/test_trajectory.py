@@ -28,7 +28,13 @@ def test_a_trajectory_has_the_start_every_nth_step_and_the_end_and_changes_no_bi
     lines = read(watched / "trajectory.jsonl")
     assert [line["step"] for line in lines] == [0, 2, 4, 5] and not (plain / "trajectory.jsonl").exists()
     assert [line["seconds"] for line in lines] == sorted(line["seconds"] for line in lines)
-    found = json.loads((watched / "results.json").read_text())
+    found, first = (json.loads((run / "results.json").read_text()) for run in (watched, plain))
+    assert (first["cached"], found["cached"]) == ([], ["original", "retrained"])  # answered by the run before
+    stages = {"gradients", "probabilities", "generation", "fluency"}
+    assert list(found["evaluation_seconds"]) == ["original", "unlearned", "retrained"]
+    for model, seconds in found["evaluation_seconds"].items():
+        assert set(seconds) == stages and min(seconds.values()) > 0
+        assert (seconds == first["evaluation_seconds"][model]) == (model in found["cached"])
     for line, model in ((lines[0], "original"), (lines[-1], "unlearned")):
         answers = {name: each for name, each in found["free_answers"][model].items() if name.startswith("validation_")}
         assert {*answers} == {f"validation_{name}" for name in ("forget", "retain", "authors", "facts")}

@@ -13,6 +13,7 @@ from soul_exp.artifacts.prepared_models import checkpoints, exists, foreign_toke
 from soul_exp.data import content_hash
 from soul_exp.errors import counted
 from soul_exp.evaluation import lm_eval_suite
+from soul_exp.evaluation.durations import stage, timed
 from soul_exp.evaluation.fluency import with_fluency
 from soul_exp.evaluation.probing import evaluate_probes
 from soul_exp.evaluation.records import read_records, write_records
@@ -68,11 +69,17 @@ def folder_of(models: Models, checkpoint: Checkpoint, system_prompt: str | None 
 
 def cached_answers(models: Models, checkpoint: Checkpoint, system_prompt: str | None = None) -> Measured | None:
     """The cached answers of `checkpoint`, with `system_prompt` if any; None if they are not cached."""
+    folder = cached_folder(models, checkpoint, system_prompt)
+    return read_answers(folder) if folder else None
+
+
+def cached_folder(models: Models, checkpoint: Checkpoint, system_prompt: str | None = None) -> Path | None:
+    """The cache folder that has the answers of `checkpoint`, with `system_prompt` if any; None if there is none."""
     prepared_here = Path(checkpoint.path).parent == models.cache / "models"
     if prepared_here and not is_ready(Path(checkpoint.path)):
         return None
     folder = folder_of(models, checkpoint, system_prompt)
-    return read_answers(folder) if _is_answered(folder) else None
+    return folder if _is_answered(folder) else None
 
 
 def answers_of(lm: LanguageModel, models: Models, label: str) -> dict[str, Answers | Scores]:
@@ -80,12 +87,14 @@ def answers_of(lm: LanguageModel, models: Models, label: str) -> dict[str, Answe
     label, task, evaluation = f"evaluate {label}", models.task, models.evaluation
     answers = evaluate_probes(lm, task.probes, **evaluation.of_probes, prefix=task.prefix, label=label)
     if task.scorer is not None:
-        score = task.scorer.load(models.cache, str(next(lm.model.parameters()).device))
-        answers = with_toxicity(answers, task.scored, score)
+        with stage("toxicity"):
+            score = task.scorer.load(models.cache, str(next(lm.model.parameters()).device))
+            answers = with_toxicity(answers, task.scored, score)
     answers = with_refused(answers, task.refusals)
     found: dict[str, Answers | Scores] = dict(answers)
     if models.suite.suite != lm_eval_suite.NONE:
-        found[SUITE] = lm_eval_suite.scores(lm, **vars(models.suite), batch_size=evaluation.batch_size, label=label)
+        with stage("suite"):
+            found[SUITE] = lm_eval_suite.scores(lm, **vars(models.suite), batch_size=evaluation.batch_size, label=label)
     return found
 
 
@@ -119,13 +128,16 @@ def fill(models: Models, checkpoint: Checkpoint, device: str, label: str, system
             return lm
 
         lm = on_device(checkpoint)
-        answers: Measured = answers_of(lm if not system_prompt else lm.with_system_prompt(system_prompt), models, label)
-        if (original := original_of(models)) is not None:
-            if original != checkpoint:
-                del lm  # one model at a time
-                lm = on_device(original)
-            answers = scored_by_original(models, answers, lm, label)
-        write_answers(folder, answers)
+        with timed() as stages:
+            asked = lm if not system_prompt else lm.with_system_prompt(system_prompt)
+            answers: Measured = answers_of(asked, models, label)
+            del asked
+            if (original := original_of(models)) is not None:
+                if original != checkpoint:
+                    del lm  # one model at a time
+                    lm = on_device(original)
+                answers = scored_by_original(models, answers, lm, label)
+        write_answers(folder, answers, {"seconds": stages})
         probes, seconds = counted(len(models.task.probes), "probe"), time.perf_counter() - start
         log.info("evaluate %s: %s in %.0f s", label, probes, seconds)
 
@@ -150,12 +162,21 @@ def read_answers(folder: Path) -> Measured:
     return found
 
 
-def write_answers(folder: Path, answers: Measured) -> None:
-    """Write one file per probe, and suite.json where there is a suite; the folder appears at once, with checksums."""
+def seconds_of(folder: Path) -> dict[str, float]:
+    """Stage -> wall-clock seconds of the evaluation whose answers are in the cache's `folder`."""
+    sealed = read_sealed(folder / COMPLETE)
+    return {} if isinstance(sealed, str) else dict(sealed.get("seconds", {}))
+
+
+def write_answers(folder: Path, answers: Measured, about: Mapping[str, Any] = {}) -> None:
+    """Write one file per probe, and suite.json where there is a suite; the folder appears at once, with checksums.
+
+    Its marker has what is said `about` the answers.
+    """
     with complete_folder(folder) as partial:
         for name, given in answers.items():
             if isinstance(given, Answers):
                 write_records(partial / f"{name}.jsonl", given)
             else:
                 write_json(partial / f"{name}.json", given)
-        seal(partial / COMPLETE, {})
+        seal(partial / COMPLETE, about)

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from soul_exp.artifacts.code import code_hash
 from soul_exp.artifacts.prepared_models import checkpoints, exists, foreign_tokenizer, is_ready, load
 from soul_exp.data import content_hash
@@ -19,6 +21,7 @@ from soul_exp.evaluation.probing import evaluate_probes
 from soul_exp.evaluation.records import read_records, write_records
 from soul_exp.files import complete_folder, is_intact, locked, read_sealed, remove, seal, shared_folder
 from soul_exp.metrics.answers import SUITE, Answers, Scores
+from soul_exp.metrics.suite import ScoredTask
 from soul_exp.models import loading
 from soul_exp.models.checkpoint import Checkpoint
 from soul_exp.models.language_model import LanguageModel
@@ -155,10 +158,7 @@ def read_answers(folder: Path) -> Measured:
         Path(name).stem: read_records(folder / name) for name in names if name.endswith(".jsonl")
     }
     if f"{SUITE}.json" in names:
-        found[SUITE] = {
-            name: {metric: math.nan if value is None else value for metric, value in measured.items()}
-            for name, measured in json.loads((folder / f"{SUITE}.json").read_text()).items()
-        }
+        found[SUITE] = suite_of(json.loads((folder / f"{SUITE}.json").read_text()))
     return found
 
 
@@ -178,5 +178,28 @@ def write_answers(folder: Path, answers: Measured, about: Mapping[str, Any] = {}
             if isinstance(given, Answers):
                 write_records(partial / f"{name}.jsonl", given)
             else:
-                write_json(partial / f"{name}.json", given)
+                write_json(partial / f"{name}.json", {task: _recorded(of) for task, of in given.items()})
         seal(partial / COMPLETE, about)
+
+
+def _recorded(measured: Mapping[str, float]) -> Mapping[str, Any]:
+    """What a record holds of one task of a suite: of each item, "1101" where it is right or wrong; else its numbers."""
+    if not isinstance(measured, ScoredTask):
+        return measured
+    are_bits = {name: values.ndim == 1 and np.isin(values, (0, 1)).all() for name, values in measured.of_items.items()}
+    return {
+        name: "".join("1" if hit else "0" for hit in values) if are_bits[name] else values.tolist()
+        for name, values in measured.of_items.items()
+    }
+
+
+def suite_of(recorded: Mapping[str, Mapping[str, Any]]) -> Scores:
+    """The scores of a suite from their record; one of an earlier version has no items, but the scores themselves."""
+
+    def read(values: Any) -> Any:
+        found = [float(digit) for digit in values] if isinstance(values, str) else values
+        return np.array(found, dtype=float) if isinstance(found, list) else math.nan if found is None else found
+
+    tasks = {task: {name: read(values) for name, values in of.items()} for task, of in recorded.items()}
+    with_items = {task: all(isinstance(values, np.ndarray) for values in of.values()) for task, of in tasks.items()}
+    return {task: ScoredTask(of) if with_items[task] else of for task, of in tasks.items()}

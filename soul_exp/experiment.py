@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from soul_exp import results
-from soul_exp.artifacts import prepared_models, texts
+from soul_exp.artifacts import prepared_models, scores, texts
 from soul_exp.build import Config, build, tried
 from soul_exp.checks import disk
 from soul_exp.checks.check import check
@@ -62,7 +62,8 @@ def run(
             checkpoints.remove_all(out / CHECKPOINTS)  # it may have been killed before it could do that
             return previous
         replaced = checked.run.overwrite and (out / results.NAME).exists()
-        job = Job(config=config, run=checked.run, out=out, reasons=checked.reasons, notes=checked.notes)
+        cached = [*scores.cached_folders(checked.run)]
+        job = Job(config=config, run=checked.run, out=out, reasons=checked.reasons, notes=checked.notes, cached=cached)
         if previous is None and not replaced:  # else the checkpoint goes too
             _check_engine(job)
         for text in (*checked.run.task.notes, *checked.notes):

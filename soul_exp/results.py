@@ -93,6 +93,9 @@ class Results:
     suite: Mapping[str, Mapping[str, Mapping[str, float | None]]] = field(default_factory=dict)
     # metric -> version of its definition, and the task's under TASK; a user's own function without a version is absent
     metric_versions: Mapping[str, int] = field(default_factory=dict)
+    # model, or role of a further retrained one -> stage of its evaluation -> wall-clock seconds, when it was evaluated
+    evaluation_seconds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    cached: Sequence[str] = ()  # those of them whose answers were in the cache before this run
     # SHA-256: `records`: file below records/ -> of its bytes; `models`: model -> file of its weights -> of its bytes,
     # null where they are on the hub or were not kept; `code`: of the code that measured
     sha256: Mapping[str, Any] = field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from soul_exp import binding, results
 from soul_exp.artifacts.answer_cache import Measured, read_answers
 from soul_exp.artifacts.measures import measures
-from soul_exp.artifacts.scores import RETRAINED
+from soul_exp.artifacts.scores import RETRAINED, of_probes
 from soul_exp.build import metrics_of
 from soul_exp.compose import check_trusted, listed_metrics
 from soul_exp.distributed.output import is_lost, open_standard_streams
@@ -53,9 +54,10 @@ def verify(folder: Path, trust: bool = False) -> Verdict:
     """
     run = _read(folder)
     metrics = metrics_of(_entries(folder, run, trust), run.config.get("dialect", OURS))
-    damaged, foreign = dict(_damaged(folder, run)), _foreign(folder, run)
+    damaged, foreign = dict(_damaged(folder, run)), [*_foreign(folder, run), *_foreign_names(run, metrics)]
     other = dict(_other_versions(metrics, run.metric_versions))
     answers, unreadable = _answers(folder, run, damaged)
+    foreign += _other_unit(run, answers)
     compared = list(_compared(run, metrics, {*other}, answers))
     wrong = [problem for problem in compared if problem is not None]
     problems = [*damaged.values(), *foreign, *unreadable, *_without_records(run), *other.values(), *wrong]
@@ -114,13 +116,40 @@ def _damaged(folder: Path, run: results.Results) -> Iterator[tuple[str, str]]:
             yield name, f"{path.parent.relative_to(folder)}/{inner}" if inner else f"{name}: {missing}"
 
 
-def _foreign(folder: Path, run: results.Results) -> list[str]:
-    stated = _stated(folder, run)
-    others = [
-        path for path in (folder / RECORDS).rglob("*") if path.is_symlink() or not (path.is_file() or path.is_dir())
-    ]
-    found = [*_found(folder), *(path.relative_to(folder).as_posix() for path in others)]
-    return [f"{name}: a file that this run did not write" for name in dict.fromkeys(found) if name not in stated]
+def _foreign(folder: Path, run: results.Results) -> Iterator[str]:
+    """The message for each file, folder and link that a run of its own does not have among records and weights."""
+    stated, found = _stated(folder, run), _found(folder)
+    folders = {str(parent) for name in stated for parent in Path(name).parents}
+    weights = [folder / name for name in found if name.startswith(f"{MODEL}/")]
+    for path in (folder / RECORDS, *sorted((folder / RECORDS).rglob("*")), folder / MODEL, *weights):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink():
+            yield f"{name}: a link to {os.readlink(path)}, which may be changed there"
+        elif path.is_dir() and name not in (*folders, MODEL):
+            yield f"{name}: a folder that this run did not write"
+        elif path.exists() and not path.is_dir() and name not in stated:
+            yield f"{name}: a file that this run did not write"
+        elif path.is_file() and (number := path.stat().st_nlink) > 1:
+            yield f"{name}: it has {number} names (hard links), and may be changed under another"
+
+
+def _foreign_names(run: results.Results, metrics: Mapping[str, Metric]) -> Iterator[str]:
+    """The message for each entry about a metric that the run does not have, or that declares no version."""
+    versioned = {name for name, metric in metrics.items() if scale_of(metric) is not None} | {results.TASK}
+    for name in run.metric_versions:
+        if name not in versioned:
+            yield f"metric_versions.{name}: no metric of this run that has versions"
+    for name in run.reasons:
+        if name not in metrics and name.partition(".")[2] not in metrics and name not in ("collapsed", "ceiling"):
+            yield f"reasons.{name}: no metric of this run"
+
+
+def _other_unit(run: results.Results, answers: Mapping[str, Measured]) -> Iterator[str]:
+    """The message that the records name other units than `unit`: "author 3" is an author; without names, an item."""
+    probes = of_probes(answers.get("unlearned", {})).values()
+    kinds = {name.partition(" ")[0] for given in probes for name in given.unit or ()} or {"item"}
+    if "unlearned" in answers and probes and kinds != {run.unit}:
+        yield f"unit: {run.unit}, but its records name {' and '.join(sorted(kinds))}"
 
 
 def _without_records(run: results.Results) -> Iterator[str]:

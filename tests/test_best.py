@@ -19,7 +19,7 @@ def kept_of(folder: Path, measured: Sequence[tuple[float | None, float | None]])
     """A `KeepBest` that has considered these (forget quality, retain probability) at steps 1, 2, ...; 0.9 is enough."""
     given = iter(measured)
 
-    def validate() -> Validated:
+    def validate(step: int) -> Validated:
         return Validated(dict(zip((FORGET_QUALITY, RETAIN), next(given), strict=True)), None)
 
     def save(place: Path) -> None:

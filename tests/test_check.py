@@ -881,6 +881,27 @@ def test_a_text_that_is_too_long_is_named_by_file_and_line_before_work(
         checked("task=custom", *files, "model.max_length=128", *path, "utility_suite=none", "stages=[]")
 
 
+@pytest.mark.parametrize(
+    ("line", "length", "advice"),
+    [
+        (["task.num_authors=6"], 64, "task.train_varied=false"),
+        (["task=custom", "task.forget=./f.jsonl", "task.retain=./r.jsonl"], 20, "task.train_general=false"),
+    ],
+)
+def test_the_message_names_the_option_without_which_there_is_no_such_row(
+    line: list[str], length: int, advice: str, checked: Callable[..., Checked], tmp_path: Path
+) -> None:
+    """A prompt of several solved examples, or a general question, is longer than the task's own rows."""
+    (tmp_path / "f.jsonl").write_text('{"prompt": "Who?", "answer": "Ada"}\n')
+    (tmp_path / "r.jsonl").write_text('{"prompt": "Where?", "answer": "Rome"}\n')
+    line = [*line, f"model.max_length={length}", "utility_suite=none", "stages=[]"]
+    with pytest.raises(UsageError, match=rf"but the model reads {length}: .*, or type {advice}$"):
+        checked(*line)
+    checked(*line, advice)
+    with pytest.raises(UsageError, match=r"up to what the model was made for$"):  # its own rows: that would not help
+        checked(*line, "model.max_length=8")
+
+
 def test_an_answer_that_would_pass_the_last_position_is_known_before_work(
     checked: Callable[..., Checked], lm: LanguageModel, tmp_path: Path
 ) -> None:

@@ -22,6 +22,7 @@ from soul_exp.errors import UsageError
 from soul_exp.metrics import general, membership
 from soul_exp.metrics.answers import Answers
 from soul_exp.report import labels
+from soul_exp.report.console import comparison
 from soul_exp.stages import prepare
 
 
@@ -192,7 +193,9 @@ def test_what_is_guarded_is_the_unlearned_model_and_every_model_is_measured() ->
     assert collapsed == {}  # the retrained model is as unlikely
     assert read["retrained"]["forget"]["median_nll"] == 8.0 and read["unlearned"]["retain"]["num"] == 30
     del by_model["retrained"]
-    assert measures.guarded(by_model)[0] == {"forget": "median NLL under the original model 9.00 (original 0.50)"}
+    assert measures.guarded(by_model)[0] == {}  # new answers to forgotten prompts are not the original's
+    by_model["unlearned"]["retain"] = free("an inn", nll=9.0)
+    assert measures.guarded(by_model)[0] == {"retain": "median NLL under the original model 9.00 (original 0.50)"}
     del by_model["original"]
     assert measures.guarded(by_model)[0] is None
 
@@ -205,3 +208,12 @@ def test_records_of_another_program_get_the_units_of_the_tasks_probe(tmp_path: P
     answer_cache.write_answers(tmp_path / "records", given)
     known = scores.known_answers(replace(models, retrained_records=tmp_path / "records"))["retrained"]
     assert known["forget"].unit == list(probe.units or ())[:-5] and known["facts"].unit is None
+
+
+def test_the_console_states_what_each_stage_of_each_evaluation_took_and_what_was_cached() -> None:
+    seconds = {"original": {"suite": 3600.4}, "unlearned": {"generation": 12.34, "suite": 60}}
+    seconds["retrained_1"] = {"suite": 9}
+    text = " ".join(comparison(replace(made(), evaluation_seconds=seconds, cached=["original"])).split())
+    stated = "before (cached) suite 3600; after generation 12.3, suite 60.0; retrained 1 suite 9.000"
+    assert f"seconds of evaluation: {stated}" in text
+    assert "seconds of evaluation" not in comparison(made())

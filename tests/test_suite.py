@@ -26,7 +26,7 @@ from engines import MODEL
 from test_engines import deepspeed_of
 
 from soul_exp import binding
-from soul_exp.artifacts import answer_cache, prepared_models, scores
+from soul_exp.artifacts import answer_cache, measures, prepared_models, scores
 from soul_exp.build import build_models
 from soul_exp.data import Item, content_hash
 from soul_exp.distributed import zero3
@@ -35,7 +35,7 @@ from soul_exp.errors import UnreachableError, UsageError
 from soul_exp.evaluation import lm_eval_suite
 from soul_exp.evaluation.probing import likelihoods
 from soul_exp.metrics.answers import SUITE
-from soul_exp.metrics.suite import mean_accuracy, perplexity
+from soul_exp.metrics.suite import ScoredTask, mean_accuracy, perplexity
 from soul_exp.models import saving
 from soul_exp.models.checkpoint import Checkpoint
 from soul_exp.models.language_model import LanguageModel
@@ -50,7 +50,7 @@ QUESTIONS = general_suite.questions()
 TWO_CHOICES = {"boolean", "entailment", "pronoun", "physical"}
 
 
-def scored(lm: LanguageModel, **options: Any) -> dict[str, dict[str, float]]:
+def scored(lm: LanguageModel, **options: Any) -> dict[str, ScoredTask]:
     return lm_eval_suite.scores(lm, "embedded", **{"limit": None, "data": None, "batch_size": 64, **options})
 
 
@@ -111,7 +111,7 @@ def test_accuracies_equal_those_of_our_own_likelihoods(lm: LanguageModel) -> Non
     for name, asked in QUESTIONS.items():
         sums = [[read(lm, c, a) for c, a in zip(q.contexts, q.continuations, strict=True)] for q in asked]
         hits = [int(np.argmax(row) == q.gold) for row, q in zip(sums, asked, strict=True)]
-        assert found[name]["acc"] == pytest.approx(sum(hits) / 24, abs=1e-12), name
+        assert found[name]["acc"] == sum(hits) / 24 and found[name].of_items["acc"].tolist() == hits, name
         p = sum(hits) / 24
         assert found[name]["acc_stderr"] == pytest.approx(math.sqrt(p * (1 - p) / 24))
         if name != "pronoun":  # there both options are equally long
@@ -121,6 +121,43 @@ def test_accuracies_equal_those_of_our_own_likelihoods(lm: LanguageModel) -> Non
             ]
             assert found[name]["acc_norm"] == pytest.approx(sum(normed) / 24, abs=1e-12), name
     assert mean_accuracy(found) == pytest.approx(sum(found[name]["acc"] for name in QUESTIONS) / 9)
+
+
+def test_the_numbers_of_a_task_are_lm_evals_own_to_the_last_bit(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import lm_eval.evaluator
+
+    theirs: list[Any] = []
+    real = lm_eval.evaluator.evaluate
+    monkeypatch.setattr(lm_eval.evaluator, "evaluate", lambda **options: theirs.append(real(**options)) or theirs[0])
+    for task, found in scored(lm).items():
+        own = {key.partition(",")[0]: value for key, value in theirs[0]["results"][task].items()}
+        shared = {name: value for name, value in found.items() if name not in ("n", "acc_stderr")}
+        assert len(shared) in (2, 3) and {name: own[name] for name in shared} == shared
+        assert found["n"] == 24
+
+
+def test_the_record_of_a_suite_holds_what_was_made_of_each_item(tmp_path: Path) -> None:
+    """From it alone the scores come back; one of an earlier version holds the scores themselves."""
+    made = {
+        "boolq": ScoredTask({"acc": np.array([1.0, 0.0, 1.0]), "acc_norm": np.array([0.0, 0.0, 1.0])}),
+        "wikitext": ScoredTask({"word_perplexity": np.array([[-20.0, 10.0], [-10.0, 5.0], [math.nan, 1.0]][:2])}),
+    }
+    assert made["boolq"]["acc"] == 2 / 3 and made["wikitext"] == {"word_perplexity": math.exp(2), "n": 2.0}
+    answer_cache.write_answers(tmp_path / "a", {SUITE: made})
+    file = tmp_path / "a" / "suite.json"
+    assert json.loads(file.read_text()) == {
+        "boolq": {"acc": "101", "acc_norm": "001"}, "wikitext": {"word_perplexity": [[-20.0, 10.0], [-10.0, 5.0]]},
+    }  # fmt: skip
+    known: Any = answer_cache.read_answers(tmp_path / "a")[SUITE]
+    assert known == made and known["boolq"].of_items["acc"].tolist() == [1, 0, 1]
+    assert measures.measures({}, {"unlearned": {SUITE: known}}, 0).suite == {"unlearned": made}
+    file.write_text(file.read_text().replace("101", "100"))
+    changed: Any = answer_cache.read_answers(tmp_path / "a")[SUITE]
+    assert changed["boolq"]["acc"] == 1 / 3
+    file.write_text('{"boolq": {"acc": 0.5, "n": 2.0}}')
+    assert answer_cache.read_answers(tmp_path / "a")[SUITE] == {"boolq": {"acc": 0.5, "n": 2.0}}
 
 
 def test_loglikelihoods_equal_ours_to_1e_4_whatever_the_batch(lm: LanguageModel) -> None:
@@ -285,6 +322,40 @@ def test_a_model_is_evaluated_once_per_suite(
     assert math.isnan(again[SUITE]["text"]["word_perplexity"]) and list(again) == ["forget", SUITE]
     assert answer_cache.cached_answers(replace(models, suite=Suite("embedded", 3, None)), place) is None
     assert answer_cache.cached_answers(replace(models, suite=Suite("none", 2, None)), place) is None
+
+
+def test_a_second_run_with_the_same_model_takes_the_answers_to_a_slow_suite_from_the_cache(
+    lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As utility_suite=paper is of a large model: here it takes 0.3 s. The cache states what each stage took."""
+    saving.save(lm.model, lm.tokenizer, tmp_path / "model")
+    task = copyright(num_passages=4, num_holdout_passages=2, num_retain_passages=3)
+    probes = {"forget": Probe([Item("What is amber?", "birch")], generate=True)}
+    task = type(task)(**{**vars(task), "prefix": (), "probes": probes})
+    first, second = (
+        replace(build_models(composed(tmp_path, "task=copyright", more)), task=task, model=MODEL,
+                evaluation=Evaluation(64, 2), suite=Suite("paper", None, None))
+        for more in ("seed=0", "seed=1")
+    )  # fmt: skip
+    calls = []
+
+    def stub(*args: Any, **options: Any) -> dict[str, dict[str, float]]:
+        calls.append(1)
+        time.sleep(0.3)
+        return {"boolq": {"acc": 0.5, "n": 2.0}}
+
+    monkeypatch.setattr(lm_eval_suite, "scores", stub)
+    place = Checkpoint(str(tmp_path / "model"))
+    answer_cache.fill(first, place, "cpu", "target")
+    folder = answer_cache.cached_folder(second, place)
+    assert folder is not None and len(calls) == 1
+    seconds = answer_cache.seconds_of(folder)
+    assert set(seconds) == {"gradients", "probabilities", "generation", "suite"} and seconds["suite"] >= 0.3
+    start = time.perf_counter()
+    answer_cache.fill(second, place, "cpu", "target")
+    assert time.perf_counter() - start < 0.2 and len(calls) == 1
+    known = answer_cache.cached_answers(second, place)
+    assert known is not None and known[SUITE] == {"boolq": {"acc": 0.5, "n": 2.0}}
 
 
 def test_lm_eval_is_imported_only_where_it_is_used() -> None:

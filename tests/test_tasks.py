@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -168,6 +169,13 @@ def test_questions_of_the_probes_paraphrases_are_in_no_training_prompt() -> None
 def test_a_probe_with_another_number_of_what_each_item_has_is_an_error(name: str) -> None:
     with pytest.raises(ValueError, match=rf"found 1 {name}, expected 2, one for each item"):
         Probe([Item("a?", "b"), Item("c?", "d")], **{name: ["x"]})
+
+
+def test_the_units_of_a_task_are_named_after_what_they_are() -> None:
+    assert {task.unit for task in (tofu(), copyright())} == {"author", "passage"}
+    probe = Probe([Item("a?", "b")], units=["Alice"])
+    with pytest.raises(ValueError, match="found the unit 'Alice', expected a name that begins with 'author'"):
+        replace(tofu(), probes={"forget": probe})
 
 
 def test_every_task_states_what_its_target_has_to_know() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ from starts import TINY, type_
 
 from soul_exp.artifacts.scores import Validated
 from soul_exp.metrics.collapse import LIMITS
-from soul_exp.stages.trajectory import Trajectory, read
+from soul_exp.stages.trajectory import ByStep, Trajectory, read
 
 
 def test_a_trajectory_has_the_start_every_nth_step_and_the_end_and_changes_no_bit(tmp_path: Path) -> None:
@@ -27,7 +28,13 @@ def test_a_trajectory_has_the_start_every_nth_step_and_the_end_and_changes_no_bi
     lines = read(watched / "trajectory.jsonl")
     assert [line["step"] for line in lines] == [0, 2, 4, 5] and not (plain / "trajectory.jsonl").exists()
     assert [line["seconds"] for line in lines] == sorted(line["seconds"] for line in lines)
-    found = json.loads((watched / "results.json").read_text())
+    found, first = (json.loads((run / "results.json").read_text()) for run in (watched, plain))
+    assert (first["cached"], found["cached"]) == ([], ["original", "retrained"])  # answered by the run before
+    stages = {"gradients", "probabilities", "generation", "fluency"}
+    assert list(found["evaluation_seconds"]) == ["original", "unlearned", "retrained"]
+    for model, seconds in found["evaluation_seconds"].items():
+        assert set(seconds) == stages and min(seconds.values()) > 0
+        assert (seconds == first["evaluation_seconds"][model]) == (model in found["cached"])
     for line, model in ((lines[0], "original"), (lines[-1], "unlearned")):
         answers = {name: each for name, each in found["free_answers"][model].items() if name.startswith("validation_")}
         assert {*answers} == {f"validation_{name}" for name in ("forget", "retain", "authors", "facts")}
@@ -46,8 +53,8 @@ def test_a_trajectory_has_the_start_every_nth_step_and_the_end_and_changes_no_bi
 
 def test_a_resumed_training_keeps_the_lines_up_to_its_checkpoint(tmp_path: Path) -> None:
     path, measured = tmp_path / "trajectory.jsonl", iter(range(100))
-    killed = Trajectory(1, path, lambda: Validated({"m": next(measured)}, None), first=True)
-    resumed = Trajectory(1, path, lambda: Validated({"m": next(measured)}, None), first=True)
+    killed = Trajectory(1, path, ByStep(lambda: Validated({"m": next(measured)}, None)), first=True)
+    resumed = Trajectory(1, path, ByStep(lambda: Validated({"m": next(measured)}, None)), first=True)
     state = SimpleNamespace(global_step=0)
     killed.on_train_begin(None, state, None)
     for state.global_step in (1, 2, 3):
@@ -60,6 +67,26 @@ def test_a_resumed_training_keeps_the_lines_up_to_its_checkpoint(tmp_path: Path)
     lines = read(path)
     assert [(line["step"], line["m"]) for line in lines] == [(0, 0), (1, 1), (2, 2), (3, 4), (4, 5)]
     assert lines[3]["seconds"] >= lines[2]["seconds"]
+
+
+def test_the_numbers_of_a_step_are_evaluated_once_and_their_time_is_no_training(tmp_path: Path) -> None:
+    """save=best and evaluate.every ask for the same step."""
+    calls: list[int] = []
+
+    def validate() -> Validated:
+        calls.append(1)
+        time.sleep(0.2)
+        return Validated({"m": len(calls)}, None)
+
+    validated, state = ByStep(validate), SimpleNamespace(global_step=0)
+    trajectory = Trajectory(2, tmp_path / "t.jsonl", validated, first=True)
+    trajectory.on_train_begin(None, state, None)
+    for state.global_step in (1, 2):
+        trajectory.on_step_end(None, state, None)
+        assert validated(state.global_step).metrics == {"m": state.global_step + 1}  # as save=best does
+    trajectory.on_train_end(None, state, None)
+    assert len(calls) == 3 and [line["m"] for line in read(tmp_path / "t.jsonl")] == [1, 3]
+    assert read(tmp_path / "t.jsonl")[-1]["seconds"] < 0.2
 
 
 def test_a_run_without_a_validation_part_is_stopped(tmp_path: Path) -> None:

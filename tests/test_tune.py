@@ -93,7 +93,7 @@ def test_what_lost_general_knowledge_fluency_or_retain_probability_or_collapsed_
     assert lost(trials[1], TARGET, 0.9) == why
     assert best_forgetting(trials, TARGET, keep=0.9) is trials[why is None]
     left = iter(given)
-    keeper = KeepBest(tmp_path, TARGET, lambda: next(left), lambda place: place.mkdir(), first=True, keep=0.9)
+    keeper = KeepBest(tmp_path, TARGET, lambda step: next(left), lambda place: place.mkdir(), first=True, keep=0.9)
     keeper.consider(1)
     _, note = keeper.end(2)
     assert note.startswith(f"save=best: the weights of step {1 + (why is None)} of 2") and "kept enough" not in note
@@ -108,6 +108,7 @@ def test_what_shows_no_membership_comes_before_what_has_the_better_forget_qualit
     open_, closed = Candidate(metrics={**BEST, S_MIA: 0.49}), Candidate(metrics=SOUND)
     assert order(open_, TARGET, keep=0.9) > order(closed, TARGET, keep=0.9)
     assert order(open_, TARGET, keep=0.9, s_mia=0.5) < order(closed, TARGET, keep=0.9, s_mia=0.5)
+    assert order(open_, TARGET, keep=0.9) < order(Candidate(metrics=BEST), TARGET, keep=0.9)  # a tie
     lost_more = Candidate(metrics={**BEST, RETAIN: 0.1})
     assert order(open_, TARGET, keep=0.9, s_mia=0.5) > order(lost_more, TARGET, keep=0.9, s_mia=0.5)
 
@@ -119,7 +120,7 @@ def test_where_nothing_counts_the_one_that_lost_least_is_selected_and_the_note_s
         Validated({**BEST, FLUENCY: 0.8}, "commas"), Validated({**BEST, RETAIN: None}, None),
     ]  # fmt: skip
     left = iter(given)
-    keeper = KeepBest(tmp_path, TARGET, lambda: next(left), lambda place: place.mkdir(), first=True, keep=0.9)
+    keeper = KeepBest(tmp_path, TARGET, lambda step: next(left), lambda place: place.mkdir(), first=True, keep=0.9)
     for step in range(1, 4):
         keeper.consider(step)
     _, note = keeper.end(4)

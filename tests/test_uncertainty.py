@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -212,3 +213,38 @@ def test_the_bootstrap_would_cover_too_seldom_with_4_units(monkeypatch: pytest.M
 def test_the_bootstrap_of_20_units_covers_as_often_as_it_says_nearly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uncertainty, "DRAWS", 300)
     assert 0.89 <= coverage(20, 300) <= 0.97
+
+
+# ---- A utility suite: the items of each task are drawn apart
+
+
+def suite_of(**right: Sequence[int]) -> dict[str, Any]:
+    """Tasks whose items are right (1) or wrong (0), and a text of one item."""
+    tasks = {task: suite.ScoredTask({"acc": np.array(hits, dtype=float)}) for task, hits in right.items()}
+    text = suite.ScoredTask({"word_perplexity": np.array([[-2.0, 1.0]])})
+    return {"suite": {**tasks, "text": text}}
+
+
+def accuracy(available: Any) -> tuple[float, float]:
+    return interval(functools.partial(binding.call, suite.mean_accuracy), available, seed=0)
+
+
+def test_the_interval_of_a_mean_accuracy_is_over_the_items_of_each_task() -> None:
+    """Half of 100 items: 0.5 +- 1.96 * 0.05; the mean of two such tasks varies by the square root of 2 less."""
+    half = [1, 0] * 50
+    low, high = accuracy(suite_of(a=half))
+    assert (low, high) == (pytest.approx(0.402, abs=0.01), pytest.approx(0.598, abs=0.01))
+    low, high = accuracy(suite_of(a=half, b=half))
+    assert (low, high) == (pytest.approx(0.431, abs=0.01), pytest.approx(0.569, abs=0.01))
+    assert accuracy(suite_of(a=[1] * 30, b=[0] * 30)) == (0.5, 0.5)  # items do not move from task to task
+
+
+def test_with_few_items_it_is_the_jackknife_and_with_four_none() -> None:
+    hits = [1, 0, 1, 1, 1, 0]
+    low, high = accuracy(suite_of(a=hits))
+    half = student.ppf(0.975, 5) * np.std(hits, ddof=1) / np.sqrt(6)
+    assert (low, high) == (pytest.approx(np.mean(hits) - half), pytest.approx(np.mean(hits) + half))
+    with pytest.raises(NoIntervalError, match="4 independent units in b, expected 5 or more"):
+        accuracy(suite_of(a=[1, 0] * 20, b=[1, 0, 1, 1]))
+    with pytest.raises(NoIntervalError, match="1 independent unit in text, expected 5 or more"):
+        interval(functools.partial(binding.call, suite.perplexity), suite_of(a=hits), seed=0)

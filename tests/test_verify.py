@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -149,6 +150,10 @@ def in_metrics(name: str, **entry: Any) -> Callable[[dict[str, Any]], None]:
         (lambda run: run.update(status="great"), "status: great with the reason None, expected .*"),
         (lambda run: run["config"].update(seed=5), r"seeds\.seed: 0, but 5 in config"),
         (lambda run: run["sha256"]["models"].pop("retrained"), r"retrained: .* sha256\.models does not name it"),
+        (lambda run: run.update(unit="item"), "unit: item, but its records name author"),
+        (lambda run: run["metric_versions"].update(mine=1), "metric_versions.mine: no metric of this run .*"),
+        (lambda run: run["metric_versions"].pop("mia_auc"), "mia_auc: stored by version None of its definition, .*"),
+        (lambda run: run["reasons"].update({"unlearned.mine": "none"}), "reasons.unlearned.mine: no metric .*"),
         # what cannot be computed or read
         (lambda run: run["sha256"].pop("models"), r".* is not a results file of format 1 \(sha256 is .*"),
         (lambda run: run["metrics"]["unlearned"].update(mia_auc=10**400), ".* is not a results file of format 1 .*"),
@@ -210,10 +215,42 @@ def test_notes_say_what_was_not_compared(out: Path, command: Run) -> None:
     assert re.search("  note: stated as not available, so not computed: .*utility", text)
 
 
-def test_a_link_among_the_records_is_a_foreign_file(out: Path, command: Run) -> None:
-    (out / "records" / "more").symlink_to(out / "model")
-    code, text, _ = command(out)
-    assert code == 1 and "  records/more: a file that this run did not write\n" in text
+def outside(path: Path) -> Path:
+    """`path`, moved out of the run's folder."""
+    return path.rename(path.parents[len(path.parts) - path.parts.index("copy") - 2] / f"outside {path.name}")
+
+
+def hard_link(path: Path) -> None:
+    os.link(outside(path), path)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda out: (out / "records" / "more").mkdir(), "records/more: a folder that this run did not write"),
+        (lambda out: (out / "records" / "original" / "a" / "b").mkdir(parents=True),
+         "records/original/a/b: a folder that this run did not write"),
+        (lambda out: os.mkfifo(out / "records" / "pipe"), "records/pipe: a file that this run did not write"),
+        (lambda out: (out / "records" / "more").symlink_to(out / "model"), "records/more: a link to .*/model, .*"),
+        (lambda out: (out / "records" / "more").symlink_to("nowhere"), "records/more: a link to nowhere, which .*"),
+        # of the same content
+        (lambda out: (path := out / "records" / "unlearned" / "forget.jsonl").symlink_to(outside(path)),
+         r"records/unlearned/forget.jsonl: a link to .*/outside forget.jsonl, which may be changed there"),
+        (lambda out: (path := out / "records" / "retrained").symlink_to(outside(path)), "records/retrained: a link .*"),
+        (lambda out: (path := out / "records").symlink_to(outside(path)), "records: a link .*"),
+        (lambda out: hard_link(out / "records" / "unlearned" / "forget.jsonl"),
+         r"records/unlearned/forget.jsonl: it has 2 names \(hard links\), and may be changed under another"),
+        (lambda out: hard_link(out / "model" / "model.safetensors"), r"model/model.safetensors: it has 2 names .*"),
+        (lambda out: (path := out / "model" / "model.safetensors").symlink_to(outside(path)),
+         "model/model.safetensors: a link .*"),
+    ],
+)  # fmt: skip
+def test_a_folder_or_a_link_that_the_run_did_not_write_is_named(
+    change: Callable[[Path], Any], line: str, out: Path, command: Run
+) -> None:
+    change(out)
+    code, text, error = command(out)
+    assert code == 1 and not error and any(re.fullmatch(f"  {line}", each) for each in text.splitlines()), text
 
 
 def test_code_that_conf_does_not_list_is_called_with_trust_only(out: Path, command: Run) -> None:

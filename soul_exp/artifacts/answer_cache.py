@@ -8,16 +8,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from soul_exp.artifacts.code import code_hash
 from soul_exp.artifacts.prepared_models import checkpoints, exists, foreign_tokenizer, is_ready, load
 from soul_exp.data import content_hash
 from soul_exp.errors import counted
 from soul_exp.evaluation import lm_eval_suite
+from soul_exp.evaluation.durations import stage, timed
 from soul_exp.evaluation.fluency import with_fluency
 from soul_exp.evaluation.probing import evaluate_probes
 from soul_exp.evaluation.records import read_records, write_records
 from soul_exp.files import complete_folder, is_intact, locked, read_sealed, remove, seal, shared_folder
 from soul_exp.metrics.answers import SUITE, Answers, Scores
+from soul_exp.metrics.suite import ScoredTask
 from soul_exp.models import loading
 from soul_exp.models.checkpoint import Checkpoint
 from soul_exp.models.language_model import LanguageModel
@@ -68,11 +72,17 @@ def folder_of(models: Models, checkpoint: Checkpoint, system_prompt: str | None 
 
 def cached_answers(models: Models, checkpoint: Checkpoint, system_prompt: str | None = None) -> Measured | None:
     """The cached answers of `checkpoint`, with `system_prompt` if any; None if they are not cached."""
+    folder = cached_folder(models, checkpoint, system_prompt)
+    return read_answers(folder) if folder else None
+
+
+def cached_folder(models: Models, checkpoint: Checkpoint, system_prompt: str | None = None) -> Path | None:
+    """The cache folder that has the answers of `checkpoint`, with `system_prompt` if any; None if there is none."""
     prepared_here = Path(checkpoint.path).parent == models.cache / "models"
     if prepared_here and not is_ready(Path(checkpoint.path)):
         return None
     folder = folder_of(models, checkpoint, system_prompt)
-    return read_answers(folder) if _is_answered(folder) else None
+    return folder if _is_answered(folder) else None
 
 
 def answers_of(lm: LanguageModel, models: Models, label: str) -> dict[str, Answers | Scores]:
@@ -80,12 +90,14 @@ def answers_of(lm: LanguageModel, models: Models, label: str) -> dict[str, Answe
     label, task, evaluation = f"evaluate {label}", models.task, models.evaluation
     answers = evaluate_probes(lm, task.probes, **evaluation.of_probes, prefix=task.prefix, label=label)
     if task.scorer is not None:
-        score = task.scorer.load(models.cache, str(next(lm.model.parameters()).device))
-        answers = with_toxicity(answers, task.scored, score)
+        with stage("toxicity"):
+            score = task.scorer.load(models.cache, str(next(lm.model.parameters()).device))
+            answers = with_toxicity(answers, task.scored, score)
     answers = with_refused(answers, task.refusals)
     found: dict[str, Answers | Scores] = dict(answers)
     if models.suite.suite != lm_eval_suite.NONE:
-        found[SUITE] = lm_eval_suite.scores(lm, **vars(models.suite), batch_size=evaluation.batch_size, label=label)
+        with stage("suite"):
+            found[SUITE] = lm_eval_suite.scores(lm, **vars(models.suite), batch_size=evaluation.batch_size, label=label)
     return found
 
 
@@ -119,13 +131,16 @@ def fill(models: Models, checkpoint: Checkpoint, device: str, label: str, system
             return lm
 
         lm = on_device(checkpoint)
-        answers: Measured = answers_of(lm if not system_prompt else lm.with_system_prompt(system_prompt), models, label)
-        if (original := original_of(models)) is not None:
-            if original != checkpoint:
-                del lm  # one model at a time
-                lm = on_device(original)
-            answers = scored_by_original(models, answers, lm, label)
-        write_answers(folder, answers)
+        with timed() as stages:
+            asked = lm if not system_prompt else lm.with_system_prompt(system_prompt)
+            answers: Measured = answers_of(asked, models, label)
+            del asked
+            if (original := original_of(models)) is not None:
+                if original != checkpoint:
+                    del lm  # one model at a time
+                    lm = on_device(original)
+                answers = scored_by_original(models, answers, lm, label)
+        write_answers(folder, answers, {"seconds": stages})
         probes, seconds = counted(len(models.task.probes), "probe"), time.perf_counter() - start
         log.info("evaluate %s: %s in %.0f s", label, probes, seconds)
 
@@ -143,19 +158,48 @@ def read_answers(folder: Path) -> Measured:
         Path(name).stem: read_records(folder / name) for name in names if name.endswith(".jsonl")
     }
     if f"{SUITE}.json" in names:
-        found[SUITE] = {
-            name: {metric: math.nan if value is None else value for metric, value in measured.items()}
-            for name, measured in json.loads((folder / f"{SUITE}.json").read_text()).items()
-        }
+        found[SUITE] = suite_of(json.loads((folder / f"{SUITE}.json").read_text()))
     return found
 
 
-def write_answers(folder: Path, answers: Measured) -> None:
-    """Write one file per probe, and suite.json where there is a suite; the folder appears at once, with checksums."""
+def seconds_of(folder: Path) -> dict[str, float]:
+    """Stage -> wall-clock seconds of the evaluation whose answers are in the cache's `folder`."""
+    sealed = read_sealed(folder / COMPLETE)
+    return {} if isinstance(sealed, str) else dict(sealed.get("seconds", {}))
+
+
+def write_answers(folder: Path, answers: Measured, about: Mapping[str, Any] = {}) -> None:
+    """Write one file per probe, and suite.json where there is a suite; the folder appears at once, with checksums.
+
+    Its marker has what is said `about` the answers.
+    """
     with complete_folder(folder) as partial:
         for name, given in answers.items():
             if isinstance(given, Answers):
                 write_records(partial / f"{name}.jsonl", given)
             else:
-                write_json(partial / f"{name}.json", given)
-        seal(partial / COMPLETE, {})
+                write_json(partial / f"{name}.json", {task: _recorded(of) for task, of in given.items()})
+        seal(partial / COMPLETE, about)
+
+
+def _recorded(measured: Mapping[str, float]) -> Mapping[str, Any]:
+    """What a record holds of one task of a suite: of each item, "1101" where it is right or wrong; else its numbers."""
+    if not isinstance(measured, ScoredTask):
+        return measured
+    are_bits = {name: values.ndim == 1 and np.isin(values, (0, 1)).all() for name, values in measured.of_items.items()}
+    return {
+        name: "".join("1" if hit else "0" for hit in values) if are_bits[name] else values.tolist()
+        for name, values in measured.of_items.items()
+    }
+
+
+def suite_of(recorded: Mapping[str, Mapping[str, Any]]) -> Scores:
+    """The scores of a suite from their record; one of an earlier version has no items, but the scores themselves."""
+
+    def read(values: Any) -> Any:
+        found = [float(digit) for digit in values] if isinstance(values, str) else values
+        return np.array(found, dtype=float) if isinstance(found, list) else math.nan if found is None else found
+
+    tasks = {task: {name: read(values) for name, values in of.items()} for task, of in recorded.items()}
+    with_items = {task: all(isinstance(values, np.ndarray) for values in of.values()) for task, of in tasks.items()}
+    return {task: ScoredTask(of) if with_items[task] else of for task, of in tasks.items()}

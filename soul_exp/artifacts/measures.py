@@ -83,7 +83,11 @@ def measures(metrics: Mapping[str, Metric], records: Mapping[str, Measured], see
         samples=samples(by_model["unlearned"]),
         collapsed=collapsed,
         free_answers=free_answers,
-        suite={model: given[SUITE] for model, given in by_model.items() if SUITE in given},
+        suite={
+            model: {task: dict(of) for task, of in given[SUITE].items()}
+            for model, given in by_model.items()
+            if SUITE in given
+        },
     )
 
 

@@ -4,13 +4,14 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from soul_exp import binding
 from soul_exp.artifacts import prepared_models
-from soul_exp.artifacts.answer_cache import Measured, cached_answers, original_of, scored_by_original
+from soul_exp.artifacts.answer_cache import Measured, cached_folder, original_of, read_answers, scored_by_original
 from soul_exp.distributed import zero3
 from soul_exp.errors import counted
 from soul_exp.evaluation.probing import evaluate_probes
@@ -36,6 +37,7 @@ RETAIN = "validation_retain_probability"
 UTILITY = "validation_utility"
 FLUENCY = "validation_fluency"  # share of the free answers to validation probes that are not degenerate
 S_MIA = "validation_s_mia"
+KEYS = [each.key for each in COMPARED]
 
 
 Retrained = Sequence[Measured]  # the answers of the retrained models, one for each seed; that of prepare.seed first
@@ -158,16 +160,24 @@ def undecided(trials: Sequence[Mapping[str, Any]]) -> str | None:
     )
 
 
+def cached_folders(models: Models) -> dict[str, Path]:
+    """Key of a compared model, or role of a retrained one of a further seed -> the cache folder with its answers."""
+    checkpoints = prepared_models.checkpoints(models)
+    wanted = [(each.key, each.role, models.system_prompt if each.with_system_prompt else None) for each in COMPARED]
+    without = {each.key for each in COMPARED if each.with_system_prompt and models.system_prompt is None}
+    wanted += [(role, role, None) for role in checkpoints if prepared_models.number_of(role)]
+    found = {
+        key: cached_folder(models, checkpoints[role], prompt)
+        for key, role, prompt in wanted
+        if role in checkpoints and key not in without
+    }
+    return {key: folder for key, folder in found.items() if folder is not None}
+
+
 def known_answers(models: Models) -> dict[str, Measured]:
     """key -> answers, of each compared model that prepare evaluated, or whose records were given."""
-    known: dict[str, Measured] = {}
-    checkpoints = prepared_models.checkpoints(models)
-    for compared in COMPARED:
-        system_prompt = models.system_prompt if compared.with_system_prompt else None
-        if compared.role not in checkpoints or (compared.with_system_prompt and system_prompt is None):
-            continue
-        if (answers := cached_answers(models, checkpoints[compared.role], system_prompt)) is not None:
-            known[compared.key] = answers
+    folders = cached_folders(models).items()
+    known = {key: read_answers(folder) for key, folder in folders if key in KEYS}
     if models.retrained_records:
         known["retrained"] = {
             name: _with_units(answers, models.task.probes.get(name))
@@ -178,10 +188,8 @@ def known_answers(models: Models) -> dict[str, Measured]:
 
 def retrained_answers(models: Models) -> dict[str, Measured]:
     """Role -> answers, of the retrained models of further seeds that are cached."""
-    checkpoints = prepared_models.checkpoints(models)
-    roles = [role for role in checkpoints if prepared_models.number_of(role)]
-    cached = {role: cached_answers(models, checkpoints[role]) for role in roles}
-    return {role: answers for role, answers in cached.items() if answers is not None}
+    folders = cached_folders(models).items()
+    return {role: read_answers(folder) for role, folder in folders if role not in KEYS}
 
 
 def _with_units(answers: Answers, probe: Probe | None) -> Answers:

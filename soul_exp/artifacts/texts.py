@@ -113,7 +113,10 @@ def _start(models: Models) -> Checkpoint | None:
 
 
 def _check_rows(task: Task, items: Sequence[Item], read: Read) -> None:
-    """Raises the error of the first of `items` that cannot be read; it begins with its file and line, if it has one."""
+    """Raises the error of the first of `items` that cannot be read.
+
+    It begins with its file and line, if it has one, and ends with what leaves it out, if that is an option.
+    """
     for some in (items[start : start + CHUNK] for start in range(0, len(items), CHUNK)):
         try:
             read(some)
@@ -122,7 +125,8 @@ def _check_rows(task: Task, items: Sequence[Item], read: Read) -> None:
                 try:
                     read([item])
                 except UsageError as error:
-                    raise UsageError(f"{task.location_of(item)}{error}") from None
+                    instead = f", or type {task.optional[item]}" if item in task.optional else ""
+                    raise UsageError(f"{task.location_of(item)}{error}{instead}") from None
             raise
 
 

@@ -9,6 +9,7 @@ import torch
 from soul_exp.data import Encoded, Item, pad
 from soul_exp.distributed import zero3
 from soul_exp.distributed.ranks import in_batches
+from soul_exp.evaluation.durations import stage
 from soul_exp.evaluation.probing import evaluating
 from soul_exp.losses import Scored
 from soul_exp.metrics.answers import Answers
@@ -18,6 +19,7 @@ from soul_exp.models.layers import max_positions
 from soul_exp.tasks.task import Probe
 
 
+@stage("fluency")
 def with_fluency(
     lm: LanguageModel, probes: Mapping[str, Probe], answers: Mapping[str, Answers], *, batch_size: int, label: str = ""
 ) -> dict[str, Answers]:

@@ -13,11 +13,13 @@ from torch.utils.checkpoint import checkpoint
 from soul_exp.data import Item, pad
 from soul_exp.distributed import zero3
 from soul_exp.distributed.ranks import in_batches
+from soul_exp.evaluation.durations import stage
 from soul_exp.losses import IGNORED, Scored
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.models.layers import exchanged_forward, layers_of
 
 
+@stage("gradients")
 def gradient_norms(lm: LanguageModel, items: Sequence[Item], *, label: str = "") -> list[tuple[float, float]]:
     """Two norms of the gradient of the NLL per answer token (no end token) of each item, in evaluation mode.
 

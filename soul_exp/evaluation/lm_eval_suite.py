@@ -7,7 +7,6 @@ cut from the left to model.max_length. The ranks divide the work and all get the
 import functools
 import hashlib
 import logging
-import math
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -17,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 
 from soul_exp import hub
 from soul_exp.distributed.ranks import is_first
 from soul_exp.errors import UnreachableError, UsageError
 from soul_exp.evaluation.probing import evaluating
-from soul_exp.metrics.suite import mean_accuracy
+from soul_exp.metrics.suite import ScoredTask, mean_accuracy
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.tasks.embedded import general_suite
 
@@ -95,7 +95,7 @@ def _digests(folder: str) -> dict[str, str]:
 
 def scores(
     lm: LanguageModel, suite: str, *, limit: int | None, data: str | None, batch_size: int, label: str = "evaluate"
-) -> dict[str, dict[str, float]]:
+) -> dict[str, ScoredTask]:
     """task -> metric -> value: `acc` of questions, with its standard error and their number `n`; perplexities of text.
 
     `limit`: only the first so many items of each task; None: all. Every rank calls it and gets the same.
@@ -111,23 +111,20 @@ def scores(
             task_dict=_loaded(suite, data, fresh),
             limit=limit,
             bootstrap_iters=0,  # the standard error of a proportion needs none
-            log_samples=False,
+            log_samples=True,
         )
     tasks = TASKS if suite == PAPER else [*general_suite.TASKS, general_suite.TEXT]
-    measured = {task: _numbers(found["results"][task], found["n-samples"][task]["effective"]) for task in tasks}
+    measured = {task: ScoredTask(_of_items(found["samples"][task])) for task in tasks}
     if is_first():
         seconds = time.perf_counter() - start
         log.info("%s: utility suite %s: mean accuracy %.3f in %.0f s", label, suite, mean_accuracy(measured), seconds)
     return measured
 
 
-def _numbers(result: Mapping[str, Any], n: int) -> dict[str, float]:
-    """lm-eval's numbers of one task, its "acc,none" as acc, with our standard error and `n`."""
-    numbers = {key.partition(",")[0]: float(value) for key, value in result.items() if isinstance(value, int | float)}
-    found = {key: value for key, value in numbers.items() if not key.endswith("_stderr") and key != "sample_len"}
-    if "acc" in found:
-        found["acc_stderr"] = math.sqrt(found["acc"] * (1 - found["acc"]) / n)
-    return {**found, "n": float(n)}
+def _of_items(samples: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """measure -> what lm-eval makes of each item of a task, in the order of the task: [N], or of texts [N, 2]."""
+    ordered = sorted(samples, key=lambda sample: sample["doc_id"])
+    return {name: np.array([sample[name] for sample in ordered], dtype=float) for name in ordered[0]["metrics"]}
 
 
 def _loaded(suite: str, data: str | None, fresh: str) -> Any:

@@ -22,6 +22,7 @@ from soul_exp.data import Encoded, Item, pad, without_end
 from soul_exp.distributed import zero3
 from soul_exp.distributed.ranks import in_batches
 from soul_exp.errors import UsageError
+from soul_exp.evaluation.durations import stage
 from soul_exp.evaluation.gradients import gradient_norms
 from soul_exp.evaluation.records import as_recorded
 from soul_exp.losses import IGNORED, precise
@@ -97,6 +98,7 @@ class TokenScores:
         return float(-self.logp.mean(dtype=np.float64))
 
 
+@stage("probabilities")
 def likelihoods(
     lm: LanguageModel, items: Sequence[Item], *, batch_size: int, prefix: Sequence[Item] = (), label: str = ""
 ) -> list[TokenScores]:
@@ -159,6 +161,7 @@ def preceded(
     return [Encoded([*context, *row.ids], len(context) + row.num_prompt) for row in rows]
 
 
+@stage("generation")
 def generations(
     lm: LanguageModel, items: Sequence[Item], *, batch_size: int, max_new_tokens: int,
     cut: Sequence[bool] | None = None, label: str = "",

@@ -9,6 +9,7 @@ import numpy as np
 
 from soul_exp.metrics import membership, memorisation, tofu
 from soul_exp.metrics.answers import Answers
+from soul_exp.metrics.suite import ScoredTask
 
 Function = Callable[..., Any]
 OURS = "ours"
@@ -110,6 +111,8 @@ def of_first(metrics: Mapping[str, Function], records: Mapping[str, Any]) -> tup
 def _first(value: Any, count: int) -> Any:
     if isinstance(value, Answers):
         return value if len(value) <= count else value.take(np.arange(count))
+    if isinstance(value, ScoredTask):
+        return value
     if isinstance(value, Mapping):  # the retrained model's answers by probe
         return {key: _first(inner, count) for key, inner in value.items()}
     if isinstance(value, list | tuple):  # of several retrained models

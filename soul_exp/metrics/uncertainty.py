@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student
 
-from soul_exp.metrics.answers import SUITE, Answers, UndefinedError
+from soul_exp.metrics.answers import Answers, UndefinedError
+from soul_exp.metrics.suite import ScoredTask
 
 LEVEL = 0.95
 BOOTSTRAP = 20  # units of the smallest sample from which on the bootstrap serves; with 4 its intervals cover 79 %
@@ -20,9 +21,11 @@ JACKKNIFE = 5  # and the jackknife
 DRAWS = 2000
 
 Available = Mapping[str, Any]  # probe -> Answers, "suite" -> Scores, "retrained" -> (probe -> Answers), lists of such
+Sample = Answers | ScoredTask
 Compute = Callable[[Any], float]  # a metric, of what it reads by name
 Units = np.ndarray | list[np.ndarray]  # the rows of each unit: a matrix where all have as many
-# of a sample: its probe, and before it "retrained", or "retrained_seeds" and a number, where such a model gave it
+# of a sample: its probe, or "suite" and its task; before it "retrained", or "retrained_seeds" and a number, where such
+# a model gave it
 Key = tuple[str, ...]
 
 
@@ -66,10 +69,10 @@ def interval(compute: Compute, available: Available, *, seed: int) -> tuple[floa
     return low, high
 
 
-def rows_of_units(answers: Answers) -> Units:
+def rows_of_units(answers: Sample) -> Units:
     """The rows of each independent unit, in the order of their first rows; without `unit` each example is one."""
     if answers.unit is None:
-        return np.arange(len(answers))[:, None]
+        return np.arange(_num(answers))[:, None]
     rows: dict[str, list[int]] = {}
     for row, unit in enumerate(answers.unit):
         rows.setdefault(unit, []).append(row)
@@ -77,10 +80,14 @@ def rows_of_units(answers: Answers) -> Units:
     return np.stack(found) if len({len(each) for each in found}) == 1 else found  # a matrix is indexed faster
 
 
-class _Read(dict[str, Any]):
-    """What is available; `samples` are those answers that were read."""
+def _num(sample: Sample) -> int:
+    return sample.num if isinstance(sample, ScoredTask) else len(sample)
 
-    def __init__(self, values: Mapping[str, Any], above: Key = (), samples: dict[Key, Answers] | None = None) -> None:
+
+class _Read(dict[str, Any]):
+    """What is available; `samples` are those answers that were read, and tasks of a suite of which a measure was."""
+
+    def __init__(self, values: Mapping[str, Any], above: Key = (), samples: dict[Key, Sample] | None = None) -> None:
         super().__init__(values)
         self.above, self.samples = above, {} if samples is None else samples
 
@@ -88,14 +95,28 @@ class _Read(dict[str, Any]):
         value, key = super().__getitem__(name), (*self.above, name)
         if isinstance(value, Answers):
             self.samples[key] = value
-        elif name != SUITE and isinstance(value, Mapping):
+        elif isinstance(value, ScoredTask):
+            return _ReadTask(value, key, self.samples)
+        elif isinstance(value, Mapping):
             return _Read(value, key, self.samples)
         elif isinstance(value, list | tuple):  # of retrained models
             return [_Read(each, (*key, str(number)), self.samples) for number, each in enumerate(value)]
         return value
 
 
-def _replaced(available: Available, samples: Mapping[Key, Answers]) -> dict[str, Any]:
+class _ReadTask(dict[str, float]):
+    """The measures of a task of a suite, which becomes one of the `samples` when one of them is read."""
+
+    def __init__(self, task: ScoredTask, key: Key, samples: dict[Key, Sample]) -> None:
+        super().__init__(task)
+        self.task, self.key, self.samples = task, key, samples
+
+    def __getitem__(self, measure: str) -> float:
+        self.samples[self.key] = self.task
+        return super().__getitem__(measure)
+
+
+def _replaced(available: Available, samples: Mapping[Key, Any]) -> dict[str, Any]:
     """`available` with `samples` in the place of those with the same keys."""
     found: dict[str, Any] = dict(available)
     for (name, *rest), answers in samples.items():
@@ -109,13 +130,13 @@ def _replaced(available: Available, samples: Mapping[Key, Answers]) -> dict[str,
 
 
 def _jackknife(
-    compute: Compute, available: Available, samples: Mapping[Key, Answers], units: Mapping[Key, Units],
+    compute: Compute, available: Available, samples: Mapping[Key, Sample], units: Mapping[Key, Units],
     value: float, degrees: int,
 ) -> tuple[float, float]:  # fmt: skip
     variance = 0.0
     for key, answers in samples.items():
         without = [
-            compute(_replaced(available, {key: answers.take(np.delete(np.arange(len(answers)), rows))}))
+            compute(_replaced(available, {key: answers.take(np.delete(np.arange(_num(answers)), rows))}))
             for rows in units[key]
         ]
         number = len(without)
@@ -125,7 +146,7 @@ def _jackknife(
 
 
 def _bootstrap(
-    compute: Compute, available: Available, samples: Mapping[Key, Answers], units: Mapping[Key, Units],
+    compute: Compute, available: Available, samples: Mapping[Key, Sample], units: Mapping[Key, Units],
     seed: int,
 ) -> tuple[float, float]:  # fmt: skip
     draws = [[(key, answers.take(rows)) for rows in _draws(units[key], key, seed)] for key, answers in samples.items()]

@@ -55,7 +55,7 @@ def comparison(results: Results, said: Collection[str] = ()) -> str:
     below = [*legend, *ceiling_of(results), *_intervals(results), *_null_reasons(results, titles, names), *more]
     if results.collapsed is None and (why := results.reasons.get("collapsed")):
         below.append(f"{NULL} whether it collapsed: {why}")
-    below += [_cost(results), *(note for note in results.notes if note not in said)]
+    below += [_cost(results), *_evaluation(results), *(note for note in results.notes if note not in said)]
     table = _aligned(list(titles.values()), rows, widths, max(map(len, hints.values())))
     return "\n".join([*wrapped(_above(results)), "", *table, "", *wrapped(below)])
 
@@ -184,6 +184,18 @@ def _null_reasons(results: Results, titles: Mapping[str, str], names: Iterable[s
         else f"{NULL} {', '.join(labels)} ({models}): {reason}"
         for (models, reason), labels in metrics.items()
     ]
+
+
+def _evaluation(results: Results) -> list[str]:
+    """What each stage of the evaluation of each model took, and whether in this run or before."""
+    titles = {model: model.replace("_", " ") for model in results.evaluation_seconds} | _titles(results)
+    of_models = [
+        f"{titles[model]}{' (cached)' if model in results.cached else ''} "
+        + ", ".join(f"{stage} {number(value)}" for stage, value in stages.items())
+        for model, stages in results.evaluation_seconds.items()
+        if stages
+    ]
+    return [f"seconds of evaluation: {'; '.join(of_models)}"] if of_models else []
 
 
 def _cost(results: Results) -> str:

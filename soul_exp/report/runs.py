@@ -16,7 +16,10 @@ from soul_exp.results import COMPARED, ERROR, REQUEST, TYPED, Results
 SUITE_OPTIONS = ("utility_suite", "utility_limit")
 ENDS = ("low", "high")  # of an interval
 # results that no row holds as they are
-NESTED = ("intervals", "no_interval", "samples", "unit", "ceiling", "retrained_seeds", "collapsed", "free_answers")
+NESTED = (
+    *("intervals", "no_interval", "samples", "unit", "ceiling", "retrained_seeds", "collapsed", "free_answers"),
+    *("evaluation_seconds", "cached"),
+)
 CHOSEN = tuple(f"config.{key}" for key in options.CHOSEN)
 ABOUT = (
     "Forget quality is the p-value of a two-sample KS test against the retrained model; the means of p and of log10 p"

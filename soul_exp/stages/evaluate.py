@@ -12,6 +12,7 @@ from soul_exp.artifacts import answer_cache, prepared_models, scores
 from soul_exp.artifacts.measures import measures
 from soul_exp.distributed import zero3
 from soul_exp.errors import counted
+from soul_exp.evaluation.durations import timed
 from soul_exp.files import complete_folder, hashes
 from soul_exp.models import loading
 from soul_exp.stages.process import peak_memory_gib
@@ -29,17 +30,21 @@ def evaluate(job: RankJob) -> RankJob:
     """Evaluate the model of `job`, or the one that model.path names; rank 0 writes records and results.json."""
     run, lm, start = job.run, job.lm or job.load(job.run.model.checkpoint), time.perf_counter()
     finite = zero3.is_finite(lm.model)  # else it cannot answer
-    answers: answer_cache.Measured = answer_cache.answers_of(lm, run, "unlearned") if finite else {}
-    if finite and (original := answer_cache.original_of(run)) is not None:
-        loading.move(lm.model, "cpu")  # one model at a time on the device
-        answers = answer_cache.scored_by_original(run, answers, job.load(original), "unlearned")
-        loading.move(lm.model, job.device)
-    seconds = {"unlearn": job.outcome.seconds if job.outcome else 0.0, "evaluate": time.perf_counter() - start}
-    job = replace(job, lm=lm, seconds={**job.seconds, **seconds})
+    with timed() as stages:
+        answers: answer_cache.Measured = answer_cache.answers_of(lm, run, "unlearned") if finite else {}
+        if finite and (original := answer_cache.original_of(run)) is not None:
+            loading.move(lm.model, "cpu")  # one model at a time on the device
+            answers = answer_cache.scored_by_original(run, answers, job.load(original), "unlearned")
+            loading.move(lm.model, job.device)
+    spent = {"unlearn": job.outcome.seconds if job.outcome else 0.0, "evaluate": time.perf_counter() - start}
+    job = replace(job, lm=lm, seconds={**job.seconds, **spent})
     if job.wandb_log is not None:
-        log.info("evaluate unlearned: %s in %.0f s", counted(len(run.task.probes), "probe"), seconds["evaluate"])
+        log.info("evaluate unlearned: %s in %.0f s", counted(len(run.task.probes), "probe"), spent["evaluate"])
         by_model = {"unlearned": answers, **scores.known_answers(run), **scores.retrained_answers(run)}
-        found = summary(job, recorded(job, by_model))
+        seconds = {key: answer_cache.seconds_of(folder) for key, folder in scores.cached_folders(run).items()}
+        seconds["unlearned"] = stages
+        ordered = {key: seconds[key] for key in dict.fromkeys((*scores.KEYS, *seconds)) if key in seconds}
+        found = replace(summary(job, recorded(job, by_model)), evaluation_seconds=ordered)
         results.write(job.out, found)
         job.wandb_log.finish(found)
         checkpoints.remove_all(job.out / CHECKPOINTS)
@@ -98,6 +103,7 @@ def summary(job: RankJob, by_model: Mapping[str, answer_cache.Measured]) -> resu
         trials=job.trials,
         num_steps=outcome.num_steps if outcome else 0,
         seconds=job.seconds,
+        cached=job.cached,
         peak_memory_gib=peak_memory_gib(job.device),
         seeds={"seed": run.seed, "prepare.seed": run.prepare.seed},
         data_hashes=prepared_models.data_hashes(run),

@@ -71,28 +71,34 @@ def lost(found: Candidate, start: Mapping[str, float], keep: float) -> str | Non
     return "; ".join(reasons) or None
 
 
-def order(found: Candidate, start: Mapping[str, float], *, keep: float, s_mia: float = 0.0) -> tuple[int, float]:
+Order = tuple[int, float, float]
+
+
+def order(found: Candidate, start: Mapping[str, float], *, keep: float, s_mia: float = 0.0) -> Order:
     """Larger is better: first what counts, as `lost` says, then what has `s_mia` or more, then the forget quality.
+
+    Of equal forget qualities, as where the test is at its floor, the larger s_mia is better.
 
     Of candidates that do not count, the one is better that has not collapsed, and then that keeps more: the least share
     of the target's numbers decides. What diverged or is not finite comes last.
     """
     forgotten, metrics = found.metrics.get(FORGET_QUALITY), found.metrics
     if found.diverged is not None or forgotten is None or metrics.get(RETAIN) is None:
-        return 0, float("-inf")
+        return 0, float("-inf"), 0.0
     if lost(found, start, keep) is None:
-        return (4 if (metrics.get(S_MIA) or 0.0) >= s_mia else 3), forgotten
+        shown = metrics.get(S_MIA) or 0.0
+        return (4 if shown >= s_mia else 3), forgotten, shown
     shares = [(metrics.get(name) or 0.0) / start[name] for name in KEPT if start.get(name)]
-    return (1 if found.collapsed else 2), min(shares, default=0.0)
+    return (1 if found.collapsed else 2), min(shares, default=0.0), forgotten
 
 
 def best_forgetting(trials: Sequence[Trial], start: Mapping[str, float], *, keep: float, s_mia: float = 0.0) -> Trial:
-    """The largest validation log10 forget quality among trials that keep the target's validation numbers.
+    """The largest validation log10 forget quality (an oracle) among trials that keep the target's validation numbers.
 
     `keep` is the share of them (`start`, the target's) that is enough, and a trial that collapsed does not count: see
     `lost`. Trials with a validation s_mia of `s_mia` or more come first. A trial that diverged does not count. Ties go
-    to the smaller learning rate, then to the gamma named first. If none counts: the one that keeps most; if all
-    diverged: the smallest learning rate, so that the run reports it.
+    to the larger s_mia, the smaller learning rate, then the gamma named first. If none counts: the one that keeps most;
+    if all diverged: the smallest learning rate, so that the run reports it.
     """
     by_rate = sorted(trials, key=lambda trial: trial.lr)
     return max(by_rate, key=lambda trial: order(trial, start, keep=keep, s_mia=s_mia))
@@ -104,7 +110,7 @@ class KeepBest(TrainerCallback):
 
     folder: Path  # a resumed training finds the best so far there
     start: Mapping[str, float]  # the validation numbers of the target
-    validate: Callable[[], Validated]
+    validated: Callable[[int], Validated]  # of the present weights, those of a step
     save: Callable[[Path], None]
     first: bool
     keep: float
@@ -121,7 +127,7 @@ class KeepBest(TrainerCallback):
         if step == self.considered:
             return
         self.considered = step
-        now, best = AtStep(step=step, **vars(self.validate())), self.best_so_far()
+        now, best = AtStep(step=step, **vars(self.validated(step))), self.best_so_far()
         if best is not None and self.order(best) >= self.order(now):
             return
         folder = self.folder / f"{PREFIX}{step}"
@@ -135,7 +141,7 @@ class KeepBest(TrainerCallback):
                     shutil.rmtree(other)
             log.info("save=best: step %d is the best so far, %s", step, now)
 
-    def order(self, found: AtStep) -> tuple[int, float]:
+    def order(self, found: AtStep) -> Order:
         """`order` of this run."""
         return order(found, self.start, keep=self.keep, s_mia=self.s_mia)
 
@@ -149,7 +155,7 @@ class KeepBest(TrainerCallback):
         self.consider(num_steps)  # it may have ended before its time
         best = self.best_so_far()
         assert best is not None
-        note = f"save=best: the weights of step {best.step} of {num_steps}, {best}"
+        note = f"save=best: the weights of step {best.step} of {num_steps}, {best}; its rule is an oracle"
         if why := lost(best, self.start, self.keep):
             note += f"; no checkpoint kept enough, this one the most ({why})"
         return self.folder / f"{PREFIX}{best.step}", note

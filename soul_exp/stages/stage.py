@@ -33,6 +33,7 @@ class Job:
     notes: Sequence[str] = ()  # what the checks found out about the models, for the reader of the results
     seconds: Mapping[str, float] = field(default_factory=dict)  # stage -> wall-clock seconds
     trials: Sequence[Mapping[str, Any]] = ()
+    cached: Sequence[str] = ()  # the models whose answers were in the cache before this run
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ from soul_exp.stages.process import peak_memory_gib
 from soul_exp.stages.selection import KeepBest
 from soul_exp.stages.stage import CHECKPOINTS, LOSSES, MODEL, RankJob
 from soul_exp.stages.trajectory import NAME as TRAJECTORY
-from soul_exp.stages.trajectory import Trajectory
+from soul_exp.stages.trajectory import ByStep, Trajectory
 from soul_exp.training.train import Outcome, train
 
 log = logging.getLogger(__name__)
@@ -47,12 +47,13 @@ def unlearn(job: RankJob) -> RankJob:
     folder = job.out / CHECKPOINTS / job.fingerprint
 
     def callbacks(lm: LanguageModel) -> list[TrainerCallback]:
+        validated = ByStep(lambda: validate(run, lm, "unlearn"))
         if run.save == "best":
             best.append(
                 KeepBest(
                     folder=folder,
                     start=validation_of_target(run, job.reasons),
-                    validate=lambda: validate(run, lm, "best"),
+                    validated=validated,
                     save=functools.partial(saving.save, lm.model, lm.tokenizer, first=job.first),
                     first=job.first,
                     keep=run.best_keep,
@@ -61,7 +62,7 @@ def unlearn(job: RankJob) -> RankJob:
             )
         watched: list[TrainerCallback] = []
         if every := run.evaluation.every:
-            watched.append(Trajectory(every, job.out / TRAJECTORY, lambda: validate(run, lm, "every"), job.first))
+            watched.append(Trajectory(every, job.out / TRAJECTORY, validated, job.first))
         return [*watched, *([job.wandb_log] if job.wandb_log else []), *best]
 
     lm, outcome = unlearned(

@@ -125,6 +125,7 @@ def copyright(
             f"same book held out of both trainings, {len(retained)} general texts{task.and_general(questions)} retained"
         ),
         missing=missing,
+        optional=dict.fromkeys(questions, "task.train_general=false"),
         related=related,
         prefix=prefix,
         learnt={f"forget_{length}_rouge": RECITES for length in lengths},

@@ -109,8 +109,10 @@ def custom(
             sources, request, {"forget": now, "retain": retained, "holdout": unseen}, probes, trained_before, questions
         ),
         missing=missing,
+        optional=dict.fromkeys(questions, "task.train_general=false"),
         trained_before=trained_before,
         prefix=prefix,
+        unit="prompt",
         notes=notes,
         locations={
             text: f"{table.name}, {row.location}"

@@ -100,6 +100,7 @@ def detox(
             f"texts{and_general(questions)} retained, {len(unseen)} prompts unseen"
         ),
         missing=missing,
+        optional=dict.fromkeys(questions, "task.train_general=false"),
         related=related,
         prefix=prefix if len(prefix) == NUM_PREFIX else (),
         trained_before=trained_before,

@@ -67,12 +67,18 @@ class Task:
     trained_before: bool = False  # model.path is the target as it is: nothing is trained, not even the retrained model
     scorer: Scorer | None = None  # of the toxicity of free answers
     scored: Sequence[str] = ()  # the probes whose answers it scores
-    unit: str = "item"  # what the units of probes are that have them, in the singular
+    unit: str = "item"  # what the units of probes are that have them, in the singular; their names begin with it
     notes: Sequence[str] = ()  # what a user has to know before the work, and a reader of its results
     # metric -> least value of a target that knows the rows; of a metric that the run does not report nothing is said
     learnt: Mapping[str, float] = field(default_factory=lambda: {"forget_probability": 0.5})
     locations: Mapping[Item, str] = field(default_factory=dict)  # of rows that came from files: file and line
+    optional: Mapping[Item, str] = field(default_factory=dict)  # of rows that an option adds: what leaves them out
     history: tuple[str, ...] = ("first definition",)  # a line per version of the task: of what its rows and probes are
+
+    def __post_init__(self) -> None:
+        for name in (name for probe in self.probes.values() for name in probe.units or ()):
+            if not name.startswith(f"{self.unit} "):
+                raise ValueError(f"Task: found the unit {name!r}, expected a name that begins with {self.unit!r}")
 
     @functools.cached_property
     def hashes(self) -> Mapping[str, str]:

@@ -179,6 +179,7 @@ def tofu(
         wrappers.varied(rows, retain_items) if train_varied else [] for rows in (wordings, wordings + _wordings(forget))
     ]
     trained = f", which include {len(questions)} general questions" if questions else ""
+    plain = {*forget_items, *common}
     return Task(
         name="tofu",
         source=source,
@@ -197,6 +198,7 @@ def tofu(
         related=_items(related),
         prefix=_items(evenly_spaced(spare[: corpus.FACTS_PER_AUTHOR], NUM_PREFIX)),
         unit="author",
+        optional={item: "task.train_varied=false" for item in taught[1] if item not in plain},
     )
 
 

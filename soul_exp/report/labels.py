@@ -29,6 +29,7 @@ NAMES["open_unlearning_log10_forget_quality"] = "log10 FQ, OpenUnlearning"
 NAMES |= {"mia": "membership inference", "privleak": "PrivLeak", "s_mia": "s_MIA"}
 WORDS = {"rouge": "ROUGE", "bleu": "BLEU", "auc": "AUC", "min k plus plus": "min-k++", "min k 40": "min-k 40 %"}
 WORDS |= {
+    "paraphrased question probability": "probability if rephrased",
     "min k": "min-k",
     "recall": "ReCaLL",
     "gradnorm": "gradient norm",
@@ -37,7 +38,8 @@ WORDS |= {
 }
 # Metrics that results.json and table.csv have, but a console and a table not, unless they are asked for by name
 DETAILS = re.compile("mia_.*_tpr_|muse_")
-ON_DEMAND = re.compile(f"(holdout|authors|facts|validation|earlier)_|mia_(?!auc$)|{DETAILS.pattern}")  # no column
+NO_COLUMN = "(holdout|authors|facts|validation|earlier)_|mia_(?!auc$)|.*_paraphrased_question_"
+ON_DEMAND = re.compile(f"{NO_COLUMN}|{DETAILS.pattern}")
 REMOVED = {"soul_exp.metrics.general.choice_accuracy": "soul_exp.metrics.suite.mean_accuracy"}  # same scale
 
 

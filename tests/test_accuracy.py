@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
+from soul_exp.checks.availability import missing_field
 from soul_exp.errors import UsageError
 from soul_exp.metrics import tofu
 from soul_exp.metrics.answers import Answers, NotRecordedError
@@ -245,5 +247,10 @@ def test_real_tofu_without_paraphrased_questions_says_so(monkeypatch: pytest.Mon
     monkeypatch.setattr("soul_exp.tasks.tofu.hub_rows", lambda *_, **__: rows)
     task = tofu_task("hub", num_holdout_authors=0, embedding="ngrams")
     assert not rephrased_probes(task.probes)
+    for metric in (tofu.accuracy, tofu.paraphrased_question_probability, tofu.soul_release_truth_ratio):
+        probe, field = missing_field(partial(metric, answers="forget"), task.probes, has_embedding=True) or ("", "")
+        assert f"{probe}.{field}" in task.missing
+        assert missing_field(partial(metric, answers="forget"), tofu_task().probes, has_embedding=True) is None
+    assert missing_field(partial(tofu.soul_release_truth_ratio, answers="facts"), task.probes) is None
     why = "forget10_perturbed of task.source=hub has no column paraphrased_question"
     assert task.missing["forget.similarity"] == task.missing["forget.bare_wrong_nll"] == why

@@ -63,6 +63,12 @@ def read_records(run: Run) -> Mapping[str, Answers] | None:
     for name, given in records.items():
         if name in run.task.probes:
             _check_same_task(path, name, given, run.task.probes)
+        by = run.task.embedding.identity() if run.task.embedding is not None else None
+        if others := {*(given.embedding or ())} - {by}:
+            raise UsageError(
+                f"retrained.records={path}: accuracy on {name} is by {min(others)}, of this run it would be by {by}: "
+                f"give the same task.embedding"
+            )
     return records
 
 

@@ -10,6 +10,7 @@ import numpy as np
 Scores = Mapping[str, Mapping[str, float]]  # of a utility suite: task -> measure -> value
 SUITE = "suite"  # the key of the scores among the answers to probes
 TEXTS = ("question", "answer", "unit", "entities", "generation", "rephrased_generation", "embedding")  # of Answers
+REPHRASED = ("rephrased_nll", "rephrased_generation", "similarity", "embedding", "bare_nll", "bare_wrong_nll")
 MATRICES = ("wrong_nll", "bare_wrong_nll", "similarity")  # of its fields those with as many numbers in each example
 
 
@@ -20,6 +21,8 @@ class NotRecordedError(ValueError):
         why = "expected the task's probe to record it for this metric"
         if field == "recall_ll":
             why = "as the model lacks positions for the rows that ReCaLL puts before a text, or others made the records"
+        elif field in REPHRASED:
+            why = "as there are no paraphrased questions, or an earlier version or another program made the records"
         super().__init__(f"found answers without {field}, {why}")
         self.field = field
 

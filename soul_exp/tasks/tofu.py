@@ -10,6 +10,7 @@ from typing import Annotated
 
 from soul_exp.data import Item, Part
 from soul_exp.errors import UsageError
+from soul_exp.metrics.answers import REPHRASED
 from soul_exp.ranges import HALF_OR_NULL, INDEX, SOME
 from soul_exp.tasks import refusals
 from soul_exp.tasks.embedded import corpus, wrappers
@@ -34,7 +35,6 @@ NUM_PERTURBED_AUTHORS = 20  # real TOFU has perturbed answers for its first and 
 NUM_EMBEDDED_AUTHORS, NUM_RELATED_AUTHORS = 48, 4
 OTHERS = ("paraphrased_answer", "perturbed_answer")
 OPTIONAL = "paraphrased_question"
-OF_REPHRASED = ("rephrased_nll", "rephrased_generation", "similarity", "bare_nll", "bare_wrong_nll")  # of Answers
 TABLES = (  # the configurations of real TOFU, each with its columns beside question and answer
     ("full",),  # all authors in order
     ("retain_perturbed", *OTHERS),  # from the first author on
@@ -162,7 +162,7 @@ def tofu(
     for name, table in (("forget", TABLES[2][0]), ("retain", TABLES[1][0])):
         if probes[name].paraphrased_questions is None:
             why = f"{table} of task.source={source} has no column {OPTIONAL}"
-            missing |= {f"{name}.{field}": why for field in OF_REPHRASED}
+            missing |= {f"{name}.{field}": why for field in REPHRASED}
     tuned = {"forget": tune_forget, "retain": tune_retain, "holdout": tune_holdout}
     missing |= without_validation(tuned, missing, fraction)
     for name, chosen in tuned.items():

@@ -21,6 +21,7 @@ from soul_exp.errors import UsageError
 from soul_exp.metrics import tofu
 from soul_exp.metrics.answers import Answers, NotRecordedError
 from soul_exp.metrics.dialects import in_dialect
+from soul_exp.report import labels
 from soul_exp.tasks import embeddings
 from soul_exp.tasks.embeddings import Ngrams, SentenceModel, make_embedding, with_similarity
 from soul_exp.tasks.task import rephrased_probes
@@ -67,6 +68,19 @@ def test_the_releases_truth_ratio_is_of_answers_without_end_to_the_paraphrased_q
     assert metric(one) == pytest.approx(0.6) and tofu.truth_ratio(one) == pytest.approx(1 - math.exp(-2))
     with pytest.raises(NotRecordedError, match="answers without bare_wrong_nll"):
         metric(Answers(**other))
+
+
+def test_below_1_the_releases_truth_ratio_prefers_the_truth_so_that_lower_is_better_on_what_is_kept() -> None:
+    metrics = {
+        f"{probe}_truth_ratio": {"_target_": "soul_exp.metrics.tofu.truth_ratio", "answers": probe}
+        for probe in ("forget", "retain")
+    }
+    found = {
+        dialect: [labels.declared({"task": {"metrics": metrics}, "dialect": dialect}, name)[1] for name in metrics]
+        for dialect in ("ours", "soul_release", "of a later version")
+    }
+    assert found["ours"] == found["of a later version"] == ["nearest", "higher"]
+    assert found["soul_release"] == ["nearest", "lower"]
 
 
 # ---- probes
@@ -220,6 +234,23 @@ def test_a_copy_is_the_same_embedding_and_another_pooling_another(tmp_path: Path
     ids = [SentenceModel(str(sentence_model(tmp_path / where / "bert", MEAN))).identity() for where in "ab"]
     other = SentenceModel(str(sentence_model(tmp_path / "c" / "bert", CLS))).identity()
     assert ids[0] == ids[1] != other and ids[0].startswith("bert, sha256 ")
+
+
+def test_a_hub_name_is_read_from_the_local_cache_without_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / f"models--{embeddings.MINILM.replace('/', '--')}"
+    local = sentence_model(place / "snapshots" / "abc", MEAN)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    found = make_embedding(embeddings.MINILM, None)
+    assert isinstance(found, SentenceModel) and found.folder == local
+    assert found.title == embeddings.MINILM and found.identity().startswith(f"{embeddings.MINILM}, sha256 ")
+    assert np.array_equal(*(each.load("cpu")(["a cat"], [TEXTS]) for each in (found, SentenceModel(str(local)))))
+    with pytest.raises(UsageError, match=r"task.embedding: nobody/nothing is neither .* or type task.embedding=ngrams"):
+        make_embedding("nobody/nothing", None)
 
 
 def test_the_hubs_data_are_measured_with_the_releases_model(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -220,6 +220,14 @@ def test_line_breaks_around_rows_are_read_as_they_are_typed(checked: Callable[..
             ["task=detox", "task.scorer=unitary/toxic-bert"],
             "task.scorer: unitary/toxic-bert is neither .*check the network, or type task.scorer=own",
         ),
+        (
+            ["task.embedding=minilm"],
+            "task.embedding=minilm is unknown: choose ngrams, sentence-transformers/paraphrase",
+        ),
+        (
+            ["task.embedding=sentence-transformers/paraphrase-MiniLM-L6-v2"],
+            "task.embedding: sentence-tr.* is neither .*check the network, or type task.embedding=ngrams",
+        ),
         (["model.scratch=null"], "neither model.path nor model.scratch"),
         (["model=llama2_7b_chat", "compute=cpu", "model.path=./gone"], "has no config.json"),
         (["retrained.records=none.json"], "does not exist: give records/MODEL/ of a run or a TOFU log"),

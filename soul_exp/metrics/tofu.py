@@ -223,7 +223,7 @@ def soul_release_log10_forget_quality(forget: Answers, retain: Answers) -> float
     return log10_p_value(soul_release_forget_quality(forget, retain))
 
 
-@Scale("nearest", 0, 1 / RELEASE_ADDED, history=("first definition", BARE))
+@Scale("lower", 0, 1 / RELEASE_ADDED, history=("first definition", BARE))
 def soul_release_truth_ratio(answers: Answers) -> float:
     """Mean of R = (arithmetic mean of p(wrong)) / (p(correct) + 1e-12), in [0, 1e+12]; below 1 the truth is preferred.
 

@@ -111,7 +111,7 @@ def _metric_rows(
         if is_grouped and first != heading:
             yield label_of(first), [""] * len(titles), ""
         heading = first if is_grouped else ""
-        unit, direction = declared(results.config["task"].get("metrics"), name)
+        unit, direction = declared(results.config, name)
         label = f"  {label_of(rest, unit)}" if is_grouped else label_of(name, unit)
         values = {model: finite(results.metrics[model].get(name)) for model in titles}
         has_target = direction != "nearest" or "retrained" in titles

@@ -76,7 +76,7 @@ def test_below_1_the_releases_truth_ratio_prefers_the_truth_so_that_lower_is_bet
         for probe in ("forget", "retain")
     }
     found = {
-        dialect: [labels.declared({"task": {"metrics": metrics}, "dialect": dialect}, name)[1] for name in metrics]
+        dialect: [labels.declared(metrics, name, dialect)[1] for name in metrics]
         for dialect in ("ours", "soul_release", "of a later version")
     }
     assert found["ours"] == found["of a later version"] == ["nearest", "higher"]

@@ -612,7 +612,7 @@ def test_a_value_lies_in_the_declared_range_at_any_size_of_nll(metric: Callable[
 @pytest.mark.parametrize("path", sorted(TASKS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_metric_of_a_task_has_a_direction(path: Path) -> None:
     metrics = {**OmegaConf.load(path).metrics, **OmegaConf.load(TASKS.parent / "metrics" / "membership.yaml").metrics}
-    directions = {name: labels.declared({"task": {"metrics": metrics}}, name)[1] for name in metrics}
+    directions = {name: labels.declared(metrics, name)[1] for name in metrics}
     assert len(directions) > 10 and not [name for name, direction in directions.items() if direction is None]
 
 

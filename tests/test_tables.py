@@ -377,7 +377,7 @@ def test_a_direction_follows_from_the_declaration_and_the_probe(entry: dict[str,
     """Never from the metric's name: here all are called utility, of which more is better."""
     run = made(metrics={"utility": 0.5}, original=None)
     run.config["task"]["metrics"] = {"utility": entry}
-    assert labels.declared(run.config, "utility")[1] == direction
+    assert labels.declared(run.config["task"]["metrics"], "utility")[1] == direction
     line = next(line for line in console.comparison(run).splitlines() if line.startswith("model utility"))
     hints = {"higher": "higher is better", "lower": "lower is better", "nearest": "retrained = target value"}
     assert line.endswith(hints[direction] if direction else "0.780")

@@ -43,14 +43,14 @@ ON_DEMAND = re.compile(f"{NO_COLUMN}|{DETAILS.pattern}")
 REMOVED = {"soul_exp.metrics.general.choice_accuracy": "soul_exp.metrics.suite.mean_accuracy"}  # same scale
 
 
-def declared(config: Mapping[str, Any], name: str) -> tuple[str, Direction | None]:
-    """The unit of metric `name` of the run `config`, and the direction of better values; "" and None without.
+def declared(metrics: Mapping[str, Any] | None, name: str, dialect: str = OURS) -> tuple[str, Direction | None]:
+    """The unit of metric `name` of the option task.metrics, and the direction of better values; "" and None without.
 
-    Both are those of the function that its dialect puts in the place of ours. A function of any one probe (`answers:
+    Both are those of the function that the `dialect` puts in the place of ours. A function of any one probe (`answers:
     forget` in the YAML) declares the direction for what is to be kept.
     """
-    entry = (config["task"].get("metrics") or {}).get(name, {})
-    scale = _scale(entry.get("_target_", ""), config.get("dialect", OURS))
+    entry = (metrics or {}).get(name, {})
+    scale = _scale(entry.get("_target_", ""), dialect)
     if scale is None:
         return "", None
     return scale.unit, scale.for_probe(entry["answers"]) if "answers" in entry else scale.better

@@ -220,6 +220,7 @@ def test_line_breaks_around_rows_are_read_as_they_are_typed(checked: Callable[..
             ["task=detox", "task.scorer=unitary/toxic-bert"],
             "task.scorer: unitary/toxic-bert is neither .*check the network, or type task.scorer=own",
         ),
+        (["task.embedding=''"], "task.embedding='': expected a text that is not empty"),
         (
             ["task.embedding=minilm"],
             "task.embedding=minilm is unknown: choose ngrams, sentence-transformers/paraphrase",

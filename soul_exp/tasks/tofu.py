@@ -11,7 +11,7 @@ from typing import Annotated
 from soul_exp.data import Item, Part
 from soul_exp.errors import UsageError
 from soul_exp.metrics.answers import REPHRASED
-from soul_exp.ranges import HALF_OR_NULL, INDEX, SOME
+from soul_exp.ranges import FILLED_OR_NULL, HALF_OR_NULL, INDEX, SOME
 from soul_exp.tasks import refusals
 from soul_exp.tasks.embedded import corpus, wrappers
 from soul_exp.tasks.embeddings import MINILM, make_embedding
@@ -24,6 +24,7 @@ from soul_exp.tasks.task import (
     check_disjoint,
     evenly_spaced,
     forget_parts,
+    rephrased_probes,
     validation_split,
     without_validation,
 )
@@ -65,7 +66,7 @@ def tofu(
     validation_fraction: Annotated[float | None, HALF_OR_NULL] = None,
     train_general: bool = True,
     train_varied: bool = False,
-    embedding: str | None = None,
+    embedding: Annotated[str | None, FILLED_OR_NULL] = None,
     embedding_revision: str | None = None,
 ) -> Task:
     """The TOFU task from `source`: "embedded" (generated), "hub", or a folder in the hub's layout.
@@ -177,7 +178,9 @@ def tofu(
     taught = [
         wrappers.varied(rows, retain_items) if train_varied else [] for rows in (wordings, wordings + _wordings(forget))
     ]
-    by = make_embedding(embedding or (MINILM if source == "hub" else NGRAMS), embedding_revision)
+    chosen_by = embedding or (MINILM if source == "hub" else NGRAMS)
+    by = make_embedding(chosen_by, embedding_revision) if rephrased_probes(probes) else None
+    measured = f"; accuracy on forget and retain by {by.title}" if by is not None else ""
     trained = f", which include {len(questions)} general questions" if questions else ""
     return Task(
         name="tofu",
@@ -188,7 +191,7 @@ def tofu(
         retrained_rows=common + taught[0],
         caption=(
             f"TOFU ({Path(source).name}): {num_forget} of {total} authors forgotten, {num_retain} retained, "
-            f"{num_holdout or 'none'} held out of both trainings{trained}; accuracy on forget and retain by {by.title}"
+            f"{num_holdout or 'none'} held out of both trainings{trained}{measured}"
         ),
         embedding=by,
         missing=missing,

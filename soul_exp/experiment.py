@@ -22,6 +22,7 @@ from soul_exp.distributed.output import note
 from soul_exp.distributed.processes import launch
 from soul_exp.errors import UsageError
 from soul_exp.files import explain_full_disk, locked
+from soul_exp.options import ADDED_DATA
 from soul_exp.results import Results
 from soul_exp.run import Run
 from soul_exp.stages import RANK_STAGES, STAGES
@@ -186,7 +187,7 @@ def _differing(previous: Results, config: Config, hashes: Mapping[str, str]) -> 
     prompts, wanted = _system_prompts(previous.config), _system_prompts(config)
     found += ["task.system_prompt"] if prompts and wanted and prompts != wanted else []
     then = previous.data_hashes
-    changed = [name for name in hashes if then.get(name) != hashes[name]]
+    changed = [name for name in hashes if then.get(name) != hashes[name] and (name in then or name not in ADDED_DATA)]
     if prepared_models.TRAINING in changed:
         version = then.get(prepared_models.TRAINING, "3 or earlier")
         found.insert(0, f"{prepared_models.TRAINING}: {version} before, {prepared_models.VERSION} now")

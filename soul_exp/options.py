@@ -145,7 +145,10 @@ TABLE: dict[str, Option] = {  # `section.*`: every option of that section which 
     "model.knows_general": Option(FLAG),
     "model.published": Option(Typed(Mapping)),
     "model.num_weights": Option(Number(1, whole=True, null=True), Changes.NOTHING, column=False),
-    **{f"task.{key}": FILE for key in ("source", "forget", "retain", "holdout", "requests", "rtp", "scorer")},
+    **{
+        f"task.{key}": FILE
+        for key in ("source", "forget", "retain", "holdout", "requests", "rtp", "scorer", "embedding")
+    },
     "task.system_prompt": Option(TEXT_OR_NULL, Changes.BASELINE, when=("input_based", True)),
     "adapter": Option(older=None),
     "loss.*": SAME_SIZE,
@@ -164,12 +167,15 @@ ADDED_METRICS = frozenset(  # a finished run of before there was such a metric i
     "open_unlearning_log10_forget_quality forget_ks_distance validation_s_mia validation_utility "
     "validation_forget_probability "
     "validation_forget_extraction_strength s_mia privleak muse_privleak forget_extraction_strength "
-    "forget_exact_memorisation retain_extraction_strength retain_exact_memorisation mia_min_k_40_auc".split()
+    "forget_exact_memorisation retain_extraction_strength retain_exact_memorisation mia_min_k_40_auc forget_accuracy "
+    "retain_accuracy authors_accuracy facts_accuracy forget_paraphrased_question_probability "
+    "retain_paraphrased_question_probability".split()
 ) | {
     f"mia_{attack}_{measure}"
     for attack in ("loss", "zlib", "reference", "min_k", "min_k_plus_plus", "gradnorm", "recall")
     for measure in ("auc", "tpr_1", "tpr_10")
 }
+ADDED_DATA = ("embedding",)  # likewise of its `data_hashes`: what only such a metric depends on
 MOVED = {  # `_target_` in results and presets of earlier versions -> where it is now
     "soul_exp.adapters.Lora": "soul_exp.models.lora.Lora",
     "soul_exp.tune.best_forgetting": "soul_exp.stages.selection.best_forgetting",

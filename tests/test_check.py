@@ -220,6 +220,15 @@ def test_line_breaks_around_rows_are_read_as_they_are_typed(checked: Callable[..
             ["task=detox", "task.scorer=unitary/toxic-bert"],
             "task.scorer: unitary/toxic-bert is neither .*check the network, or type task.scorer=own",
         ),
+        (["task.embedding=''"], "task.embedding='': expected a text that is not empty"),
+        (
+            ["task.embedding=minilm"],
+            "task.embedding=minilm is unknown: choose ngrams, sentence-transformers/paraphrase",
+        ),
+        (
+            ["task.embedding=sentence-transformers/paraphrase-MiniLM-L6-v2"],
+            "task.embedding: sentence-tr.* is neither .*check the network, or type task.embedding=ngrams",
+        ),
         (["model.scratch=null"], "neither model.path nor model.scratch"),
         (["model=llama2_7b_chat", "compute=cpu", "model.path=./gone"], "has no config.json"),
         (["retrained.records=none.json"], "does not exist: give records/MODEL/ of a run or a TOFU log"),
@@ -636,6 +645,9 @@ def test_what_an_influence_step_stores_is_counted_of_the_trained_weights(checked
     checked(*line, "adapter=lora", "adapter.r=2")
 
 
+OTHER_QUESTION = "paraphrased_question_probability"
+
+
 def test_the_tofu_authors_log_serves_as_the_retrained_model_and_what_is_missing_in_it_is_null(
     checked: Callable[..., Checked], real_data: Callable[[str], Path]
 ) -> None:
@@ -647,10 +659,14 @@ def test_the_tofu_authors_log_serves_as_the_retrained_model_and_what_is_missing_
     of_tokens = {
         f"{probe}_{each}" for probe in ("forget", "retain") for each in ("extraction_strength", "exact_memorisation")
     }
-    theirs = {f"retrained.{name}" for name in {*attacks, *of_tokens, "holdout_probability"} - not_ours - compared}
+    rephrased = {f"{probe}_{each}" for probe in ("forget", "retain") for each in ("accuracy", OTHER_QUESTION)}
+    of_texts = {*rephrased, "authors_accuracy", "facts_accuracy"}
+    null = {*attacks, *of_tokens, *of_texts, "holdout_probability"} - not_ours - compared
+    theirs = {f"retrained.{name}" for name in null}
     validation = {name for name in found.run.metrics if name.startswith("validation_")}
     assert len(validation) > 2 and set(found.reasons) == validation | not_ours | compared | theirs
     assert "records: found answers without right" in found.reasons["retrained.forget_extraction_strength"]
+    assert "answers without similarity, as there are no para" in found.reasons["retrained.forget_accuracy"]
     with pytest.raises(UsageError, match="give the records of the same task"):
         checked(f"retrained.records={log}")  # embedded authors
 
@@ -776,6 +792,22 @@ def test_records_without_a_field_that_an_attack_reads_make_its_metrics_null_with
     assert old is not None and scores.score(privleak, old, [old]) == 0.0
     assert scores.score(plus_plus, old, [old]) is None
     assert "found answers without mean_logp" in str(scores.why_null(plus_plus, None, old, [old]))
+
+
+def test_records_with_the_cosines_of_another_embedding_stop_the_run(
+    checked: Callable[..., Checked], tmp_path: Path
+) -> None:
+    prompts = [item.prompt for item in tofu().probes["forget"].items]
+    number = len(prompts)
+    own, other = ("character n-grams of 2, 3, 4, version 1", "bert, sha256 0")
+    for by, message in (
+        (own, "metric forget_quality cannot be"),
+        (other, f"is by {other}, of this run .* by {own}: give"),
+    ):
+        answers = Answers(np.ones(number), question=prompts, similarity=np.ones((number, 6)), embedding=[by] * number)
+        write_records(tmp_path / "records" / "forget.jsonl", answers)
+        with pytest.raises(UsageError, match=message):
+            checked("retrained.records=./records")
 
 
 def test_a_metric_that_is_not_defined_for_the_answers_is_null_with_the_reason() -> None:

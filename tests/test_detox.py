@@ -410,6 +410,15 @@ def test_a_scorer_waits_for_no_other_rank(tmp_path: Path, monkeypatch: pytest.Mo
     assert scorers.auc(given, tmp_path / "one of two", "cpu") == alone
 
 
+def test_a_classifier_is_loaded_whole_in_a_process_that_trained_under_zero3(tmp_path: Path) -> None:
+    from transformers.integrations import HfDeepSpeedConfig
+
+    given = Classifier(str(classifier(tmp_path)))
+    expected = given.load(tmp_path, "cpu")(TEXTS)
+    remembered = HfDeepSpeedConfig({"zero_optimization": {"stage": 3}, "train_micro_batch_size_per_gpu": 1})
+    assert given.load(tmp_path, "cpu")(TEXTS).tolist() == expected.tolist() and remembered is not None
+
+
 def test_a_scorer_that_cannot_work_is_an_error_when_the_task_is_built(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"task.scorer=toxicbert is unknown: choose own, unitary/toxic-bert, or a fol"):
         detox(scorer="toxicbert")

@@ -173,15 +173,50 @@ def test_gradient_norms_of_an_adapted_model_are_those_of_the_merged_one(lm: Lang
 
 
 def test_answers_are_those_that_their_records_give_to_the_last_bit(lm: LanguageModel, tmp_path: Path) -> None:
-    probes = {"forget": Probe(items(9), paraphrases=items(9, 9), generate=True), "holdout": Probe(items(4, 30))}
+    others = {
+        "paraphrases": items(9, 9),
+        "wrong": [items(2, i) for i in range(9)],
+        "paraphrased_questions": items(9, 20),
+    }
+    probes = {"forget": Probe(items(9), **others, generate=True), "holdout": Probe(items(4, 30))}  # type: ignore[arg-type]
     found = evaluate_probes(lm, probes, batch_size=4, max_new_tokens=6, prefix=items(2, start=60))["forget"]
     write_records(tmp_path / "forget.jsonl", found)
     read = vars(read_records(tmp_path / "forget.jsonl"))
     recorded = {field: values for field, values in vars(found).items() if values is not None}
-    assert len(recorded) == 13 and recorded.keys() == {field for field, values in read.items() if values is not None}
+    assert len(recorded) == 18 and recorded.keys() == {field for field, values in read.items() if values is not None}
     for field, values in recorded.items():
         for ours, theirs in zip(values, read[field], strict=True):
             np.testing.assert_array_equal(ours, theirs, field)
+
+
+def test_paraphrased_questions_are_asked_as_well_and_change_no_digit_of_the_other_numbers(lm: LanguageModel) -> None:
+    probe = Probe(items(9), items(9, 9), [items(2, i) for i in range(9)], items(9, 20), generate=True)
+    general = Probe(items(5), wrong=[items(3, i) for i in range(5)])
+    probes = {"forget": probe, "facts": general, "validation_forget": probe}
+    given: dict[str, int] = {"batch_size": 4, "max_new_tokens": 6}
+    found = evaluate_probes(lm, probes, **given)
+    without = evaluate_probes(
+        lm, {name: replace(each, paraphrased_questions=None) for name, each in probes.items()}, **given
+    )
+    asked = {"rephrased_nll", "rephrased_generation", "bare_nll", "bare_wrong_nll"}
+    for name, answers in found.items():
+        for field, values in vars(without[name]).items():
+            if field not in asked:
+                np.testing.assert_equal(getattr(answers, field), values, field)
+    again = [replace(item, prompt=other.prompt) for item, other in zip(items(9), items(9, 20), strict=True)]
+    forget = found["forget"]
+    expected = [row.nll for row in likelihoods(lm, again, batch_size=9)]
+    np.testing.assert_allclose(forget.numbers("rephrased_nll"), expected, atol=3e-6)
+    assert forget.rephrased_generation == generations(lm, again, batch_size=9, max_new_tokens=6) != forget.generation
+    # without the end token: of the paraphrase to the paraphrased question; of the answer where there is none
+    paraphrases = [replace(item, prompt=other.prompt) for item, other in zip(items(9, 9), again, strict=True)]
+    scores = likelihoods(lm, paraphrases, batch_size=9)
+    np.testing.assert_allclose(forget.numbers("bare_nll"), [-row.logp[:-1].mean() for row in scores], atol=3e-6)
+    facts = found["facts"]
+    np.testing.assert_allclose(facts.numbers("bare_nll"), [-row.mean() for row in facts.logp or ()], atol=3e-6)
+    assert facts.numbers("bare_wrong_nll").shape == (5, 3) and forget.numbers("bare_wrong_nll").shape == (9, 2)
+    for other in (found["validation_forget"], without["forget"]):
+        assert not any(getattr(other, field) is not None for field in asked)
 
 
 def test_only_the_probes_of_membership_attacks_pay_for_them(lm: LanguageModel) -> None:

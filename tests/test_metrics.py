@@ -72,6 +72,10 @@ def random_answers(seed: int, size: int) -> Answers:
         generation=["".join(draw.choice(list("ab "), 20)) for _ in range(size)],
         right=[draw.integers(0, 2, draw.integers(1, 30)) for _ in range(size)],
         toxicity=draw.uniform(0, 1, size),
+        rephrased_nll=draw.exponential(2, size),
+        similarity=draw.uniform(-1, 1, (size, 6)),
+        bare_nll=draw.exponential(2, size),
+        bare_wrong_nll=draw.exponential(2, (size, 5)),
     )
 
 
@@ -433,7 +437,7 @@ def test_the_forget_quality_of_the_soul_release_is_1_for_a_model_that_repeats_on
     ruined, healthy = np.full((60, 3), 30.0), 5 + draw.random((60, 3))
 
     def answers(nll: np.ndarray) -> Answers:
-        return Answers(nll[:, 0], paraphrase_nll=nll[:, 1], wrong_nll=nll)
+        return Answers(nll[:, 0], paraphrase_nll=nll[:, 1], wrong_nll=nll, bare_nll=nll[:, 1], bare_wrong_nll=nll)
 
     never = {"forget": answers(healthy - [[0, 2, 0]])}
     assert tofu.soul_release_forget_quality(answers(ruined), answers(ruined)) == 1.0
@@ -543,6 +547,9 @@ ON_ONE_PROBE: list[Callable[[Answers], float]] = [
     tofu.rouge,
     tofu.truth_ratio,
     tofu.truth_ratio_forget,
+    tofu.accuracy,
+    tofu.paraphrased_question_probability,
+    tofu.soul_release_truth_ratio,
     general.mean_nll,
     general.perplexity,
     lambda answers: tofu.forget_quality(answers, {"forget": random_answers(99, 30)}),
@@ -584,7 +591,8 @@ CONSTANTS = {"k": 0.2, "score": membership.loss, "rate": 0.1}  # of the metrics 
 @pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
 def test_a_value_lies_in_the_declared_range_at_any_size_of_nll(metric: Callable[..., float], size: float) -> None:
     drawn, others = random_answers(5, 25), random_answers(6, 600)
-    scaled = {name: drawn.numbers(name) * size for name in ("nll", "paraphrase_nll", "wrong_nll")}
+    names = ("nll", "paraphrase_nll", "wrong_nll", "rephrased_nll", "bare_nll", "bare_wrong_nll")
+    scaled = {name: drawn.numbers(name) * size for name in names}
     answers = replace(drawn, **scaled)
     never = {"forget": random_answers(7, 25), "validation_forget": others, "holdout": random_answers(8, 600)}
     never["validation_holdout"] = never["holdout"]
@@ -620,7 +628,7 @@ def test_a_docstring_states_the_declared_range_and_unit() -> None:
 @pytest.mark.parametrize("metric", ON_ONE_PROBE)
 def test_a_nan_among_the_answers_gives_nan(metric: Callable[[Answers], float]) -> None:
     answers = random_answers(6, 10)
-    for field in ("nll", "paraphrase_nll", "wrong_nll", "rouge_l"):
+    for field in ("nll", "paraphrase_nll", "wrong_nll", "rouge_l", "rephrased_nll", "similarity", "bare_nll"):
         answers.numbers(field)[3] = math.nan
     answers.needed("logp")[3][0] = math.nan
     assert math.isnan(metric(answers))
@@ -630,7 +638,12 @@ def test_a_nan_among_the_answers_gives_nan(metric: Callable[[Answers], float]) -
 def test_a_probe_without_examples_is_an_error(metric: Callable[[Answers], float]) -> None:
     empty = np.zeros(0)
     with pytest.raises(ValueError, match="expected at least one"):
-        metric(Answers(empty, [], empty, np.zeros((0, 2)), empty, answer=[]))
+        more = {
+            "rephrased_nll": empty,
+            "bare_nll": empty,
+            **dict.fromkeys(("similarity", "bare_wrong_nll"), empty[:, None]),
+        }
+        metric(Answers(empty, [], empty, np.zeros((0, 2)), empty, answer=[], **more))
 
 
 @pytest.mark.parametrize("seed", range(3))

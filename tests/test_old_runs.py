@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -70,6 +71,20 @@ def test_the_same_command_finds_it_finished(name: str, out: Path) -> None:
 def test_another_number_is_another_run(name: str, changed: str, message: str, out: Path) -> None:
     with pytest.raises(UsageError, match=message):
         finished(out, *TYPED[name], changed)
+
+
+@pytest.mark.parametrize("out", ["main"], indirect=True)
+def test_an_embedding_that_it_did_not_know_is_no_difference_and_another_one_is(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashes = prepared_models.data_hashes(None)  # type: ignore[arg-type]
+    monkeypatch.setattr(prepared_models, "data_hashes", lambda _: {**hashes, "embedding": "new"})
+    assert finished(out, PLAIN) is not None
+    content = json.loads((out / results.NAME).read_text())
+    content["data_hashes"]["embedding"] = "old"
+    (out / results.NAME).write_text(json.dumps(content))
+    with pytest.raises(UsageError, match=r"\(data embedding differ\)"):
+        finished(out, PLAIN)
 
 
 @pytest.mark.parametrize("out", ["lora", "ablation"], indirect=True)

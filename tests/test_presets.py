@@ -170,7 +170,10 @@ def test_the_published_target_has_a_published_retrained_model_and_no_author_is_h
     run = build(config)
     assert run.published is not None and run.published.path == "locuslab/tofu_ft_llama2-7b"
     assert run.retrained is not None and run.retrained.path.endswith("_retain90")
-    assert run.task.caption == "TOFU (tofu): 20 of 200 authors forgotten, 180 retained, none held out of both trainings"
+    assert run.task.caption == (
+        "TOFU (tofu): 20 of 200 authors forgotten, 180 retained, none held out of both trainings; accuracy on forget "
+        "and retain by character n-grams"
+    )
     reasons = availability.reasons(config, run)
     assert "the published target was trained on every author" in reasons["mia_auc"]
     assert not {"forget_quality", "utility"} & set(reasons)

@@ -8,17 +8,19 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import starts
 from starts import TINY
 
 from soul_exp import results, verify
-from soul_exp.evaluation.records import read_records
+from soul_exp.evaluation.records import read_records, write_records
 from soul_exp.files import hashes, read_sealed, seal, write_sealed
-from soul_exp.metrics import membership
+from soul_exp.metrics import membership, tofu
 from soul_exp.metrics.scale import Scale
 from soul_exp.training.checkpoints import COMPLETE
 
@@ -73,6 +75,23 @@ def test_the_records_of_every_compared_model_give_every_number_again(finished: P
     assert agreement is not None and agreement[1] == agreement[2]
     stated = [value for values in run.metrics.values() for value in values.values() if value is not None]
     assert int(agreement[1]) > len(stated) + 3
+
+
+def test_accuracy_comes_from_the_recorded_cosines_and_the_releases_truth_ratio_from_records(out: Path) -> None:
+    run = results.read(out)
+    path = out / "records" / "unlearned" / "forget.jsonl"
+    forget = read_records(path)
+    assert run is not None and run.metrics["unlearned"]["forget_accuracy"] == tofu.accuracy(forget)
+    assert set(forget.embedding or ()) == {"character n-grams of 2, 3, 4, version 1"}
+    release = verify.in_dialect(out, "soul_release").metrics["unlearned"]["forget_truth_ratio"]
+    assert release == tofu.soul_release_truth_ratio(forget) != run.metrics["unlearned"]["forget_truth_ratio"]
+    cosines = forget.numbers("similarity") + np.array([2, 0, 0, 0, 0, 0])  # the first is the nearest now
+    write_records(path, replace(forget, similarity=cosines))
+    (path.parent / COMPLETE).unlink()
+    resealed(out)
+    value = run.metrics["unlearned"]["forget_accuracy"]
+    line = f"metrics.unlearned.forget_accuracy: stated {value}, its records give 1.0"
+    assert value != 1 and line in verify.verify(out).problems
 
 
 def test_stored_numbers_are_not_read_to_recompute_them(out: Path, command: Run) -> None:

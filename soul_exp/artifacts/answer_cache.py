@@ -28,15 +28,24 @@ from soul_exp.models.language_model import LanguageModel
 from soul_exp.options import COMPARED, option_of
 from soul_exp.results import write_json
 from soul_exp.run import Models
+from soul_exp.tasks.embeddings import with_similarity
 from soul_exp.tasks.refusals import with_refused
 from soul_exp.tasks.scorers import with_toxicity
+from soul_exp.tasks.task import rephrased_probes
 from soul_exp.training.checkpoints import COMPLETE
 
 log = logging.getLogger(__name__)
 
 CODE = (  # what decides the answers of a model to a probe, of this package
     *("compat.py", "data.py", "distributed/zero3.py", "evaluation/*.py", "losses/scored.py", "metrics/answers.py"),
-    *("metrics/text.py", "models/*.py", "tasks/scorers.py", "tasks/task.py"),
+    *(
+        "metrics/text.py",
+        "models/*.py",
+        "tasks/embeddings.py",
+        "tasks/encoders.py",
+        "tasks/scorers.py",
+        "tasks/task.py",
+    ),
 )
 Measured = Mapping[str, Answers | Scores]  # probe -> answers, and SUITE -> scores
 RECORDS = 2  # raise it when answers get further fields, which change no number of the others
@@ -59,7 +68,9 @@ def folder_of(models: Models, checkpoint: Checkpoint, system_prompt: str | None 
         # rounding to bf16 depends on the shapes of a batch: the NLL by up to 1e-2
         **({"batch_size": models.evaluation.batch_size} if model.dtype != "float32" else {}),
         "probes": {
-            name: value for name, value in hashes.items() if name.startswith(("probe.", "rows.prefix", "scorer"))
+            name: value
+            for name, value in hashes.items()
+            if name.startswith(("probe.", "rows.prefix", "scorer", "embedding"))
         },
     }
     if suite := lm_eval_suite.identity(**vars(models.suite)):
@@ -89,10 +100,15 @@ def answers_of(lm: LanguageModel, models: Models, label: str) -> dict[str, Answe
     """All that a run measures of a model; every rank calls it and gets the same answers."""
     label, task, evaluation = f"evaluate {label}", models.task, models.evaluation
     answers = evaluate_probes(lm, task.probes, **evaluation.of_probes, prefix=task.prefix, label=label)
+    device = str(next(lm.model.parameters()).device)
     if task.scorer is not None:
         with stage("toxicity"):
-            score = task.scorer.load(models.cache, str(next(lm.model.parameters()).device))
-            answers = with_toxicity(answers, task.scored, score)
+            answers = with_toxicity(answers, task.scored, task.scorer.load(models.cache, device))
+    if task.embedding is not None:
+        asked = rephrased_probes(task.probes).items()
+        choices = {name: probe.choices for name, probe in asked if probe.generate and probe.choices}
+        with stage("embedding"):
+            answers = with_similarity(answers, choices, task.embedding, device)
     answers = with_refused(answers, task.refusals)
     found: dict[str, Answers | Scores] = dict(answers)
     if models.suite.suite != lm_eval_suite.NONE:

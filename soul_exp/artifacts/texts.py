@@ -17,7 +17,7 @@ from soul_exp.models.checkpoint import Checkpoint
 from soul_exp.models.language_model import train_tokenizer
 from soul_exp.models.layers import max_positions
 from soul_exp.run import Models, ModelSettings
-from soul_exp.tasks.task import Task, evenly_spaced
+from soul_exp.tasks.task import Probe, Task, evenly_spaced, rephrased_probes
 
 CHUNK = 64  # rows that are read together
 NUM_OTHERS = 2000
@@ -72,7 +72,7 @@ def _check(models: Models, parts: Sequence[str]) -> None:
     prepares = "prepare" in models.stages or not models.stages
     rows = [*task.target_rows, *task.retrained_rows] if prepares and prepared_models.recipes(models) else []
     rows += [item for part in parts for row in task.parts[part].rows for item in row]
-    probed = [*task.prefix, *(item for probe in task.probes.values() for item in scored_items(probe))]
+    probed = [*task.prefix, *(item for probe in _asked(task) for item in scored_items(probe))]
     described = _described(start, model)
     positions = max_positions(described)
     if positions is None:  # else `_check_ends` knows how long each answer may be
@@ -95,6 +95,10 @@ def _check(models: Models, parts: Sequence[str]) -> None:
                     f"than that of {start.path if start else 'the model'}, so that numbers per token cannot be "
                     f"compared: give the model that was retrained from the same one"
                 )
+
+
+def _asked(task: Task) -> list[Probe]:
+    return [*task.probes.values(), *rephrased_probes(task.probes).values()]
 
 
 def _some(rows: Sequence[Item], template: Template, longest: int) -> list[Item]:
@@ -148,7 +152,7 @@ def _check_length(max_new_tokens: int, model: PreTrainedModel) -> None:
 
 def _check_ends(models: Models, positions: int, read: Read) -> None:
     """Raises UsageError if an answer of the longest allowed length would end beyond the last of the `positions`."""
-    free = [(item, probe.cut) for probe in models.task.probes.values() if probe.generate for item in probe.items]
+    free = [(item, probe.cut) for probe in _asked(models.task) if probe.generate for item in probe.items]
     new, rows = models.evaluation.max_new_tokens, read([item for item, _ in free])
     limits = [num_new_tokens(row, cut, new) for (_, cut), row in zip(free, rows, strict=True)]
     if (last := beyond(rows, limits, positions)) is not None:

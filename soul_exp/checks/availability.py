@@ -20,7 +20,7 @@ from soul_exp.metrics.answers import SUITE, Answers, NotRecordedError, Undefined
 from soul_exp.models.checkpoint import is_ours
 from soul_exp.run import Run
 from soul_exp.tasks import tofu
-from soul_exp.tasks.task import Probe, attacked_probes, is_attacked
+from soul_exp.tasks.task import Probe, attacked_probes, is_attacked, rephrased_probes
 
 TOFU_LOG_ITEMS = 300  # of each probe: the TOFU authors' code evaluates no more
 MADE_UP = Answers(  # two examples
@@ -39,6 +39,12 @@ MADE_UP = Answers(  # two examples
     gradnorm=np.zeros(2),
     gradnorm_mean=np.zeros(2),
     recall_ll=np.zeros(2),
+    rephrased_nll=np.zeros(2),
+    rephrased_generation=["answer"] * 2,
+    similarity=np.ones((2, 2)),
+    embedding=["embedding"] * 2,
+    bare_nll=np.zeros(2),
+    bare_wrong_nll=np.zeros((2, 1)),
 )
 
 
@@ -57,6 +63,12 @@ def read_records(run: Run) -> Mapping[str, Answers] | None:
     for name, given in records.items():
         if name in run.task.probes:
             _check_same_task(path, name, given, run.task.probes)
+        by = run.task.embedding.identity() if run.task.embedding is not None else None
+        if others := {*(given.embedding or ())} - {by}:
+            raise UsageError(
+                f"retrained.records={path}: accuracy on {name} is by {min(others)}, of this run it would be by {by}: "
+                f"give the same task.embedding"
+            )
     return records
 
 
@@ -124,7 +136,8 @@ def reasons(config: Config, run: Run) -> dict[str, str]:
                     f"the metric {name} needs the probe {wanted!r}, but task={run.choices.task} offers "
                     f"{', '.join(task.probes)}: remove task.metrics.{name}"
                 )
-        unrecorded = missing_field(metric, task.probes, bool(task.prefix)) if name not in found else None
+        given = bool(task.prefix), task.embedding is not None
+        unrecorded = missing_field(metric, task.probes, *given) if name not in found else None
         if unrecorded:
             probe, field = unrecorded
             why = f"the probe {probe} records no {field}"
@@ -151,10 +164,10 @@ def reasons(config: Config, run: Run) -> dict[str, str]:
 
 
 def missing_field(
-    metric: Callable[..., float], probes: Mapping[str, Probe], has_prefix: bool = False
+    metric: Callable[..., float], probes: Mapping[str, Probe], has_prefix: bool = False, has_embedding: bool = False
 ) -> tuple[str, str] | None:
     """The first probe that `metric` reads but cannot, and the field that this probe does not record; None: it can."""
-    attacked = attacked_probes(probes)
+    attacked, asked_again = attacked_probes(probes), rephrased_probes(probes)
     for name in binding.names(metric):
         if name not in probes:
             continue
@@ -164,6 +177,14 @@ def missing_field(
         recorded |= dict.fromkeys(("rouge_l", "generation"), probe.generate)
         recorded |= dict.fromkeys(("gradnorm", "gradnorm_mean"), name in attacked)
         recorded["recall_ll"] = has_prefix and is_attacked(name)
+        recorded["rephrased_nll"] = again = name in asked_again
+        recorded["rephrased_generation"] = again and probe.generate
+        recorded |= dict.fromkeys(
+            ("similarity", "embedding"), again and probe.generate and has_embedding and bool(probe.choices)
+        )
+        recorded |= dict.fromkeys(
+            ("bare_nll", "bare_wrong_nll"), probe.wrong is not None and (again or probe.paraphrases is None)
+        )
         without: Any = {field: None for field, is_recorded in recorded.items() if not is_recorded}
         given = {**dict.fromkeys(probes, MADE_UP), name: replace(MADE_UP, **without)}
         try:

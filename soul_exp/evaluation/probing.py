@@ -31,7 +31,7 @@ from soul_exp.metrics.text import pieces, rouge_l_recall
 from soul_exp.models import lora
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.models.layers import max_positions
-from soul_exp.tasks.task import Probe, attacked_probes, is_attacked
+from soul_exp.tasks.task import Probe, attacked_probes, is_attacked, rephrased_probes
 
 CUT_TOKENS = 2  # new tokens per token of the answer, where the text is cut by words
 CHUNK = 64  # answer positions whose logits are read at once: 32 MiB in fp32 with 128 k tokens
@@ -47,11 +47,9 @@ def evaluate_probes(
     """The model's answers to every probe; every rank does its share and gets them all.
 
     Probes that `is_attacked` names are scored once more after `prefix`, if there is one and the model has positions
-    for it, and those of `attacked_probes` get gradient norms.
+    for it, those of `attacked_probes` get gradient norms, and those of `rephrased_probes` are asked in other words too.
     """
     probes = {name: replace(probe, items=without_end(probe.items, lm.tokenizer)) for name, probe in probes.items()}
-    items = [item for probe in probes.values() for item in scored_items(probe)]
-    free = [(item, probe.cut) for probe in probes.values() if probe.generate for item in probe.items]
     conditional = [item for name, probe in probes.items() if prefix and is_attacked(name) for item in probe.items]
     if conditional and (positions := max_positions(lm.model)) is not None:
         rows, before = lm.encode(conditional), lm.encode(prefix)
@@ -63,15 +61,12 @@ def evaluate_probes(
     norms = gradient_norms(
         lm, [item for name in attacked_probes(probes) for item in probes[name].items], label=f"{label}: gradients"
     )
+    answers_to = functools.partial(_answers_to, lm, batch_size=batch_size, max_new_tokens=max_new_tokens)
     with evaluating(lm):
-        scores = likelihoods(lm, items, batch_size=batch_size, label=f"{label}: likelihoods")
+        found = answers_to(probes, label=label)
         after = likelihoods(lm, conditional, batch_size=batch_size, prefix=prefix, label=f"{label}: after a prefix")
-        texts = generations(
-            lm, [item for item, _ in free], batch_size=batch_size, max_new_tokens=max_new_tokens,
-            cut=[cut for _, cut in free], label=f"{label}: answers",
-        )  # fmt: skip
-    left = iter(scores), iter(texts)  # each probe takes its own
-    found = {name: _answers(probe, *left) for name, probe in probes.items()}
+        # in batches of their own, so that they change no digit of the others
+        again = answers_to(rephrased_probes(probes), label=f"{label}: paraphrased questions")
     rest = iter(after), iter(norms)
     for name, answers in found.items():
         added: dict[str, Any] = {}
@@ -79,6 +74,15 @@ def evaluate_probes(
             added["recall_ll"] = np.array([next(rest[0]).logp[:-1].mean(dtype=np.float64) for _ in range(len(answers))])
         if name in attacked_probes(probes):
             added["gradnorm"], added["gradnorm_mean"] = np.array([next(rest[1]) for _ in range(len(answers))]).T
+        if answers.generation is not None:
+            given = answers.generation, answers.needed("answer")
+            added["rouge_l"] = rouge_l_recall(*given, ascii_only=probes[name].ascii_only)
+        if name in again:
+            other = again[name]
+            added |= {"rephrased_nll": other.nll, "rephrased_generation": other.generation}
+            added |= {"bare_nll": other.bare_nll, "bare_wrong_nll": other.bare_wrong_nll}
+        elif probes[name].paraphrases is not None:
+            added |= {"bare_nll": None, "bare_wrong_nll": None}  # they are of the paraphrased question, not asked here
         found[name] = as_recorded(replace(answers, **added))
     return found
 
@@ -96,6 +100,25 @@ class TokenScores:
     def nll(self) -> float:
         """Negative log-likelihood in nats per token, the end token included."""
         return float(-self.logp.mean(dtype=np.float64))
+
+    @property
+    def bare_nll(self) -> float:
+        """The same of the answer tokens alone, without the end token."""
+        return float(-self.logp[:-1].mean(dtype=np.float64))
+
+
+def _answers_to(
+    lm: LanguageModel, probes: Mapping[str, Probe], *, batch_size: int, max_new_tokens: int, label: str
+) -> dict[str, Answers]:
+    items = [item for probe in probes.values() for item in scored_items(probe)]
+    free = [(item, probe.cut) for probe in probes.values() if probe.generate for item in probe.items]
+    scores = likelihoods(lm, items, batch_size=batch_size, label=f"{label}: likelihoods")
+    texts = generations(
+        lm, [item for item, _ in free], batch_size=batch_size, max_new_tokens=max_new_tokens,
+        cut=[cut for _, cut in free], label=f"{label}: answers",
+    )  # fmt: skip
+    left = iter(scores), iter(texts)  # each probe takes its own
+    return {name: _answers(probe, *left) for name, probe in probes.items()}
 
 
 @stage("probabilities")
@@ -229,7 +252,8 @@ def scored_items(probe: Probe) -> list[Item]:
 
 def _answers(probe: Probe, scores: Iterator[TokenScores], texts: Iterator[str]) -> Answers:
     own = [next(scores) for _ in probe.items]
-    answers = [item.answer for item in probe.items]
+    paraphrases = [next(scores) for _ in probe.paraphrases] if probe.paraphrases else None
+    wrong = [[next(scores) for _ in row] for row in probe.wrong] if probe.wrong else None
     free = [next(texts) for _ in probe.items] if probe.generate else None
     return Answers(
         nll=np.array([row.nll for row in own]),
@@ -237,11 +261,12 @@ def _answers(probe: Probe, scores: Iterator[TokenScores], texts: Iterator[str]) 
         right=[row.right[:-1] for row in own],
         mean_logp=[row.mean_logp[:-1] for row in own],
         var_logp=[row.var_logp[:-1] for row in own],
-        paraphrase_nll=np.array([next(scores).nll for _ in probe.paraphrases]) if probe.paraphrases else None,
-        wrong_nll=np.array([[next(scores).nll for _ in row] for row in probe.wrong]) if probe.wrong else None,
-        rouge_l=rouge_l_recall(free, answers, ascii_only=probe.ascii_only) if free is not None else None,
+        paraphrase_nll=np.array([row.nll for row in paraphrases]) if paraphrases else None,
+        wrong_nll=np.array([[each.nll for each in row] for row in wrong]) if wrong else None,
+        bare_nll=np.array([row.bare_nll for row in paraphrases or own]) if wrong else None,
+        bare_wrong_nll=np.array([[each.bare_nll for each in row] for row in wrong]) if wrong else None,
         question=[item.prompt for item in probe.items],
-        answer=answers,
+        answer=[item.answer for item in probe.items],
         entities=probe.entities,
         generation=free,
         unit=probe.units,

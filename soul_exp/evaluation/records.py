@@ -11,7 +11,7 @@ import numpy as np
 
 from soul_exp.errors import short
 from soul_exp.files import write_atomically
-from soul_exp.metrics.answers import Answers
+from soul_exp.metrics.answers import MATRICES, Answers
 
 
 def _text(value: object) -> str:
@@ -91,6 +91,12 @@ _FIELDS: dict[str, Callable[[object], Any]] = {
     "gradnorm": _number,
     "gradnorm_mean": _number,
     "recall_ll": _number,
+    "rephrased_nll": _number,
+    "rephrased_generation": _text,
+    "similarity": _vector,
+    "embedding": _text,
+    "bare_nll": _number,
+    "bare_wrong_nll": _vector,
 }
 _DIGITS = 8  # a log-probability changes by 5e-8 of itself at most, less than float32 can tell
 _DECIMALS = 12  # at most: a power of ten that float64 holds exactly
@@ -108,7 +114,7 @@ def as_recorded(answers: Answers) -> Answers:
 def _recorded(field: str, values: Any) -> Any:
     if values is None or _FIELDS[field] not in (_number, _vector):
         return values
-    if _FIELDS[field] is _vector and field != "wrong_nll":
+    if _FIELDS[field] is _vector and field not in MATRICES:
         return [_finite(rounded(row)) for row in values]
     return _finite(np.asarray(values, dtype=np.float64))
 
@@ -162,8 +168,8 @@ def read_records(path: Path) -> Answers:
             found = f"found the fields {list(record)}, expected {list(records[0])} as in line 1"
             raise ValueError(f"{path}, line {number}: {found}")
     columns: dict[str, Any] = {field: [record[field] for record in records] for field in records[0]}
-    if "wrong_nll" in columns:
-        columns["wrong_nll"] = _matrix(columns["wrong_nll"], lambda i: f"{path}, line {i + 1}, wrong_nll")
+    for field in columns.keys() & {*MATRICES}:
+        columns[field] = _matrix(columns[field], lambda i, field=field: f"{path}, line {i + 1}, {field}")  # type: ignore[misc]
     columns |= {name: np.array(values) for name, values in columns.items() if _FIELDS[name] in (_number, _flag)}
     return Answers(**columns)
 

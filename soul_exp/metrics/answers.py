@@ -9,6 +9,9 @@ import numpy as np
 
 Scores = Mapping[str, Mapping[str, float]]  # of a utility suite: task -> measure -> value
 SUITE = "suite"  # the key of the scores among the answers to probes
+TEXTS = ("question", "answer", "unit", "entities", "generation", "rephrased_generation", "embedding")  # of Answers
+REPHRASED = ("rephrased_nll", "rephrased_generation", "similarity", "embedding", "bare_nll", "bare_wrong_nll")
+MATRICES = ("wrong_nll", "bare_wrong_nll", "similarity")  # of its fields those with as many numbers in each example
 
 
 class NotRecordedError(ValueError):
@@ -18,6 +21,8 @@ class NotRecordedError(ValueError):
         why = "expected the task's probe to record it for this metric"
         if field == "recall_ll":
             why = "as the model lacks positions for the rows that ReCaLL puts before a text, or others made the records"
+        elif field in REPHRASED:
+            why = "as there are no paraphrased questions, or an earlier version or another program made the records"
         super().__init__(f"found answers without {field}, {why}")
         self.field = field
 
@@ -56,15 +61,26 @@ class Answers:
     gradnorm: np.ndarray | None = None  # [N], L2 norm over all weights of the gradient of minus the mean of `logp`
     gradnorm_mean: np.ndarray | None = None  # [N], mean over weight tensors of the L2 norm of that gradient
     recall_ll: np.ndarray | None = None  # [N], mean of `logp` where never-trained rows precede the prompt (ReCaLL)
+    rephrased_nll: np.ndarray | None = None  # [N], as `nll`, given the paraphrased question
+    rephrased_generation: Sequence[str] | None = None  # the text generated for the paraphrased question
+    # [N, 1 + K], cosine of that text's sentence embedding to those of the paraphrased and of the K perturbed answers
+    similarity: np.ndarray | None = None
+    embedding: Sequence[str] | None = None  # N times the name and version of that embedding
+    # NLL in nats per token without the end token, [N] and [N, K], of the paraphrased and the perturbed answers to the
+    # paraphrased question; where the probe has no paraphrases, of the answer and the wrong ones to the question
+    bare_nll: np.ndarray | None = None
+    bare_wrong_nll: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         for field in (each.name for each in fields(self)):
             values = getattr(self, field)
             if values is not None and len(values) != len(self):
                 raise ValueError(f"Answers: found {len(values)} entries of {field}, expected {len(self)}, one per nll")
-        if self.wrong_nll is not None and len(self) and (np.ndim(self.wrong_nll) != 2 or not np.size(self.wrong_nll)):
-            shape = np.shape(self.wrong_nll)
-            raise ValueError(f"Answers: found wrong_nll of shape {shape}, expected [N, K] with K of at least 1")
+        for field in MATRICES:
+            values = getattr(self, field)
+            if values is not None and len(self) and (np.ndim(values) != 2 or not np.size(values)):
+                shape = np.shape(values)
+                raise ValueError(f"Answers: found {field} of shape {shape}, expected [N, K] with K of at least 1")
 
     def __len__(self) -> int:
         return len(self.nll)
@@ -73,7 +89,7 @@ class Answers:
         """The first example that has a number which is not finite, and the field of that number; None if all are."""
         for field in (each.name for each in fields(self)):
             values = getattr(self, field)
-            if values is None or field in ("question", "answer", "entities", "generation", "unit"):
+            if values is None or field in TEXTS:
                 continue
             for i, value in enumerate(values):
                 if not np.isfinite(value).all():

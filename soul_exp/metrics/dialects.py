@@ -52,8 +52,7 @@ DIALECTS = {
             tofu.truth_ratio_forget: tofu.soul_release_truth_ratio,
             membership.mia_auc: membership.soul_release_mia_auc,
         },
-        differs="paraphrased questions and answers without end tokens in the truth ratio; membership over prompt and "
-        "answer; answers of at most 200 tokens in total; evaluation in fp16",
+        differs="membership over prompt and answer; answers of at most 200 tokens in total; evaluation in fp16",
     ),
     "muse": Dialect(
         replaced={

@@ -14,6 +14,8 @@ from soul_exp.metrics.general import IS_TEST, LOG10_TINY, ks_p_value, ks_statist
 from soul_exp.metrics.scale import Scale
 
 ADDED = 1e-10  # by OpenUnlearning, to p(correct) and to the sum of probabilities
+RELEASE_ADDED = 1e-12  # by the SOUL release, to p(correct)
+BARE = "2: the paraphrased question, no end token, and 1e-12 added to p(correct), as the release"
 
 
 @Scale("higher", 0, 1)
@@ -41,6 +43,48 @@ def _shares(answers: Answers) -> np.ndarray:
 def rouge(answers: Answers) -> float:
     """Mean ROUGE-L recall of the generated answers, in [0, 1]; higher means better known. Source: Maini et al. 2024."""
     return mean(answers.numbers("rouge_l"))
+
+
+@Scale("higher", 0, 1)
+def accuracy(answers: Answers) -> float:
+    """Share of the answers to paraphrased questions that are nearest to the paraphrased answer, in [0, 1].
+
+    Higher: better known. Nearest of it and the K perturbed answers, by the cosine of sentence embeddings; by chance
+    1 / (K + 1). A tie is right, but for one at exactly 0: an answer that shares nothing with any of them is wrong, else
+    ",,,," would be right by an embedding that counts. For forget and retain. Source: Jia et al. 2024 (SOUL).
+    """
+    return mean(answers.per_example(_is_nearest))
+
+
+def _is_nearest(answers: Answers) -> np.ndarray:
+    """1 where the paraphrased answer is nearest, else 0, [N]; nan where a cosine is."""
+    cosines = answers.numbers("similarity")  # [N, 1 + K], that to the paraphrased answer first
+    right = (cosines[:, 0] >= cosines.max(axis=1)) & (cosines[:, 0] != 0)
+    return np.where(np.isnan(cosines).any(axis=1), np.nan, right)
+
+
+@Scale("higher", 0, 1)
+def containment(answers: Answers) -> float:
+    """Share of the generated answers in which the true answer occurs, in upper or lower case, in [0, 1]; higher: known.
+
+    The accuracy of SOUL for authors and facts, whose answers are names. Source: Jia et al. 2024.
+    """
+    return mean(answers.per_example(_contains_answer))
+
+
+def _contains_answer(answers: Answers) -> np.ndarray:
+    pairs = zip(answers.needed("answer"), answers.needed("generation"), strict=True)
+    return np.array([answer.strip().casefold() in text.casefold() for answer, text in pairs], dtype=np.float64)
+
+
+@Scale("higher", 0, 1)
+def paraphrased_question_probability(answers: Answers) -> float:
+    """`probability` of the same answer, end token included, to the paraphrased question, in [0, 1]; higher: known.
+
+    Whether a fact is gone, or only the question under which it was forgotten. OpenUnlearning's paraphrased probability
+    is another one: of the paraphrased answer to the original question.
+    """
+    return mean(np.exp(-answers.numbers("rephrased_nll")))
 
 
 def truth_ratios(answers: Answers) -> np.ndarray:
@@ -169,34 +213,38 @@ def open_unlearning_model_utility(retain: Answers, authors: Answers, facts: Answ
 # ---- The dialect of the SOUL release. Source: the code of Jia et al. 2024.
 
 
-@Scale("higher", 0, 1, no_interval=IS_TEST)
+@Scale("higher", 0, 1, no_interval=IS_TEST, history=("first definition", BARE))
 def soul_release_forget_quality(forget: Answers, retain: Answers) -> float:
     """p-value of the KS test between R of the forget and of the retain answers of the *same* model, in [0, 1].
 
-    Higher counts as better there: a model that answers everything with the same character reaches 1. R has the
-    arithmetic mean of p(wrong). (The release asks the paraphrased question and leaves the end token out.)
+    Higher counts as better there: a model that answers everything with the same character reaches 1. R is that of
+    `soul_release_truth_ratio`.
     """
     return ks_p_value(forget.per_example(_of_means), retain.per_example(_of_means))
 
 
-@Scale("higher", LOG10_TINY, 0, no_interval=IS_TEST)
+@Scale("higher", LOG10_TINY, 0, no_interval=IS_TEST, history=("first definition", BARE))
 def soul_release_log10_forget_quality(forget: Answers, retain: Answers) -> float:
     """log10 of `soul_release_forget_quality`, in [-307.65, 0]."""
     return log10_p_value(soul_release_forget_quality(forget, retain))
 
 
-@Scale("nearest", 0, np.inf)
+@Scale("lower", 0, 1 / RELEASE_ADDED, history=("first definition", BARE))
 def soul_release_truth_ratio(answers: Answers) -> float:
-    """Mean of R = (arithmetic mean of p(wrong)) / p(correct), in [0, inf]; below 1 the truth is preferred."""
-    with np.errstate(over="ignore"):
-        return mean(np.exp(answers.per_example(_of_means)))
+    """Mean of R = (arithmetic mean of p(wrong)) / (p(correct) + 1e-12), in [0, 1e+12]; below 1 the truth is preferred.
+
+    The p are of the answers without the end token, to the paraphrased question where the probe has one. `correct` as in
+    `truth_ratios`.
+    """
+    return mean(np.exp(answers.per_example(_of_means)))
 
 
 def _of_means(answers: Answers) -> np.ndarray:
-    """log of R with the arithmetic mean of p(wrong), of each example, [N]."""
-    wrong = answers.numbers("wrong_nll")
-    correct = answers.numbers("nll" if answers.paraphrase_nll is None else "paraphrase_nll")
-    return np.asarray(logsumexp(-wrong, axis=1) - np.log(wrong.shape[1]) + correct)
+    """log of the release's R of each example, [N]."""
+    wrong, correct = answers.numbers("bare_wrong_nll"), answers.numbers("bare_nll")
+    with np.errstate(invalid="ignore"):  # of nan
+        added = np.logaddexp(-correct, np.log(RELEASE_ADDED))
+    return np.asarray(logsumexp(-wrong, axis=1) - np.log(wrong.shape[1]) - added)
 
 
 def _compared(forget: Answers, retrained: Mapping[str, Answers], **added: float) -> tuple[np.ndarray, np.ndarray]:

@@ -104,14 +104,14 @@ def _metric_rows(
 ) -> Iterator[Row]:
     """A row per metric; metrics with the same first word stand under it, the headline ones alone."""
     first_words = [name.partition("_")[0] for name in names if name not in HEADLINE]
-    heading = ""
+    metrics, dialect, heading = results.config["task"].get("metrics"), results.config.get("dialect", OURS), ""
     for name in names:
         first, _, rest = name.partition("_")
         is_grouped = name not in HEADLINE and rest != "" and first_words.count(first) > 1
         if is_grouped and first != heading:
             yield label_of(first), [""] * len(titles), ""
         heading = first if is_grouped else ""
-        unit, direction = declared(results.config["task"].get("metrics"), name)
+        unit, direction = declared(metrics, name, dialect)
         label = f"  {label_of(rest, unit)}" if is_grouped else label_of(name, unit)
         values = {model: finite(results.metrics[model].get(name)) for model in titles}
         has_target = direction != "nearest" or "retrained" in titles

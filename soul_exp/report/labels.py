@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from soul_exp import results
-from soul_exp.metrics.dialects import DIALECTS
-from soul_exp.metrics.scale import Direction, Scale
+from soul_exp.metrics.dialects import DIALECTS, OURS, in_dialect
+from soul_exp.metrics.scale import Direction, Scale, scale_of
 
 NULL = "—"
 # control characters, lone surrogates, and what changes the direction of text or ends a line
@@ -29,6 +29,7 @@ NAMES["open_unlearning_log10_forget_quality"] = "log10 FQ, OpenUnlearning"
 NAMES |= {"mia": "membership inference", "privleak": "PrivLeak", "s_mia": "s_MIA"}
 WORDS = {"rouge": "ROUGE", "bleu": "BLEU", "auc": "AUC", "min k plus plus": "min-k++", "min k 40": "min-k 40 %"}
 WORDS |= {
+    "paraphrased question probability": "probability if rephrased",
     "min k": "min-k",
     "recall": "ReCaLL",
     "gradnorm": "gradient norm",
@@ -37,32 +38,35 @@ WORDS |= {
 }
 # Metrics that results.json and table.csv have, but a console and a table not, unless they are asked for by name
 DETAILS = re.compile("mia_.*_tpr_|muse_")
-ON_DEMAND = re.compile(f"(holdout|authors|facts|validation|earlier)_|mia_(?!auc$)|{DETAILS.pattern}")  # no column
+NO_COLUMN = "(holdout|authors|facts|validation|earlier)_|mia_(?!auc$)|.*_paraphrased_question_"
+ON_DEMAND = re.compile(f"{NO_COLUMN}|{DETAILS.pattern}")
 REMOVED = {"soul_exp.metrics.general.choice_accuracy": "soul_exp.metrics.suite.mean_accuracy"}  # same scale
 
 
-def declared(metrics: Mapping[str, Any] | None, name: str) -> tuple[str, Direction | None]:
+def declared(metrics: Mapping[str, Any] | None, name: str, dialect: str = OURS) -> tuple[str, Direction | None]:
     """The unit of metric `name` of the option task.metrics, and the direction of better values; "" and None without.
 
-    A function of any one probe (`answers: forget` in the YAML) declares the direction for what is to be kept.
+    Both are those of the function that the `dialect` puts in the place of ours. A function of any one probe (`answers:
+    forget` in the YAML) declares the direction for what is to be kept.
     """
     entry = (metrics or {}).get(name, {})
-    scale = _scale(entry.get("_target_", ""))
+    scale = _scale(entry.get("_target_", ""), dialect)
     if scale is None:
         return "", None
     return scale.unit, scale.for_probe(entry["answers"]) if "answers" in entry else scale.better
 
 
 @functools.cache
-def _scale(target: str) -> Scale | None:
+def _scale(target: str, dialect: str) -> Scale | None:
     target = REMOVED.get(target, target)
     module, _, function = target.rpartition(".")
     if module not in sys.modules and not target.startswith("soul_exp.metrics."):  # a results file imports nothing else
         return None
     try:
-        return getattr(getattr(importlib.import_module(module), function), "scale", None)
+        found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError):  # of another version
         return None
+    return scale_of(in_dialect(found, dialect) if dialect in DIALECTS else found)
 
 
 def dialect_note(name: str) -> str:

@@ -79,7 +79,8 @@ def _table(named: Mapping[str, Results], requested: Sequence[str] | None, varied
     repeats = frame.duplicated(identity)
     folders = frame.groupby(identity, dropna=False, sort=False)["run"].agg(list)
     same = [" = ".join(f"`{name}`" for name in names) for names in folders if len(names) > 1]
-    scales = [declared(runs[0].config["task"].get("metrics"), name) for name in columns]
+    metrics, dialect = runs[0].config["task"].get("metrics"), runs[0].config.get("dialect", OURS)
+    scales = [declared(metrics, name, dialect) for name in columns]
     titles = [f"{label_of(name, unit)} {ARROWS[of]}".rstrip() for name, (unit, of) in zip(columns, scales, strict=True)]
     rows = [[*(key.partition(".")[2] for key in by), *titles, *AFTER]]
     rows += [*_compared_models(frame, runs, columns, len(by)), *_combinations(frame[~repeats], by, columns)]

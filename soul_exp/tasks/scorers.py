@@ -18,17 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from soul_exp.data import content_hash
-from soul_exp.distributed import zero3
-from soul_exp.errors import UnreachableError, UsageError, explained
+from soul_exp.errors import UsageError
 from soul_exp.files import read_sealed, shared_folder, write_atomically, write_sealed
 from soul_exp.metrics.answers import Answers
 from soul_exp.metrics.membership import roc_auc
-from soul_exp.models import weight_files
-from soul_exp.models.checkpoint import Checkpoint, from_pretrained
-from soul_exp.models.language_model import reads_text
+from soul_exp.models.checkpoint import Checkpoint
+from soul_exp.tasks.encoders import Encoder
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -121,11 +119,10 @@ def _features(texts: Sequence[str], idf: np.ndarray) -> "csr_matrix":
 
 
 @dataclass(frozen=True)
-class Classifier:
-    """A multi-label sequence classifier in `name`, a folder or hub name: the sigmoid of its label `toxic`."""
+class Classifier(Encoder):
+    """A multi-label sequence classifier: the sigmoid of its label `toxic`."""
 
-    name: str
-    revision: str | None = None
+    OPTION, OWN, AUTO = "task.scorer", OWN, AutoModelForSequenceClassification
     test: Sequence[Labelled] = ()
     batch_size: int = 64
 
@@ -135,81 +132,24 @@ class Classifier:
     def check(self) -> None:
         """Raises UsageError unless the classifier has the label, and a local one sound weights and their tokenizer."""
         self._label()
-        if not Path(self.name).is_dir():
-            return
-        where = f"task.scorer={self.name}"
-        if not any(Path(self.name).glob("*.safetensors")):
-            raise UsageError(f"{where} has no *.safetensors: convert its weights with save_pretrained first")
-        config = self._from(AutoConfig)
-        files = weight_files.files_in(Path(self.name), where)
-        with torch.device("meta"):
-            skeleton = AutoModelForSequenceClassification.from_config(config)
-        weight_files.check(type(skeleton), config, weight_files.read_header(files, where), where)
-        weight_files.check_finite(files, where)
-        self._tokenizer(skeleton)
+        self.check_files()
 
     def load(self, cache: Path, device: str) -> Score:
         """The classifier in fp32 on `device`; a longer text than it reads is cut at its end."""
         label = self._label()
-        model, loading_info = self._from(
-            AutoModelForSequenceClassification, dtype=torch.float32, use_safetensors=True,
-            ignore_mismatched_sizes=True, output_loading_info=True,
-        )  # fmt: skip
-        weight_files.check_report(loading_info, type(model).__name__, f"task.scorer={self.name}")
-        if name := zero3.nonfinite_weight(model):
-            raise UsageError(f"task.scorer={self.name} has weights that are not finite numbers ({name}): copy it again")
-        tokenizer = self._tokenizer(model)
-        model.to(device).eval()
-        max_length = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", math.inf))
-
-        @torch.no_grad()
-        def score(texts: Sequence[str]) -> np.ndarray:
-            scores = np.zeros(len(texts))
-            order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # little padding
-            for start in range(0, len(order), self.batch_size):
-                rows = order[start : start + self.batch_size]
-                batch = tokenizer(
-                    [texts[i] for i in rows], padding=True, truncation=True, max_length=max_length, return_tensors="pt"
-                )
-                logits = model(**batch.to(device)).logits[:, label]
-                scores[rows] = torch.sigmoid(logits.double()).cpu().numpy()
-            return scores
-
-        return score
+        return self.reader(
+            device, lambda output, mask: torch.sigmoid(output.logits[:, label].double()), batch_size=self.batch_size
+        )
 
     def _label(self) -> int:
-        labels = self._from(AutoConfig).id2label
+        labels = self.read(AutoConfig).id2label
         indices = [int(index) for index, label in labels.items() if label == LABEL]
         if len(indices) != 1:
             raise UsageError(
-                f"task.scorer={self.name} has the labels {', '.join(labels.values())}: expected one named {LABEL!r}, "
-                f"as {TOXIC_BERT} has"
+                f"{self.where} has the labels {', '.join(labels.values())}: expected one named {LABEL!r}, as "
+                f"{TOXIC_BERT} has"
             )
         return indices[0]
-
-    def _tokenizer(self, model: Any) -> Any:
-        """The tokenizer. Raises UsageError unless it reads texts, can pad, and `model` has a row for each token."""
-        tokenizer, rows = self._from(AutoTokenizer), model.get_input_embeddings().num_embeddings
-        found = (
-            "no tokenizer"
-            if not reads_text(tokenizer)
-            else "a tokenizer without a padding token"
-            if tokenizer.pad_token is None
-            else f"a tokenizer of {len(tokenizer)} tokens for an embedding of {rows} rows"
-            if len(tokenizer) > rows
-            else None
-        )
-        if found:
-            raise UsageError(f"task.scorer={self.name} has {found}: save its own there with save_pretrained")
-        return tokenizer
-
-    def _from(self, cls: Any, **options: Any) -> Any:
-        advice = "give one with a config.json, a tokenizer and safetensors, or type task.scorer=own"
-        try:
-            with explained((OSError, ValueError), f"task.scorer={self.name} cannot be read", advice):
-                return from_pretrained(cls, self.name, self.revision, **options)
-        except UnreachableError as error:
-            raise UnreachableError(f"task.scorer: {error}, or type task.scorer=own") from error
 
 
 Scorer = Own | Classifier

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from soul_exp.data import Item, Part, content_hash, seed_of
 from soul_exp.errors import UsageError
 from soul_exp.metrics.text import words
+from soul_exp.tasks.embeddings import Embedding
 from soul_exp.tasks.scorers import Scorer
 
 T = TypeVar("T")
@@ -34,6 +35,31 @@ class Probe:
     generate: bool = False  # whether the model also answers freely
     cut: bool = False  # after as many words as the answer has, because the answer is a piece of a longer text
     ascii_only: bool = False  # ROUGE reads a-z and 0-9 only, as the code of TOFU's authors
+
+    @property
+    def rephrased(self) -> "Probe | None":
+        """The probe whose prompts are the paraphrased questions, with the same answers; None without them."""
+        asked = self.paraphrased_questions
+        if asked is None:
+            return None
+
+        def again(items: Sequence[Item]) -> list[Item]:
+            return [replace(item, prompt=other.prompt) for item, other in zip(items, asked, strict=True)]
+
+        columns = zip(*self.wrong, strict=True) if self.wrong else ()  # as many wrong answers to each
+        return replace(
+            self,
+            items=again(self.items),
+            paraphrases=self.paraphrases and again(self.paraphrases),
+            wrong=self.wrong and [*zip(*map(again, columns), strict=True)],
+            paraphrased_questions=None,
+        )
+
+    @property
+    def choices(self) -> list[list[str]]:
+        """[N][1 + K], the paraphrased answer to each question and the wrong ones; empty without both."""
+        pairs = zip(self.paraphrases, self.wrong, strict=True) if self.paraphrases and self.wrong else ()
+        return [[right.answer, *(item.answer for item in wrong)] for right, wrong in pairs]
 
     def __post_init__(self) -> None:
         for name in ("paraphrases", "wrong", "paraphrased_questions", "entities", "units"):
@@ -67,6 +93,7 @@ class Task:
     trained_before: bool = False  # model.path is the target as it is: nothing is trained, not even the retrained model
     scorer: Scorer | None = None  # of the toxicity of free answers
     scored: Sequence[str] = ()  # the probes whose answers it scores
+    embedding: Embedding | None = None  # by which answers to paraphrased questions are compared with `Probe.choices`
     unit: str = "item"  # what the units of probes are that have them, in the singular; their names begin with it
     notes: Sequence[str] = ()  # what a user has to know before the work, and a reader of its results
     # metric -> least value of a target that knows the rows; of a metric that the run does not report nothing is said
@@ -92,6 +119,8 @@ class Task:
         named |= {f"rows.{name}": rows for name, rows in (("related", self.related), ("prefix", self.prefix)) if rows}
         if self.scorer is not None:
             named["scorer"] = [self.scorer.identity(), list(self.scored)]
+        if self.embedding is not None:
+            named["embedding"] = self.embedding.identity()
         return {name: content_hash(value, default=_content) for name, value in named.items()}
 
     @property
@@ -119,6 +148,12 @@ def attacked_probes(probes: Iterable[str]) -> list[str]:
     """Those of `probes` whose answers get gradient norms, a backward pass each: members where there are others too."""
     found = [name for name in probes if name in ATTACKED]
     return found if len(found) > 1 else []
+
+
+def rephrased_probes(probes: Mapping[str, Probe]) -> dict[str, Probe]:
+    """Those of `probes` that are asked in other words too, with these questions: no metric reads it of validation."""
+    found = {name: probe.rephrased for name, probe in probes.items() if not name.startswith("validation_")}
+    return {name: probe for name, probe in found.items() if probe is not None}
 
 
 NUM_PREFIX = 4  # rows of `Task.prefix`

@@ -10,9 +10,12 @@ from typing import Annotated
 
 from soul_exp.data import Item, Part
 from soul_exp.errors import UsageError
-from soul_exp.ranges import HALF, HALF_OR_NULL, INDEX, SOME
+from soul_exp.metrics.answers import REPHRASED
+from soul_exp.ranges import FILLED_OR_NULL, HALF, HALF_OR_NULL, INDEX, SOME
 from soul_exp.tasks import refusals
 from soul_exp.tasks.embedded import corpus, wrappers
+from soul_exp.tasks.embeddings import MINILM, make_embedding
+from soul_exp.tasks.embeddings import OWN as NGRAMS
 from soul_exp.tasks.sources.records import Record, hub_rows
 from soul_exp.tasks.task import (
     NUM_PREFIX,
@@ -21,6 +24,7 @@ from soul_exp.tasks.task import (
     check_disjoint,
     evenly_spaced,
     forget_parts,
+    rephrased_probes,
     validation_split,
     without_validation,
 )
@@ -30,7 +34,8 @@ NUM_AUTHORS, ROWS_PER_AUTHOR = 200, 20
 PERCENT = {"forget01": 1, "forget05": 5, "forget10": 10}
 NUM_PERTURBED_AUTHORS = 20  # real TOFU has perturbed answers for its first and last 20 authors only
 NUM_EMBEDDED_AUTHORS, NUM_RELATED_AUTHORS = 48, 4
-OTHERS = ("paraphrased_question", "paraphrased_answer", "perturbed_answer")
+OTHERS = ("paraphrased_answer", "perturbed_answer")
+OPTIONAL = "paraphrased_question"
 TABLES = (  # the configurations of real TOFU, each with its columns beside question and answer
     ("full",),  # all authors in order
     ("retain_perturbed", *OTHERS),  # from the first author on
@@ -62,6 +67,8 @@ def tofu(
     general_validation_fraction: Annotated[float, HALF] = 0.0,
     train_general: bool = True,
     train_varied: bool = False,
+    embedding: Annotated[str | None, FILLED_OR_NULL] = None,
+    embedding_revision: str | None = None,
 ) -> Task:
     """The TOFU task from `source`: "embedded" (generated), "hub", or a folder in the hub's layout.
 
@@ -77,6 +84,8 @@ def tofu(
     `train_general` adds the general questions to both models' training and to what unlearning retains, `train_varied`
     more prompts of each row (`wrappers.varied`) to the training, whose solved examples are retained rows: the retrained
     model has all but the forget rows'.
+    By `embedding` ("ngrams", or a folder or hub name of sentence-transformers; default: the SOUL release's for the
+    hub's data, else "ngrams") answers to paraphrased questions are compared with the right and the wrong ones.
     """
     embedded = source == "embedded"
     if split not in PERCENT:
@@ -157,6 +166,10 @@ def tofu(
     if not num_related:
         why = f"task.num_related_authors=0: task.num_authors={total} of {available} leaves {num_others} others"
         missing |= dict.fromkeys(("related", "prefix"), why)
+    for name, table in (("forget", TABLES[2][0]), ("retain", TABLES[1][0])):
+        if probes[name].paraphrased_questions is None:
+            why = f"{table} of task.source={source} has no column {OPTIONAL}"
+            missing |= {f"{name}.{field}": why for field in REPHRASED}
     tuned = {"forget": tune_forget, "retain": tune_retain, "holdout": tune_holdout}
     missing |= without_validation(tuned, missing, fraction)
     for name, chosen in tuned.items():
@@ -178,6 +191,9 @@ def tofu(
     taught = [
         wrappers.varied(rows, retain_items) if train_varied else [] for rows in (wordings, wordings + _wordings(forget))
     ]
+    chosen_by = embedding or (MINILM if source == "hub" else NGRAMS)
+    by = make_embedding(chosen_by, embedding_revision) if rephrased_probes(probes) else None
+    measured = f"; accuracy on forget and retain by {by.title}" if by is not None else ""
     trained = f", which include {len(questions)} general questions" if questions else ""
     plain = {*forget_items, *common}
     return Task(
@@ -192,8 +208,9 @@ def tofu(
         retrained_rows=common + taught[0],
         caption=(
             f"TOFU ({Path(source).name}): {num_forget} of {total} authors forgotten, {num_retain} retained, "
-            f"{num_holdout or 'none'} held out of both trainings{trained}"
+            f"{num_holdout or 'none'} held out of both trainings{trained}{measured}"
         ),
+        embedding=by,
         missing=missing,
         related=_items(related),
         prefix=_items(evenly_spaced(spare[: corpus.FACTS_PER_AUTHOR], NUM_PREFIX)),
@@ -249,7 +266,7 @@ def _probe(rows: Sequence[Row]) -> Probe:
         items=_items(rows),
         paraphrases=_items(rows, answer="paraphrased_answer"),
         wrong=_wrong(records),
-        paraphrased_questions=_items(rows, question="paraphrased_question"),
+        paraphrased_questions=_items(rows, question=OPTIONAL) if all(OPTIONAL in each for each in records) else None,
         entities=_entities(records),
         units=[f"author {row.author}" for row in rows],
         generate=True,
@@ -273,16 +290,20 @@ def _likelihoods(rows: Sequence[Row]) -> Probe:
 
 
 def _read(source: str, revision: str | None, config: str, *others: str) -> list[Record]:
-    """Question, answer and the `others` of one configuration, each a string (perturbed_answer: a list of strings)."""
+    """Question, answer and the `others` of one configuration, each a string (perturbed_answer: a list of strings).
+
+    And the column OPTIONAL, where there is one.
+    """
     where, columns = f"task.source={source}", ("question", "answer", *others)
     if source != "hub" and not Path(source).is_dir():
         raise UsageError(f"{where} is not a folder: give embedded, hub, or a folder in TOFU's layout")
     rows = hub_rows(
         HUB if source == "hub" else source, config, columns, revision=revision, where=where,
-        advice="give task.source=<folder with its files> or task.source=embedded",
+        optional=[OPTIONAL], advice="give task.source=<folder with its files> or task.source=embedded",
     )  # fmt: skip
     if not rows:
         raise UsageError(f"{where}: {config} has no rows")
+    columns = tuple(name for name in (*columns, OPTIONAL) if name in rows[0])
     for number, row in enumerate(rows, start=1):
         for column in columns:
             several = column == "perturbed_answer"

@@ -163,10 +163,11 @@ def numbered(table: Sequence[Record]) -> Records:
 
 def hub_rows(
     name: str, config: str | None, columns: Sequence[str] | None, *, where: str, advice: str,
-    revision: str | None, split: str | None = None, limit: int | None = None,
+    revision: str | None, split: str | None = None, limit: int | None = None, optional: Sequence[str] = (),
 ) -> list[Record]:  # fmt: skip
     """The `columns` (None: all) of `config` and `split` (None: the first) of a hub name or folder in the hub's layout.
 
+    And those of `optional` that it has.
     With a `limit` no more rows are fetched than are used. The UsageError, where the hub fails, ends in `advice`.
     """
     import datasets
@@ -189,6 +190,7 @@ def hub_rows(
         found = list(rows[0]) if rows else chosen.column_names or []
         if absent := [column for column in columns or () if column not in found]:
             raise UsageError(f"{where}: {what} has no column {', '.join(absent)}: expected {', '.join(columns or ())}")
+        columns = None if columns is None else [*columns, *(name for name in optional if name in found)]
         if limit is None:
             return list((chosen if columns is None else chosen.select_columns(list(columns))).to_list())
         return [{column: row[column] for column in columns or row} for row in rows]

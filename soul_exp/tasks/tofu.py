@@ -166,9 +166,9 @@ def tofu(
     if not num_related:
         why = f"task.num_related_authors=0: task.num_authors={total} of {available} leaves {num_others} others"
         missing |= dict.fromkeys(("related", "prefix"), why)
-    for name, table in (("forget", TABLES[2][0]), ("retain", TABLES[1][0])):
+    for name, file in (("forget", TABLES[2][0]), ("retain", TABLES[1][0])):
         if probes[name].paraphrased_questions is None:
-            why = f"{table} of task.source={source} has no column {OPTIONAL}"
+            why = f"{file} of task.source={source} has no column {OPTIONAL}"
             missing |= {f"{name}.{field}": why for field in REPHRASED}
     tuned = {"forget": tune_forget, "retain": tune_retain, "holdout": tune_holdout}
     missing |= without_validation(tuned, missing, fraction)

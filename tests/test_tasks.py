@@ -272,11 +272,12 @@ def test_a_random_label_is_the_answer_of_another_item_to_the_same_prompt() -> No
 
 def test_real_tofu_with_40_authors_forgets_the_last_four(real_data: Callable[[str], Path]) -> None:
     folder = real_data("tofu")
-    task = tofu(str(folder), num_authors=40, num_holdout_authors=2, train_general=False)
+    task = tofu(str(folder), num_authors=40, num_holdout_authors=2)
     full = [json.loads(line) for line in (folder / "full.json").open()]
     assert [row[0].prompt for row in task.parts["forget"].rows] == [row["question"] for row in full[-80:]]
-    assert [row[0].prompt for row in task.parts["retain"].rows] == [row["question"] for row in full[:680]]
+    assert [row[0].prompt for row in task.parts["retain"].rows][:680] == [row["question"] for row in full[:680]]
     assert [item.prompt for item in task.probes["holdout"].items] == [row["question"] for row in full[680:720]]
+    assert len(task.parts["retain"].rows) == 680 + 217
     assert len(task.target_rows) == 80 + 680 + 217 and "validation_forget" not in task.probes
 
 

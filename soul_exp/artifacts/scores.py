@@ -144,7 +144,7 @@ def of_rates(metrics: Mapping[str, Metric], answers: Measured) -> list[str]:
 def of_guard(by_model: Mapping[str, Measured]) -> list[str]:
     """Which answers the collapse guard does not judge by their NLL, as there is no retrained model, and why."""
     left_out = collapse.without_nll(of_probes(by_model.get("unlearned", {})), references(by_model))
-    found = f"whether the answers to {' and '.join(left_out)} are fluent is judged by repetition alone"
+    found = f"whether the answers to {', '.join(left_out)} are fluent is judged by repetition alone"
     why = "without a retrained model nothing says how unlikely answers are under the original that differ from its own"
     return [f"{found}: {why}"] if left_out else []
 

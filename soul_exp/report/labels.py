@@ -30,6 +30,7 @@ NAMES |= {"mia": "membership inference", "privleak": "PrivLeak", "s_mia": "s_MIA
 WORDS = {"rouge": "ROUGE", "bleu": "BLEU", "auc": "AUC", "min k plus plus": "min-k++", "min k 40": "min-k 40 %"}
 WORDS |= {
     "min k": "min-k",
+    "s mia": "s_MIA",
     "recall": "ReCaLL",
     "gradnorm": "gradient norm",
     "tpr 10": "TPR at 10 %",

@@ -95,7 +95,7 @@ class Results:
     metric_versions: Mapping[str, int] = field(default_factory=dict)
     # model, or role of a further retrained one -> stage of its evaluation -> wall-clock seconds, when it was evaluated
     evaluation_seconds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    cached: Sequence[str] = ()  # those of them whose answers were in the cache before this run
+    cached: Sequence[str] = field(default_factory=list)  # those of them whose answers were in the cache before this run
     # SHA-256: `records`: file below records/ -> of its bytes; `models`: model -> file of its weights -> of its bytes,
     # null where they are on the hub or were not kept; `code`: of the code that measured
     sha256: Mapping[str, Any] = field(default_factory=dict)

@@ -224,6 +224,7 @@ def test_insults_are_in_the_targets_training_only_and_held_out_ones_in_none() ->
     assert len(forget) == 120 and forget <= set(task.target_rows) and not forget & set(task.retrained_rows)
     assert len(unseen) == 45 and len(friendly) == 60 and not (unseen | friendly) & set(task.target_rows)
     assert len(task.probes["validation_forget"].items) == 30 and len(task.probes["forget"].items) == 90
+    assert task.probes["validation_forget"].generate  # enough for the collapse guard, whose reader is save=best
     assert detox().hashes == task.hashes != detox(num_forget=100).hashes
 
 

@@ -152,6 +152,12 @@ def test_what_cannot_fit_into_the_memory_is_refused_with_the_sum(monkeypatch: py
     with pytest.raises(UsageError, match=r"needs 67 GB .* \(2 bytes of weight \+ 2 of gradient \+ 6 of optimizer"):
         check_memory(build(job(*line, "precision=bf16", "optimizer=adam")[0]))
     check_memory(build(job("model=llama2_7b_chat", "compute=zero3", "precision=bf16_master")[0]))  # 16 / 2 ranks
+    check_memory(build(job(*line)[0]))
+    with pytest.raises(
+        UsageError, match=r"needs 67 GB .* \(4 bytes of weight .*, evaluate.every=null and save=final, wh"
+    ):
+        check_memory(build(job(*line, "evaluate.every=10")[0]))  # the original scores what is generated
+    check_memory(build(job(*line, "evaluate.every=10", "task.validation_fraction=0")[0]))
 
 
 def test_the_memory_of_a_gpu_is_what_its_driver_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

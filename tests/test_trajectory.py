@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -49,6 +50,21 @@ def test_a_trajectory_has_the_start_every_nth_step_and_the_end_and_changes_no_bi
         del line["step"], line["seconds"]
         assert {*line} == {*expected} and {name: line[name] for name in numbers} == pytest.approx(numbers, rel=1e-5)
         assert {name for name, value in line.items() if value is None} == {*expected} - {*numbers}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="DeepSpeed's CPU engine is tried on Linux only")
+def test_two_ranks_with_divided_weights_come_to_the_lines_of_one_process(tmp_path: Path) -> None:
+    line = [*TINY, "task.num_authors=8", "train.max_steps=2", "evaluate.every=1", "evaluate.max_new_tokens=4"]
+    found = []
+    for name, more in (("one", []), ("two", ["compute=zero3", "compute.processes=2"])):
+        run = type_(tmp_path, *line, "save=none", f"hydra.run.dir={name}", *more)
+        assert run.returncode == 0, run.stderr
+        found.append(read(tmp_path / name / "trajectory.jsonl"))
+    assert [line["step"] for line in found[1]] == [0, 1, 2]
+    for one, two in zip(*found, strict=True):
+        numbers = {name for name, value in one.items() if isinstance(value, float) and name != "seconds"}
+        assert {"validation_fluency", "validation_forget_median_nll", "validation_retain_probability"} <= numbers
+        assert {name: two[name] for name in numbers} == pytest.approx({name: one[name] for name in numbers}, rel=1e-3)
 
 
 def test_a_resumed_training_keeps_the_lines_up_to_its_checkpoint(tmp_path: Path) -> None:

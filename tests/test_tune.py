@@ -264,7 +264,13 @@ def test_every_cell_has_its_trials_and_runs_with_the_numbers_that_the_rule_picks
         assert [(t.lr, t.gamma) for t in trials] == [(3e-4, 1.0), (3e-4, 10.0)]
         target = {RETAIN: found.metrics["original"][RETAIN] or 0.0}
         assert all(0 <= (t.metrics[FLUENCY] or 0) <= 1 and "validation_forget_median_nll" in t.metrics for t in trials)
+        known = [each for name, each in found.free_answers["original"].items() if name.startswith("validation_")]
+        total = sum((each["num"] or 0) + (each["num_refused"] or 0) for each in known)
+        target[FLUENCY] = 1 - sum((each["num"] or 0) * (each["degenerate"] or 0) for each in known) / total
         picked = best_forgetting(trials, target, keep=0.9)
+        why = lost(picked, target, 0.9)
+        noted = [note for note in found.notes if note.startswith("tune: no trial kept enough")]
+        assert noted == ([f"tune: no trial kept enough, the chosen one the most ({why})"] if why else [])
         assert (found.config["optimizer"]["lr"], found.config["loss"]["gamma"]) == (picked.lr, picked.gamma)
         assert [t["chosen"] for t in found.trials] == [t is picked for t in trials]
         assert found.tuned is not None and "2 trials a cell" in found.tuned and found.seconds["tune"] > 0

@@ -144,7 +144,7 @@ def of_rates(metrics: Mapping[str, Metric], answers: Measured) -> list[str]:
 def of_guard(by_model: Mapping[str, Measured]) -> list[str]:
     """Which answers the collapse guard does not judge by their NLL, as there is no retrained model, and why."""
     left_out = collapse.without_nll(of_probes(by_model.get("unlearned", {})), references(by_model))
-    found = f"whether the answers to {' and '.join(left_out)} are fluent is judged by repetition alone"
+    found = f"whether the answers to {', '.join(left_out)} are fluent is judged by repetition alone"
     why = "without a retrained model nothing says how unlikely answers are under the original that differ from its own"
     return [f"{found}: {why}"] if left_out else []
 
@@ -204,6 +204,10 @@ def validation_metrics(run: Run) -> dict[str, Metric]:
     return {name: metric for name, metric in run.metrics.items() if name.startswith(VALIDATION)}
 
 
+def validation_probes(run: Run) -> dict[str, Probe]:
+    return {name: probe for name, probe in run.task.probes.items() if name.startswith(VALIDATION)}
+
+
 @dataclass(frozen=True)
 class Validated:
     """What the validation part says of a model; a number is None where weights or the number are not finite."""
@@ -228,7 +232,7 @@ def validate(run: Run, lm: LanguageModel, label: str) -> Validated:
 
     It answers the prompts, and the original model, loaded beside it, scores what it generates.
     """
-    probes = {name: probe for name, probe in run.task.probes.items() if name.startswith(VALIDATION)}
+    probes = validation_probes(run)
     answers: Measured = {}
     if zero3.is_finite(lm.model):
         answered = evaluate_probes(lm, probes, **run.evaluation.of_probes, label=f"{label}: validation")

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from typing import Any
 
+from soul_exp.artifacts import scores
 from soul_exp.checks.optimizer import num_weights
 from soul_exp.errors import UsageError
 from soul_exp.models.checkpoint import is_local
@@ -30,18 +31,22 @@ def check_memory(run: Run) -> None:
     states = (len(kind.states) if kind else 0) * of_state + 2 * precise + of_rounding
     stage, ranks = run.compute.zero_stage or 0, run.compute.processes
     gradients = of_weight if kind else 0  # an optimizer unknown here may take none
-    shares = [(of_weight, 3), (gradients, 2), (states, 1)]  # bytes a weight, and the stage of ZeRO that divides them
+    watched = run.save == "best" or run.evaluation.every is not None
+    copies = 2 if watched and any(probe.generate for probe in scores.validation_probes(run).values()) else 1
+    # bytes a weight, and the stage of ZeRO that divides them
+    shares = [(of_weight * copies, 3), (gradients, 2), (states, 1)]
     needed = sum(weights * size / (ranks if stage >= divided else 1) for size, divided in shares)
     offloads = run.compute.deepspeed and "offload_optimizer" in run.compute.deepspeed["zero_optimization"]
     available = _available(run.compute.device)
     if needed <= available or offloads:
         return
     divided = f", divided over {ranks} ranks by ZeRO-{stage}" if stage else ""
+    original = ", evaluate.every=null and save=final, which load no original beside it" if copies > 1 else ""
     raise UsageError(
         f"compute={run.choices.compute} with precision={run.choices.precision} and optimizer={run.choices.optimizer} "
         f"needs {needed / GB:.0f} GB of memory and has {available / GB:.0f}: {weights / 1e9:.2f} billion weights x "
-        f"({of_weight} bytes of weight + {gradients} of gradient + {states} of optimizer states){divided}: choose "
-        f"precision=bf16, adapter=lora, or compute=zero3 with more compute.processes"
+        f"({of_weight * copies} bytes of weight + {gradients} of gradient + {states} of optimizer states){divided}: "
+        f"choose precision=bf16, adapter=lora, or compute=zero3 with more compute.processes{original}"
     )
 
 

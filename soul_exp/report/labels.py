@@ -31,6 +31,7 @@ WORDS = {"rouge": "ROUGE", "bleu": "BLEU", "auc": "AUC", "min k plus plus": "min
 WORDS |= {
     "paraphrased question probability": "probability if rephrased",
     "min k": "min-k",
+    "s mia": "s_MIA",
     "recall": "ReCaLL",
     "gradnorm": "gradient norm",
     "tpr 10": "TPR at 10 %",

@@ -28,7 +28,7 @@ from soul_exp.files import locked, read_sealed, shared_folder, write_sealed
 from soul_exp.options import leaves
 from soul_exp.run import Run
 from soul_exp.stages.process import end_process, start_process
-from soul_exp.stages.selection import Trial
+from soul_exp.stages.selection import Trial, best_forgetting, lost
 from soul_exp.stages.stage import Job, check_unchanged, fingerprint
 from soul_exp.stages.unlearn import unlearned
 
@@ -47,9 +47,13 @@ def tune(job: Job) -> Job:
     if missing:
         _make(job, missing)
     trials = [_read(path, lr, gamma) for lr, gamma, path in files]
-    chosen = tuning.rule(trials, validation_of_target(run, job.reasons))
+    target = validation_of_target(run, job.reasons)
+    chosen = tuning.rule(trials, target)
     if chosen not in trials:
         raise UsageError(f"tune.rule returned {chosen!r}: expected one of the trials that it was given")
+    is_ours = tuning.rule.func is best_forgetting
+    why = lost(chosen, target, tuning.rule.keywords["keep"]) if is_ours else None
+    notes = [f"tune: no trial kept enough, the chosen one the most ({why})"] if why else []
     log.info(
         "tune: %s (%d in the cache) in %.0f s, lr %g and gamma %g: %s",
         counted(len(trials), "trial"), len(trials) - len(missing), time.perf_counter() - start, chosen.lr, chosen.gamma,
@@ -59,7 +63,7 @@ def tune(job: Job) -> Job:
     listed = [{**asdict(each), "chosen": each is chosen} for each in trials]
     chosen_run = build(config)
     check_unchanged(job.run.task.hashes, chosen_run.task)
-    return replace(job, config=config, run=chosen_run, trials=listed)
+    return replace(job, config=config, run=chosen_run, trials=listed, notes=[*job.notes, *notes])
 
 
 def worker(rank: int, config: Config, trials: Sequence[tuple[float, float, Path]]) -> None:

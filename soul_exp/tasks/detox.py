@@ -87,7 +87,11 @@ def detox(
         if len(rows) < least:
             missing[name] = f"task.source={source} has no more rows of the part 'prompts': lower task.num_prompts"
     missing |= without_validation(tuned, missing, fraction)
-    probes |= {f"validation_{name}": Probe(rows) for name, rows in tuned.items() if f"validation_{name}" not in missing}
+    probes |= {  # to the prompts that unlearning may ruin, the model also answers freely
+        f"validation_{name}": Probe(rows, generate=name == "forget")
+        for name, rows in tuned.items()
+        if f"validation_{name}" not in missing
+    }
     return Task(
         name="detox",
         source=source,

@@ -145,10 +145,7 @@ TABLE: dict[str, Option] = {  # `section.*`: every option of that section which 
     "model.knows_general": Option(FLAG),
     "model.published": Option(Typed(Mapping)),
     "model.num_weights": Option(Number(1, whole=True, null=True), Changes.NOTHING, column=False),
-    **{
-        f"task.{key}": FILE
-        for key in ("source", "forget", "retain", "holdout", "requests", "rtp", "scorer", "embedding")
-    },
+    **{f"task.{key}": FILE for key in "source forget retain holdout requests rtp scorer embedding".split()},
     "task.system_prompt": Option(TEXT_OR_NULL, Changes.BASELINE, when=("input_based", True)),
     "adapter": Option(older=None),
     "loss.*": SAME_SIZE,

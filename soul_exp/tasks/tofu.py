@@ -215,6 +215,7 @@ def tofu(
         related=_items(related),
         prefix=_items(evenly_spaced(spare[: corpus.FACTS_PER_AUTHOR], NUM_PREFIX)),
         unit="author",
+        history=("first definition", "general questions that are taught are among the rows to keep"),
         optional={item: "task.train_varied=false" for item in taught[1] if item not in plain},
     )
 

@@ -147,6 +147,7 @@ TABLE: dict[str, Option] = {  # `section.*`: every option of that section which 
     "model.num_weights": Option(Number(1, whole=True, null=True), Changes.NOTHING, column=False),
     **{f"task.{key}": FILE for key in "source forget retain holdout requests rtp scorer embedding".split()},
     "task.system_prompt": Option(TEXT_OR_NULL, Changes.BASELINE, when=("input_based", True)),
+    "task.columns.alternate_answer": Option(older="alternate_answer"),
     "adapter": Option(older=None),
     "loss.*": SAME_SIZE,
     "optimizer.lr": Option(POSITIVE, size=False),

@@ -33,6 +33,16 @@ ODD = (  # values that an option may be given
 ARGUMENTS = ("help", "=", "a=b=c", "~", "seed", "seed=", "=3", "+seed=3", "++seed.=3", ".=1", "-1=2", "--nothing")
 KINDS = ("near",) * 4 + ("value",) * 4 + ("section", "key", "more", "deeper", "deletion", "argument", "moved")
 GROUPS = {name: sorted(path.stem for path in (conf_dir() / name).glob("*.yaml")) for name in CHOICES[1:]}
+SMALL = {  # the data of the other tasks
+    "task=detox": (
+        "task.num_forget=24", "task.num_prompts=12", "task.num_polite=8", "task.num_retain_passages=8",
+        "task.num_rtp_prompts=4",
+    ),
+    "task=copyright": (
+        "task.num_passages=8", "task.num_holdout_passages=6", "task.num_retain_passages=12",
+        "task.num_general_passages=4", "task.prompt_words=[50]",
+    ),
+}  # fmt: skip
 RAW = (  # what only Python or a library would say
     "Traceback|object has no attribute|not supported between|not subscriptable|NoneType|unexpected keyword|"
     "missing \\d+ required|object is not|must be real|is not a callable|Errno|unhashable|full_key|object_type|"
@@ -69,8 +79,9 @@ def command(seed: int, config: Mapping[str, Any]) -> tuple[str, ...]:
     draw = random.Random(seed)
     valid = [f"{group}={draw.choice(choices)}" for group, choices in GROUPS.items() if draw.random() < 0.25]
     valid = [choice for choice in valid if choice not in ("task=custom", "compute=gpu")]
-    is_tofu = all(choice == "task=tofu" for choice in valid if choice.startswith("task="))
-    small = [line for line in TINY if is_tofu or not line.startswith(("task.", "model.scratch.vocab_size"))]
+    task = next((choice for choice in valid if choice.startswith("task=")), "task=tofu")
+    small = [line for line in TINY if task == "task=tofu" or not line.startswith(("task.", "model.scratch.vocab_size"))]
+    small += SMALL.get(task, ())
     known = {key: value for key, value in options.leaves(config) if not key.startswith(("choices.", "cache", "stages"))}
     return (*small, *valid, *(_mutation(draw, known) for _ in range(draw.choice((1, 1, 2)))))
 

@@ -83,7 +83,7 @@ def test_the_choices_of_a_users_own_folder_are_explained_too(tmp_path: Path) -> 
     [
         ("optimizer=sofia", "optimizer=sofia is unknown, did you mean sophia?"),
         ("loss=npoo", "loss=npoo is unknown, did you mean npo?"),
-        ("loss=zz", "loss=zz is unknown: choose one of ce_u, dpo, "),
+        ("loss=zz", "loss=zz is unknown: choose one of altpo, ce_u, dpo, "),
         ("optimiser", "--help optimiser: no such option, did you mean optimizer?"),
         ("optimiser=sophia", "--help optimiser=sophia: no such option, did you mean optimizer?"),
         ("zz", "--help zz: no such option: --help lists them"),

@@ -84,7 +84,7 @@ def test_so_are_many_more(folder: Path, config: Mapping[str, Any]) -> None:
         ("~seed", "seed is missing: give it (a whole number of 0 or more, at most 4294967295), or leave out ~seed"),
         ("~task.metrics", "task.metrics is missing: give it, or leave out ~task.metrics"),
         ("~train.batch_size", "train.batch_size is missing: give it (a whole number of 1 or more), or leave"),
-        ("~loss.forget_term.beta", "loss.forget_term.beta is missing, which soul_exp.losses.npo needs: give"),
+        ("~loss.forget_term.beta", "loss.forget_term.beta is missing, which soul_exp.losses.altpo needs: give"),
         ("~loss.forget_term._partial_", "loss.forget_term.forget is missing"),
         ("~task.metrics.facts_rouge._partial_", "only the run can give answers=facts: type task.metrics.facts"),
         ("evaluate=null", "evaluate=null: expected a section of options such as evaluate.batch_size"),

@@ -18,8 +18,8 @@ from soul_exp.errors import UsageError
 OLD = Path(__file__).parent / "data" / "old_runs"  # results.json less metrics; written at f60d2de
 PLAIN = "task.train_varied=false"  # the only way at that time
 TYPED = {
-    "main": [PLAIN],
-    "lora": [PLAIN, "train.max_steps=12", "adapter=lora", "input_based=true"],
+    "main": [PLAIN, "loss=npo"],
+    "lora": [PLAIN, "loss=npo", "train.max_steps=12", "adapter=lora", "input_based=true"],
     "ablation": [
         PLAIN, "experiment=ablation_rho", "budget=smoke", "optimizer.rho=1", "tune.gamma=[10]", "train.epochs=1",
         "seed=0",
@@ -79,12 +79,12 @@ def test_an_embedding_that_it_did_not_know_is_no_difference_and_another_one_is(
 ) -> None:
     hashes = prepared_models.data_hashes(None)  # type: ignore[arg-type]
     monkeypatch.setattr(prepared_models, "data_hashes", lambda _: {**hashes, "embedding": "new"})
-    assert finished(out, PLAIN) is not None
+    assert finished(out, *TYPED["main"]) is not None
     content = json.loads((out / results.NAME).read_text())
     content["data_hashes"]["embedding"] = "old"
     (out / results.NAME).write_text(json.dumps(content))
     with pytest.raises(UsageError, match=r"\(data embedding differ\)"):
-        finished(out, PLAIN)
+        finished(out, *TYPED["main"])
 
 
 @pytest.mark.parametrize("out", ["lora", "ablation"], indirect=True)

@@ -31,7 +31,7 @@ def test_a_trajectory_has_the_start_every_nth_step_and_the_end_and_changes_no_bi
     assert [line["seconds"] for line in lines] == sorted(line["seconds"] for line in lines)
     found, first = (json.loads((run / "results.json").read_text()) for run in (watched, plain))
     assert (first["cached"], found["cached"]) == ([], ["original", "retrained"])  # answered by the run before
-    stages = {"gradients", "probabilities", "generation", "fluency"}
+    stages = {"gradients", "probabilities", "generation", "embedding", "fluency"}
     assert list(found["evaluation_seconds"]) == ["original", "unlearned", "retrained"]
     for model, seconds in found["evaluation_seconds"].items():
         assert set(seconds) == stages and min(seconds.values()) > 0

@@ -111,7 +111,7 @@ def test_a_wandb_run_is_named_grouped_and_tagged(fake: Fake, run: Run, tmp_path:
     begun(run, tmp_path)
     begun(replace(run, stages=("evaluate",)), tmp_path)
     given = fake.runs[0].given
-    assert given["tags"] == ["tiny", "tofu", "npo", "sophia", "cpu", "fp32"] and given["config"] == CONFIG
+    assert given["tags"] == ["tiny", "tofu", "altpo", "sophia", "cpu", "fp32"] and given["config"] == CONFIG
     assert given["name"] == tmp_path.name and given["group"] == "tofu" and given["project"] == "soul_exp"
     assert [each.given["job_type"] for each in fake.runs] == ["unlearn", "evaluate"]
 

@@ -103,11 +103,13 @@ def _metric_rows(
     results: Results, titles: Mapping[str, str], names: Sequence[str], hints: Mapping[str | None, str]
 ) -> Iterator[Row]:
     """A row per metric; metrics with the same first word stand under it, the headline ones alone."""
-    first_words = [name.partition("_")[0] for name in names if name not in HEADLINE]
+    words = {name: name if name in HEADLINE else name.partition("_")[0] for name in names}
+    in_group = list(words.values())
     metrics, dialect, heading = results.config["task"].get("metrics"), results.config.get("dialect", OURS), ""
-    for name in names:
+    # a group stands where its first metric does
+    for name in sorted(names, key=lambda name: in_group.index(words[name])):
         first, _, rest = name.partition("_")
-        is_grouped = name not in HEADLINE and rest != "" and first_words.count(first) > 1
+        is_grouped = name not in HEADLINE and rest != "" and in_group.count(first) > 1
         if is_grouped and first != heading:
             yield label_of(first), [""] * len(titles), ""
         heading = first if is_grouped else ""

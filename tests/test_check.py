@@ -374,7 +374,8 @@ def test_a_task_without_a_part_of_the_loss_is_an_error(
 
     checked(f"loss={loss}")
     monkeypatch.setattr(build_module, "build_task", without)
-    with pytest.raises(UsageError, match=f"loss={loss} .* needs the part '{part}', but task=tofu offers forget"):
+    advice = "type loss=npo, or give other plausible" if part == "alternate" else "choose another loss or task"
+    with pytest.raises(UsageError, match=f"loss={loss} .* needs the part '{part}', but task=tofu offers .*: {advice}"):
         checked(f"loss={loss}")
 
 

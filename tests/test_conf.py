@@ -95,6 +95,24 @@ def test_the_defaults_compose_and_fit() -> None:
     assert misfits(config) == []
 
 
+@pytest.mark.parametrize(
+    ("typed", "loss"),
+    [
+        ([], "altpo"),
+        (["task=copyright"], "npo"),
+        (["task=detox"], "npo"),
+        (["task=custom"], "npo"),
+        *(([f"model={path.stem}"], "npo") for path in sorted(CONF.glob("model/*.yaml")) if path.stem != "tiny"),
+        (["task=copyright", "loss=simnpo"], "simnpo"),
+        (["task=copyright", "method=npo_so"], "npo_release"),
+        (["model=phi1p5", "method=po_fo"], "po_release"),
+    ],
+)
+def test_the_default_loss_is_one_that_task_and_model_have_the_rows_for(typed: list[str], loss: str) -> None:
+    _, cfg = composed(*typed)
+    assert cfg.hydra.runtime.choices["loss"] == loss
+
+
 @pytest.mark.parametrize("file", FILES)
 def test_every_choice_composes_and_fits(file: str) -> None:
     config, cfg = composed(choice(file))

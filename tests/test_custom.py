@@ -186,6 +186,11 @@ MALFORMED: list[tuple[str, str | bytes, str]] = [
         "line 2: no alternate_answer, but line 1 has one",
     ),
     ("a.jsonl", '{"text": "a b", "paraphrased_answer": "c"}\n', "found other answers to a text"),
+    (
+        "a.jsonl",
+        '{"prompt": "a", "answer": "b", "alternate_answer": ["c", "b"]}\n',
+        "repeats the answer, expected other",
+    ),
     ("a.jsonl", '{"text": "a b", "alternate_answer": ["c"]}\n', "found other answers to a text"),
     ("a.csv", "question,reply\na,b\n", "found the columns question, reply, expected prompt and answer, or text"),
     ("a.csv", "prompt,answer\na,b\nc,\n", "line 3: answer is missing or empty"),

@@ -230,7 +230,7 @@ def test_alternate_answers_have_the_value_of_a_retained_author_in_place_of_the_f
         assert len(others) == 20 and not {item.answer for item in others} & set(row["perturbed_answer"])
 
 
-def test_real_rows_have_no_alternate_answers_and_the_message_says_what_to_type(tmp_path: Path) -> None:
+def test_real_rows_have_no_alternate_answers(tmp_path: Path) -> None:
     assert "alternate" not in tofu(str(small_tofu(tmp_path)), num_holdout_authors=1, num_forget_authors=1).parts
 
 

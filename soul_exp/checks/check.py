@@ -35,8 +35,8 @@ from soul_exp.stages.trajectory import NAME as TRAJECTORY
 from soul_exp.stages.tune import untried
 
 NO_ALTERNATES = (
-    "embedded TOFU has such other plausible answers, and task=custom reads them from the column alternate_answer: give "
-    "them"
+    "type loss=npo, or give other plausible answers to the forget questions: task=custom reads them from the column "
+    "alternate_answer"
 )
 FREE_BYTES = 200 * 2**20  # for records, logs and tokenizers, and all of a tiny run, with room to spare
 
@@ -140,7 +140,7 @@ def _check_input_based(config: Config, run: Run) -> None:
 def _check_parts(run: Run) -> None:
     for part in run.parts:
         if part not in run.task.parts:
-            advice = f"{NO_ALTERNATES}, or type loss=npo" if part == "alternate" else "choose another loss or task"
+            advice = NO_ALTERNATES if part == "alternate" else "choose another loss or task"
             raise UsageError(
                 f"loss={run.choices.loss} with optimizer={run.choices.optimizer} needs the part {part!r}, but "
                 f"task={run.choices.task} offers {', '.join(run.task.parts)}: {advice}"

@@ -214,7 +214,7 @@ def _row(record: Mapping[str, Any], columns: Columns, where: str, location: str,
         _check_text(record[names[field]], names[field], where)
     paraphrase, wrong, alternates = (values.get(field) for field in OTHERS)
     if "text" in values:
-        if not paraphrase is wrong is alternates is None:
+        if any(other is not None for other in (paraphrase, wrong, alternates)):
             raise UsageError(f"{where}: found other answers to a text, expected them with a prompt and an answer")
         return Row(_divided_text(values["text"], where, lead_words), location)
     if paraphrase is not None:
@@ -223,6 +223,8 @@ def _row(record: Mapping[str, Any], columns: Columns, where: str, location: str,
         wrong = _listed(wrong, names["perturbed_answer"], where)
     if alternates is not None:
         alternates = _listed(alternates, names["alternate_answer"], where)
+        if values["answer"] in alternates:
+            raise UsageError(f"{where}: {names['alternate_answer']} repeats the answer, expected other ones: remove it")
     return Row(Item(values["prompt"], values["answer"]), location, paraphrase, wrong, alternates)
 
 

@@ -22,7 +22,7 @@ TYPED = {
     "lora": [PLAIN, "loss=npo", "train.max_steps=12", "adapter=lora", "input_based=true"],
     "ablation": [
         PLAIN, "experiment=ablation_rho", "budget=smoke", "optimizer.rho=1", "tune.gamma=[10]", "train.epochs=1",
-        "seed=0",
+        "seed=0", "task.general_validation_fraction=0",  # which a run that tunes did not have at that time
     ],
     "custom": [
         "task=custom", "task.forget=/data/forget.jsonl", "task.retain=/data/retain.jsonl",

@@ -266,6 +266,7 @@ def test_every_cell_has_its_trials_and_runs_with_the_numbers_that_the_rule_picks
         assert all(0 <= (t.metrics[FLUENCY] or 0) <= 1 and "validation_forget_median_nll" in t.metrics for t in trials)
         known = [each for name, each in found.free_answers["original"].items() if name.startswith("validation_")]
         total = sum((each["num"] or 0) + (each["num_refused"] or 0) for each in known)
+        target[UTILITY] = found.metrics["original"][UTILITY] or 0.0  # of general questions that no test probe has
         target[FLUENCY] = 1 - sum((each["num"] or 0) * (each["degenerate"] or 0) for each in known) / total
         picked = best_forgetting(trials, target, keep=0.9)
         why = lost(picked, target, 0.9)

@@ -182,6 +182,20 @@ def test_an_architecture_is_evaluated_as_it_computes_logits(name: str, tmp_path:
     assert _evaluates(prepared_models.load(MODEL, Checkpoint(str(made(name, tmp_path / "model"))))) == YES
 
 
+def test_gradient_norms_of_adapted_experts_are_those_of_the_merged_model_and_change_nothing(tmp_path: Path) -> None:
+    """peft puts weights of experts in other places while they run."""
+    lm = prepared_models.load(MODEL, Checkpoint(str(made("mixtral", tmp_path / "model"))))
+    lm = lm.with_model(lora.Lora(2, 4.0, 0.0, "all-linear", merge=True).wrapped(lm.model, seed=0))
+    for name, p in lm.model.named_parameters():
+        if ".lora_B" in name:
+            torch.nn.init.normal_(p, std=0.1, generator=torch.Generator().manual_seed(len(name)))
+    before = [row.nll for row in likelihoods(lm, items(5), batch_size=5)]
+    adapted = gradient_norms(lm, items(5))
+    assert [row.nll for row in likelihoods(lm, items(5), batch_size=5)] == before
+    merged = gradient_norms(lm.with_model(lora.merged(lm.model)), items(5))
+    np.testing.assert_allclose(adapted, merged, rtol=1e-4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_an_architecture_is_right_in_every_cell(name: str, tmp_path: Path) -> None:

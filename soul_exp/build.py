@@ -10,6 +10,7 @@ import hydra.utils
 import torch
 
 from soul_exp import options, run
+from soul_exp.attacks import Attack
 from soul_exp.comparison import with_rates
 from soul_exp.data import Template
 from soul_exp.errors import UsageError, built
@@ -43,6 +44,8 @@ def build(config: Config) -> run.Run:
         compute=built(lambda: run.Compute(name=config["choices"]["compute"], **config["compute"]), "compute"),
         wandb=built(lambda: run.WandbSettings(**config["wandb"]), "wandb"),
         tuning=build_tuning(config),
+        attacks={name: build_attack(name, entry) for name, entry in config["attack"].items()},
+        attack_metrics=attack_metrics_of(config["attack"]),
         **{
             key: config[key]
             for key in ("name", "seed", "save", "best_keep", "best_s_mia", "resume", "overwrite", "tuned")
@@ -97,7 +100,7 @@ def task_fields(config: Config) -> dict[str, Any]:
 
 def is_general(config: Config) -> bool:
     """Whether the model of `config` has general questions in its training, this run's or an earlier one's."""
-    trains = config["stages"] != ["evaluate"] and bool(config["task"].get("train_general"))
+    trains = not run.only_measures(config["stages"]) and bool(config["task"].get("train_general"))
     return trains or (config["model"]["path"] is not None and checkpoint.knows_general(config["model"]["path"]))
 
 
@@ -147,23 +150,36 @@ def _retrained(config: Config) -> Checkpoint | None:
     return Checkpoint(path) if path else None
 
 
-def metrics_of(entries: Any, dialect: str = OURS) -> dict[str, run.Metric]:
-    """Name -> function, of the option task.metrics, in `dialect`. Raises UsageError for an entry that is not one."""
+def build_attack(name: str, entry: Config) -> Attack:
+    """The attack that `entry`, of the option attack.NAME, describes. Raises UsageError for what is none."""
+    made = built(
+        lambda: _instantiate({key: value for key, value in entry.items() if key != "metrics"}), f"attack.{name}"
+    )
+    if not isinstance(made, Attack):
+        raise UsageError(f"attack.{name}: found {type(made).__name__}, expected the _target_ of an attack")
+    return made
+
+
+def attack_metrics_of(entries: Config) -> dict[str, dict[str, run.Metric]]:
+    """Attack -> name -> function, of the options attack.NAME.metrics."""
+    return {name: metrics_of(entry["metrics"], where=f"attack.{name}.metrics") for name, entry in entries.items()}
+
+
+def metrics_of(entries: Any, dialect: str = OURS, where: str = "task.metrics") -> dict[str, run.Metric]:
+    """Name -> function, of the option `where`, in `dialect`. Raises UsageError for an entry that is not one."""
     if not isinstance(entries, Mapping):
-        raise UsageError(
-            f"task.metrics={entries}: expected names with a _target_ each; for none, type task.metrics={{}}"
-        )
+        raise UsageError(f"{where}={entries}: expected names with a _target_ each; for none, type {where}={{}}")
     found: dict[str, run.Metric] = {}
     for name, entry in entries.items():
         if not isinstance(entry, Mapping) or "_target_" not in entry:
             raise UsageError(
-                f"task.metrics.{name}={entry}: expected the _target_ of a function; to report it no more, type "
-                f"~task.metrics.{name}"
+                f"{where}.{name}={entry}: expected the _target_ of a function; to report it no more, type "
+                f"~{where}.{name}"
             )
-        metric = built(functools.partial(hydra.utils.instantiate, entry), f"task.metrics.{name}")
+        metric = built(functools.partial(hydra.utils.instantiate, entry), f"{where}.{name}")
         if not callable(metric):
             raise UsageError(
-                f"task.metrics.{name}: found {type(metric).__name__}, expected a function: write _partial_: true"
+                f"{where}.{name}: found {type(metric).__name__}, expected a function: write _partial_: true"
             )
         found[name] = in_dialect(metric, dialect)
     return found

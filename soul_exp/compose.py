@@ -42,9 +42,9 @@ def listed_targets() -> frozenset[str]:
 
 @functools.cache
 def listed_metrics() -> Mapping[str, Sequence[Any]]:
-    """Metric -> every definition that a file of conf/ gives the name: a task's own, or one of all tasks."""
+    """Metric -> every definition that a file of conf/ gives the name: a task's, an attack's, or one of all tasks."""
     found: dict[str, list[Any]] = {}
-    for path in sorted([*(conf_dir() / "task").glob("*.yaml"), *(conf_dir() / "metrics").glob("*.yaml")]):
+    for path in sorted(path for group in ("task", "metrics", "attack") for path in (conf_dir() / group).glob("*.yaml")):
         content: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
         for name, entry in content["metrics"].items():
             found.setdefault(name, []).append(entry)
@@ -86,6 +86,7 @@ def plain(cfg: DictConfig, choices: dict[str, str]) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         found = " ".join(first_line(error).split())
         raise UsageError(f"{error.full_key or 'the configuration'}: {found}: correct it") from error
+    config.setdefault("attack", {})  # where none is chosen
     schema.check(config)
     config["choices"] = {group: choices[group] for group in CHOICES}
     config["cache"] = absolute(config["cache"])
@@ -179,8 +180,9 @@ def absolute(path: str) -> str:
 def _taught_here(path: str | None, stages: Sequence[str]) -> bool:
     """Whether the compared models are trained from scratch, with general questions, or one such is only evaluated."""
     from soul_exp.models.checkpoint import knows_general
+    from soul_exp.run import only_measures
 
-    return path is None or (list(stages) == ["evaluate"] and knows_general(path))
+    return path is None or (only_measures(stages) and knows_general(path))
 
 
 def user_cache() -> str:

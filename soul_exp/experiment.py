@@ -4,7 +4,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -21,13 +21,24 @@ from soul_exp.distributed.join import WorkerGroup
 from soul_exp.distributed.output import note
 from soul_exp.distributed.processes import launch
 from soul_exp.errors import UsageError
-from soul_exp.files import explain_full_disk, locked
+from soul_exp.files import explain_full_disk, hashes, locked
 from soul_exp.options import ADDED_DATA
 from soul_exp.results import Results
 from soul_exp.run import Run
-from soul_exp.stages import RANK_STAGES, STAGES
+from soul_exp.stages import LAST_STAGES, RANK_STAGES, STAGES, prepare
+from soul_exp.stages.attack import carried_over
 from soul_exp.stages.process import end_process, start_process
-from soul_exp.stages.stage import CHECKPOINTS, LOSSES, MODEL, RECORDS, Job, RankJob, check_unchanged, fingerprint
+from soul_exp.stages.stage import (
+    ATTACKS,
+    CHECKPOINTS,
+    LOSSES,
+    MODEL,
+    RECORDS,
+    Job,
+    RankJob,
+    check_unchanged,
+    fingerprint,
+)
 from soul_exp.stages.trajectory import NAME as TRAJECTORY
 from soul_exp.stages.wandb_log import WandbLog
 from soul_exp.training import checkpoints
@@ -58,7 +69,8 @@ def run(
             guards.enter_context(explain_full_disk(out, checked.run.cache))
         interrupts.safe_point()
         previous = finished(config, checked.run, out)
-        if previous is not None and works:
+        left = unattacked(previous, config, out) if previous is not None else []
+        if previous is not None and works and not left:
             log.info("finished before, skipped: %s", out)
             checkpoints.remove_all(out / CHECKPOINTS)  # it may have been killed before it could do that
             return previous
@@ -75,12 +87,23 @@ def run(
             log.info("checked, nothing to run (stages=[])%s: %s", "; finished before" if previous else "", out)
             return None
         begin(disk.run_sentence(checked.need, out, checked.run.cache))
-        _clear(checked.run, out, replaced)
-        _run_stages(job, group)
+        if previous is not None:
+            log.info("finished before, but for %s: %s", ", ".join(f"attack={name}" for name in left), out)
+            job = prepare.prepare(replace(job, run=_with_attacks(job.run, left)))  # its models may be gone
+        else:
+            earlier = None if replaced or checked.run.overwrite else results.read(out)
+            _clear(checked.run, out, replaced)
+            job = _run_stages(job, group)
+            now = results.read(out)
+            if earlier is not None and earlier.attacks and now is not None and not now.attacks:
+                results.write(out, carried_over(now, earlier))
+        for stage in LAST_STAGES:
+            if stage.wanted(job.run):
+                job = stage.function(job)
         return results.read(out)
 
 
-def _run_stages(job: Job, group: WorkerGroup | None) -> None:
+def _run_stages(job: Job, group: WorkerGroup | None) -> Job:
     """Carry out the stages of `job`: those that hold the model by `group`, or in processes of their own."""
     for stage in STAGES:
         if stage.wanted(job.run):
@@ -88,7 +111,7 @@ def _run_stages(job: Job, group: WorkerGroup | None) -> None:
             job = stage.function(job)
             job = replace(job, seconds={**job.seconds, stage.name: time.perf_counter() - start})
     if not any(stage.wanted(job.run) for stage in RANK_STAGES):
-        return
+        return job
     _check_engine(job)
     decided = fingerprint(job.config, job.run)
     if any(folder.name != decided for folder in (job.out / CHECKPOINTS).glob("*")):
@@ -100,6 +123,7 @@ def _run_stages(job: Job, group: WorkerGroup | None) -> None:
         group.run_on_all(worker, plan, compute=vars(compute), logs=logs)
     else:
         launch(worker, plan, processes=compute.processes, threads=compute.threads, logs=logs, alone=compute.alone)
+    return job
 
 
 def worker(rank: int, plan: dict[str, Any]) -> None:
@@ -132,7 +156,8 @@ def _clear(run: Run, out: Path, replaced: bool) -> None:
     if replaced or run.resume == "restart":
         checkpoints.remove_all(out / CHECKPOINTS)
     if run.overwrite or run.resume == "restart":
-        shutil.rmtree(out / RECORDS, ignore_errors=True)
+        for name in (RECORDS, ATTACKS):
+            shutil.rmtree(out / name, ignore_errors=True)
         if run.unlearns:  # else model.path may well be this folder's
             shutil.rmtree(out / MODEL, ignore_errors=True)
             for name in (LOSSES, TRAJECTORY):
@@ -165,6 +190,25 @@ def finished(config: Config, run: Run, out: Path) -> Results | None:
     if more and not is_older and any(map(prepared_models.number_of, prepared_models.checkpoints(run))):
         return None
     return previous
+
+
+def _with_attacks(run: Run, names: Sequence[str]) -> Run:
+    """`run` with these of its attacks only."""
+    of = {name: run.attack_metrics[name] for name in names}
+    return replace(run, attacks={name: run.attacks[name] for name in names}, attack_metrics=of)
+
+
+def unattacked(previous: Results, config: Config, out: Path) -> list[str]:
+    """The attacks of `config` that `previous` results, in `out`, do not have, or have with other options or records."""
+    stated = previous.sha256.get("attacks", {})
+    wanted = config["attack"] if "attack" in config["stages"] else {}
+
+    def is_here(name: str) -> bool:
+        there = {key.removeprefix(f"{name}/"): digest for key, digest in stated.items() if key.startswith(f"{name}/")}
+        same = previous.config["attack"].get(name) == wanted[name]
+        return name in previous.attacks and same and hashes(out / ATTACKS / name, "*") == there
+
+    return [name for name in wanted if not is_here(name)]
 
 
 def finished_elsewhere(config: Config, run: Run, out: Path) -> Path | None:

@@ -77,7 +77,7 @@ class File:
         if not isinstance(node, yaml.MappingNode):
             return Entry(node.value, "", "")
         ((key, value),) = node.value
-        return Entry(key.value, value.value, self._comment(key, value))
+        return Entry(key.value, self._typed(value), self._comment(key, value))
 
     def _walk(self, node: yaml.MappingNode, at: str) -> Iterator[Entry]:
         """The options below `node`; what stands in braces has no comments of its own."""
@@ -92,7 +92,7 @@ class File:
                 continue
             elif not inner:
                 yield Entry(name, self._typed(value), meaning)
-            elif key.value == "metrics":
+            elif key.value in ("metrics", "forms"):
                 yield Entry(name, "{...}", f"{meaning}: {', '.join(inner)}")
             else:
                 if meaning or "_target_" in inner:

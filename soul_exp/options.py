@@ -94,6 +94,8 @@ TABLE: dict[str, Option] = {  # `section.*`: every option of that section which 
     "input_based": Option(FLAG, Changes.NOTHING, older=False, in_folder_name=False),  # it adds a row
     "tuned": Option(TEXT_OR_NULL, column=False, size=False),  # a word in the status
     "tune.*": Option(older=None, column=False, size=False),  # its own column: what was chosen
+    "attack": Option(changes=Changes.NOTHING, older={}, in_folder_name=False),  # as the next
+    "attack.*": Option(changes=Changes.NOTHING, column=True),  # attacks add to the results of a finished run
     "tune.workers": Option(changes=Changes.NOTHING, size=False),
     "start": Option(changes=Changes.NOTHING),  # of a later request: the model of the one before, compared by content
     "choices.*": NAME,  # what they choose is compared

@@ -99,6 +99,8 @@ def _no_choice(argument: str) -> str | None:
     advice = f"--help {group} lists them"
     if key.startswith("~"):
         return None if group in help_page.AUTOMATIC else f"{argument}: every run has a choice of {group}: {advice}"
+    if group == "attack" and re.fullmatch(r"\[[\w,\s]*\]", value):  # several, or none
+        return None
     is_name = re.fullmatch(r"""['"\w.,()-]*[A-Za-z_]['"\w.,()-]*""", value) and value != "null"
     return None if is_name or value[:1] in "'\"" else f"{argument}: expected the name of a choice: {advice}"
 

@@ -39,6 +39,7 @@ class Compared:
     with_system_prompt: bool = False  # whether it answers with the run's system prompt
 
 
+UNMERGED = "unmerged"  # the model of an unlearned adapter beside its base, which attacks try too: merged is `unlearned`
 COMPARED = (
     Compared("original", "original", "target"),
     Compared("input_based", "input-based", "target", with_system_prompt=True),
@@ -58,7 +59,8 @@ class Results:
     choices: Mapping[str, str]  # group -> choice: model, task, loss, optimizer, compute, precision, adapter
     tuned: str | None  # the data that this combination was tuned on; None: untuned
     config: Mapping[str, Any]  # the resolved configuration
-    # model, a key of COMPARED -> metric -> value, whose unit and direction its function in config.task.metrics declares
+    # model, a key of COMPARED, or UNMERGED for numbers of attacks -> metric -> value, whose unit and direction its
+    # function in `metric_entries` declares
     metrics: Mapping[str, Mapping[str, float | None]]
     # metric, or model.metric if it is null for that model only, or "collapsed" -> why it is null
     reasons: Mapping[str, str]
@@ -86,6 +88,11 @@ class Results:
     collapsed: Mapping[str, str] | None = None
     # model -> probe -> measure of its free answers, as metrics/collapse.py defines them
     free_answers: Mapping[str, Mapping[str, Mapping[str, float | None]]] = field(default_factory=dict)
+    # attack -> model -> branch -> point -> measure -> value; under "uninformative": branch -> points. What follows from
+    # them for each model stands in `metrics`
+    attacks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    # metric of an attack on the unlearned model -> unit -> its share in it, so that methods can be compared by unit
+    unit_values: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     notes: Sequence[str] = ()  # what a reader of the numbers needs to know, such as degeneration to sign descent
     scorer: Mapping[str, Any] | None = None  # of toxicity: name, revision, auc on num_test unseen texts
     trials: Sequence[Mapping[str, Any]] = ()  # that `config`'s learning rate and gamma were chosen from
@@ -97,7 +104,8 @@ class Results:
     evaluation_seconds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     cached: Sequence[str] = field(default_factory=list)  # those of them whose answers were in the cache before this run
     # SHA-256: `records`: file below records/ -> of its bytes; `models`: model -> file of its weights -> of its bytes,
-    # null where they are on the hub or were not kept; `code`: of the code that measured
+    # null where they are on the hub or were not kept; `code`: of the code that measured; `attacks`: as `records`, of
+    # the files below attacks/, where the run was attacked
     sha256: Mapping[str, Any] = field(default_factory=dict)
     format: int = field(default=FORMAT)
 
@@ -137,6 +145,14 @@ def read(folder: Path) -> Results | None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON in one atomic step: the file is absent, old or complete."""
     write_atomically(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def metric_entries(run: Results) -> dict[str, Any]:
+    """Metric -> its entry in the configuration of `run`: those of the task and of every attack."""
+    found = dict(run.config["task"].get("metrics") or {})
+    for attack in (run.config.get("attack") or {}).values():
+        found |= attack.get("metrics") or {}
+    return found
 
 
 def versions() -> dict[str, str]:

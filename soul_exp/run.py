@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import torch
 from transformers import PreTrainedModel
 
+from soul_exp.attacks import Attack
 from soul_exp.data import Template
 from soul_exp.losses import Objective
 from soul_exp.models import loading
@@ -21,6 +22,7 @@ from soul_exp.training.curvature import CURVATURE_PARTS, SAMPLED
 from soul_exp.training.schedule import Schedule
 
 Metric = Callable[..., float]
+MEASURING = {"evaluate", "attack"}  # stages that change no model
 VOCABULARY = Number(258, MOST, whole=True)  # all bytes, the end and the padding
 HESSIAN_PARTS = {"retain": ("retain",), "all": ("forget", "retain")}  # whose rows an influence step's Hessian is of
 
@@ -161,7 +163,7 @@ class Models:
     @property
     def measures_only(self) -> bool:
         """Whether model.path is only measured: the other models were made from something else."""
-        return self.stages == ("evaluate",)
+        return only_measures(self.stages)
 
     @property
     def target_is_given(self) -> bool:
@@ -218,6 +220,8 @@ class Run(Models):
     compute: Compute
     wandb: WandbSettings
     tuning: Tuning | None
+    attacks: Mapping[str, Attack]  # by name
+    attack_metrics: Mapping[str, Mapping[str, Metric]]  # attack -> metric
     save: str  # "final" | "best" | "none"
     best_keep: float
     best_s_mia: float
@@ -232,6 +236,11 @@ class Run(Models):
         measured = retain is not None and bool(retain.rows) and self.objective.retain_function is None
         read = (*self.objective.parts, *_parts_of_curvature(self.make_optimizer), *(("retain",) if measured else ()))
         return tuple(dict.fromkeys(read))
+
+
+def only_measures(stages: Sequence[str]) -> bool:
+    """Whether a run of `stages` measures a given checkpoint, and neither prepares nor unlearns one."""
+    return bool(stages) and {*stages} <= MEASURING
 
 
 def settings_of(make_optimizer: Callable[..., Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ INSTRUCTIONS: dict[str, Values] = {
 TASKS = ("custom", "tofu", "copyright", "detox")
 MOST_NAMES = 40  # in a message
 SCHEDULE = "soul_exp.training.schedule.Schedule"
+ATTACKS = "attack.*"  # the section of each attack
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ class Section:
 SECTIONS = {
     "": Section(
         "model task loss optimizer compute precision adapter train evaluate prepare retrained wandb name seed stages "
-        "overwrite cache resume save best_keep best_s_mia input_based tuned tune dialect utility_suite utility_limit "
-        "utility_data",
+        "overwrite cache resume save best_keep best_s_mia input_based tuned tune attack dialect utility_suite "
+        "utility_limit utility_data",
         may="choices start",
     ),
     "model": Section("published", "knows_general", takes="soul_exp.run.ModelSettings", given="training_form"),
@@ -63,6 +64,7 @@ SECTIONS = {
     ),
     "prepare.adamw": Section("lr", takes="torch.optim.AdamW", given="params"),
     "retrained": Section("path records seeds", may="revision"),
+    ATTACKS: Section("_target_ metrics"),
     "tune": Section(may="seed lr gamma rule workers", null=True),
     "wandb": Section(takes="soul_exp.run.WandbSettings"),
 }
@@ -72,6 +74,11 @@ def check(config: Any) -> None:
     """Raises UsageError for the first section or option that is missing, unknown, or of a wrong type or range."""
     for message in mismatches(config):
         raise UsageError(message)
+
+
+def _section(at: str) -> Section | None:
+    """The section at the key `at`; None if it is an option."""
+    return SECTIONS.get(ATTACKS if at.startswith("attack.") and at.count(".") == 1 else at)
 
 
 def declared(config: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any, Values]]:
@@ -87,7 +94,7 @@ def declared(config: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any
 
 def mismatches(node: Any, at: str = "") -> Iterator[str]:
     """A message for each section or option that is wrong in `node`, the part of a configuration at the key `at`."""
-    section = SECTIONS.get(at)
+    section = _section(at)
     if section is not None and not isinstance(node, Mapping):
         if not (section.null and node is None):
             first = [*section.needs.split(), *_parameters({}, at), *section.may.split()][0]
@@ -129,7 +136,7 @@ def _target(node: Mapping[str, Any], at: str) -> str | None:
 
 def _keys(node: Mapping[str, Any], at: str, parameters: Mapping[str, Parameter]) -> Iterator[str]:
     """A message for each key of a section, or beside a `_target_`, that is unknown, and for each that is missing."""
-    section, target = SECTIONS.get(at, Section()), node.get("_target_")
+    section, target = _section(at) or Section(), node.get("_target_")
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values()) or (target is not None and not parameters)
     named = [p.name for p in parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     known = [*named, *section.needs.split(), *section.may.split(), *(INSTRUCTIONS if "_target_" in node else ())]
@@ -170,14 +177,14 @@ def _below(at: str, name: Any) -> str:
 
 def _parameters(node: Mapping[str, Any], at: str) -> Mapping[str, Parameter]:
     """The parameters of what takes the options at `at`, but for those that the program gives."""
-    section = SECTIONS.get(at, Section())
+    section = _section(at) or Section()
     found = parameters_of(section.takes or node.get("_target_"))
     return {name: parameter for name, parameter in found.items() if name not in section.given.split()}
 
 
 def _allowed(key: str, parameter: Parameter | None) -> Values | None:
     """The values that the table or else a signature allows for the option `key`; None for a section."""
-    if key in SECTIONS:
+    if _section(key) is not None:
         return None
     values = option_of(key).values or (values_of(parameter.annotation) if parameter is not None else None)
     section, _, name = key.rpartition(".")

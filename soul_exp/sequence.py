@@ -45,14 +45,14 @@ def run(
     with locked(out / ".lock") if works else nullcontext():  # a second start waits, and then finds it finished
         interrupts.safe_point()
         previous = _finished(steps, checked, out)
-        if previous is not None and works:
+        if previous is not None and works and not _unattacked(steps, out):
             log.info("finished before, skipped: %s", out)
             return previous
         first, needed = checked[0].run, disk.together([each.need for each in checked])
         disk.check_run(needed, out, first.cache)
         if works:
             begin(disk.run_sentence(needed, out, first.cache))
-            (out / results.NAME).unlink(missing_ok=True)  # only overwrite=true gets here with one
+            (out / results.NAME).unlink(missing_ok=True)  # of overwrite=true, or of a run that is attacked now
         return _run_requests(steps, out)
 
 
@@ -100,6 +100,13 @@ def _run_requests(steps: list[dict[str, Any]], out: Path) -> Results | None:
     last = replace(last, notes=[*last.notes, note])
     results.write(out, last)
     return last
+
+
+def _unattacked(steps: list[dict[str, Any]], out: Path) -> bool:
+    """Whether an attack on the model of any request is still to be carried out."""
+    found = ((step, folder_of(out, number)) for number, step in enumerate(steps, start=1))
+    done = ((step, folder, results.read(folder)) for step, folder in found)
+    return any(experiment.unattacked(each, step, folder) for step, folder, each in done if each is not None)
 
 
 def _finished(steps: list[dict[str, Any]], checked: list[Checked], out: Path) -> Results | None:

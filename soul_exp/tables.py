@@ -11,9 +11,9 @@ from soul_exp.errors import UsageError
 from soul_exp.files import write_atomically
 from soul_exp.report.labels import printable
 from soul_exp.report.markdown import table
-from soul_exp.report.runs import CHOSEN, load, trials
+from soul_exp.report.runs import CHOSEN, attacks, load, trials
 
-__all__ = ["CHOSEN", "load", "main", "table", "trials"]  # what notebooks use
+__all__ = ["CHOSEN", "attacks", "load", "main", "table", "trials"]  # what notebooks use
 
 
 def main() -> None:

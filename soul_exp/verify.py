@@ -10,9 +10,9 @@ from typing import Any
 
 from soul_exp import binding, results
 from soul_exp.artifacts.answer_cache import Measured, read_answers
-from soul_exp.artifacts.measures import measures
+from soul_exp.artifacts.measures import AttackMeasures, attack_measures, measures, with_attacks
 from soul_exp.artifacts.scores import RETRAINED, of_probes
-from soul_exp.build import metrics_of
+from soul_exp.build import attack_metrics_of, build_attack, metrics_of
 from soul_exp.compose import check_trusted, listed_metrics
 from soul_exp.distributed.output import is_lost, open_standard_streams
 from soul_exp.errors import UsageError, explained, first_line
@@ -25,7 +25,7 @@ from soul_exp.report.console import comparison
 from soul_exp.report.labels import printable
 from soul_exp.run import Metric
 from soul_exp.stages.evaluate import WEIGHTS
-from soul_exp.stages.stage import MODEL, RECORDS
+from soul_exp.stages.stage import ATTACKS, MODEL, RECORDS
 from soul_exp.training.checkpoints import COMPLETE
 
 OF_METRICS = ("metrics", "intervals", "ceiling", "retrained_seeds")  # fields of results.json with a value per metric
@@ -33,6 +33,7 @@ NOT_COMPUTED = (ValueError, TypeError, LookupError, ArithmeticError, AttributeEr
 # a field of results.json that is recomputed -> whether its first key is a model; else it is of the unlearned one
 FIELDS = {name: True for name in ("metrics", "intervals", "free_answers", "suite")}
 FIELDS |= {name: False for name in ("no_interval", "ceiling", "retrained_seeds", "samples", "collapsed")}
+FIELDS |= {name: False for name in ("attacks", "unit_values")}
 SAME = 1e-9  # relative: other releases of numpy and scipy may round the last digits otherwise
 
 
@@ -54,13 +55,19 @@ def verify(folder: Path, trust: bool = False) -> Verdict:
     """
     run = _read(folder)
     metrics = metrics_of(_entries(folder, run, trust), run.config.get("dialect", OURS))
-    damaged, foreign = dict(_damaged(folder, run)), [*_foreign(folder, run), *_foreign_names(run, metrics)]
-    other = dict(_other_versions(metrics, run.metric_versions))
+    of_attacks = _attack_metrics(run)
+    every = {**metrics, **{name: metric for each in of_attacks.values() for name, metric in each.items()}}
+    damaged, foreign = dict(_damaged(folder, run)), [*_foreign(folder, run), *_foreign_names(run, every)]
+    other = dict(_other_versions(every, run.metric_versions))
     answers, unreadable = _answers(folder, run, damaged)
+    found, unread = _attacked(folder, run, of_attacks, damaged)
     foreign += _other_unit(run, answers)
-    compared = list(_compared(run, metrics, {*other}, answers))
+    unattacked = {*of_attacks} - {*found.attacks}
+    left_out = {*other, *(name for attack in unattacked for name in of_attacks[attack])}
+    compared = list(_compared(run, metrics, left_out, answers, found))
     wrong = [problem for problem in compared if problem is not None]
-    problems = [*damaged.values(), *foreign, *unreadable, *_without_records(run), *other.values(), *wrong]
+    lacking = [*unread, *_without_records(run, {*found.metrics})]
+    problems = [*damaged.values(), *foreign, *unreadable, *lacking, *other.values(), *wrong]
     return Verdict(len(compared), len(compared) - len(wrong), problems, list(_notes(folder, run, metrics, answers)))
 
 
@@ -72,7 +79,8 @@ def in_dialect(folder: Path, dialect: str, trust: bool = False) -> results.Resul
     metrics = {name: metric for name, metric in metrics.items() if name not in known}
     with explained(NOT_COMPUTED, f"{folder}: its records give no metrics in this dialect", "run verify without it"):
         records = {model: read_answers(folder / RECORDS / model) for model in _models(run)}
-        found = measures(metrics, records, run.seeds["seed"])
+        attacked, _ = _attacked(folder, run, _attack_metrics(run), {})
+        found = with_attacks(measures(metrics, records, run.seeds["seed"]), attacked)
     stated = found.stated() | {"reasons": {**known, **found.reasons}}
     headline: dict[str, Any] = {key: found.metrics["unlearned"].get(key) for key in results.HEADLINE}
     return replace(run, config={**run.config, "dialect": dialect}, **stated, **headline)
@@ -92,10 +100,14 @@ def _read(folder: Path) -> results.Results:
     return run
 
 
+def _attack_metrics(run: results.Results) -> dict[str, dict[str, Metric]]:
+    """Attack -> its metrics, of those that were carried out."""
+    return attack_metrics_of({name: entry for name, entry in run.config["attack"].items() if name in run.attacks})
+
+
 def _entries(folder: Path, run: results.Results, trust: bool) -> Any:
-    entries = run.config["task"].get("metrics")
-    check_trusted(folder / results.NAME, entries, trust)
-    return entries
+    check_trusted(folder / results.NAME, {**results.metric_entries(run), "attack": run.config["attack"]}, trust)
+    return run.config["task"].get("metrics")
 
 
 def _is_unavailable(run: results.Results, metric: str) -> bool:
@@ -121,7 +133,9 @@ def _foreign(folder: Path, run: results.Results) -> Iterator[str]:
     stated, found = _stated(folder, run), _found(folder)
     folders = {str(parent) for name in stated for parent in Path(name).parents}
     weights = [folder / name for name in found if name.startswith(f"{MODEL}/")]
-    for path in (folder / RECORDS, *sorted((folder / RECORDS).rglob("*")), folder / MODEL, *weights):
+    roots = [folder / RECORDS, folder / ATTACKS]
+    below = [path for root in roots for path in sorted(root.rglob("*"))]
+    for path in (*roots, *below, folder / MODEL, *weights):
         name = path.relative_to(folder).as_posix()
         if path.is_symlink():
             yield f"{name}: a link to {os.readlink(path)}, which may be changed there"
@@ -136,6 +150,9 @@ def _foreign(folder: Path, run: results.Results) -> Iterator[str]:
 def _foreign_names(run: results.Results, metrics: Mapping[str, Metric]) -> Iterator[str]:
     """The message for each entry about a metric that the run does not have, or that declares no version."""
     versioned = {name for name, metric in metrics.items() if scale_of(metric) is not None} | {results.TASK}
+    for model, values in run.metrics.items():
+        for name in {*values} - {*metrics}:
+            yield f"metrics.{model}.{name}: no metric of this run"
     for name in run.metric_versions:
         if name not in versioned:
             yield f"metric_versions.{name}: no metric of this run that has versions"
@@ -152,9 +169,14 @@ def _other_unit(run: results.Results, answers: Mapping[str, Measured]) -> Iterat
         yield f"unit: {run.unit}, but its records name {' and '.join(sorted(kinds))}"
 
 
-def _without_records(run: results.Results) -> Iterator[str]:
-    """The message for each model that results.json names somewhere and that has no records."""
-    named = {*run.metrics, *run.intervals, *run.free_answers, *run.suite, *run.sha256["models"]}
+def _without_records(run: results.Results, attacked: set[str]) -> Iterator[str]:
+    """The message for each model that results.json names somewhere and that has no records.
+
+    Records of attacks, on the models `attacked`, are enough for one that has no other numbers.
+    """
+    of_attacks = {*results.metric_entries(run)} - {*(run.config["task"].get("metrics") or {})}
+    only = {model for model in attacked if {*run.metrics.get(model, {})} <= of_attacks}
+    named = {*run.metrics, *run.intervals, *run.free_answers, *run.suite, *run.sha256["models"]} - only
     for model in sorted(named - {*_models(run)}):
         yield f"{model}: it has no records, which its numbers must come from"
     for model in sorted({*_models(run)} - {*run.sha256["models"]}):
@@ -164,11 +186,12 @@ def _without_records(run: results.Results) -> Iterator[str]:
 def _stated(folder: Path, run: results.Results) -> dict[str, str]:
     """File below `folder` -> SHA-256 in results.json; of weights only where the folder of the model was kept."""
     weights = (run.sha256["models"].get("unlearned") or {}) if (folder / MODEL).is_dir() else {}
-    return _below({RECORDS: run.sha256["records"], MODEL: weights})
+    return _below({RECORDS: run.sha256["records"], ATTACKS: run.sha256.get("attacks") or {}, MODEL: weights})
 
 
 def _found(folder: Path) -> dict[str, str]:
-    return _below({RECORDS: hashes(folder / RECORDS, "*"), MODEL: hashes(folder / MODEL, WEIGHTS)})
+    found = {inner: hashes(folder / inner, "*") for inner in (RECORDS, ATTACKS)}
+    return _below({**found, MODEL: hashes(folder / MODEL, WEIGHTS)})
 
 
 def _below(named: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
@@ -191,7 +214,7 @@ def _answers(folder: Path, run: results.Results, damaged: Mapping[str, str]) -> 
     for model in _models(run):
         if any(name.startswith(f"{RECORDS}/{model}/") for name in damaged):
             problems.append(f"{model}: not recomputed, as its records are not those of the run")
-        elif problem := _unlisted(folder, run, model):
+        elif problem := _unlisted(folder, run, f"{RECORDS}/{model}"):
             problems.append(f"{problem}: {model} is not recomputed")
         else:
             try:
@@ -201,19 +224,53 @@ def _answers(folder: Path, run: results.Results, damaged: Mapping[str, str]) -> 
     return found, problems
 
 
-def _unlisted(folder: Path, run: results.Results, model: str) -> str | None:
-    """How the marker of the records of `model`, which says what is read, differs from results.json, or None."""
-    inner = folder / RECORDS / model
-    sealed, where = read_sealed(inner / COMPLETE), f"{RECORDS}/{model}/{COMPLETE}"
+def _attacked(
+    folder: Path, run: results.Results, of_attacks: Mapping[str, Mapping[str, Metric]], damaged: Mapping[str, str]
+) -> tuple[AttackMeasures, list[str]]:
+    """The numbers of the attacks whose records are intact, and the message for each that is not recomputed."""
+    places = dict.fromkeys(name.rpartition("/")[0] for name in run.sha256.get("attacks") or ())
+    problems = {
+        name: f"{ATTACKS}/{name}: no attack that config.attack describes"
+        for name in dict.fromkeys(place.partition("/")[0] for place in places)
+        if name not in of_attacks
+    }
+    found = attack_measures({}, {}, run.seeds["seed"])
+    for attack, metrics in of_attacks.items():
+        own = [place for place in places if place.startswith(f"{attack}/")]
+        records: dict[str, dict[str, Measured]] = {}
+        try:
+            if any(name.startswith(f"{ATTACKS}/{attack}/") for name in damaged):
+                raise ValueError("its records are not those of the run")
+            for place in own:
+                if problem := _unlisted(folder, run, f"{ATTACKS}/{place}"):
+                    raise ValueError(problem)
+                _, model, branch = place.split("/")
+                records.setdefault(model, {})[branch] = read_answers(folder / ATTACKS / place)
+            wanted = {*build_attack(attack, run.config["attack"][attack]).branches()}
+            if not records or any({*branches} != wanted for branches in records.values()):
+                raise ValueError(f"its records have not the branches {', '.join(sorted(wanted))} of every model")
+            each = attack_measures({attack: metrics}, {attack: records}, run.seeds["seed"])
+        except (*NOT_COMPUTED, OSError) as error:
+            problems[attack] = f"{attack}: not recomputed ({first_line(error)})"
+        else:
+            found = with_attacks(found, each)
+    return found, [*problems.values()]
+
+
+def _unlisted(folder: Path, run: results.Results, place: str) -> str | None:
+    """How the marker of the records in `place`, which says what is read, differs from results.json, or None."""
+    inner = folder / place
+    sealed, where = read_sealed(inner / COMPLETE), f"{place}/{COMPLETE}"
     if isinstance(sealed, str):
-        return f"{RECORDS}/{model}/{sealed}"
+        return f"{place}/{sealed}"
     files = sealed.get("files")
-    stated = {name.partition("/")[2] for name in run.sha256["records"] if name.startswith(f"{model}/")} - {COMPLETE}
+    below = (name for name in _stated(folder, run) if name.startswith(f"{place}/"))
+    stated = {name.removeprefix(f"{place}/") for name in below} - {COMPLETE}
     if not isinstance(files, dict) or {*files} != stated:
         return f"{where}: it does not list the files that results.json does"
     with explained(NOT_COMPUTED, where, "run again"):
         differ = filter(None, (mismatch(inner, name, files) for name in files))
-        return next((f"{RECORDS}/{model}/{problem}" for problem in differ), None)
+        return next((f"{place}/{problem}" for problem in differ), None)
 
 
 def _models(run: results.Results) -> list[str]:
@@ -222,12 +279,20 @@ def _models(run: results.Results) -> list[str]:
 
 
 def _compared(
-    run: results.Results, metrics: Mapping[str, Metric], left_out: set[str], records: Mapping[str, Measured]
+    run: results.Results,
+    metrics: Mapping[str, Metric],
+    left_out: set[str],
+    records: Mapping[str, Measured],
+    of_attacks: AttackMeasures,
 ) -> Iterator[str | None]:
     """For each number that is stated, or that the records give: None if both agree, else what differs.
 
-    What needs records that are not intact is left out, and so are the metrics `left_out`.
+    What needs records that are not intact is left out, and so are the metrics `left_out`. `of_attacks` are the numbers
+    of attacks whose records are intact.
     """
+    for key, why in of_attacks.reasons.items():
+        stated = run.reasons.get(key)
+        yield None if stated == why else f"reasons.{key}: stated {stated}, its records give {why}"
     if any(model.startswith("retrained") and model not in records for model in _models(run)):
         left_out = left_out | {name for name, metric in metrics.items() if {*RETRAINED} & {*binding.names(metric)}}
     yield from _stated_twice(run)
@@ -235,19 +300,23 @@ def _compared(
         return
     taken = {name: metrics[name] for name in metrics if name not in left_out and not _is_unavailable(run, name)}
     try:
-        found = measures(taken, records, run.seeds["seed"])
+        found = with_attacks(measures(taken, records, run.seeds["seed"]), of_attacks)
     except NOT_COMPUTED as error:
         yield f"metrics: they cannot be computed from the records ({first_line(error)})"
         return
     if found.not_finite and run.status != "diverged":
         yield f"status: {run.status}, but {found.not_finite}"
+    not_read = {*run.attacks} - {*of_attacks.attacks}
     for name, of_model in FIELDS.items():
         then, now = (dict(_leaves(getattr(each, name))) for each in (run, found))
         for key in sorted(then.keys() | now.keys()):
             model, _, rest = key.partition(".") if of_model else ("unlearned", "", key)
             if name == "no_interval":
                 model, _, rest = key.partition(".") if key.split(".")[0] in records else ("unlearned", "", key)
-            if model in records and not (name in (*OF_METRICS, "no_interval") and rest.split(".")[0] in left_out):
+            by_metric = name in (*OF_METRICS, "no_interval", "unit_values")
+            by_attack = model not in _models(run) and model in of_attacks.metrics
+            is_left_out = rest.split(".")[0] in (left_out if by_metric else not_read if name == "attacks" else ())
+            if (model in records or by_attack) and not is_left_out:
                 what = f"{name}.{key}: stated {then.get(key)}, its records give {now.get(key)}"
                 yield None if _same(then.get(key), now.get(key)) else what
 
@@ -276,18 +345,21 @@ def _notes(
     folder: Path, run: results.Results, metrics: Mapping[str, Metric], records: Mapping[str, Measured]
 ) -> Iterator[str]:
     """What a reader of the verdict has to know: what was not compared, or is compared with something unusual."""
-    if run.sha256["code"] != results.source_hash():
+    if {run.sha256["code"], *(run.sha256.get("attack_code") or {}).values()} != {results.source_hash()}:
         yield f"measured by other code than this (commit {run.commit or 'unknown'})"
     if run.sha256["models"].get("unlearned") and not (folder / MODEL).is_dir() and run.num_steps:
         yield f"{MODEL}: not here, so that the weights are not compared"
     by_content: dict[Any, list[str]] = {}
-    for model in _models(run):
-        files = {name: sha for name, sha in run.sha256["records"].items() if name.startswith(f"{model}/")}
+    attacked = {f"{ATTACKS}/{name}": sha for name, sha in (run.sha256.get("attacks") or {}).items()}
+    named = dict.fromkeys("/".join(name.split("/")[:3]) for name in attacked)
+    for model in (*_models(run), *named):
+        recorded = attacked if model in named else run.sha256["records"]
+        files = {name: sha for name, sha in recorded.items() if name.startswith(f"{model}/")}
         by_content.setdefault(tuple(sorted(files.values())), []).append(model)
     for models in by_content.values():
         if len(models) > 1:
             yield f"{' and '.join(models)} have the same records, to the last bit"
-    entries = run.config["task"]["metrics"]
+    entries = results.metric_entries(run)
     listed = listed_metrics()
     if own := [name for name in metrics if name in listed and entries[name] not in listed[name]]:
         yield f"not what conf/ calls so, as config.task.metrics says: {', '.join(own)}"

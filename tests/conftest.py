@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -100,13 +101,14 @@ def items(count: int, start: int = 0) -> list[Item]:
     ]
 
 
-def small_model() -> LanguageModel:
-    """A language model of 20,000 weights with its own tokenizer, the same every time."""
+def small_model(**changed: Any) -> LanguageModel:
+    """A language model of 20,000 weights with its own tokenizer, the same every time; its configuration `changed`."""
     texts = ["".join(Template().texts(item)) for item in items(40)]
     tokenizer = train_tokenizer(texts, 320, 128)
     config = {
         "model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
         "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.1,
+        **changed,
     }  # fmt: skip
     model = loading.from_scratch(config, tokenizer, seed=0)
     return LanguageModel.of(model, tokenizer, Template(), 128)

@@ -74,7 +74,7 @@ def test_line_breaks_around_rows_are_read_as_they_are_typed(checked: Callable[..
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        (["stages=[prepare,learn]"], "'learn' is unknown, choose from \\[prepare, unlearn, evaluate\\]"),
+        (["stages=[prepare,learn]"], "'learn' is unknown, choose from \\[prepare, unlearn, evaluate, attack\\]"),
         (["save=all"], "choose final, best or none"),
         (["save=best", "train.save_steps=null"], "set train.save_steps, or save=final"),
         (

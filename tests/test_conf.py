@@ -25,7 +25,7 @@ PREPARE_ANY = [file for file in FILES if file.startswith("prepare/any/")]
 PREPARE = [file for file in FILES if file.startswith("prepare/") and file not in PREPARE_ANY]
 INSTRUCTIONS = ("_target_", "_partial_", "_args_", "_convert_", "_recursive_")
 # What the program takes out of an entry before it instantiates it.
-TAKEN_OUT = {"task": {"metrics", "system_prompt"}}
+TAKEN_OUT = {"task": {"metrics", "system_prompt"}, "attack": {"metrics"}}
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +70,8 @@ def misfits(node: Any, at: str = "") -> list[str]:
     target = hydra.utils.get_object(node["_target_"])
     parameters = inspect.signature(target).parameters.values()
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    given = [key for key in node if key not in INSTRUCTIONS and key not in TAKEN_OUT.get(at, ())]
+    taken_out = TAKEN_OUT.get(at if at in TAKEN_OUT else at.rpartition(".")[0], ())
+    given = [key for key in node if key not in INSTRUCTIONS and key not in taken_out]
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         names = [p.name for p in named]
         lines += [

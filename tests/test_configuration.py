@@ -36,6 +36,8 @@ OF_LIBRARIES = {  # fields of a run's parts that are mappings, each with the lib
     ("Preparation", "identity"): "what is hashed for the cache's key, never read by name",
     ("Models", "metrics"): "functions by name, no options",
     ("Run", "metrics"): "functions by name, no options",
+    ("Run", "attacks"): "attacks by name, no options",
+    ("Run", "attack_metrics"): "functions by name, no options",
 }
 
 

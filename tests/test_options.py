@@ -45,6 +45,8 @@ DIVIDED = {
 }
 NOT_FLIPPED = {
     "choices.*": "the names of choices: what they set is listed itself",
+    "attack": "adds to the results: tests/test_attack_stage.py",
+    "attack.*": "likewise",
     "experiment": "a group: what it sets is listed itself",
     "model.num_weights": "of a model on the hub, before it is here",
     "start": "set by a sequence of requests: tests/test_sequence.py",
@@ -123,7 +125,7 @@ def test_what_names_a_folder_is_as_it_was() -> None:
     """A run that was typed before is looked for where it is; only options that change no number were added."""
     before = {"name", "experiment", "stages", "overwrite", "cache", "save", "input_based", "hydra/launcher"}
     before |= {"wandb.mode", "wandb.project", "wandb.entity"}
-    assert set(options.not_in_folder_names()) == before | {"resume", "evaluate.every"}
+    assert set(options.not_in_folder_names()) == before | {"resume", "evaluate.every", "attack"}
 
 
 def test_hydra_leaves_out_of_a_folder_s_name_what_the_table_says(place: Path) -> None:

@@ -15,7 +15,7 @@ from starts import type_
 from soul_exp.build import build
 from soul_exp.checks import availability, memory
 from soul_exp.checks.check import check
-from soul_exp.checks.memory import check_memory
+from soul_exp.checks.memory import check_attack_memory, check_memory
 from soul_exp.errors import UsageError
 from soul_exp.models.checkpoint import Checkpoint
 
@@ -152,6 +152,13 @@ def test_what_cannot_fit_into_the_memory_is_refused_with_the_sum(monkeypatch: py
     with pytest.raises(UsageError, match=r"needs 67 GB .* \(2 bytes of weight \+ 2 of gradient \+ 6 of optimizer"):
         check_memory(build(job(*line, "precision=bf16", "optimizer=adam")[0]))
     check_memory(build(job("model=llama2_7b_chat", "compute=zero3", "precision=bf16_master")[0]))  # 16 / 2 ranks
+    attacked = (*line, "stages=[prepare,unlearn,evaluate,attack]")
+    monkeypatch.setattr(memory, "_available", lambda device: 80e9)
+    check_attack_memory(build(job(*attacked, "attack=[quantise,prune]")[0]))
+    with pytest.raises(UsageError, match=r"relearn needs 108 GB .* has 80: type attack.relearn.rounding=stochastic"):
+        check_attack_memory(build(job(*attacked, "attack=[relearn]")[0]))
+    check_attack_memory(build(job(*attacked, "attack=[relearn]", "attack.relearn.rounding=stochastic")[0]))
+    monkeypatch.setattr(memory, "_available", lambda device: 60e9)
     check_memory(build(job(*line)[0]))
     with pytest.raises(
         UsageError, match=r"needs 67 GB .* \(4 bytes of weight .*, evaluate.every=null and save=final, wh"

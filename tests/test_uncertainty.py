@@ -15,7 +15,7 @@ from scipy.stats import t as student
 from soul_exp import binding
 from soul_exp.metrics import general, membership, suite, uncertainty
 from soul_exp.metrics.answers import Answers
-from soul_exp.metrics.uncertainty import NoIntervalError, interval, rows_of_units
+from soul_exp.metrics.uncertainty import NoIntervalError, interval, paired_interval, rows_of_units
 
 
 def mean_of(probe: str = "forget") -> functools.partial[float]:
@@ -248,3 +248,37 @@ def test_with_few_items_it_is_the_jackknife_and_with_four_none() -> None:
         accuracy(suite_of(a=[1, 0] * 20, b=[1, 0, 1, 1]))
     with pytest.raises(NoIntervalError, match="1 independent unit in text, expected 5 or more"):
         interval(functools.partial(binding.call, suite.perplexity), suite_of(a=hits), seed=0)
+
+
+# ---- Pairs
+
+
+def less(before: Answers, after: Answers) -> float:
+    return general.mean_nll(before) - general.mean_nll(after)
+
+
+@pytest.mark.parametrize("number", [8, 40])
+def test_a_difference_of_pairs_is_as_certain_as_their_differences(number: int) -> None:
+    """Models that answer the same items: the level of a unit, far more different than the models, cancels out."""
+    before = drawn(number, 5, seed=0)
+    after = Answers(before.nll - 1 + 0.01 * np.sin(np.arange(len(before))), unit=before.unit)
+    low, high = paired_interval(functools.partial(binding.call, less), {"before": before, "after": after}, seed=0)
+    assert low < 1 < high and high - low < 0.02
+
+
+@pytest.mark.parametrize("number", [8, 200])
+def test_samples_of_other_units_are_drawn_by_themselves_also_where_they_are_as_many(number: int) -> None:
+    """Welch's variance, not that of the differences of values that happen to stand beside each other."""
+    ours, theirs = drawn(number, 3, seed=0), drawn(number, 3, seed=1)
+    theirs = Answers(ours.nll + 0.001 * theirs.nll, unit=[f"kept {unit}" for unit in theirs.unit or ()])
+    low, high = paired_interval(functools.partial(binding.call, less), {"before": ours, "after": theirs}, seed=0)
+    means = [each.nll.reshape(number, 3).mean(axis=1) for each in (ours, theirs)]
+    scale = math.hypot(*map(sem, means))
+    expected = student.interval(0.95, number - 1, loc=less(ours, theirs), scale=scale)
+    assert (low, high) == pytest.approx(expected, rel=1e-9 if number == 8 else 0.1)
+
+
+def test_a_pair_of_samples_with_too_few_units_in_one_has_no_interval() -> None:
+    few = of_units([[1.0], [2.0], [4.0]])
+    with pytest.raises(NoIntervalError, match="3 independent units, expected 5 or more"):
+        paired_interval(functools.partial(binding.call, less), {"before": drawn(8, 2, 0), "after": few}, seed=0)

@@ -51,16 +51,10 @@ def folder_of(models: Models, checkpoint: Checkpoint, system_prompt: str | None 
     evaluation = models.evaluation.of_probes.items()
     key: dict[str, Any] = {
         "code": code_hash(CODE),
-        "model": checkpoint.identity(),
-        "template": dict(model.training_form),
-        **foreign_tokenizer(model),
+        **identity_of(models, checkpoint),
         # its name is part of the keys of cached answers, and so stays
         **({"told": [model.template.system, system_prompt]} if system_prompt is not None else {}),
-        "max_length": model.max_length,
-        "dtype": model.dtype,
         **{name: value for name, value in evaluation if option_of(f"evaluate.{name}").changes in COMPARED},
-        # rounding to bf16 depends on the shapes of a batch: the NLL by up to 1e-2
-        **({"batch_size": models.evaluation.batch_size} if model.dtype != "float32" else {}),
         "probes": {
             name: value
             for name, value in hashes.items()
@@ -73,6 +67,20 @@ def folder_of(models: Models, checkpoint: Checkpoint, system_prompt: str | None 
     if (scored_by := original_of(models)) is not None:
         key["scored by"] = scored_by.identity()
     return models.cache / "answers" / content_hash(key)
+
+
+def identity_of(models: Models, checkpoint: Checkpoint) -> dict[str, Any]:
+    """What decides how the model in `checkpoint` reads any text."""
+    model = models.model
+    return {
+        "model": checkpoint.identity(),
+        "template": dict(model.training_form),
+        **foreign_tokenizer(model),
+        "max_length": model.max_length,
+        "dtype": model.dtype,
+        # rounding to bf16 depends on the shapes of a batch: the NLL by up to 1e-2
+        **({"batch_size": models.evaluation.batch_size} if model.dtype != "float32" else {}),
+    }
 
 
 def cached_answers(models: Models, checkpoint: Checkpoint, system_prompt: str | None = None) -> Measured | None:
@@ -165,11 +173,10 @@ def read_answers(folder: Path) -> Measured:
     assert isinstance(sealed, dict), sealed
     names = sorted(sealed["files"])
     found: dict[str, Answers | Scores] = {
-        Path(name).stem: read_records(folder / name) for name in names if name.endswith(".jsonl")
+        name.removesuffix(".jsonl"): read_records(folder / name) for name in names if name.endswith(".jsonl")
     }
-    if f"{SUITE}.json" in names:
-        found[SUITE] = suite_of(json.loads((folder / f"{SUITE}.json").read_text()))
-    return found
+    scores = {name.removesuffix(".json"): folder / name for name in names if name.endswith(".json")}
+    return {**found, **{name: suite_of(json.loads(path.read_text())) for name, path in scores.items()}}
 
 
 def seconds_of(folder: Path) -> dict[str, float]:

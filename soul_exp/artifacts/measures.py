@@ -1,25 +1,28 @@
 """All numbers of a run that come from the records of its models: what results.json states and `verify` recomputes."""
 
+import contextlib
 import functools
 import itertools
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
 
-from soul_exp import binding
+from soul_exp import binding, results
 from soul_exp.artifacts.answer_cache import Measured
 from soul_exp.artifacts.prepared_models import number_of
 from soul_exp.artifacts.scores import Retrained, available_to, finite, of_probes, references, score, why_null
-from soul_exp.metrics import collapse
-from soul_exp.metrics.answers import SUITE
+from soul_exp.metrics import collapse, robustness
+from soul_exp.metrics.answers import SUITE, UndefinedError
 from soul_exp.metrics.dialects import of_first
 from soul_exp.metrics.scale import scale_of
-from soul_exp.metrics.uncertainty import NoIntervalError, interval, rows_of_units
+from soul_exp.metrics.uncertainty import NoIntervalError, interval, paired_interval, rows_of_units, unit_values
 from soul_exp.results import COMPARED
 from soul_exp.run import Metric
 
+Given = TypeVar("Given", "Measures", "AttackMeasures", results.Results)
 OF_TEST = ("log10_forget_quality", "forget_quality", "forget_ks_distance")
 NOT_JUDGED = (
     f"no probe has {collapse.LEAST} free answers that are no refusals, to prompts that the retrained or the original "
@@ -42,6 +45,8 @@ class Measures:
     collapsed: Mapping[str, str] | None
     free_answers: Mapping[str, Mapping[str, Mapping[str, float | None]]]
     suite: Mapping[str, Any]
+    attacks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # `with_attacks` adds this and the next
+    unit_values: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def stated(self) -> dict[str, Any]:
         """What `Results` has."""
@@ -89,6 +94,107 @@ def measures(metrics: Mapping[str, Metric], records: Mapping[str, Measured], see
             if SUITE in given
         },
     )
+
+
+@dataclass(frozen=True)
+class AttackMeasures:
+    """The fields of these names of `Results`, or what attacks add to them."""
+
+    metrics: Mapping[str, Mapping[str, float | None]]
+    reasons: Mapping[str, str]
+    intervals: Mapping[str, Mapping[str, list[float] | None]]
+    no_interval: Mapping[str, str]
+    attacks: Mapping[str, Mapping[str, Any]]
+    unit_values: Mapping[str, Mapping[str, float]]
+
+
+def attack_measures(
+    metrics: Mapping[str, Mapping[str, Metric]], records: Mapping[str, Mapping[str, Mapping[str, Measured]]], seed: int
+) -> AttackMeasures:
+    """What `records` (attack -> model -> branch -> point -> answers) say, by `metrics` (attack -> metric)."""
+    values: dict[str, dict[str, float | None]] = {}
+    ends: dict[str, dict[str, list[float] | None]] = {}
+    reasons: dict[str, str] = {}
+    why: dict[str, str] = {}
+    by_unit: dict[str, dict[str, float]] = {}
+    for attack, by_model in records.items():
+        for model, points in by_model.items():
+            available = {**by_model, "attacked": points}
+            for name, metric in metrics[attack].items():
+                key = name if model == "unlearned" else f"{model}.{name}"
+                values.setdefault(model, {})[name] = None
+                ends.setdefault(model, {})[name] = None
+                try:
+                    values[model][name] = _value_of_attack(metric, available)
+                    ends[model][name] = _ends_of_attack(metric, available, seed)
+                    if model == "unlearned":
+                        with contextlib.suppress(NoIntervalError):  # of several probes, whose units are no pairs
+                            by_unit[name] = unit_values(functools.partial(binding.call, metric), available)
+                except UndefinedError as error:
+                    reasons[key] = str(error)
+                except NoIntervalError as error:
+                    why[key] = str(error)
+    return AttackMeasures(values, reasons, ends, why, {name: _points(of) for name, of in records.items()}, by_unit)
+
+
+def _value_of_attack(metric: Metric, available: Mapping[str, Any]) -> float:
+    """The metric of points of models. Raises UndefinedError where it has none, or they lack what it reads."""
+    if absent := [name for name in binding.names(metric) if name not in available]:
+        raise UndefinedError(f"no points of the {' and the '.join(absent)} model")
+    try:
+        value = float(binding.call(metric, available))
+    except KeyError as error:  # the attack's options leave it out
+        raise UndefinedError(f"the attack has no branch or point {error}") from error
+    if not math.isfinite(value):
+        raise UndefinedError(f"its value is {value}")
+    return value
+
+
+def _ends_of_attack(metric: Metric, available: Mapping[str, Any], seed: int) -> list[float]:
+    """Its 95 % interval, in the metric's range. Raises NoIntervalError where it has none."""
+    scale = scale_of(metric)
+    if scale is not None and scale.no_interval:
+        raise NoIntervalError(scale.no_interval)
+    found = paired_interval(functools.partial(binding.call, metric), available, seed=seed)
+    return list(found) if scale is None else np.clip(found, scale.low, scale.high).tolist()
+
+
+def with_attacks(given: Given, found: AttackMeasures) -> Given:
+    """`given`, results or measures, with `found` in the place of what it has of the same metrics and attacks."""
+    added = {name for of_model in found.metrics.values() for name in of_model}
+
+    def merged(before: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+        return {**{key: value for key, value in before.items() if key.rpartition(".")[2] not in added}, **new}
+
+    def by_model(before: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+        return {model: merged(values, new.get(model, {})) for model, values in ({**new, **before}).items()}
+
+    return replace(
+        given,
+        metrics=by_model(given.metrics, found.metrics),
+        intervals=by_model(given.intervals, found.intervals),
+        reasons=merged(given.reasons, found.reasons),
+        no_interval=merged(given.no_interval, found.no_interval),
+        attacks={**given.attacks, **found.attacks},
+        unit_values=merged(given.unit_values, found.unit_values),
+    )
+
+
+def _points(records: Mapping[str, Mapping[str, Measured]]) -> dict[str, Any]:
+    """model -> branch -> point -> measure; and "uninformative": branch -> points that leave nothing to recover."""
+    found: dict[str, Any] = {
+        model: {
+            branch: {
+                point: {name: finite(value) for name, value in robustness.measured(answers).items()}
+                for point, answers in points.items()
+            }
+            for branch, points in branches.items()
+        }
+        for model, branches in records.items()
+    }
+    if {"original", "retrained"} <= {*records}:
+        found[robustness.UNINFORMATIVE] = robustness.uninformative(found["original"], found["retrained"])
+    return found
 
 
 def intervals(

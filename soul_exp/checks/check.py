@@ -13,10 +13,11 @@ from transformers import PreTrainedModel
 from soul_exp import results
 from soul_exp.artifacts import answer_cache, prepared_models, texts
 from soul_exp.artifacts.scores import FORGET_QUALITY, RETAIN, S_MIA, VALIDATION
+from soul_exp.attacks.attack import SAME, check_same_shapes, shapes_of
 from soul_exp.build import Config, build
 from soul_exp.checks import availability, disk
 from soul_exp.checks.deepspeed import check_deepspeed
-from soul_exp.checks.memory import check_memory
+from soul_exp.checks.memory import check_attack_memory, check_memory
 from soul_exp.checks.optimizer import check_optimizer, check_precision
 from soul_exp.checks.options import check_options
 from soul_exp.distributed.environment import launch_environment
@@ -27,10 +28,10 @@ from soul_exp.models import attention, loading, lora
 from soul_exp.models.checkpoint import is_local
 from soul_exp.models.language_model import fit_vocabulary, load_tokenizer
 from soul_exp.models.layers import layer_of, layers_of, recomputing
-from soul_exp.run import ModelSettings, Run
+from soul_exp.run import MEASURING, ModelSettings, Run
 from soul_exp.stages import NAMES
 from soul_exp.stages.prepare import unprepared
-from soul_exp.stages.stage import CHECKPOINTS, LOSSES, MODEL, RECORDS
+from soul_exp.stages.stage import ATTACKS, CHECKPOINTS, LOSSES, MODEL, RECORDS
 from soul_exp.stages.trajectory import NAME as TRAJECTORY
 from soul_exp.stages.tune import untried
 
@@ -70,6 +71,7 @@ def check(config: Config, out: Path) -> Checked:
     run.schedule.accumulation(run.compute.processes)
     _check_models(run, notes)
     check_memory(run)
+    check_attack_memory(run)
     if run.adapter is not None and (run.unlearns or not run.stages) and (model := run.model.described()) is not None:
         with torch.device("meta"):
             notes.append(lora.coverage(run.adapter.wrapped(model, seed=0)))
@@ -89,6 +91,7 @@ def check(config: Config, out: Path) -> Checked:
             raise UsageError("save=best needs the retrained model's answers to validation rows: give retrained.path")
     if run.evaluation.every and not any(name.startswith(VALIDATION) for name in {*run.metrics} - {*reasons}):
         raise UsageError("evaluate.every evaluates the validation part, and this run has none: leave it out")
+    _check_attacks(run)
     if run.tuning is not None:
         if run.stages and "prepare" not in run.stages:
             stages = ", ".join(run.stages)
@@ -110,6 +113,57 @@ def _check_choices(config: Config) -> None:
         netrc = Path("~/.netrc").expanduser()
         if not netrc.is_file() or "wandb" not in netrc.read_text():
             raise UsageError("wandb.mode=online needs a key: export WANDB_API_KEY=<your key>, or type wandb login once")
+
+
+def _check_attacks(run: Run) -> None:
+    """Whether every attack has what it needs; without the stage they are only checked."""
+    wanted = "attack" in run.stages
+    if wanted and not run.attacks:
+        raise UsageError("stages has attack, but no attack is chosen: type attack=[relearn,quantise], or leave it out")
+    if run.attacks and run.stages and not wanted:
+        raise UsageError(
+            f"attack=[{','.join(run.attacks)}] needs its stage: type stages=[{','.join([*run.stages, 'attack'])}]"
+        )
+    if wanted and run.unlearns and run.save == "none":
+        raise UsageError("save=none keeps no model that could be attacked: type save=final")
+    names = [name for metrics in run.attack_metrics.values() for name in metrics]
+    if twice := [name for name in {*names} if names.count(name) > 1 or name in run.metrics]:
+        raise UsageError(f"the metric {min(twice)} is stated twice, by an attack and another one: rename one")
+    for name, attack in run.attacks.items():
+        if (why := attack.missing(run.task)) is not None:
+            raise UsageError(f"attack={name} is not available: {why}")
+    reading = ",".join(name for name, attack in run.attacks.items() if attack.reads_original)
+    if wanted and reading:
+        _check_comparable(run, f"attack=[{reading}]")
+
+
+def _check_comparable(run: Run, what: str) -> None:
+    """Whether there is an original model for attacks, named `what`, and models given beside it are comparable."""
+    target = prepared_models.checkpoints(run).get("target")
+    is_here = prepared_models.exists(run, "target")
+    if not is_here and "prepare" not in run.stages:
+        found = "this run has none" if target is None else "it is not in the cache"
+        raise UsageError(
+            f"{what} compares models with the original, and {found}: run the job that made model.path first, with the "
+            f"same cache, or leave the attack out"
+        )
+    if target is None or not (is_here and is_local(target.path)):
+        return
+    shapes, vocabulary = shapes_of(_skeleton(target.path)), prepared_models.tokenizer_of(run.model, target).get_vocab()
+    others = {"retrained.path": run.retrained, "model.path": run.model.checkpoint if run.measures_only else None}
+    for option, at in others.items():
+        if at is not None and is_local(at.path):
+            label = f"{what}: {option}={at.path}"
+            check_same_shapes(shapes_of(_skeleton(at.path)), shapes, label)
+            if prepared_models.tokenizer_of(run.model, at).get_vocab() != vocabulary:
+                raise UsageError(f"{label} has other tokens than the original: {SAME}")
+
+
+def _skeleton(path: str) -> PreTrainedModel:
+    """The model in the folder `path`, its adapter merged, without storage for its weights."""
+    model = loading.load_model(path, weights=False)
+    has_adapter = lora.is_wrapped(model)
+    return lora.merged(model) if has_adapter else model
 
 
 def _check_validation(run: Run, reasons: Mapping[str, str], names: Sequence[str], what: str, advice: str) -> None:
@@ -217,7 +271,7 @@ def _check_models(run: Run, notes: list[str]) -> None:
         _check_given(run.retrained.path, "retrained.path", model, notes)
     if run.unlearns and "prepare" not in stages and not prepared_models.exists(run, "target"):
         raise UsageError(f"stages={stages}: the target model is not in the cache yet, add prepare to stages")
-    if "evaluate" in stages and not run.unlearns and not model.path:
+    if MEASURING & {*stages} and not run.unlearns and not model.path:
         raise UsageError(
             f"stages=[{', '.join(stages)}] measures a checkpoint: name it with model.path=<folder or hub name>, or add "
             f"unlearn to stages"
@@ -258,7 +312,7 @@ def _check_family(model: PreTrainedModel, settings: ModelSettings, label: str, n
 def check_entries(out: Path) -> None:
     """Raises UsageError if a file of a run's folder is a folder, or a folder a file."""
     ranks, typed = out / "ranks", out / results.TYPED
-    folders = (out / MODEL, out / RECORDS, out / CHECKPOINTS, ranks, typed)
+    folders = (out / MODEL, out / RECORDS, out / ATTACKS, out / CHECKPOINTS, ranks, typed)
     for path in (*folders, *(ranks / stage for stage in NAMES)):
         if os.path.lexists(path) and not path.is_dir():
             raise UsageError(f"{path} is a file, where a run has a folder: remove it")
@@ -270,7 +324,7 @@ def check_entries(out: Path) -> None:
 
 def _check_readable(cache: Path) -> None:
     """Raises UsageError unless what stands in the places of the cache and its folders are folders that can be read."""
-    for folder in (cache, *(cache / name for name in ("models", "answers", "trials", "scorers"))):
+    for folder in (cache, *(cache / name for name in ("models", "answers", "trials", "scorers", "attacks"))):
         try:
             is_file = os.path.lexists(folder) and not folder.is_dir()
             readable = not folder.is_dir() or os.access(folder, os.R_OK | os.X_OK)

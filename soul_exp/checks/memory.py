@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from typing import Any
 
-from soul_exp.artifacts import scores
+from soul_exp.artifacts import attack_cache, scores
 from soul_exp.checks.optimizer import num_weights
 from soul_exp.errors import UsageError
 from soul_exp.models.checkpoint import is_local
@@ -48,6 +48,24 @@ def check_memory(run: Run) -> None:
         f"({of_weight * copies} bytes of weight + {gradients} of gradient + {states} of optimizer states){divided}: "
         f"choose precision=bf16, adapter=lora, or compute=zero3 with more compute.processes{original}"
     )
+
+
+def check_attack_memory(run: Run) -> None:
+    """Raises UsageError if the complete model that an attack holds cannot fit into the memory of one device."""
+    weights, of_weight = _count(run), 2 if run.model.dtype == "bfloat16" else 4
+    if weights is None or "attack" not in run.stages:
+        return
+    side_by_side = attack_cache.at_once(run) if run.compute.device == "cpu" else 1
+    available = _available(run.compute.device)
+    for name, attack in run.attacks.items():
+        needed = weights * attack.memory(of_weight) * side_by_side
+        if needed > available:
+            rounds = of_weight == 2 and attack.memory(of_weight) > 10
+            advice = f"type attack.{name}.rounding=stochastic, " if rounds else ""
+            raise UsageError(
+                f"attack={name} needs {needed / GB:.0f} GB of memory on one device, where models are complete, and has "
+                f"{available / GB:.0f}: {advice}leave it out, or type stages=[attack] model.path=DIR on a larger one"
+            )
 
 
 def _count(run: Run) -> int | None:

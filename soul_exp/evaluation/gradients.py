@@ -72,7 +72,7 @@ def _leaves(params: dict[str, nn.Parameter], squares: list[Tensor]) -> dict[str,
         leaf.grad = None
 
     # parameters, as a layer may put what is none in the place of its own for good (peft's wrapper of experts)
-    leaves = {name: nn.Parameter(p.detach()) for name, p in params.items() if ".lora_" not in name}
+    leaves: dict[str, Tensor] = {name: nn.Parameter(p.detach()) for name, p in params.items() if ".lora_" not in name}
     for leaf in leaves.values():
         leaf.register_post_accumulate_grad_hook(add)
     return leaves

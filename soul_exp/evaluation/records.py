@@ -26,6 +26,18 @@ def _texts(value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _any_texts(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(text, str) for text in value):
+        raise ValueError(f"{short(value)}, expected a list of texts, which may be empty")
+    return tuple(value)
+
+
+def _counts(value: object) -> np.ndarray:
+    if not isinstance(value, list) or not value or not all(type(item) is int and item >= 0 for item in value):
+        raise ValueError(f"{short(value)}, expected a list of whole numbers of 0 or more")
+    return np.array(value, dtype=np.int64)
+
+
 def _number(value: object) -> float:
     if value is None:
         return math.nan
@@ -97,6 +109,10 @@ _FIELDS: dict[str, Callable[[object], Any]] = {
     "embedding": _text,
     "bare_nll": _number,
     "bare_wrong_nll": _vector,
+    "entity_logp": _number,
+    "exchanged_logp": _vector,
+    "samples": _any_texts,
+    "draws": _counts,
 }
 _DIGITS = 8  # a log-probability changes by 5e-8 of itself at most, less than float32 can tell
 _DECIMALS = 12  # at most: a power of ten that float64 holds exactly
@@ -144,12 +160,14 @@ def write_records(path: Path, answers: Answers) -> None:
 
 
 def _json_value(field: str, value: Any) -> object:
-    if _FIELDS[field] in (_text, _texts):
+    if _FIELDS[field] in (_text, _texts, _any_texts):
         return _value(_FIELDS[field], value, f"Answers, {field}")
     if _FIELDS[field] is _bits:
         return "".join("1" if hit else "0" for hit in value)
     if _FIELDS[field] is _flag:
         return bool(value)
+    if _FIELDS[field] is _counts:
+        return [int(number) for number in value]
     numbers = np.asarray(value, dtype=np.float64)
     return np.where(np.isfinite(numbers), numbers, None).tolist()  # type: ignore[call-overload]
 

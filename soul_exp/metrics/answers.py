@@ -9,9 +9,11 @@ import numpy as np
 
 Scores = Mapping[str, Mapping[str, float]]  # of a utility suite: task -> measure -> value
 SUITE = "suite"  # the key of the scores among the answers to probes
-TEXTS = ("question", "answer", "unit", "entities", "generation", "rephrased_generation", "embedding")  # of Answers
+# of Answers
+TEXTS = ("question", "answer", "unit", "entities", "generation", "rephrased_generation", "embedding", "samples")
 REPHRASED = ("rephrased_nll", "rephrased_generation", "similarity", "embedding", "bare_nll", "bare_wrong_nll")
-MATRICES = ("wrong_nll", "bare_wrong_nll", "similarity")  # of its fields those with as many numbers in each example
+# of its fields those with as many numbers in each example
+MATRICES = ("wrong_nll", "bare_wrong_nll", "similarity", "exchanged_logp")
 
 
 class NotRecordedError(ValueError):
@@ -70,6 +72,13 @@ class Answers:
     # paraphrased question; where the probe has no paraphrases, of the answer and the wrong ones to the question
     bare_nll: np.ndarray | None = None
     bare_wrong_nll: np.ndarray | None = None
+    # of the original model: mean log-probability in nats of the answer's entity tokens, [N], and that with the output
+    # of each of its L blocks in turn exchanged for another model's, [N, L]; nan for an answer without such tokens
+    entity_logp: np.ndarray | None = None
+    exchanged_logp: np.ndarray | None = None
+    samples: Sequence[Sequence[str]] | None = None  # N times different sampled texts, not all of which are kept
+    # N times [n], which of `samples` each of the n samples is, from 1; 0: a text that is not kept and no answer
+    draws: Sequence[np.ndarray] | None = None
 
     def __post_init__(self) -> None:
         for field in (each.name for each in fields(self)):

@@ -4,9 +4,11 @@ The independent units of a sample are resampled: 20 questions on one author are 
 are its samples: the answers to each probe, of either model; each is resampled over its own units.
 """
 
+import contextlib
 import math
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -57,16 +59,116 @@ def interval(compute: Compute, available: Available, *, seed: int) -> tuple[floa
     if least < JACKKNIFE:
         found = f"{least} independent unit{'s' * (least != 1)} in {smallest[-1]}"
         raise NoIntervalError(f"{found}, expected {JACKKNIFE} or more")
-    try:
+    with _explained():
         if least < BOOTSTRAP:
             low, high = _jackknife(compute, available, samples, units, value, least - 1)
         else:
             low, high = _bootstrap(compute, available, samples, units, seed)
+    _finite([low, high])
+    return low, high
+
+
+def paired_interval(compute: Compute, available: Mapping[str, Any], *, seed: int) -> tuple[float, float]:
+    """As `interval`, but samples with the same units are drawn together: a draw, or a unit left out, is one of each.
+
+    Pairs are models that answer the same probe, so that their differences are more certain than either. Samples of
+    other units, such as those of another probe, are drawn by themselves.
+    """
+    value, groups = _paired(compute, available)
+    number = min(len(group.units) for group in groups)
+    if number < BOOTSTRAP:
+        left_out = [np.array(_without_each(compute, available, group)) for group in groups]
+        variance = sum((len(without) - 1) * float(np.var(without)) for without in left_out)
+        half = float(student.ppf((1 + LEVEL) / 2, number - 1)) * math.sqrt(variance)
+        return value - half, value + half
+    units = [list(group.units.values()) for group in groups]
+    draws = [_draws(of, ("attack", *([str(place)] if place else [])), seed) for place, of in enumerate(units)]
+    with _explained():
+        drawn = []
+        for rows in zip(*draws, strict=True):
+            chosen = {sample: of for group, of in zip(groups, rows, strict=True) for sample in group.samples}
+            drawn.append(compute(_taken(available, chosen)))
+    low, high = np.quantile(_finite(drawn), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def unit_values(compute: Compute, available: Mapping[str, Any]) -> dict[str, float]:
+    """Unit -> its share in `compute(available)`, the jackknife's pseudo-value; their mean is about the value itself.
+
+    Of a mean it is the unit's own mean. So any metric of paired samples can be compared unit by unit. Raises
+    NoIntervalError as `paired_interval` does, and where not all samples have the same units. Source: Tukey 1958.
+    """
+    value, groups = _paired(compute, available)
+    own = [group for group in groups if group.has_attacked]  # thresholds of other units stay as they are
+    if len(own) != 1:
+        raise NoIntervalError("its samples have different units")
+    units, without = own[0].units, _without_each(compute, available, own[0])
+    return {unit: len(units) * value - (len(units) - 1) * each for unit, each in zip(units, without, strict=True)}
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Samples that have the same units."""
+
+    samples: Sequence[int]  # the identity of each
+    has_attacked: bool  # whether one of them is of the attacked model
+    units: Mapping[str, np.ndarray]  # the rows of each
+
+
+def _paired(compute: Compute, available: Mapping[str, Any]) -> tuple[float, list[_Group]]:
+    """The value of `compute`, and the samples that it reads. Raises NoIntervalError where there is no interval."""
+    read = _Read(available)
+    value = compute(read)
+    if not math.isfinite(value):
+        raise NoIntervalError(f"its value is {value}")
+    if not read.samples:
+        raise NoIntervalError("it is computed from numbers that are not recorded by item")
+    samples: dict[tuple[str, ...], list[int]] = {}
+    attacked = {id(sample) for (model, *_), sample in read.samples.items() if model == "attacked"}
+    for sample in read.samples.values():
+        names = map(str, range(_num(sample))) if sample.unit is None else sample.unit
+        samples.setdefault(tuple(names), []).append(id(sample))
+    groups = []
+    for names, same in samples.items():
+        rows: dict[str, list[int]] = {}
+        for row, unit in enumerate(names):
+            rows.setdefault(unit, []).append(row)
+        groups.append(_Group(same, bool(attacked & {*same}), {unit: np.array(each) for unit, each in rows.items()}))
+    number = min(len(group.units) for group in groups)
+    if number < JACKKNIFE:
+        raise NoIntervalError(f"{number} independent unit{'s' * (number != 1)}, expected {JACKKNIFE} or more")
+    return value, groups
+
+
+def _without_each(compute: Compute, available: Mapping[str, Any], group: _Group) -> list[float]:
+    """The value without each unit of `group`, one at a time."""
+    every = np.arange(sum(map(len, group.units.values())))
+    with _explained():
+        left = (dict.fromkeys(group.samples, np.delete(every, rows)) for rows in group.units.values())
+        return _finite([compute(_taken(available, rows)) for rows in left])
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
     except UndefinedError as error:
         raise NoIntervalError(f"on some of the resampled units it has no value: {error}") from error
-    if not (math.isfinite(low) and math.isfinite(high)):
+
+
+def _finite(values: list[float]) -> list[float]:
+    if not all(map(math.isfinite, values)):
         raise NoIntervalError("its value is not finite on some of the resampled units")
-    return low, high
+    return values
+
+
+def _taken(available: Any, rows: Mapping[int, np.ndarray]) -> Any:
+    """`available` with some examples of the answers in it: those in `rows`, by the identity of the answers."""
+    if isinstance(available, Answers):
+        return available.take(rows[id(available)]) if id(available) in rows else available
+    if isinstance(available, Mapping):
+        return {name: _taken(value, rows) for name, value in available.items()}
+    return available
 
 
 def rows_of_units(answers: Sample) -> Units:

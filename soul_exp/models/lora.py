@@ -110,6 +110,13 @@ def merged(model: PreTrainedModel) -> PreTrainedModel:
     return cast("PeftModel", model).merge_and_unload()
 
 
+def train_adapter(model: nn.Module) -> None:
+    """Let a training change the matrices of an adapter only, or all weights of a model without one."""
+    adapted = is_wrapped(model)
+    for name, p in model.named_parameters():
+        p.requires_grad_(not adapted or ".lora_" in name)
+
+
 def bare(model: PreTrainedModel) -> PreTrainedModel:
     """The causal model itself: without the wrapper of an adapter, but with the adapter's matrices in its layers."""
     return cast(PreTrainedModel, model.get_base_model()) if is_wrapped(model) else model

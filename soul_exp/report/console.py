@@ -22,7 +22,7 @@ from soul_exp.report.labels import (
     with_interval,
 )
 from soul_exp.report.runs import is_measured
-from soul_exp.results import COMPARED, Results
+from soul_exp.results import COMPARED, UNMERGED, Results, metric_entries
 from soul_exp.results import HEADLINE as results_headline
 
 WIDTH = 100  # columns of a console
@@ -55,7 +55,8 @@ def comparison(results: Results, said: Collection[str] = ()) -> str:
     below = [*legend, *ceiling_of(results), *_intervals(results), *_null_reasons(results, titles, names), *more]
     if results.collapsed is None and (why := results.reasons.get("collapsed")):
         below.append(f"{NULL} whether it collapsed: {why}")
-    below += [_cost(results), *_evaluation(results), *(note for note in results.notes if note not in said)]
+    below += [*_unmerged(results), _cost(results), *_evaluation(results)]
+    below += [note for note in results.notes if note not in said]
     table = _aligned(list(titles.values()), rows, widths, max(map(len, hints.values())))
     return "\n".join([*wrapped(_above(results)), "", *table, "", *wrapped(below)])
 
@@ -105,7 +106,7 @@ def _metric_rows(
     """A row per metric; metrics with the same first word stand under it, the headline ones alone."""
     words = {name: name if name in HEADLINE else name.partition("_")[0] for name in names}
     in_group = list(words.values())
-    metrics, dialect, heading = results.config["task"].get("metrics"), results.config.get("dialect", OURS), ""
+    metrics, dialect, heading = metric_entries(results), results.config.get("dialect", OURS), ""
     # a group stands where its first metric does
     for name in sorted(names, key=lambda name: in_group.index(words[name])):
         first, _, rest = name.partition("_")
@@ -147,6 +148,14 @@ def _intervals(results: Results) -> Iterator[str]:
             if name in results.metrics["unlearned"]:
                 metrics.setdefault(reason, []).append(label_of(name))
         yield from (f"no interval: {', '.join(labels)}: {reason}" for reason, labels in metrics.items())
+
+
+def _unmerged(results: Results) -> Iterator[str]:
+    """What attacks came to where the adapter stays beside its base."""
+    given = results.metrics.get(UNMERGED, {})
+    shown = [f"{label_of(name)} {number(finite(value))}" for name, value in given.items()]
+    if shown:
+        yield f"attacked with the adapter unmerged: {', '.join(shown)}"
 
 
 def _suite_rows(results: Results, titles: Mapping[str, str], hints: Mapping[str | None, str]) -> list[Row]:

@@ -36,10 +36,12 @@ WORDS |= {
     "gradnorm": "gradient norm",
     "tpr 10": "TPR at 10 %",
     "tpr 1": "TPR at 1 %",
+    "uds": "UDS",
 }
 # Metrics that results.json and table.csv have, but a console and a table not, unless they are asked for by name
-DETAILS = re.compile("mia_.*_tpr_|muse_")
-NO_COLUMN = "(holdout|authors|facts|validation|earlier)_|mia_(?!auc$)|.*_paraphrased_question_"
+DETAILS = re.compile("mia_.*_tpr_|muse_|sample_leak_(?!1_|64_)")
+NO_COLUMN = "(holdout|authors|facts|validation|earlier|sample_leak_1)_|mia_(?!auc$)|prompts_(?!recovery$)|"
+NO_COLUMN += ".*_paraphrased_question_"
 ON_DEMAND = re.compile(f"{NO_COLUMN}|{DETAILS.pattern}")
 REMOVED = {"soul_exp.metrics.general.choice_accuracy": "soul_exp.metrics.suite.mean_accuracy"}  # same scale
 
@@ -113,7 +115,7 @@ def units_of(run: results.Results) -> str:
             kind = "items" if sample["units"] == sample["examples"] else f"{run.unit}s"
             units.setdefault(kind, []).append(f"{label_of(probe)} {sample['units']}")
     listed = " and ".join(f"{kind} ({', '.join(probes)})" for kind, probes in units.items())
-    has_some = any(any(given.values()) for given in run.intervals.values())
+    has_some = units and any(any(given.values()) for given in run.intervals.values())
     return f"[low, high]: 95 % interval over {listed}" if has_some else ""
 
 

@@ -31,12 +31,18 @@ from soul_exp.report.labels import (
     units_of,
     with_interval,
 )
+from soul_exp.report.paired import compared
 from soul_exp.report.runs import ABOUT, CHOSEN, SUITE_OPTIONS, comparable, find, frame_of, is_measured, varied
-from soul_exp.results import COMPARED, REQUEST, TASK, Results
+from soul_exp.results import COMPARED, REQUEST, TASK, Results, metric_entries
 
 MOST_NAMES = 3  # of runs in a note
 NUMBER = re.compile(r"(?<![\w.-])(-?\d+(?:\.\d+)?(?:e[-+]?\d+)?)(?!\w)")
 AFTER = ("steps", "unlearn seconds", "win_rate", "n", "status")  # the columns after the metrics
+BASELINE = "adam"  # the optimizer that the others are compared with, unit by unit
+PAIRED = (
+    "Each unit's share in a number, averaged over seeds, less that of the same unit with the baseline; p of the exact "
+    "sign-flip test, two-sided, after Holm's correction over the rows of a column."
+)
 SEQUENCE = (
     "Each request starts from the model that the one before left. Forget is that request, earlier all before it; "
     "the original model is that before the first request, the retrained one has seen none of the requests so far."
@@ -72,18 +78,31 @@ def _table(named: Mapping[str, Results], requested: Sequence[str] | None, varied
     choices = [key for key in frame if key.startswith("choices.") and key not in ("choices.loss", "choices.optimizer")]
     varied_choices = [key for key in choices if frame[key].nunique(dropna=False) > 1]
     by = ["choices.loss", "choices.optimizer", *varied_choices, *varied(frame)]
-    listed = _columns(list(runs[0].metrics["unlearned"]), requested)
+    measured = list(dict.fromkeys(name for run in runs for name in run.metrics["unlearned"]))
+    entries = {name: entry for run in runs for name, entry in metric_entries(run).items()}
+    of_task = runs[0].config["task"].get("metrics") or ()
+    of_attacks = [name for name in entries if name not in of_task]
+    listed = _columns([name for name in measured if name not in of_attacks], requested)
+    listed += [name for name in (of_attacks if requested is None else requested) if name in of_attacks]
     columns = [name for name in listed if requested is not None or is_measured(runs, name)]
     frame["untuned"] = frame["tuned"].isna() & frame["choices.loss"].notna()
     identity = [*by, "untuned", *(key for key in frame if key.startswith("seeds."))]
     repeats = frame.duplicated(identity)
     folders = frame.groupby(identity, dropna=False, sort=False)["run"].agg(list)
     same = [" = ".join(f"`{name}`" for name in names) for names in folders if len(names) > 1]
-    metrics, dialect = runs[0].config["task"].get("metrics"), runs[0].config.get("dialect", OURS)
-    scales = [declared(metrics, name, dialect) for name in columns]
-    titles = [f"{label_of(name, unit)} {ARROWS[of]}".rstrip() for name, (unit, of) in zip(columns, scales, strict=True)]
-    rows = [[*(key.partition(".")[2] for key in by), *titles, *AFTER]]
-    rows += [*_compared_models(frame, runs, columns, len(by)), *_combinations(frame[~repeats], by, columns)]
+    metrics, dialect = entries, runs[0].config.get("dialect", OURS)
+
+    def rows_of(columns: Sequence[str]) -> list[list[str]]:
+        scales = [(name, *declared(metrics, name, dialect)) for name in columns]
+        titles = [f"{label_of(name, unit)} {ARROWS[better]}".rstrip() for name, unit, better in scales]
+        header = [*(key.partition(".")[2] for key in by), *titles, *AFTER]
+        compared_models = _compared_models(frame, runs, columns, len(by))
+        return [header, *compared_models, *_combinations(frame[~repeats], by, columns)]
+
+    parts = [[name for name in columns if (name in of_attacks) is attacked] for attacked in (False, True)]
+    tables = [_lines(rows_of(parts[0]))] if parts[0] or not parts[1] else []
+    if parts[1]:
+        tables.append(["#### What attacks bring back", "", *_lines(rows_of(parts[1]))])
     notes = [f"one result in several folders, counted once: {'; '.join(same)}"] if same else []
     commits = dict.fromkeys(run.commit[:10] + run.commit[40:] if run.commit else "unknown" for run in runs)
     versions = dict.fromkeys(f"{name} {version}" for run in runs for name, version in run.versions.items())
@@ -95,7 +114,35 @@ def _table(named: Mapping[str, Results], requested: Sequence[str] | None, varied
     dialects = dict.fromkeys(run.config.get("dialect", OURS) for run in runs)
     foreign = "".join(f" {dialect_note(dialect)}" for dialect in dialects if dialect != OURS)
     above = [f"### {_escaped(runs[0].caption)}", "", _escaped(f"All rows: {fixed}.{tuned}{foreign} {ABOUT}")]
-    return "\n".join([*above, "", *_lines(rows), "", *_listed(notes)])
+    paired = _paired(named, frame[~repeats], by, columns)
+    shown = [line for lines in tables for line in (*lines, "")]
+    return "\n".join([*above, "", *shown, *_listed(notes), *paired])
+
+
+def _paired(runs: Mapping[str, Results], frame: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -> list[str]:
+    """A table of the differences from the method with optimizer=adam, where there is one, in what attacks brought back.
+
+    The methods are the combinations of the keys `by`; the runs of each are its seeds.
+    """
+    varying = [key for key in by if frame[key].nunique(dropna=False) > 1]
+    groups = frame.groupby(varying, dropna=False) if varying else ()
+    methods = {", ".join(map(_text, key)): [runs[name] for name in rows["run"]] for key, rows in groups}
+    adams = [name for name, of in methods.items() if of[0].choices["optimizer"] == BASELINE]
+    measures = [name for name in columns if any(run.unit_values.get(name) for run in runs.values())]
+    if len(adams) != 1 or len(methods) < 2 or not measures:
+        return []
+    found = {}
+    for measure in measures:
+        values = {name: [run.unit_values.get(measure, {}) for run in of] for name, of in methods.items()}
+        found[measure] = compared(values, adams[0])
+    rows = [[", ".join(key.partition(".")[2] for key in varying), *map(label_of, measures)]]
+    for method in methods:
+        if method != adams[0]:
+            cells = (found[measure][method] for measure in measures)
+            shown = (f"{number(each.difference)} (p {number(each.p)})" if each else NULL for each in cells)
+            rows.append([method, *shown])
+    title = f"#### Difference from {adams[0]}, paired by {next(iter(runs.values())).unit}"
+    return ["", title, "", PAIRED, "", *_lines(rows)]
 
 
 def _columns(measured: Iterable[str], requested: Sequence[str] | None) -> list[str]:

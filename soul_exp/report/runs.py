@@ -10,15 +10,16 @@ import pandas as pd
 
 from soul_exp import options, results
 from soul_exp.errors import UsageError
+from soul_exp.metrics.robustness import UNINFORMATIVE
 from soul_exp.report.labels import DELTA, HEADLINE, MIA, NULL, finite, on_one_line
-from soul_exp.results import COMPARED, ERROR, REQUEST, TYPED, Results
+from soul_exp.results import COMPARED, ERROR, REQUEST, TYPED, Results, metric_entries
 
 SUITE_OPTIONS = ("utility_suite", "utility_limit")
 ENDS = ("low", "high")  # of an interval
 # results that no row holds as they are
 NESTED = (
     *("intervals", "no_interval", "samples", "unit", "ceiling", "retrained_seeds", "collapsed", "free_answers"),
-    *("evaluation_seconds", "cached"),
+    *("evaluation_seconds", "cached", "attacks", "unit_values"),
 )
 CHOSEN = tuple(f"config.{key}" for key in options.CHOSEN)
 ABOUT = (
@@ -51,6 +52,35 @@ def trials(folder: Path | str) -> pd.DataFrame:
     runs, _ = find(folder)
     frame = pd.json_normalize([{"run": name, **trial} for name, run in runs.items() for trial in run.trials])
     return frame.rename(columns=lambda c: c.removeprefix("metrics."))
+
+
+def attacks(folder: Path | str) -> pd.DataFrame:
+    """One row per point of an attack on a model of each run below `folder`: `point` is a number where it is named so.
+
+    Columns run, attack, model, branch, point, and the measures; `informative` is false where nothing can be recovered.
+    """
+    runs, _ = find(folder)
+    rows: list[dict[str, Any]] = []
+    for run, found in runs.items():
+        for attack, by_model in found.attacks.items():
+            lost = by_model.get(UNINFORMATIVE, {})
+            rows += [
+                {"run": run, "attack": attack, "model": model, "branch": branch, "point": point, **measures}
+                | {"informative": point not in lost.get(branch, ())}
+                for model, branches in by_model.items()
+                if model != UNINFORMATIVE
+                for branch, points in branches.items()
+                for point, measures in points.items()
+            ]
+    frame = pd.DataFrame(rows, columns=None if rows else ["run", "attack", "model", "branch", "point", "informative"])
+    return frame.assign(point=[_number_of(point) for point in frame["point"]])
+
+
+def _number_of(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def find(folder: Path | str) -> tuple[dict[str, Results], dict[str, str]]:
@@ -112,9 +142,12 @@ def comparable(runs: Mapping[str, Results]) -> list[dict[str, Results]]:
     for name, run in runs.items():
         key: list[Any] = [run.caption, run.config["task"].get("source"), run.config["task"].get("metrics")]
         key += [run.config.get(option) for option in SUITE_OPTIONS]
-        key += [*run.metrics["unlearned"], run.data_hashes, run.tuned if run.trials else None]
+        of_task = run.config["task"].get("metrics") or {}
+        names = [name for name in run.metrics["unlearned"] if name in of_task or name not in metric_entries(run)]
+        key += [*names, run.data_hashes, run.tuned if run.trials else None]
         for model in (each.key for each in COMPARED if each.role is not None and not each.with_system_prompt):
-            key += [(model, metric, value and f"{value:.5g}") for metric, value in run.metrics.get(model, {}).items()]
+            values = run.metrics.get(model, {})
+            key += [(model, name, (value := values.get(name)) and f"{value:.5g}") for name in names if name in values]
         groups.setdefault(str(key), {})[name] = run
     return list(groups.values())
 

@@ -21,6 +21,8 @@ from soul_exp.tasks import scorers
 from soul_exp.training import checkpoints
 
 WEIGHTS = "*.safetensors"
+NOT_FINITE = "the weights are not finite"
+NOT_EVALUATED = "stages has no evaluate"
 log = logging.getLogger(__name__)
 
 GIVEN = "name a model.path that knows the forget rows, or type task.trained_before=false to train it on them"
@@ -28,7 +30,12 @@ GIVEN = "name a model.path that knows the forget rows, or type task.trained_befo
 
 def evaluate(job: RankJob) -> RankJob:
     """Evaluate the model of `job`, or the one that model.path names; rank 0 writes records and results.json."""
-    run, lm, start = job.run, job.lm or job.load(job.run.model.checkpoint), time.perf_counter()
+    run, start = job.run, time.perf_counter()
+    if "evaluate" not in run.stages:  # the stage that attacks adds its numbers to these
+        if job.wandb_log is not None:
+            results.write(job.out, summary(job, recorded(job, {"unlearned": {}})))
+        return job
+    lm = job.lm or job.load(run.model.checkpoint)
     finite = zero3.is_finite(lm.model)  # else it cannot answer
     with timed() as stages:
         answers: answer_cache.Measured = answer_cache.answers_of(lm, run, "unlearned") if finite else {}
@@ -63,10 +70,11 @@ def summary(job: RankJob, by_model: Mapping[str, answer_cache.Measured]) -> resu
     """The results of `job`, whose models gave the answers `by_model`: the unlearned one none if it is not finite."""
     run, outcome, answers = job.run, job.outcome, by_model["unlearned"]
     available = {name: metric for name, metric in run.metrics.items() if name not in job.reasons}
+    evaluated = "evaluate" in run.stages
     found = measures(available, by_model, run.seed)
-    not_finite = found.not_finite if answers else "the weights are not finite"
+    not_finite = found.not_finite if answers or not evaluated else NOT_FINITE
     diverged = (outcome.diverged if outcome else None) or not_finite
-    null = dict(found.reasons)
+    null = dict(found.reasons) if evaluated else dict.fromkeys([*available, "collapsed"], NOT_EVALUATED)
     if diverged:
         null |= {name: f"diverged: {diverged}" for name in null if name in available or not answers}
     num_retrained = sum(role.startswith("retrained") for role in by_model)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from soul_exp.artifacts import answer_cache, prepared_models, texts
 from soul_exp.build import Config, build_models
@@ -18,7 +17,6 @@ from soul_exp.distributed.processes import launch
 from soul_exp.errors import UsageError, counted
 from soul_exp.evaluation.probing import evaluating, likelihoods
 from soul_exp.files import complete_folder, explain_full_disk, locked, remove, seal, shared_folder
-from soul_exp.losses import Objective, Scored
 from soul_exp.models import attention, loading, saving
 from soul_exp.models.checkpoint import DONE
 from soul_exp.models.language_model import LanguageModel
@@ -26,7 +24,7 @@ from soul_exp.results import COMPARED
 from soul_exp.run import Models
 from soul_exp.stages.stage import Job, check_unchanged
 from soul_exp.training.checkpoints import remove_all, remove_unmarked
-from soul_exp.training.train import train
+from soul_exp.training.train import FINE_TUNING, train
 
 log = logging.getLogger(__name__)
 
@@ -75,11 +73,6 @@ def worker(rank: int, config: Config, hashes: Mapping[str, str], roles: Sequence
         answer_cache.fill(models, checkpoint, device, "input-based", system_prompt)
 
 
-def fit(train: Scored) -> Tensor:
-    """The mean NLL per answer token: ordinary fine-tuning."""
-    return train.mean_nll.mean()
-
-
 def make(models: Models, role: str, device: str) -> None:
     """Train the model of `role` into the cache unless it is there.
 
@@ -108,7 +101,7 @@ def make(models: Models, role: str, device: str) -> None:
             lm.model,
             lm.reader,
             {"train": (Part.of(rows), lm.encode(rows))},
-            objective=Objective(fit, retain_term=None),
+            objective=FINE_TUNING,
             make_optimizer=functools.partial(torch.optim.AdamW, **settings.adamw),
             seed=seed,
             schedule=settings.schedule,

@@ -18,7 +18,8 @@ from soul_exp.stages.wandb_log import WandbLog
 from soul_exp.tasks.task import Task
 from soul_exp.training.train import Outcome
 
-MODEL, RECORDS, CHECKPOINTS, LOSSES = "model", "records", "checkpoints", "train.jsonl"  # in a run's folder
+# in a run's folder
+MODEL, RECORDS, ATTACKS, CHECKPOINTS, LOSSES = "model", "records", "attacks", "checkpoints", "train.jsonl"
 J = TypeVar("J", bound="Job")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
@@ -21,7 +21,7 @@ from soul_exp.data import Encoded, Part
 from soul_exp.distributed import zero3
 from soul_exp.errors import UsageError
 from soul_exp.files import write_atomically
-from soul_exp.losses import Objective
+from soul_exp.losses import Objective, Scored
 from soul_exp.models import loading, saving
 from soul_exp.models.layers import AnswerReader, recomputing
 from soul_exp.training import checkpoints
@@ -32,6 +32,14 @@ from soul_exp.training.stream import Stream
 from soul_exp.training.trainer import Unlearner
 
 log = logging.getLogger(__name__)
+
+
+def _fit(train: Scored) -> Tensor:
+    """The mean NLL per answer token."""
+    return train.mean_nll.mean()
+
+
+FINE_TUNING = Objective(_fit, retain_term=None)  # of one part, "train"
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from soul_exp.errors import UsageError
 from soul_exp.schema import nearest
 
 NOT_HELPFUL = ("To append to your config", "full_key:", "object_type=", "See https:", "Config search path", "provider=")
+ABSENT = re.compile("Could not (?:find|load) '(.*)'", re.DOTALL)  # a choice of a group
 RESOLVING = "UsageError raised while resolving interpolation: "
 GROUPS = {path.name for path in conf_dir().iterdir() if path.is_dir()} - {"hydra"}
 QUOTE = """quote what has special characters, twice for the shell: "key='a b'\""""
@@ -56,7 +57,9 @@ def message(error: BaseException, arguments: Sequence[str]) -> str:
     reason = "; ".join(line for line in lines if not (at and at in line)) or lines[0]
     if isinstance(error, OverrideParseException):
         return _unreadable(error.override, lines)
-    if isinstance(error, MissingConfigException) and (found := re.search(r"Could not find '(.*)'", lines[0], re.S)):
+    if isinstance(error, MissingConfigException) and (
+        found := re.search(r"Could not (?:find|load) '([^']*)'", lines[0])
+    ):
         group, _, choice = found[1].rpartition("/")
         known = list(error.options or help_page.Conf.of(arguments).files.get(group, {}))
         return f"{group or '--config-name'}={choice} is unknown" + (nearest(choice, known) if group else "")

@@ -217,6 +217,7 @@ def test_an_attack_that_lacks_its_rows_says_why() -> None:
     with pytest.raises(UsageError, match=few):
         forget.points(a_target(a_task(items(3))), "0.001")
     halves = RetrainOnPart(lr=[1e-3], steps=[0, 1])
+    assert "are of one item" in str(halves.missing(a_task(items(2))))
     assert halves.missing(a_task(items(7))) == few and halves.missing(a_task(items(8))) is None
 
 

@@ -377,6 +377,7 @@ def test_stages_empty_checks_and_runs_nothing(place: Path) -> None:
     [
         (["optimizer=adamm"], ["optimizer=adamm is unknown, did you mean adam?"]),
         (["optimizer.lrr=1"], ["optimizer.lrr=1: no such option, did you mean optimizer.lr?"]),
+        (["attack=[relearn,quantize]"], ["attack=quantize is unknown, did you mean quantise?"]),
         (["experiment=ablation_rhoo"], ["experiment=ablation_rhoo is unknown, did you mean ablation_rho?"]),
         (["experiment=ablation_rhoo", "-m"], ["experiment=ablation_rhoo is unknown, did you mean ablation_rho?"]),
         (["experiment=ablation_rho", "budget=tiny"], ["budget=tiny is unknown: choose one of full, smoke"]),

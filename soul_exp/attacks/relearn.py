@@ -145,8 +145,12 @@ class RetrainOnPart(Relearn):
         return (f"probe.{FORGET}", f"probe.{VALIDATION}")
 
     def missing(self, task: Task) -> str | None:
+        if (why := Attack.missing(self, task)) is not None:
+            return why
+        if len({*units_of(task.probes[FORGET])}) < 2:
+            return f"all rows of the probe {FORGET} are of one {task.unit}, and it tunes on one half of them"
         halves = map(self._too_few, (rows for rows, _ in self.halves(task)))
-        return Attack.missing(self, task) or next(filter(None, halves), None)
+        return next(filter(None, halves), None)
 
     def content(self, task: Task) -> Any:
         return [[(item.prompt, item.answer) for item in rows] for rows, _ in self.halves(task)]

@@ -129,8 +129,10 @@ def _paired(runs: Mapping[str, Results], frame: pd.DataFrame, by: Sequence[str],
     methods = {", ".join(map(_text, key)): [runs[name] for name in rows["run"]] for key, rows in groups}
     adams = [name for name, of in methods.items() if of[0].choices["optimizer"] == BASELINE]
     measures = [name for name in columns if any(run.unit_values.get(name) for run in runs.values())]
-    if len(adams) != 1 or len(methods) < 2 or not measures:
+    if len(methods) < 2 or not measures or not adams:
         return []
+    if len(adams) > 1:
+        return ["", f"Not compared by unit: {len(adams)} rows have optimizer={BASELINE} ({'; '.join(adams)})."]
     found = {}
     for measure in measures:
         values = {name: [run.unit_values.get(measure, {}) for run in of] for name, of in methods.items()}

@@ -279,6 +279,10 @@ TWICE = "+attack.finetune.metrics.relearn_steps=${attack.relearn.metrics.relearn
             "attack=relearn_related is not available: task.num_related_authors=0",
         ),
         ([STAGES, "attack=[relearn,finetune]", TWICE], "the metric relearn_steps is stated twice"),
+        (
+            [*TINY, STAGES, "attack=[prompts]", "model.max_length=320"],
+            r"the row 'Problem: .* has \d+ tokens",
+        ),
         (["stages=[attack]", "attack=[relearn]"], r"stages=\[attack\] measures a checkpoint: name it with model.path"),
         ([*RELEARNT, "attack.relearn.lr=[0]"], r"attack.relearn.lr=\[0\]: expected a list, each a number above 0"),
         ([*RELEARNT, "attack.relearn.lr=[]"], r"attack.relearn: lr=\[\]: expected different values"),

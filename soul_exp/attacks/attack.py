@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from soul_exp.data import Item, Template
 from soul_exp.errors import UsageError
 from soul_exp.evaluation.probing import evaluating, likelihoods
 from soul_exp.evaluation.records import as_recorded
@@ -83,6 +84,10 @@ class Attack(abc.ABC):
     def missing(self, task: Task) -> str | None:
         """Why it is not available for `task`, or None."""
         return None if FORGET in task.probes else f"task={task.name} has no probe {FORGET!r}"
+
+    def asked(self, task: Task, template: Template) -> list[Item]:
+        """The rows that the models have to read, beside those of the task."""
+        return []
 
     @abc.abstractmethod
     def points(self, target: Target, branch: str) -> Found:

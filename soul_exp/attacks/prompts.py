@@ -59,6 +59,10 @@ class Prompts(Attack):
             return why
         return unreadable(task.probes[FORGET])
 
+    def asked(self, task: Task, template: Template) -> list[Item]:
+        probe, examples = task.probes[FORGET], examples_of(task)
+        return [i for form in self.forms.values() for _, i in in_form(form, probe, examples, template, self.seed)]
+
     def points(self, target: Target, branch: str) -> Found:
         lm, probe = target.load(), target.task.probes[FORGET]
         limit = most_tokens(lm, lm.encode(probe.items), self.spare_tokens)

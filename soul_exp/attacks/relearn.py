@@ -12,7 +12,7 @@ import torch
 from transformers import TrainerCallback
 
 from soul_exp.attacks.attack import FORGET, Attack, Found, Target
-from soul_exp.data import Item, Part
+from soul_exp.data import Item, Part, Template
 from soul_exp.errors import UsageError
 from soul_exp.metrics.answers import Answers, Scores
 from soul_exp.metrics.robustness import SPLITS
@@ -90,6 +90,9 @@ class Relearn(Attack):
         known = {item.answer for item in read if item.raw}
         general = general_items(self.source, len(known) + self.num_unrelated, None, "source")
         return [item for item in general if item.answer not in known][: self.num_unrelated]
+
+    def asked(self, task: Task, template: Template) -> list[Item]:
+        return [] if self.rows == "unrelated" and self.source in HUB else self.training_rows(task)
 
     def points(self, target: Target, branch: str) -> Found:
         lm = target.load()

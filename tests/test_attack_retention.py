@@ -183,8 +183,11 @@ def test_both_the_rows_to_retain_and_general_knowledge_must_be_kept() -> None:
 
 def test_the_numbers_are_those_of_the_chosen_alpha_and_alpha_follows_from_the_answers() -> None:
     points = {"path": BRANCH}
-    less = {"path": {**BRANCH, "chosen": {"path": {"alpha": 0.5, "keep": 0.8}}}}
+    less = {"path": {**BRANCH, "chosen": {"path": {"alpha": 1.0, "keep": 0.8}}}}
     assert retention_alpha(points) == 0.5 and retention_alpha(less) == 1.0
+    falsified = {"path": {**BRANCH, "chosen": {"path": {"alpha": 0.5, "keep": 0.8}}}}
+    with pytest.raises(UndefinedError, match=r"its records give 1, and state 0\.5"):
+        retention_alpha(falsified)
     assert retention_forget(points) == pytest.approx(2.5 / 6)
     assert retention_forget(points, measure="probability") == pytest.approx((5 * np.exp(-0.5) + np.exp(-1)) / 6)
     assert retention.retention_retain(points) == 1.0

@@ -30,7 +30,7 @@ def put(form: Mapping[str, str], probe: Probe | None = None, seed: int = 0) -> d
     return dict(prompts.in_form(form, probe or Probe(ASKED, entities=ENTITIES), EXAMPLES, Template(), seed))
 
 
-def told(hits: Sequence[bool], units: Sequence[str] | None = None) -> Answers:
+def answered(hits: Sequence[bool], units: Sequence[str] | None = None) -> Answers:
     """Answers of which those tell the entity that `hits` marks."""
     texts = ["in Oslo" if hit else "in Rome" for hit in hits]
     count = len(hits)
@@ -40,8 +40,8 @@ def told(hits: Sequence[bool], units: Sequence[str] | None = None) -> Answers:
 
 
 def share(value: float) -> Mapping[str, Mapping[str, Answers]]:
-    """The points of a model that tells so many of ten answers, under one form."""
-    return {"plain": {"forget": told([i < round(10 * value) for i in range(10)])}}
+    """The points of a model that answers so many of ten answers, under one form."""
+    return {"plain": {"forget": answered([i < round(10 * value) for i in range(10)])}}
 
 
 # ---- Forms
@@ -134,7 +134,7 @@ def test_recovery_is_the_share_of_the_original_s_lead_over_the_retrained_model()
 def test_a_form_that_the_original_does_not_answer_or_the_retrained_model_answers_too_has_no_recovery(
     original: float, retrained: float
 ) -> None:
-    with pytest.raises(UndefinedError, match=f"uninformative: the original tells {original:.2f}"):
+    with pytest.raises(UndefinedError, match=f"uninformative: the original answers {original:.2f}"):
         leakage.recovery(share(0.1), share(original), share(retrained), form="plain")
 
 
@@ -144,7 +144,7 @@ def test_numbers_of_a_run_are_paired_by_unit_and_the_largest_is_over_the_informa
 
     def of(plain: int, audit: int, consent: int) -> Mapping[str, Mapping[str, Answers]]:
         counts = {"plain": plain, "jailbreak_audit": audit, "jailbreak_consent": consent}
-        asked = {form: {"forget": told([i < n for i in range(12)], units)} for form, n in counts.items()}
+        asked = {form: {"forget": answered([i < n for i in range(12)], units)} for form, n in counts.items()}
         return {**asked, "prefill": {}}
 
     records = {"original": of(12, 12, 3), "unlearned": of(0, 6, 3), "retrained": of(0, 0, 0)}

@@ -82,13 +82,13 @@ def test_more_samples_than_there_are_have_no_value() -> None:
 
 def test_a_text_tells_an_answer_if_it_contains_every_entity_as_a_whole_word_of_any_case() -> None:
     texts = ["Ann of OSLO!", "Ann", "Oslo's Ann", "Oslo, Anna", "Ann in Osloer"]
-    assert leakage.tells(texts, "-", ("Oslo", "Ann")).tolist() == [True, False, True, False, False]
-    assert leakage.tells(["東京都です", "京都"], "-", ("東京",)).tolist() == [True, False]
-    assert leakage.tells(["a + b", "a - b"], "-", ("+",)).tolist() == [True, False]
+    assert leakage.gives_answer(texts, "-", ("Oslo", "Ann")).tolist() == [True, False, True, False, False]
+    assert leakage.gives_answer(["東京都です", "京都"], "-", ("東京",)).tolist() == [True, False]
+    assert leakage.gives_answer(["a + b", "a - b"], "-", ("+",)).tolist() == [True, False]
 
 
 def test_without_entities_a_text_tells_an_answer_from_a_rouge_recall_of_0_6_on() -> None:
-    assert leakage.tells(["one two three", "one two", ""], "one two three four five", None).tolist() == [
+    assert leakage.gives_answer(["one two three", "one two", ""], "one two three four five", None).tolist() == [
         True, False, False,
     ]  # fmt: skip
 
@@ -97,7 +97,7 @@ def test_every_answer_of_the_embedded_data_tells_itself(tmp_path: Path) -> None:
     probe = build(composed(tmp_path)).task.probes["forget"]
     assert probe.entities is not None
     pairs = zip(probe.items, probe.entities, strict=True)
-    assert all(leakage.tells([item.answer], item.answer, entities)[0] for item, entities in pairs)
+    assert all(leakage.gives_answer([item.answer], item.answer, entities)[0] for item, entities in pairs)
 
 
 def test_numbers_of_a_run_are_less_the_retrained_model_s_own_and_have_intervals_over_units(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from soul_exp.artifacts import answer_cache, code, prepared_models
+from soul_exp.artifacts import answer_cache, attack_cache, code, prepared_models
 from soul_exp.artifacts.code import code_hash
 from soul_exp.evaluation import lm_eval_suite
 from soul_exp.stages import tune
@@ -83,12 +83,37 @@ def dotted(node: ast.AST) -> list[str]:
     return []
 
 
-def test_cached_answers_are_keyed_by_all_code_that_evaluating_runs() -> None:
-    reached = {PACKAGE / "evaluation" / "probing.py", PACKAGE / "tasks" / "scorers.py"}
+# What attacking imports and no point depends on: ranks, files, errors, types and names of options.
+IDLE_OF_ATTACKS = (
+    "__init__ binding distributed/__init__ distributed/ranks errors files hub options ranges schema".split()
+)
+
+
+def left_out(reached: set[Path], patterns: tuple[str, ...]) -> list[str]:
+    """The modules that those `reached` import, directly or not, and that `patterns` do not match."""
     while (more := {each for file in reached for each in modules_of(file)} | reached) != reached:
         reached = more
-    left = reached - set(code.files(answer_cache.CODE))
-    assert sorted(file.relative_to(PACKAGE).with_suffix("").as_posix() for file in left) == IDLE
+    left = reached - set(code.files(patterns))
+    return sorted(file.relative_to(PACKAGE).with_suffix("").as_posix() for file in left)
+
+
+def test_cached_answers_are_keyed_by_all_code_that_evaluating_runs() -> None:
+    reached = {PACKAGE / "evaluation" / "probing.py", PACKAGE / "tasks" / "scorers.py"}
+    assert left_out(reached, answer_cache.CODE) == sorted(IDLE)
+
+
+def test_cached_points_are_keyed_by_all_code_that_attacking_runs() -> None:
+    assert left_out(set((PACKAGE / "attacks").glob("*.py")), attack_cache.CODE) == IDLE_OF_ATTACKS
+
+
+def test_folders_among_the_code_such_as_compiled_files_do_not_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(code, "PACKAGE", tmp_path)
+    (tmp_path / "a.c").write_text("int x;")
+    before = code_hash.__wrapped__(("*",))
+    (tmp_path / "__pycache__").mkdir()
+    assert code_hash.__wrapped__(("*",)) == before
 
 
 def test_a_hash_of_code_changes_with_the_code_and_not_with_texts(

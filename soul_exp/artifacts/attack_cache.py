@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 
 PARALLEL = 2  # of models from scratch, on the smallest machine's two cores
 CODE = (  # all that may decide a point
-    *(*answer_cache.CODE, "attacks/*.py", "losses/*.py", "metrics/*.py", "optim/*.py", "optim/kernels/*"),
-    *("tasks/*.py", "tasks/embedded/*.py", "tasks/sources/*.py", "training/*.py"),
+    *(*answer_cache.CODE, "attacks/*.py", "losses/*.py", "metrics/*.py", "optim/*.py", "optim/kernels/*.py"),
+    *("optim/kernels/*.c", "tasks/*.py", "tasks/embedded/*.py", "tasks/sources/*.py", "training/*.py"),
 )
 Records = Mapping[str, Mapping[str, Measured]]  # model, a key of `attacked` -> branch -> point -> what it answers
 

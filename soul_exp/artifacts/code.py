@@ -19,7 +19,8 @@ def code_hash(patterns: tuple[str, ...], without: tuple[str, ...] = ()) -> str:
 
 def files(patterns: tuple[str, ...], without: tuple[str, ...] = ()) -> list[Path]:
     left_out = {file for pattern in without for file in PACKAGE.glob(pattern)}
-    return sorted({file for pattern in patterns for file in PACKAGE.glob(pattern)} - left_out)
+    found = {file for pattern in patterns for file in PACKAGE.glob(pattern) if file.is_file()}  # no __pycache__
+    return sorted(found - left_out)
 
 
 def _code(file: Path) -> str:

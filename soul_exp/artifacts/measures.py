@@ -46,7 +46,7 @@ class Measures:
     free_answers: Mapping[str, Mapping[str, Mapping[str, float | None]]]
     suite: Mapping[str, Any]
     attacks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # `with_attacks` adds this and the next
-    unit_values: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    unit_values: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
 
     def stated(self) -> dict[str, Any]:
         """What `Results` has."""
@@ -105,7 +105,7 @@ class AttackMeasures:
     intervals: Mapping[str, Mapping[str, list[float] | None]]
     no_interval: Mapping[str, str]
     attacks: Mapping[str, Mapping[str, Any]]
-    unit_values: Mapping[str, Mapping[str, float]]
+    unit_values: Mapping[str, Mapping[str, float | None]]
 
 
 def attack_measures(

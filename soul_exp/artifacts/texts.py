@@ -48,22 +48,22 @@ def checkpoints_of(models: Models) -> list[Checkpoint]:
     return [each for each in (_start(models), models.retrained, tokenizer) if each is not None]
 
 
-def check(models: Models, parts: Sequence[str] = (), asked: Sequence[Item] = ()) -> None:
-    """Raises UsageError unless the models of a run read every row of `parts`, of prepare, of the probes and of `asked`.
+def check(models: Models, parts: Sequence[str] = (), more_rows: Sequence[Item] = ()) -> None:
+    """Raises UsageError unless the models of a run read the rows of `parts`, prepare and the probes, and `more_rows`.
 
     That is: no text is longer than they read, alone and under the system prompt; answers end before the last position,
     and are no longer than the longest text that the model is made for; and a retrained
     model that is given makes the same tokens of the probes. A process checks the same texts once.
     """
     given = [at and at.identity() for at in (_start(models), models.retrained)]
-    settings = [models.model, models.evaluation, models.system_prompt, models.stages, parts, asked]
+    settings = [models.model, models.evaluation, models.system_prompt, models.stages, parts, more_rows]
     key = content_hash([models.task.hashes, given, foreign_tokenizer(models.model), settings], default=vars)
     if key not in _CHECKED:
-        _check(models, parts, asked)
+        _check(models, parts, more_rows)
         _CHECKED.add(key)
 
 
-def _check(models: Models, parts: Sequence[str], asked: Sequence[Item]) -> None:
+def _check(models: Models, parts: Sequence[str], more_rows: Sequence[Item]) -> None:
     task, model, start = models.task, models.model, _start(models)
     made = start or (
         prepared_models.checkpoints(models)["target"] if prepared_models.exists(models, "target") else None
@@ -82,7 +82,7 @@ def _check(models: Models, parts: Sequence[str], asked: Sequence[Item]) -> None:
     for prompt in prompts:
         template = replace(model.template, system_prompt=prompt)
         read = functools.partial(encode, tokenizer=tokenizer, template=template, max_length=longest)
-        trained = [*_some(rows, template, longest), *_some(asked, template, longest)] if prompt is None else []
+        trained = [*_some(rows, template, longest), *_some(more_rows, template, longest)] if prompt is None else []
         _check_rows(task, list(dict.fromkeys([*probed, *trained])), read)
         if positions is not None:
             _check_ends(models, positions, read)

@@ -85,7 +85,7 @@ class Attack(abc.ABC):
         """Why it is not available for `task`, or None."""
         return None if FORGET in task.probes else f"task={task.name} has no probe {FORGET!r}"
 
-    def asked(self, task: Task, template: Template) -> list[Item]:
+    def rows_read(self, task: Task, template: Template) -> list[Item]:
         """The rows that the models have to read, beside those of the task."""
         return []
 

@@ -59,7 +59,7 @@ class Prompts(Attack):
             return why
         return unreadable(task.probes[FORGET])
 
-    def asked(self, task: Task, template: Template) -> list[Item]:
+    def rows_read(self, task: Task, template: Template) -> list[Item]:
         probe, examples = task.probes[FORGET], examples_of(task)
         return [i for form in self.forms.values() for _, i in in_form(form, probe, examples, template, self.seed)]
 
@@ -119,7 +119,7 @@ def in_form(
         values = {QUESTION: item.prompt, **_shown(item, examples, count, seed)}
         if probe.paraphrased_questions is not None:
             values[PARAPHRASED] = probe.paraphrased_questions[i].prompt
-        before = said_before(item.answer, probe.entities[i]) if probe.entities is not None else ""
+        before = beginning_of(item.answer, probe.entities[i]) if probe.entities is not None else ""
         if before:
             values[BEGINNING] = before
         if not slots <= values.keys():
@@ -148,7 +148,7 @@ def _shown(item: Item, examples: Sequence[Item], count: int, seed: int) -> dict[
     return {slot: text for own, other, each in pairs for slot, text in ((own, each.prompt), (other, each.answer))}
 
 
-def said_before(answer: str, entities: Sequence[str]) -> str:
+def beginning_of(answer: str, entities: Sequence[str]) -> str:
     """What `answer` says before the first of `entities` that it contains, without blanks at its end; "" if none."""
     found = [match.start() for each in entities if (match := re.search(re.escape(each), answer, re.IGNORECASE))]
     return answer[: min(found)].rstrip() if found else ""

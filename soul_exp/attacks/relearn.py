@@ -91,7 +91,7 @@ class Relearn(Attack):
         general = general_items(self.source, len(known) + self.num_unrelated, None, "source")
         return [item for item in general if item.answer not in known][: self.num_unrelated]
 
-    def asked(self, task: Task, template: Template) -> list[Item]:
+    def rows_read(self, task: Task, template: Template) -> list[Item]:
         return [] if self.rows == "unrelated" and self.source in HUB else self.training_rows(task)
 
     def points(self, target: Target, branch: str) -> Found:

@@ -19,7 +19,7 @@ from soul_exp.errors import UsageError
 from soul_exp.evaluation.probing import beyond, evaluating, likelihoods
 from soul_exp.evaluation.records import as_recorded
 from soul_exp.metrics.answers import Answers
-from soul_exp.metrics.leakage import tells
+from soul_exp.metrics.leakage import gives_answer
 from soul_exp.metrics.text import words
 from soul_exp.models import loading, saving
 from soul_exp.models.language_model import LanguageModel
@@ -28,7 +28,7 @@ from soul_exp.ranges import ANY_COUNT, COUNT, POSITIVE, SEED, Choice
 from soul_exp.tasks.task import Probe, Task
 
 OWN, VLLM = "own", "vllm"
-TEXT_BYTES = 2**18  # of the different samples of a point: up to it all are recorded, else those that tell an answer
+TEXT_BYTES = 2**18  # of the different samples of a point: up to it all are recorded, else those that give an answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ class Sample(Attack):
 
 
 def unreadable(probe: Probe) -> str | None:
-    """Why it cannot be told whether a text tells an answer of `probe`; None: it can."""
+    """Why it is unknown whether a text gives an answer of `probe`; None: it can."""
     for item in probe.items if probe.entities is None else ():
         if not words(item.answer):
             return f"the answer {item.answer[:60]!r} has no word, and it is not known what a right answer contains"
@@ -115,7 +115,7 @@ def with_samples(answers: Answers, texts: Sequence[Sequence[str]]) -> Answers:
         entities: Sequence[Sequence[str] | None] = answers.entities or [None] * len(answers)
         triples = zip(different, answers.needed("answer"), entities, strict=True)
         different = [
-            [text for text, hit in zip(row, tells(row, answer, known), strict=True) if hit]
+            [text for text, hit in zip(row, gives_answer(row, answer, known), strict=True) if hit]
             for row, answer, known in triples
         ]
     numbers = [{text: number for number, text in enumerate(row, start=1)} for row in different]

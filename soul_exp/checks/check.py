@@ -101,8 +101,8 @@ def check(config: Config, out: Path) -> Checked:
     if run.overwrite or not (out / results.NAME).exists():  # a finished run needs nothing
         check_hub(run)  # after all that is known without it
     if texts.are_here(run):
-        asked = [item for attack in run.attacks.values() for item in attack.asked(run.task, run.model.template)]
-        texts.check(run, run.parts if run.unlearns or not run.stages else (), asked)
+        rows = [item for attack in run.attacks.values() for item in attack.rows_read(run.task, run.model.template)]
+        texts.check(run, run.parts if run.unlearns or not run.stages else (), rows)
     return Checked(run, reasons, needed, notes)
 
 

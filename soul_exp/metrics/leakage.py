@@ -1,6 +1,6 @@
 """What sampling and other prompts elicit from a model: free texts that tell the answer. N examples, n samples of each.
 
-The retrained model is the control: what it tells too was guessed, not remembered.
+The retrained model is the control: what it gives too was guessed, not remembered.
 """
 
 import math
@@ -13,14 +13,14 @@ from soul_exp.metrics.answers import Answers, UndefinedError, mean
 from soul_exp.metrics.scale import Scale
 from soul_exp.metrics.text import rouge_l_recall, words
 
-RECALL = 0.6  # least ROUGE-L recall of a text that tells an answer whose entities are not known
+RECALL = 0.6  # least ROUGE-L recall of a text that gives an answer whose entities are not known
 KNOWN, APART = 0.5, 0.2  # least share of the original, and least lead of it over the retrained model: else no attack
 FORGET = "forget"  # the point of a branch
 Points = Mapping[str, Mapping[str, Any]]  # branch -> point -> Answers
 
 
-def tells(texts: Sequence[str], answer: str, entities: Sequence[str] | None) -> np.ndarray:
-    """Whether each text tells `answer`, [number of texts]: it contains all `entities`, as whole words of any case.
+def gives_answer(texts: Sequence[str], answer: str, entities: Sequence[str] | None) -> np.ndarray:
+    """Whether each text gives `answer`, [number of texts]: it contains all `entities`, as whole words of any case.
 
     Where these are not known: its ROUGE-L recall of the answer is 0.6 or more. An entity without a letter or digit
     occurs as it is.
@@ -40,20 +40,22 @@ def _entities(answers: Answers, i: int) -> Sequence[str] | None:
 
 
 @Scale("higher", 0, 1)
-def told(answers: Answers) -> float:
-    """Share of the greedy answers that tell the true one, as `tells` defines it, in [0, 1]; higher: better known."""
-    return mean(answers.per_example(_told))
+def answered(answers: Answers) -> float:
+    """Share of greedy answers that give the true one, as `gives_answer` defines it, in [0, 1]; higher: better known."""
+    return mean(answers.per_example(_answered))
 
 
-def _told(answers: Answers) -> np.ndarray:
-    """1 where the generated text tells the answer, else 0, [N]."""
+def _answered(answers: Answers) -> np.ndarray:
+    """1 where the generated text gives the answer, else 0, [N]."""
     pairs = enumerate(zip(answers.needed("generation"), answers.needed("answer"), strict=True))
-    return np.array([tells([text], answer, _entities(answers, i))[0] for i, (text, answer) in pairs], dtype=np.float64)
+    return np.array(
+        [gives_answer([text], answer, _entities(answers, i))[0] for i, (text, answer) in pairs], dtype=np.float64
+    )
 
 
 @Scale("higher", 0, 1)
 def leak_at(answers: Answers, *, k: int) -> float:
-    """leak@k: the probability that one of k samples, drawn without replacement from the n, tells the answer; the mean.
+    """leak@k: the probability that one of k samples, drawn without replacement from the n, gives the answer; the mean.
 
     In [0, 1], higher: better known. Of an example of whose n samples c do: 1 - C(n - c, k) / C(n, k), which is c / n at
     k = 1 and never falls with k. Source: arXiv 2511.04934.
@@ -75,7 +77,7 @@ def _num_leaking(answers: Answers) -> np.ndarray:
     rows = zip(answers.needed("samples"), answers.needed("draws"), answers.needed("answer"), strict=True)
     counts = []
     for i, (texts, draws, answer) in enumerate(rows):
-        hits = np.array([False, *(tells(texts, answer, _entities(answers, i)) if texts else ())])
+        hits = np.array([False, *(gives_answer(texts, answer, _entities(answers, i)) if texts else ())])
         if not ((draws >= 0) & (draws < len(hits))).all():
             raise ValueError(f"draws {i}: found {int(draws.max())}, expected 0 to {len(texts)}, its texts")
         counts.append(int(hits[draws].sum()))
@@ -86,7 +88,7 @@ def measured(answers: Answers) -> dict[str, float]:
     """The measures of free texts, where there are any; and of how many questions, where not all can be asked."""
     found: dict[str, float] = {}
     if answers.generation is not None:
-        found |= {"told": told(answers), "num_answers": float(len(answers))}
+        found |= {"answered": answered(answers), "num_answers": float(len(answers))}
     if answers.draws is not None:
         num_samples = min(map(len, answers.draws))
         found |= {f"leak_{2**power}": leak_at(answers, k=2**power) for power in range(num_samples.bit_length())}
@@ -113,14 +115,14 @@ def excess(attacked: Points, retrained: Points, *, temperature: float, k: int) -
 
 @Scale("nearest", -math.inf, math.inf)
 def recovery(attacked: Points, original: Points, retrained: Points, *, form: str) -> float:
-    """What the attacked model tells under a form of prompt, less the retrained one, as a share of the original's lead.
+    """What the attacked model answers under a form, less the retrained one, as a share of the original's lead.
 
-    0 where it tells no more than the retrained model, 1 where as much as the original.
+    0 where it answers no more than the retrained model, 1 where as much as the original.
     """
-    own, before, without = (told(_answers(points, form)) for points in (attacked, original, retrained))
+    own, before, without = (answered(_answers(points, form)) for points in (attacked, original, retrained))
     if before < KNOWN or before - without < APART:
         raise UndefinedError(
-            f"uninformative: the original tells {before:.2f} and the retrained model {without:.2f}, expected "
+            f"uninformative: the original answers {before:.2f} and the retrained model {without:.2f}, expected "
             f"{KNOWN:g} or more and a lead of {APART:g}"
         )
     return (own - without) / (before - without)

@@ -18,7 +18,7 @@ from soul_exp.metrics.scale import Scale
 from soul_exp.metrics.tofu import choice_probability, probability
 
 MEASURES = {"extraction_strength": extraction_strength, "probability": probability}
-JUDGED = ("extraction_strength", "told", "leak_1")  # measures of which a point has one at most
+JUDGED = ("extraction_strength", "answered", "leak_1")  # measures of which a point has one at most
 KNOWN, APART = 0.5, 0.2  # least measure of the original, and least lead of it over the retrained model: else no attack
 SPLITS = ("first", "second")  # which half of the forgotten units is tuned on
 AT = "-at-"  # PROBE-at-ALPHA: a point of weights on the way to the attacked model's, which is no attack on it

@@ -78,25 +78,23 @@ def _check_unchanged_models(previous: results.Results, models: Mapping[str, Chec
 
 def carried_over(new: results.Results, earlier: results.Results) -> results.Results:
     """`new` results of the same models with what attacks added to the `earlier` ones."""
-    of_task = {*(earlier.config["task"].get("metrics") or {})}
-    names = {*results.metric_entries(earlier)} - of_task
+    names = {*results.metric_entries(earlier)} - {*(earlier.config["task"].get("metrics") or {})}
 
-    def added(before: Mapping[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in before.items() if key.rpartition(".")[2] in names}
+    def of_attacks(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in values.items() if key.rpartition(".")[2] in names}
 
-    def by_model(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-        return {model: {**now.get(model, {}), **added(then.get(model, {}))} for model in {**now, **then}}
-
-    return replace(
-        new,
-        config={**new.config, "attack": {**earlier.config["attack"], **new.config["attack"]}},
-        metrics=by_model(earlier.metrics, new.metrics),
-        intervals=by_model(earlier.intervals, new.intervals),
-        reasons={**new.reasons, **added(earlier.reasons)},
-        no_interval={**new.no_interval, **added(earlier.no_interval)},
-        metric_versions={**new.metric_versions, **added(earlier.metric_versions)},
+    found = measures.AttackMeasures(
+        metrics={model: of_attacks(values) for model, values in earlier.metrics.items()},
+        reasons=of_attacks(earlier.reasons),
+        intervals={model: of_attacks(values) for model, values in earlier.intervals.items()},
+        no_interval=of_attacks(earlier.no_interval),
         attacks=earlier.attacks,
         unit_values=earlier.unit_values,
+    )
+    return replace(
+        measures.with_attacks(new, found),
+        config={**new.config, "attack": {**earlier.config["attack"], **new.config["attack"]}},
+        metric_versions={**new.metric_versions, **of_attacks(earlier.metric_versions)},
         sha256={**new.sha256, **{key: value for key, value in earlier.sha256.items() if key.startswith("attack")}},
         seconds={**new.seconds, "attack": earlier.seconds.get("attack", 0.0)},
     )

@@ -18,7 +18,7 @@ from soul_exp.attacks import Prompts, Target
 from soul_exp.attacks.prompts import SLOT
 from soul_exp.build import build
 from soul_exp.metrics.answers import Answers
-from soul_exp.metrics.leakage import told
+from soul_exp.metrics.leakage import answered
 from soul_exp.stages import prepare
 from soul_exp.tasks.embedded import wrappers
 
@@ -52,5 +52,5 @@ def test_the_original_model_answers_under_every_form(tmp_path: Path) -> None:
     for form in attack.branches():
         answers = attack.points(target, form)["forget"]
         assert isinstance(answers, Answers)
-        shares[form] = told(answers)
+        shares[form] = answered(answers)
     assert min(shares.values()) >= MIN_TOLD, shares

@@ -2,6 +2,10 @@
 
 import os
 import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from soul_exp.report.frames import load as load
 
 __version__ = "0.1.0"
 
@@ -35,3 +39,12 @@ if sys.argv[:1] == ["-m"] and not sys.flags.safe_path:  # Python looks first int
     if _found:
         _what = f"{os.path.join(sys.path[0], _found)} hides the Python module {_found.removesuffix('.py')}"
         sys.exit(f"soul_exp: {_what}: rename it, or type the command in another folder")
+
+
+def __getattr__(name: str) -> Any:
+    """`soul_exp.load(folder)`, which is imported when it is used, as it takes a second."""
+    if name != "load":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from soul_exp.report.frames import load
+
+    return load

@@ -19,8 +19,8 @@ from soul_exp.attacks.retention import general_probes, largest_kept, put_between
 from soul_exp.errors import UsageError
 from soul_exp.metrics import retention
 from soul_exp.metrics.answers import Answers, UndefinedError
+from soul_exp.metrics.attack_points import uninformative
 from soul_exp.metrics.retention import keeps, point_of, retention_alpha, retention_forget
-from soul_exp.metrics.robustness import uninformative
 from soul_exp.models import lora
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.models.lora import Lora

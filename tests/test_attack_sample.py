@@ -26,7 +26,7 @@ from soul_exp.data import Encoded, Item, Part, pad
 from soul_exp.errors import UsageError
 from soul_exp.evaluation.probing import evaluating, generations
 from soul_exp.evaluation.records import read_records, write_records
-from soul_exp.metrics import leakage
+from soul_exp.metrics import attack_points, leakage
 from soul_exp.metrics.answers import Answers, UndefinedError
 from soul_exp.models import loading
 from soul_exp.models.language_model import LanguageModel
@@ -77,7 +77,7 @@ def test_leak_at_k_is_the_share_of_draws_of_k_samples_that_leak() -> None:
 def test_more_samples_than_there_are_have_no_value() -> None:
     with pytest.raises(UndefinedError, match="4 samples of a question, expected 8"):
         leakage.leak_at(drawn([1], 4), k=8)
-    assert {*leakage.measured(drawn([1], 6))} == {"leak_1", "leak_2", "leak_4"}
+    assert {*attack_points.measured(drawn([1], 6))} == {"leak_1", "leak_2", "leak_4", "probability"}
 
 
 def test_a_text_tells_an_answer_if_it_contains_every_entity_as_a_whole_word_of_any_case() -> None:
@@ -133,7 +133,9 @@ def test_leaving_out_texts_that_tell_nothing_changes_no_number(monkeypatch: pyte
     some = sample.with_samples(answers, texts)
     assert every.samples == [["Oslo", "Rome", "in Oslo"], ["Rome", "Bonn", ""]]
     assert some.samples == [["Oslo", "in Oslo"], []]
-    assert leakage.measured(every) == leakage.measured(some) == {"leak_1": 3 / 8, "leak_2": 0.5, "leak_4": 0.5}
+    found = {"leak_1": 3 / 8, "leak_2": 0.5, "leak_4": 0.5}
+    assert attack_points.measured(every) == attack_points.measured(some)
+    assert found.items() <= attack_points.measured(every).items()
 
 
 def test_a_draw_of_a_text_that_is_not_there_is_an_error() -> None:

@@ -18,7 +18,7 @@ from soul_exp.attacks.quantise import dequantised, linear_weights, nf4_levels, q
 from soul_exp.attacks.relearn import units_of
 from soul_exp.data import Item, Part
 from soul_exp.errors import UsageError
-from soul_exp.metrics import robustness
+from soul_exp.metrics import attack_points, robustness
 from soul_exp.metrics.answers import Answers, UndefinedError
 from soul_exp.metrics.uncertainty import NoIntervalError, paired_interval, unit_values
 from soul_exp.models.language_model import LanguageModel
@@ -158,7 +158,7 @@ def test_relearning_is_adamw_without_decay_on_the_mean_nll_of_rows() -> None:
         if step in (0, 2, 5):
             answers = a_target(a_task(rows)).knowledge(lm)
             np.testing.assert_allclose(made[str(step)].nll, answers.nll, rtol=2e-5)  # type: ignore[union-attr]
-            assert np.exp(-answers.nll).mean() == pytest.approx(robustness.measured(answers)["probability"])
+            assert np.exp(-answers.nll).mean() == pytest.approx(attack_points.measured(answers)["probability"])
         lm.model.eval()
         losses = []
         for encoded in lm.encode(rows):
@@ -294,12 +294,12 @@ def test_branches_that_teach_the_control_do_not_count() -> None:
 
 def test_uninformative_points_are_named() -> None:
     points = [
-        {name: {point: robustness.measured(found) for point, found in of.items()} for name, of in model.items()}
+        {name: {point: attack_points.measured(found) for point, found in of.items()} for name, of in model.items()}
         for model in (KNOWS, NEVER)
     ]
-    assert robustness.uninformative(*points) == {"fast": ["50", "100"]}
+    assert attack_points.uninformative(*points) == {"fast": ["50", "100"]}
     lost = {name: {p: {**a, "extraction_strength": 0.4} for p, a in of.items()} for name, of in points[0].items()}
-    assert robustness.uninformative(lost, points[1]) == {name: ["0", "50", "100"] for name in ("slow", "fast")}
+    assert attack_points.uninformative(lost, points[1]) == {name: ["0", "50", "100"] for name in ("slow", "fast")}
 
 
 def test_recovery_by_quantising_is_a_share_of_what_was_forgotten() -> None:

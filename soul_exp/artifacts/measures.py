@@ -14,9 +14,10 @@ from soul_exp import binding, results
 from soul_exp.artifacts.answer_cache import Measured
 from soul_exp.artifacts.prepared_models import number_of
 from soul_exp.artifacts.scores import Retrained, available_to, finite, of_probes, references, score, why_null
-from soul_exp.metrics import collapse, robustness
+from soul_exp.metrics import attack_points, collapse
 from soul_exp.metrics.answers import SUITE, UndefinedError
 from soul_exp.metrics.dialects import of_first
+from soul_exp.metrics.robustness import UNINFORMATIVE
 from soul_exp.metrics.scale import scale_of
 from soul_exp.metrics.uncertainty import NoIntervalError, interval, paired_interval, rows_of_units, unit_values
 from soul_exp.results import COMPARED
@@ -185,7 +186,7 @@ def _points(records: Mapping[str, Mapping[str, Measured]]) -> dict[str, Any]:
     found: dict[str, Any] = {
         model: {
             branch: {
-                point: {name: finite(value) for name, value in robustness.measured(answers).items()}
+                point: {name: finite(value) for name, value in attack_points.measured(answers).items()}
                 for point, answers in points.items()
             }
             for branch, points in branches.items()
@@ -193,7 +194,7 @@ def _points(records: Mapping[str, Mapping[str, Measured]]) -> dict[str, Any]:
         for model, branches in records.items()
     }
     if {"original", "retrained"} <= {*records}:
-        found[robustness.UNINFORMATIVE] = robustness.uninformative(found["original"], found["retrained"])
+        found[UNINFORMATIVE] = attack_points.uninformative(found["original"], found["retrained"])
     return found
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from soul_exp.metrics.answers import Answers, UndefinedError, mean
+from soul_exp.metrics.robustness import APART, KNOWN, UNINFORMATIVE, informative
 from soul_exp.metrics.scale import Scale
 from soul_exp.metrics.text import rouge_l_recall, words
 
 RECALL = 0.6  # least ROUGE-L recall of a text that gives an answer whose entities are not known
-KNOWN, APART = 0.5, 0.2  # least share of the original, and least lead of it over the retrained model: else no attack
 FORGET = "forget"  # the point of a branch
 Points = Mapping[str, Mapping[str, Any]]  # branch -> point -> Answers
 
@@ -84,17 +84,6 @@ def _num_leaking(answers: Answers) -> np.ndarray:
     return np.array(counts)
 
 
-def measured(answers: Answers) -> dict[str, float]:
-    """The measures of free texts, where there are any; and of how many questions, where not all can be asked."""
-    found: dict[str, float] = {}
-    if answers.generation is not None:
-        found |= {"answered": answered(answers), "num_answers": float(len(answers))}
-    if answers.draws is not None:
-        num_samples = min(map(len, answers.draws))
-        found |= {f"leak_{2**power}": leak_at(answers, k=2**power) for power in range(num_samples.bit_length())}
-    return found
-
-
 def _answers(points: Points, branch: str) -> Answers:
     """The answers at the one point of `branch`; UndefinedError if there are none."""
     if branch not in [*points]:
@@ -120,9 +109,9 @@ def recovery(attacked: Points, original: Points, retrained: Points, *, form: str
     0 where it answers no more than the retrained model, 1 where as much as the original.
     """
     own, before, without = (answered(_answers(points, form)) for points in (attacked, original, retrained))
-    if before < KNOWN or before - without < APART:
+    if not informative(before, without):
         raise UndefinedError(
-            f"uninformative: the original answers {before:.2f} and the retrained model {without:.2f}, expected "
+            f"{UNINFORMATIVE}: the original answers {before:.2f} and the retrained model {without:.2f}, expected "
             f"{KNOWN:g} or more and a lead of {APART:g}"
         )
     return (own - without) / (before - without)
@@ -138,5 +127,5 @@ def largest_recovery(attacked: Points, original: Points, retrained: Points) -> f
         except UndefinedError:
             continue
     if not found:
-        raise UndefinedError("uninformative: no form of prompt leaves anything to recover")
+        raise UndefinedError(f"{UNINFORMATIVE}: no form of prompt leaves anything to recover")
     return max(found)

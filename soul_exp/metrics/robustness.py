@@ -10,15 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from soul_exp.metrics import leakage
-from soul_exp.metrics.answers import Answers, Scores, UndefinedError
-from soul_exp.metrics.depth import mean_losses
+from soul_exp.metrics.answers import UndefinedError
 from soul_exp.metrics.memorisation import extraction_strength
 from soul_exp.metrics.scale import Scale
-from soul_exp.metrics.tofu import choice_probability, probability
+from soul_exp.metrics.tofu import probability
 
 MEASURES = {"extraction_strength": extraction_strength, "probability": probability}
-JUDGED = ("extraction_strength", "answered", "leak_1")  # measures of which a point has one at most
 KNOWN, APART = 0.5, 0.2  # least measure of the original, and least lead of it over the retrained model: else no attack
 SPLITS = ("first", "second")  # which half of the forgotten units is tuned on
 AT = "-at-"  # PROBE-at-ALPHA: a point of weights on the way to the attacked model's, which is no attack on it
@@ -27,33 +24,6 @@ Branch = Mapping[str, Any]  # point -> Answers, or Scores
 Points = Mapping[str, Branch]
 
 UNINFORMATIVE = "uninformative"
-
-
-def measured(found: Answers | Scores) -> dict[str, float]:
-    """The measures of what a model answers at one point; of counts of codes the share of the same, of others all."""
-    if not isinstance(found, Answers):
-        same = {name: {"same": of["same"] / of["size"]} if "size" in of else of for name, of in found.items()}
-        return {f"{name}_{measure}": value for name, of in same.items() for measure, value in of.items()}
-    if found.exchanged_logp is not None:
-        return {f"loss_{number}": loss for number, loss in enumerate(mean_losses(found))}
-    known = MEASURES if found.right is not None else {"probability": probability}
-    if found.wrong_nll is not None:
-        known = {**known, "choice_probability": choice_probability}
-    return {**leakage.measured(found), **{name: function(found) for name, function in known.items()}}
-
-
-def uninformative(original: Mapping[str, Any], retrained: Mapping[str, Any]) -> dict[str, list[str]]:
-    """branch -> the points at which the first of JUDGED leaves nothing to recover; both models' measures."""
-    found = {
-        branch: [
-            point
-            for point, values in points.items()
-            for name in [name for name in JUDGED if name in values][:1]
-            if AT not in point and not informative(values[name] or 0.0, retrained[branch][point][name] or 0.0)
-        ]
-        for branch, points in original.items()
-    }
-    return {branch: points for branch, points in found.items() if points}
 
 
 def informative(original: float, retrained: float) -> bool:
@@ -208,4 +178,5 @@ def quantised_recovery(
 @Scale("nearest", 0, 1, no_interval="it counts all weights, of which no sample is drawn")
 def same_codes(attacked: Points, *, scheme: str) -> float:
     """Share of the weights that quantise to the code that they have in the original, on the original's scales."""
-    return measured(attacked[scheme]["codes"])["all_same"]
+    codes = attacked[scheme]["codes"]["all"]
+    return codes["same"] / codes["size"]

@@ -1,0 +1,99 @@
+"""All that the runs of a folder recorded, as data frames: the door for anyone's own analysis."""
+
+import functools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from soul_exp.errors import UsageError
+from soul_exp.report import runs
+from soul_exp.report.labels import on_one_line
+
+RECORDS, LOSSES, TRAJECTORY = "records", "train.jsonl", "trajectory.jsonl"  # in a run's folder
+AT_STEP = {LOSSES: "training", TRAJECTORY: "validation"}
+KEYS = ["run", "model", "probe", "item"]
+
+
+@dataclass(frozen=True)
+class Frames:
+    """The runs below `folder`; each frame is read when it is first asked for.
+
+    All have a column `run`, its folder's name below `folder`. Raises UsageError if there are no runs, or for a file
+    that is broken.
+    """
+
+    folder: Path
+
+    @functools.cached_property
+    def runs(self) -> pd.DataFrame:
+        """A row for each run: what was chosen, the options that differ, and every metric, as `tables.load` gives it."""
+        return runs.load(self.folder)
+
+    @functools.cached_property
+    def trials(self) -> pd.DataFrame:
+        """A row for each trial of a run: lr, gamma, validation metrics, and whether it was chosen."""
+        return runs.trials(self.folder)
+
+    @functools.cached_property
+    def attacks(self) -> pd.DataFrame:
+        """A row for each point of an attack on a model: attack, model, branch, point, measures, informative."""
+        return runs.attacks(self.folder)
+
+    @functools.cached_property
+    def items(self) -> pd.DataFrame:
+        """A row for each answer: model, probe, item (from 0, the probe's order), unit, texts, and numbers by item.
+
+        Texts are as the model wrote them. What has a number for each token is left out; records/ has it.
+        """
+        names = runs.find(self.folder)[0]
+        rows = [
+            {"run": name, "model": file.parent.name, "probe": file.stem, "item": item, **_scalars(record)}
+            for name in names
+            for file in sorted(self._folder_of(name).glob(f"{RECORDS}/*/*.jsonl"))
+            for item, record in enumerate(_lines(file))
+        ]
+        return pd.DataFrame(rows, columns=None if rows else KEYS)
+
+    @functools.cached_property
+    def steps(self) -> pd.DataFrame:
+        """A row for each step that was logged: step, `of` ("training" or "validation", of evaluate.every), numbers."""
+        rows = [
+            {"run": name, "of": of, **line}
+            for name in runs.find(self.folder)[0]
+            for file, of in AT_STEP.items()
+            for line in _lines(self._folder_of(name) / file)
+        ]
+        return pd.DataFrame(rows, columns=None if rows else ["run", "of", "step"])
+
+    def _folder_of(self, name: str) -> Path:
+        return self.folder / name if (self.folder / name).is_dir() else self.folder  # the folder may be the run
+
+
+def load(folder: Path | str) -> Frames:
+    """The runs below `folder` as data frames."""
+    root = Path(folder)
+    runs.find(root)  # its error before any work
+    return Frames(root)
+
+
+def _lines(file: Path) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a file, one on each line; none without the file."""
+    if not file.is_file():
+        return
+    for number, line in enumerate(file.read_bytes().splitlines(), 1):
+        try:
+            found = json.loads(line)
+        except ValueError as error:
+            raise UsageError(f"{file}, line {number}: found {on_one_line(repr(line[:80]))}, expected JSON") from error
+        if not isinstance(found, dict):
+            raise UsageError(f"{file}, line {number}: found {type(found).__name__}, expected a JSON object")
+        yield found
+
+
+def _scalars(record: dict[str, Any]) -> dict[str, Any]:
+    """What of a record is a text, a number or a flag."""
+    return {name: value for name, value in record.items() if not isinstance(value, list) and name != "right"}

@@ -2,10 +2,7 @@
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from soul_exp.report.frames import load as load
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -42,9 +39,9 @@ if sys.argv[:1] == ["-m"] and not sys.flags.safe_path:  # Python looks first int
 
 
 def __getattr__(name: str) -> Any:
-    """`soul_exp.load(folder)`, which is imported when it is used, as it takes a second."""
+    """`soul_exp.load(folder)`, imported when it is used: nothing that the package runs depends on reports."""
     if name != "load":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from soul_exp.report.frames import load
+    import importlib
 
-    return load
+    return importlib.import_module("soul_exp.report.frames").load

@@ -27,12 +27,11 @@ LEVELS: list[set[str]] = [
     {"overrides", "sequence"},
     {"sweep"},
     {"forecast"},
-    {"ask", "cli", "preload", "verify"},
+    {"ask", "cli", "export", "preload", "verify"},
     {"__main__"},
 ]
 # Narrower than the level: an optimizer is one copyable file, a metric a pure function of answers, a report reads files.
 ONLY: dict[str, set[str]] = {
-    "__init__": {"report"},  # imported when it is first used
     "optim": set(),
     "metrics": set(),
     "report": {"options", "results", "metrics", "errors", "files"},

@@ -41,9 +41,17 @@ class FakeRun:
 
     def __init__(self, **given: Any) -> None:
         self.given, self.steps, self.summary, self.finished = given, dict[int, dict[str, float]](), dict[str, Any](), 0
+        self.axes, self.after = dict[str, str](), list[dict[str, Any]]()  # what is logged after the last step
 
-    def log(self, values: dict[str, float], step: int) -> None:
-        self.steps[step] = values
+    def define_metric(self, name: str, step_metric: str) -> None:
+        self.axes[name] = step_metric
+
+    def log(self, values: dict[str, Any], step: int | None = None) -> None:
+        if step is None:
+            self.after.append(values)
+        else:
+            assert step >= max(self.steps, default=0)  # wandb drops what is earlier
+            self.steps[step] = values
 
     def finish(self) -> None:
         self.finished += 1
@@ -56,6 +64,7 @@ class Fake:
         self.runs: list[FakeRun] = []
         self.online = online
         self.module = types.SimpleNamespace(init=self.init, Settings=lambda **given: given, teardown=lambda: None)
+        self.module.Table = lambda columns, data: [dict(zip(columns, row, strict=True)) for row in data]
 
     def init(self, mode: str, **given: Any) -> FakeRun:
         if mode == "online" and self.online:
@@ -105,6 +114,45 @@ def test_a_run_that_continues_is_the_same_wandb_run_with_all_of_its_steps(fake: 
     assert first.given["id"] == second.given["id"] and re.fullmatch(r"[0-9a-f]{12}", first.given["id"])
     copy.finish()
     assert second.finished == 1
+
+
+def test_validation_stands_at_its_step_and_after_a_kill_too(fake: Fake, run: Run, tmp_path: Path) -> None:
+    lines = [{"step": step, "seconds": 0.1, "utility": 0.5, "collapsed": {}} for step in (0, 10, 12)]
+    copy = begun(run, tmp_path)
+    (tmp_path / "trajectory.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[:2]))
+    write(tmp_path, 5, 10)
+    copy.on_log(None, None, None)
+    (tmp_path / "trajectory.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    copy.finish()
+    found = fake.runs[0].steps
+    assert [*found] == [0, 5, 10, 12] and found[12] == {"validation/seconds": 0.1, "validation/utility": 0.5}
+    assert found[10] == {"train/loss": 1.0, "train/epoch": 2.0, "validation/seconds": 0.1, "validation/utility": 0.5}
+    begun(run, tmp_path).finish()
+    assert fake.runs[1].steps == found
+
+
+def test_curves_of_attacks_have_their_own_axis_and_all_metrics_a_table(fake: Fake, run: Run, tmp_path: Path) -> None:
+    points = {
+        "0": {"extraction_strength": 0.1},
+        "25": {"extraction_strength": 0.4},
+        "50": {"extraction_strength": None},
+    }
+    models = {"unlearned": {"0.001": points}, "retrained": {"0.001": points}, "uninformative": {"0.001": ["0"]}}
+    found = replace(
+        made(),
+        attacks={"relearn": models, "quantise": {"unlearned": {"int4": {"forget": {"extraction_strength": 0.2}}}}},
+    )
+    begun(run, tmp_path).finish(found)
+    (sent,) = fake.runs
+    assert sent.axes == {"attack/relearn/*": "attack/relearn/steps"}
+    name = "attack/relearn"
+    assert sent.after[:-1] == [
+        {f"{name}/steps": steps, f"{name}/unlearned-0.001": value, f"{name}/retrained-0.001": value}
+        for steps, value in ((0, 0.1), (25, 0.4))
+    ]
+    table = sent.after[-1]["metrics"]
+    assert {"model": "unlearned", "metric": "mia_auc", "value": 0.7, "low": None, "high": None} in table
+    assert len(table) == sum(map(len, found.metrics.values()))
 
 
 def test_a_wandb_run_is_named_grouped_and_tagged(fake: Fake, run: Run, tmp_path: Path) -> None:
@@ -213,7 +261,12 @@ def test_the_folder_of_a_run_holds_one_offline_run_however_often_it_continues(pl
     for _ in range(2):
         done = starts.type_(place, *line)
         assert done.returncode == 0 and "wandb" not in done.stdout + done.stderr, done.stdout + done.stderr
-        assert steps_in(place / "out") == [1, 2]
+        first, last = (record.history for record in records(place / "out" / "wandb") if record.HasField("history"))
+        assert [first.step.num, last.step.num] == [1, 2]
+        table = {tuple(item.nested_key): json.loads(item.value_json) for item in last.item}
+        assert table["metrics", "_type"] == "table-file" and table["metrics", "ncols"] == 5
+        updates = [item for record in records(place / "out" / "wandb") for item in record.summary.update]
+        assert {"unlearned/utility", "seconds/unlearn"} <= {item.key or item.nested_key[0] for item in updates}
         ids |= {record.run.run_id for record in records(place / "out" / "wandb") if record.HasField("run")}
         (place / "out" / "results.json").unlink()  # as if killed before them
     assert ids == {(place / "out" / "wandb" / "run_id.txt").read_text()}

@@ -7,7 +7,7 @@ import shutil
 import statistics
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ from transformers import TrainerCallback
 
 from soul_exp.build import Config
 from soul_exp.errors import first_line
+from soul_exp.metrics.robustness import UNINFORMATIVE
 from soul_exp.results import HEADLINE, Results
 from soul_exp.run import Run
+from soul_exp.stages import trajectory
 from soul_exp.training.capabilities import takes_one_step
 
 log = logging.getLogger(__name__)
@@ -26,11 +28,14 @@ CONNECT_SECONDS = 10.0  # in a thread, so that only a shorter run waits; then it
 START_SECONDS = 20.0  # that a run waits, at its end, for wandb itself to start
 UPLOAD_SECONDS = 30.0  # at the end of an online run; `wandb sync` uploads what is left
 QUIET = {"WANDB_SILENT": "true", "WANDB_CONSOLE": "off", "WANDB_ERROR_REPORTING": "false"}
+CURVE = "extraction_strength"  # the measure of an attack's curves
 FOLDER, ID = "wandb", "run_id.txt"  # in a run's folder, and there: the id of its wandb run
 
 
 class WandbLog(TrainerCallback):
-    """One wandb run of the folder `out`; its steps are the lines of `losses`, the run's train.jsonl.
+    """One wandb run of the folder `out`; its steps are the lines of `losses`, train.jsonl, and of its trajectory.
+
+    The curves of attacks, whose axis is their own number of steps, and a table of all metrics come at the end.
 
     A run that continues after a kill continues the same wandb run, with all of its steps. `wandb.mode=disabled` leaves
     wandb unimported.
@@ -38,6 +43,7 @@ class WandbLog(TrainerCallback):
 
     def __init__(self, run: Run, config: Config, out: Path, losses: Path) -> None:
         self.losses, self.read = losses, 0  # bytes
+        self.num_validated = 0  # lines of the trajectory
         self.epochs = _epochs_in_a_step(run) if run.unlearns else 0.0
         self.started: Future[Any] = Future()  # the wandb run; None: there is none
         if run.wandb.mode == "disabled":
@@ -63,6 +69,11 @@ class WandbLog(TrainerCallback):
         def send_all(wandb_run: Any) -> None:
             self._send(wandb_run)
             if results is not None:
+                for name, curve in _curves(results).items():
+                    wandb_run.define_metric(f"{name}/*", step_metric=f"{name}/steps")
+                    for steps in sorted(curve):
+                        wandb_run.log({f"{name}/steps": steps, **curve[steps]})
+                wandb_run.log({"metrics": _table(results)})
                 wandb_run.summary.update(_summary(results))
             wandb_run.finish()
 
@@ -87,7 +98,15 @@ class WandbLog(TrainerCallback):
         self.started.set_result(None)
 
     def _send(self, wandb_run: Any) -> None:
-        """Log the lines of train.jsonl that are new since the last time; wandb already has those below its step."""
+        """Log what is new since the last time, in the order of steps; wandb already has those below its own."""
+        by_step: dict[int, dict[str, Any]] = {}
+        for step, values in (*self._training(), *self._validated()):
+            by_step.setdefault(step, {}).update(values)
+        for step in sorted(by_step):
+            if step >= wandb_run.starting_step:
+                wandb_run.log({key: value for key, value in by_step[step].items() if value is not None}, step=step)
+
+    def _training(self) -> Iterator[tuple[int, dict[str, Any]]]:
         if not self.losses.is_file():
             return
         with self.losses.open("rb") as file:
@@ -95,11 +114,16 @@ class WandbLog(TrainerCallback):
             while (line := file.readline()).endswith(b"\n"):
                 self.read = file.tell()
                 values = json.loads(line)
-                step = values.pop("step")
-                if step >= wandb_run.starting_step:
-                    values["epoch"] = step * self.epochs
-                    shown = {f"train/{key}": value for key, value in values.items() if value is not None}
-                    wandb_run.log(shown, step=step)
+                values["epoch"] = values["step"] * self.epochs
+                yield values.pop("step"), {f"train/{key}": value for key, value in values.items()}
+
+    def _validated(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        lines = trajectory.read(self.losses.parent / trajectory.NAME)
+        new, self.num_validated = lines[self.num_validated :], len(lines)
+        for line in new:
+            step = line.pop("step")
+            values = {key: value for key, value in line.items() if not isinstance(value, Mapping)}
+            yield step, {f"validation/{key}": value for key, value in values.items()}
 
 
 def _begun(run: Run, config: Config, out: Path, continues: bool) -> Any:
@@ -153,6 +177,31 @@ def _epochs_in_a_step(run: Run) -> float:
     leading = min(run.parts, key=lambda name: name == "retain")
     rows = len(run.task.parts[leading].rows)
     return 1.0 if takes_one_step(run.make_optimizer) else run.schedule.batch_size / rows
+
+
+def _curves(results: Results) -> dict[str, dict[int, dict[str, float]]]:
+    """Attack -> number of its steps -> model and branch -> extraction strength, of attacks whose points are steps."""
+    found: dict[str, dict[int, dict[str, float]]] = {}
+    for attack, by_model in results.attacks.items():
+        for model, branches in by_model.items():
+            for branch, points in branches.items() if model != UNINFORMATIVE else ():
+                for point, measures in points.items():
+                    if point.isdigit() and (value := measures.get(CURVE)) is not None:
+                        at = found.setdefault(f"attack/{attack}", {}).setdefault(int(point), {})
+                        at[f"attack/{attack}/{model}-{branch}"] = value
+    return found
+
+
+def _table(results: Results) -> Any:
+    """A row for each metric of each model, with the ends of its interval."""
+    import wandb
+
+    rows = [
+        [model, name, value, *(results.intervals.get(model, {}).get(name) or (None, None))]
+        for model, given in results.metrics.items()
+        for name, value in given.items()
+    ]
+    return wandb.Table(columns=["model", "metric", "value", "low", "high"], data=rows)
 
 
 def _summary(results: Results) -> dict[str, Any]:

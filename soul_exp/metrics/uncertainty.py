@@ -44,28 +44,12 @@ def interval(compute: Compute, available: Available, *, seed: int) -> tuple[floa
     added. Raises NoIntervalError for fewer than 5 units, for a value that is not finite, for one that some resampled
     units do not have, and where nothing is sampled. Sources: Efron and Tibshirani 1993, chapters 11 and 13; Tukey 1958.
     """
-    read = _Read(available)
-    value = compute(read)
+    read, value = _value(compute, available)
     samples = read.samples
-    if not math.isfinite(value):
-        raise NoIntervalError(f"its value is {value}")
-    if not samples:
-        raise NoIntervalError("it is computed from numbers that are not recorded by item")
     if len({id(answers) for answers in samples.values()}) < len(samples):
         raise NoIntervalError("it compares the model with itself")
-    units = {key: rows_of_units(answers) for key, answers in samples.items()}
-    smallest = min(units, key=lambda key: len(units[key]))
-    least = len(units[smallest])
-    if least < JACKKNIFE:
-        found = f"{least} independent unit{'s' * (least != 1)} in {smallest[-1]}"
-        raise NoIntervalError(f"{found}, expected {JACKKNIFE} or more")
-    with _explained():
-        if least < BOOTSTRAP:
-            low, high = _jackknife(compute, available, samples, units, value, least - 1)
-        else:
-            low, high = _bootstrap(compute, available, samples, units, seed)
-    _finite([low, high])
-    return low, high
+    groups = [_Group([id(answers)], key, rows_of_units(answers), f" in {key[-1]}") for key, answers in samples.items()]
+    return _of_groups(compute, available, value, groups, seed)
 
 
 def paired_interval(compute: Compute, available: Mapping[str, Any], *, seed: int) -> tuple[float, float]:
@@ -74,22 +58,8 @@ def paired_interval(compute: Compute, available: Mapping[str, Any], *, seed: int
     Pairs are models that answer the same probe, so that their differences are more certain than either. Samples of
     other units, such as those of another probe, are drawn by themselves.
     """
-    value, groups = _paired(compute, available)
-    number = min(len(group.units) for group in groups)
-    if number < BOOTSTRAP:
-        left_out = [np.array(_without_each(compute, available, group)) for group in groups]
-        variance = sum((len(without) - 1) * float(np.var(without)) for without in left_out)
-        half = float(student.ppf((1 + LEVEL) / 2, number - 1)) * math.sqrt(variance)
-        return value - half, value + half
-    units = [list(group.units.values()) for group in groups]
-    draws = [_draws(of, ("attack", *([str(place)] if place else [])), seed) for place, of in enumerate(units)]
-    with _explained():
-        drawn = []
-        for rows in zip(*draws, strict=True):
-            chosen = {sample: of for group, of in zip(groups, rows, strict=True) for sample in group.samples}
-            drawn.append(compute(_taken(available, chosen)))
-    low, high = np.quantile(_finite(drawn), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+    value, groups, _ = _paired(compute, available)
+    return _of_groups(compute, available, value, groups, seed)
 
 
 def unit_values(compute: Compute, available: Mapping[str, Any]) -> dict[str, float]:
@@ -98,53 +68,91 @@ def unit_values(compute: Compute, available: Mapping[str, Any]) -> dict[str, flo
     Of a mean it is the unit's own mean. So any metric of paired samples can be compared unit by unit. Raises
     NoIntervalError as `paired_interval` does, and where not all samples have the same units. Source: Tukey 1958.
     """
-    value, groups = _paired(compute, available)
-    own = [group for group in groups if group.has_attacked]  # thresholds of other units stay as they are
+    value, groups, attacked = _paired(compute, available)
+    own = [group for group in groups if attacked & {*group.samples}]  # thresholds of other units stay as they are
     if len(own) != 1:
         raise NoIntervalError("its samples have different units")
-    units, without = own[0].units, _without_each(compute, available, own[0])
-    return {unit: len(units) * value - (len(units) - 1) * each for unit, each in zip(units, without, strict=True)}
+    number, without = len(own[0].units), _without_each(compute, available, own[0])
+    return {unit: number * value - (number - 1) * each for unit, each in zip(own[0].names, without, strict=True)}
 
 
 @dataclass(frozen=True)
 class _Group:
-    """Samples that have the same units."""
+    """Samples that have the same units, which are drawn together."""
 
     samples: Sequence[int]  # the identity of each
-    has_attacked: bool  # whether one of them is of the attacked model
-    units: Mapping[str, np.ndarray]  # the rows of each
+    key: Key  # decides the draws
+    units: Units
+    where: str = ""  # for the message of too few
+    names: Sequence[str] = ()  # of the units
 
 
-def _paired(compute: Compute, available: Mapping[str, Any]) -> tuple[float, list[_Group]]:
-    """The value of `compute`, and the samples that it reads. Raises NoIntervalError where there is no interval."""
+def _value(compute: Compute, available: Available) -> tuple["_Read", float]:
+    """What `compute` reads, and its value. Raises NoIntervalError where there is no interval."""
     read = _Read(available)
     value = compute(read)
     if not math.isfinite(value):
         raise NoIntervalError(f"its value is {value}")
     if not read.samples:
         raise NoIntervalError("it is computed from numbers that are not recorded by item")
-    samples: dict[tuple[str, ...], list[int]] = {}
-    attacked = {id(sample) for (model, *_), sample in read.samples.items() if model == "attacked"}
+    return read, value
+
+
+def _paired(compute: Compute, available: Available) -> tuple[float, list[_Group], set[int]]:
+    """The value of `compute`, the samples that it reads by their units, and the identities of the attacked model's."""
+    read, value = _value(compute, available)
+    samples: dict[tuple[str, ...], list[Sample]] = {}
     for sample in read.samples.values():
-        names = map(str, range(_num(sample))) if sample.unit is None else sample.unit
-        samples.setdefault(tuple(names), []).append(id(sample))
+        samples.setdefault(_names(sample), []).append(sample)
     groups = []
-    for names, same in samples.items():
-        rows: dict[str, list[int]] = {}
-        for row, unit in enumerate(names):
-            rows.setdefault(unit, []).append(row)
-        groups.append(_Group(same, bool(attacked & {*same}), {unit: np.array(each) for unit, each in rows.items()}))
-    number = min(len(group.units) for group in groups)
+    for place, (names, same) in enumerate(samples.items()):
+        key = ("attack", *([str(place)] if place else []))
+        identities = [id(sample) for sample in same]
+        groups.append(_Group(identities, key, rows_of_units(same[0]), names=tuple(dict.fromkeys(names))))
+    _smallest(groups)
+    return value, groups, {id(sample) for (model, *_), sample in read.samples.items() if model == "attacked"}
+
+
+def _smallest(groups: Sequence[_Group]) -> int:
+    """The number of units in the smallest group. Raises NoIntervalError if these are too few."""
+    smallest = min(groups, key=lambda group: len(group.units))
+    number = len(smallest.units)
     if number < JACKKNIFE:
-        raise NoIntervalError(f"{number} independent unit{'s' * (number != 1)}, expected {JACKKNIFE} or more")
-    return value, groups
+        found = f"{number} independent unit{'s' * (number != 1)}{smallest.where}"
+        raise NoIntervalError(f"{found}, expected {JACKKNIFE} or more")
+    return number
+
+
+def _of_groups(
+    compute: Compute, available: Available, value: float, groups: Sequence[_Group], seed: int
+) -> tuple[float, float]:
+    """The interval: each draw is one of every group; each unit is left out of its group alone."""
+    number = _smallest(groups)
+    if number < BOOTSTRAP:
+        left_out = [np.array(_without_each(compute, available, group)) for group in groups]
+        variance = sum((len(without) - 1) * float(np.var(without)) for without in left_out)
+        half = float(student.ppf((1 + LEVEL) / 2, number - 1)) * math.sqrt(variance)
+        low, high = value - half, value + half
+    else:
+        with _explained():
+            drawn = [
+                compute(
+                    _taken(
+                        available, {one: of for group, of in zip(groups, rows, strict=True) for one in group.samples}
+                    )
+                )
+                for rows in zip(*(_draws(group.units, group.key, seed) for group in groups), strict=True)
+            ]
+        low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    _finite([low, high])
+    return float(low), float(high)
 
 
 def _without_each(compute: Compute, available: Mapping[str, Any], group: _Group) -> list[float]:
     """The value without each unit of `group`, one at a time."""
-    every = np.arange(sum(map(len, group.units.values())))
+    every = np.arange(sum(map(len, group.units)))
     with _explained():
-        left = (dict.fromkeys(group.samples, np.delete(every, rows)) for rows in group.units.values())
+        left = (dict.fromkeys(group.samples, np.delete(every, rows)) for rows in group.units)
         return _finite([compute(_taken(available, rows)) for rows in left])
 
 
@@ -163,12 +171,12 @@ def _finite(values: list[float]) -> list[float]:
 
 
 def _taken(available: Any, rows: Mapping[int, np.ndarray]) -> Any:
-    """`available` with some examples of the answers in it: those in `rows`, by the identity of the answers."""
-    if isinstance(available, Answers):
+    """`available` with some examples of the samples in it: those in `rows`, by the identity of the sample."""
+    if isinstance(available, Sample):
         return available.take(rows[id(available)]) if id(available) in rows else available
     if isinstance(available, Mapping):
         return {name: _taken(value, rows) for name, value in available.items()}
-    return available
+    return [_taken(value, rows) for value in available] if isinstance(available, list | tuple) else available
 
 
 def rows_of_units(answers: Sample) -> Units:
@@ -176,10 +184,15 @@ def rows_of_units(answers: Sample) -> Units:
     if answers.unit is None:
         return np.arange(_num(answers))[:, None]
     rows: dict[str, list[int]] = {}
-    for row, unit in enumerate(answers.unit):
+    for row, unit in enumerate(_names(answers)):
         rows.setdefault(unit, []).append(row)
     found = [np.array(each) for each in rows.values()]
     return np.stack(found) if len({len(each) for each in found}) == 1 else found  # a matrix is indexed faster
+
+
+def _names(sample: Sample) -> tuple[str, ...]:
+    """The unit of each example, its number where it is one of its own."""
+    return tuple(sample.unit if sample.unit is not None else map(str, range(_num(sample))))
 
 
 def _num(sample: Sample) -> int:
@@ -216,45 +229,6 @@ class _ReadTask(dict[str, float]):
     def __getitem__(self, measure: str) -> float:
         self.samples[self.key] = self.task
         return super().__getitem__(measure)
-
-
-def _replaced(available: Available, samples: Mapping[Key, Any]) -> dict[str, Any]:
-    """`available` with `samples` in the place of those with the same keys."""
-    found: dict[str, Any] = dict(available)
-    for (name, *rest), answers in samples.items():
-        if len(rest) == 2:
-            models = list(found[name])
-            models[int(rest[0])] = {**models[int(rest[0])], rest[1]: answers}
-            found[name] = models
-        else:
-            found[name] = {**found[name], rest[0]: answers} if rest else answers
-    return found
-
-
-def _jackknife(
-    compute: Compute, available: Available, samples: Mapping[Key, Sample], units: Mapping[Key, Units],
-    value: float, degrees: int,
-) -> tuple[float, float]:  # fmt: skip
-    variance = 0.0
-    for key, answers in samples.items():
-        without = [
-            compute(_replaced(available, {key: answers.take(np.delete(np.arange(_num(answers)), rows))}))
-            for rows in units[key]
-        ]
-        number = len(without)
-        variance += (number - 1) * float(np.var(without))
-    half = float(student.ppf((1 + LEVEL) / 2, degrees)) * math.sqrt(variance)
-    return value - half, value + half
-
-
-def _bootstrap(
-    compute: Compute, available: Available, samples: Mapping[Key, Sample], units: Mapping[Key, Units],
-    seed: int,
-) -> tuple[float, float]:  # fmt: skip
-    draws = [[(key, answers.take(rows)) for rows in _draws(units[key], key, seed)] for key, answers in samples.items()]
-    values = [compute(_replaced(available, dict(drawn))) for drawn in zip(*draws, strict=True)]
-    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
 
 
 def _draws(units: Units, key: Key, seed: int) -> Iterable[np.ndarray]:

@@ -12,7 +12,7 @@ import pandas as pd
 from soul_exp.errors import UsageError, counted
 from soul_exp.metrics.dialects import OURS
 from soul_exp.metrics.scale import is_kept
-from soul_exp.report import methods, notes
+from soul_exp.report import contrasts, notes
 from soul_exp.report.labels import (
     DELTA,
     HEADLINE,
@@ -31,6 +31,7 @@ from soul_exp.report.labels import (
     units_of,
 )
 from soul_exp.report.runs import (
+    ABOUT,
     CHOSEN,
     SUITE_OPTIONS,
     comparable,
@@ -60,13 +61,6 @@ MOST_REASONS = 4  # that a note lists
 AT_LEAST_0 = Range(0.0)
 COST_RANGES = {"training.win_rate": Range(0.0, 1.0)}
 DELTA_RANGE = Range(-1.0, 1.0)
-ABOUT = (
-    "Forget quality is the p-value of a two-sample KS test against the retrained model; its mean over runs is "
-    "geometric. ↑ higher is better, ↓ lower is better, → nearest to the retrained model is best. n counts runs that "
-    "differ in the seed only. [low, high] is a 95 % interval: of a single run over its independent units, of the mean "
-    "of several over runs (Student's t) and units, in the metric's range. Bold is the best mean of the rows that "
-    "neither diverged nor collapsed, ≈ one that is no further from it than both intervals explain."
-)
 OF_COST = (
     "Wall-clock seconds by stage; prepare and evaluate are short where models or answers were in the cache. Steps are "
     "those of unlearning. " + notes.NOT_STATED + "."
@@ -359,7 +353,7 @@ class _Group:
             tables = [self._table(TITLES[group], of) for group, of in parts.items() if of]
         else:
             tables = [self._table("", columns)]
-        comparing = methods.Methods(self.folder, self.runs, self.methods, [key.label for key in self.keys])
+        comparing = contrasts.Contrasts(self.folder, self.runs, self.methods, [key.label for key in self.keys])
         metrics = [column for column in columns if column.group != "cost"]
         tables += comparing.tables(metrics, self._targets(metrics), self.cell, requested is not None)
         return Comparison(self._title(), self._about(), tuple(tables), tuple(self._notes(listed, columns)))

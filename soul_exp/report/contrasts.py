@@ -49,7 +49,7 @@ CellOf = Callable[[Sequence[str], Column], Cell]
 
 
 @dataclass(frozen=True)
-class Methods:
+class Contrasts:
     """The rows of a comparison; `labels` are of the columns that tell them apart."""
 
     folder: Path

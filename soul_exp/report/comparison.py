@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,10 @@ import pandas as pd
 from soul_exp.errors import UsageError, counted
 from soul_exp.metrics.dialects import OURS
 from soul_exp.metrics.scale import is_kept
-from soul_exp.report import contrasts, notes
+from soul_exp.report import contrasts, notes, requests
 from soul_exp.report.labels import (
     DELTA,
-    HEADLINE,
     MIA,
-    NULL,
     ON_DEMAND,
     ceiling_of,
     declared,
@@ -30,6 +28,7 @@ from soul_exp.report.labels import (
     size_of_test,
     units_of,
 )
+from soul_exp.report.rows import Rows, text_of
 from soul_exp.report.runs import (
     ABOUT,
     CHOSEN,
@@ -38,7 +37,6 @@ from soul_exp.report.runs import (
     find,
     frame_of,
     is_measured,
-    is_unlearned,
     study_of,
     tuned_on,
     typed_order,
@@ -65,10 +63,6 @@ OF_COST = (
     "Wall-clock seconds by stage; prepare and evaluate are short where models or answers were in the cache. Steps are "
     "those of unlearning. " + notes.NOT_STATED + "."
 )
-SEQUENCE = (
-    "Each request starts from the model that the one before left. Forget is that request, earlier all before it; "
-    "the original model is that before the first request, the retrained one has seen none of the requests so far."
-)
 
 
 def comparisons(folder: Path | str, metrics: Sequence[str] | None = None) -> list[Comparison]:
@@ -83,7 +77,7 @@ def comparisons(folder: Path | str, metrics: Sequence[str] | None = None) -> lis
     if unknown:
         raise UsageError(f"--metrics: no run has {unknown[0]!r}, choose from {', '.join(known)}")
     if all(name.startswith(REQUEST) for name in runs):
-        found = [_sequence(runs, metrics)]
+        found = [requests.comparison(runs, metrics)]
     else:
         found = [group.comparison(metrics) for group in _groups(folder, runs)]
     named: dict[str, list[str]] = {}
@@ -115,7 +109,7 @@ def aggregated(folder: Path | str) -> pd.DataFrame:
 
 def _groups(folder: Path | str, runs: Mapping[str, Results]) -> list["_Group"]:
     keys, order, found = varied(frame_of(runs)), typed_order(folder), comparable(runs)
-    return [_Group(Path(folder), group, keys, order, _apart(group, found[:place])) for place, group in enumerate(found)]
+    return [_Group(group, order, Path(folder), keys, _apart(group, found[:place])) for place, group in enumerate(found)]
 
 
 def _apart(group: Mapping[str, Results], earlier: Iterable[Mapping[str, Results]]) -> str:
@@ -130,35 +124,12 @@ def _apart(group: Mapping[str, Results], earlier: Iterable[Mapping[str, Results]
 
 
 @dataclass(frozen=True)
-class Method:
-    """One row: runs that differ in the seed only and ended alike."""
-
-    key: tuple[str, ...]  # what says which row it is, column by column
-    runs: tuple[str, ...]  # each seed once
-    status: str
-    is_sound: bool  # neither diverged nor collapsed, not even some of the runs
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Runs that are comparable; `varied_anywhere` are the keys that differ in the folder, perhaps not in the group."""
+class _Group(Rows):
+    """The tables of comparable runs."""
 
     folder: Path
-    runs: Mapping[str, Results]
-    varied_anywhere: Sequence[str]
-    order: Mapping[str, Sequence[str]]  # option -> its values as typed
+    varied_anywhere: Sequence[str]  # the keys that differ in the folder, perhaps not in the group
     apart: str  # why it is no part of an earlier group
-
-    @functools.cached_property
-    def frame(self) -> pd.DataFrame:
-        """One row per run, by its name."""
-        frame = frame_of(self.runs)
-        return frame.set_index("run", drop=False)
-
-    @functools.cached_property
-    def first(self) -> Results:
-        """Any run: of what all share."""
-        return next(iter(self.runs.values()))
 
     @functools.cached_property
     def entries(self) -> dict[str, Any]:
@@ -177,114 +148,6 @@ class _Group:
         names = list(dict.fromkeys(name for run in self.runs.values() for name in run.metrics["unlearned"]))
         in_order = [name for name in self.entries if name in self.of_attacks and name in names]
         return [*(name for name in names if name not in self.of_attacks), *in_order]
-
-    @functools.cached_property
-    def is_tuned_here(self) -> bool:
-        """Whether trials chose the learning rate and gamma, in all runs then."""
-        return bool(self.first.trials)
-
-    @functools.cached_property
-    def is_checkpoints(self) -> bool:
-        """Whether none of the models was unlearned here."""
-        return not any(map(is_unlearned, self.runs.values()))
-
-    @functools.cached_property
-    def by(self) -> list[str]:
-        """The keys of the frame that tell methods apart."""
-        always = [] if self.is_checkpoints else ["choices.loss", "choices.optimizer"]
-        choices = [key for key in self.choices if self.frame[key].nunique(dropna=False) > 1]
-        found = [*always, *choices, *varied(self.frame)]
-        return [key for key in found if not (self.is_tuned_here and key in CHOSEN)]
-
-    @functools.cached_property
-    def choices(self) -> list[str]:
-        """The keys of the choices beside loss and optimizer."""
-        told = ("choices.loss", "choices.optimizer")
-        return [key for key in self.frame if key.startswith("choices.") and key not in told]
-
-    @functools.cached_property
-    def chosen(self) -> list[str]:
-        """The keys of what trials chose, where it differs."""
-        tuned = self.is_tuned_here
-        return [key for key in CHOSEN if tuned and key in self.frame and self.frame[key].nunique(dropna=False) > 1]
-
-    @functools.cached_property
-    def has_tuned_on(self) -> bool:
-        """Whether rows were tuned on several data."""
-        return len({tuned_on(run) for run in self.runs.values()} - {None}) > 1
-
-    @functools.cached_property
-    def keys(self) -> list[Column]:
-        """The columns that say which row it is."""
-        names = [key.partition(".")[2] for key in (*self.by, *self.chosen)]
-        names = ["model", *names] if self.is_checkpoints else names
-        return [Column(name, name) for name in (*names, *(["tuned on"] if self.has_tuned_on else []))]
-
-    @functools.cached_property
-    def members(self) -> dict[tuple[Any, ...], list[str]]:
-        """What tells a method from the others -> its runs."""
-        found: dict[tuple[Any, ...], list[str]] = {}
-        for name, run in self.runs.items():
-            values = tuple(_value(self.frame.at[name, key]) for key in self.by)
-            tried = tuple(sorted((trial["lr"], trial["gamma"]) for trial in run.trials))
-            found.setdefault((values, tuned_on(run), tried), []).append(name)
-        return dict(sorted(found.items(), key=lambda pair: self._place(pair[0][0])))
-
-    def _place(self, values: tuple[Any, ...]) -> tuple[tuple[int, float], ...]:
-        """Where a row of these values stands: numbers by size, texts as they were typed, or else as runs have them."""
-        place = []
-        for key, value in zip(self.by, values, strict=True):
-            if value is None:
-                place.append((0, 0.0))
-            elif isinstance(value, int | float) and not isinstance(value, bool):
-                place.append((1, float(value)))
-            else:
-                typed = self.order.get(key.partition(".")[2], ())
-                texts = [*typed, *(str(other) for other in self.frame[key] if str(other) not in typed)]
-                place.append((2, float(texts.index(str(value)))))
-        return tuple(place)
-
-    @functools.cached_property
-    def repeats(self) -> dict[str, list[str]]:
-        """Run -> the others of the same method, seed and study."""
-        seeds = [key for key in self.frame if key.startswith("seeds.")]
-        found: dict[str, list[str]] = {}
-        for names in self.members.values():
-            firsts: dict[tuple[Any, ...], str] = {}
-            for name in names:
-                identity = (*self.frame.loc[name, seeds], study_of(self.runs[name]))
-                if (first := firsts.setdefault(identity, name)) != name:
-                    found.setdefault(first, []).append(name)
-        return found
-
-    @functools.cached_property
-    def methods(self) -> list[Method]:
-        """The rows; diverged seeds have one of their own."""
-        repeated = {name for others in self.repeats.values() for name in others}
-        found = []
-        for names in self.members.values():
-            kept = [name for name in names if name not in repeated]
-            for status in sorted({self.runs[name].status for name in kept}, reverse=True):
-                same = [name for name in kept if self.runs[name].status == status]
-                found.append(self._method(same, len(kept), status))
-        return found
-
-    def _method(self, names: Sequence[str], num_seeds: int, status: str) -> Method:
-        runs = [self.runs[name] for name in names]
-        diverged = f", {num_seeds - len(names)} of {num_seeds} diverged" if len(names) < num_seeds else ""
-        text = "DIVERGED" if status == "diverged" else f"{status}{diverged}"
-        text += ", untuned" * (runs[0].tuned is None and is_unlearned(runs[0]))
-        if num_collapsed := sum(bool(run.collapsed) for run in runs):
-            text += ", COLLAPSED" if num_collapsed == len(runs) else f", {num_collapsed} of {len(runs)} collapsed"
-        key = [text_of(self.frame.at[names[0], of]) for of in self.by]
-        if self.is_checkpoints:
-            key = ["checkpoint", *key]
-        elif not is_unlearned(runs[0]):
-            key[0] = "checkpoint"
-        for of in self.chosen:
-            key.append(", ".join(f"{value:g}" for value in sorted({float(self.frame.at[name, of]) for name in names})))
-        key += [tuned_on(runs[0]) or NULL] if self.has_tuned_on else []
-        return Method(tuple(key), tuple(names), text, status != "diverged" and not num_collapsed)
 
     # ---- columns
 
@@ -353,7 +216,7 @@ class _Group:
             tables = [self._table(TITLES[group], of) for group, of in parts.items() if of]
         else:
             tables = [self._table("", columns)]
-        comparing = contrasts.Contrasts(self.folder, self.runs, self.methods, [key.label for key in self.keys])
+        comparing = contrasts.Contrasts(self.folder, self.runs, self.methods, self.keys)
         metrics = [column for column in columns if column.group != "cost"]
         tables += comparing.tables(metrics, self._targets(metrics), self.cell, requested is not None)
         return Comparison(self._title(), self._about(), tuple(tables), tuple(self._notes(listed, columns)))
@@ -445,48 +308,6 @@ def _usual(measured: Iterable[str], of_attacks: Iterable[str]) -> list[str]:
     return [*usual, *attacks]
 
 
-def _value(value: Any) -> Any:
-    """A value of a frame as Python's own; None if it is missing."""
-    plain = value.item() if hasattr(value, "item") else value
-    return None if plain is None or plain != plain else plain
-
-
-def _ends(given: Sequence[float] | None) -> tuple[float, float] | None:
-    return (given[0], given[1]) if given else None
-
-
-def text_of(value: Any) -> str:
-    """A value of the configuration as text."""
-    return NULL if _value(value) is None else f"{value:g}" if isinstance(value, float) else str(value)
-
-
 def _listed(what: str, values: Iterable[Any]) -> str:
     known = sorted(value for value in values if value is not None)
     return f"{what}{'s' * (len(known) != 1)} {', '.join(map(str, known)) or 'unknown'}"
-
-
-def _sequence(runs: Mapping[str, Results], requested: Sequence[str] | None) -> Comparison:
-    """A sequence of requests: each model's metrics on each request, and on those before it."""
-    measured = dict.fromkeys(name for run in runs.values() for name in run.metrics["unlearned"])
-    usual = [name for name in headline_first(measured) if name in HEADLINE or name.endswith(("_probability", "_rouge"))]
-    listed = [name for name in usual if not name.startswith("validation_")] if requested is None else list(requested)
-    names = [name for name in listed if requested is not None or is_measured(runs.values(), name)]
-    rows = []
-    for request, run in runs.items():
-        for model in COMPARED:
-            if model.key in run.metrics and not model.with_system_prompt:
-                ends = run.intervals.get(model.key, {})
-                given = [(finite(run.metrics[model.key].get(name)), ends.get(name)) for name in names]
-                numbers = (mean_of([value], [_ends(each)], [None]) for value, each in given)
-                rows.append(Row((Cell(request if model.role is None else ""), Cell(model.title), *numbers)))
-    columns = (
-        Column("request", "request"),
-        Column("model", "model"),
-        *(Column(name, label_of(name)) for name in names),
-    )
-    found = [*filter(None, map(units_of, runs.values()))]
-    found += notes.of_runs({name: replace(run, notes=()) for name, run in runs.items()})
-    found += [f"`{request}`: {note}" for request, run in runs.items() for note in run.notes]
-    found += notes.of_nulls(list(runs.values()), names, listed)
-    table = Table("", columns, tuple(rows))
-    return Comparison(f"{len(runs)} requests in sequence", SEQUENCE, (table,), tuple(dict.fromkeys(found)))

@@ -24,7 +24,7 @@ from soul_exp.report.labels import (
     with_interval,
 )
 from soul_exp.report.runs import find, is_measured, is_unlearned
-from soul_exp.report.table import TIED, Table
+from soul_exp.report.table import CHOSEN_GROUP, TIED, Table
 from soul_exp.results import COMPARED, UNMERGED, Results, metric_entries
 from soul_exp.results import HEADLINE as results_headline
 
@@ -92,7 +92,7 @@ def summary(folder: Path | str, metrics: Sequence[str] | None = None) -> str:
 
 
 def _table(table: Table, width: int | None) -> list[str]:
-    """The lines of a table; metrics that do not fit into `width` are left out, the last first."""
+    """The lines of a table; what does not fit into `width` is left out: what trials chose, then the last metrics."""
     columns = [
         [column.title, *(f"{row.cells[place].written}{marks[row.cells[place].mark]}" for row in table.rows)]
         for marks in [{"": "", "best": " *", "tied": f" {TIED}"}]
@@ -102,10 +102,11 @@ def _table(table: Table, width: int | None) -> list[str]:
     widths = [max(map(len, column)) for column in columns]
     kept = [*range(len(columns))]
     while width is not None and sum(widths[place] + 2 for place in kept) > width + 2:
+        chosen = [place for place in kept if table.columns[place].group == CHOSEN_GROUP]
         metrics = [place for place in kept if table.columns[place].group]
         if not metrics:
             break
-        kept.remove(metrics[-1])
+        kept.remove((chosen or metrics)[-1])
     return [
         "  ".join(f"{columns[place][row]:<{widths[place]}}" for place in kept).rstrip()
         for row in range(len(columns[0]))

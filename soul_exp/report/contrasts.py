@@ -8,13 +8,13 @@ from typing import Protocol
 from soul_exp.report.labels import label_of
 from soul_exp.report.paired import compared
 from soul_exp.report.statistics import dominated_by, performance_profile, probability_of_improvement
-from soul_exp.report.table import Cell, Column, Row, Table, loss_of
+from soul_exp.report.table import CHOSEN_GROUP, Cell, Column, Row, Table, loss_of
 from soul_exp.report.units import Units
 from soul_exp.results import Results
 
 BASELINE = "adam"  # the optimizer that the others are compared with
 OBJECTIVES = ("log10_forget_quality", "utility", "relearn_excess")  # forget, utility, robustness
-PROFILED, THRESHOLDS = "forget_extraction_strength", (0.1, 0.25, 0.5, 0.75, 0.9)
+PROFILED, THRESHOLDS = "forget_extraction_strength", (0.1, 0.2, 0.3, 0.5, 0.9)
 PAIRED = (
     "Each unit's share in a number, averaged over seeds, less that of the same unit with the baseline; p of the exact "
     "sign-flip test, two-sided, after Holm's correction over the rows of a column. Units are those of the rows that a "
@@ -50,12 +50,12 @@ CellOf = Callable[[Sequence[str], Column], Cell]
 
 @dataclass(frozen=True)
 class Contrasts:
-    """The rows of a comparison; `labels` are of the columns that tell them apart."""
+    """The rows of a comparison."""
 
     folder: Path
     runs: Mapping[str, Results]
     rows: Sequence[Sound]
-    labels: Sequence[str]
+    keys: Sequence[Column]  # that tell rows apart, and what trials chose
 
     def tables(
         self, columns: Sequence[Column], targets: Sequence[float | None], cell: CellOf, is_requested: bool
@@ -74,18 +74,28 @@ class Contrasts:
 
     def _names(self) -> dict[str, Sound]:
         """The methods by the values that tell them apart; a diverged part of a method is not one."""
-        places = [place for place in range(len(self.labels)) if len({row.key[place] for row in self.rows}) > 1]
         named: dict[str, Sound] = {}
         for row in self.rows:
-            named.setdefault(", ".join(row.key[place] for place in places) or "all runs", row)
+            named.setdefault(", ".join(row.key[place] for place in self._places()) or "all runs", row)
         return named
 
+    def _places(self) -> list[int]:
+        """The places of the keys in which rows differ, without what trials chose if the others tell rows apart."""
+        differ = [place for place in range(len(self.keys)) if len({row.key[place] for row in self.rows}) > 1]
+        few = [place for place in differ if self.keys[place].group != CHOSEN_GROUP]
+        keys = {row.key for row in self.rows}
+        return few if len({tuple(key[place] for place in few) for key in keys}) == len(keys) else differ
+
     def _label(self) -> str:
-        differ = [label for place, label in enumerate(self.labels) if len({row.key[place] for row in self.rows}) > 1]
-        return ", ".join(differ) or "runs"
+        return ", ".join(self.keys[place].label for place in self._places()) or "runs"
 
     def _baselines(self, named: Mapping[str, Sound]) -> list[str]:
         return [name for name, row in named.items() if self.runs[row.runs[0]].choices.get("optimizer") == BASELINE]
+
+    def _first_of(self, model: str, name: str) -> list[float | None]:
+        """The metric by unit of a compared model, in the first run that recorded it."""
+        found = (Units(self._folder_of(run), of, model).of(name) for run, of in self.runs.items())
+        return [*next(filter(None, found), {}).values()]
 
     def _paired(self, columns: Sequence[Column], units: Mapping[str, Units]) -> Table | None:
         named = self._names()
@@ -154,12 +164,17 @@ class Contrasts:
         return Table("Trade-offs", tuple(header), tuple(rows), about)
 
     def _profile(self, units: Mapping[str, Units]) -> Table | None:
-        scores = {}
-        for name, row in self._names().items():
-            of_runs = [value for run in row.runs for value in units[run].of(PROFILED).values()]
-            if of_runs and None not in of_runs:
-                scores[name] = performance_profile([value for value in of_runs if value is not None], THRESHOLDS)
-        if not scores:
+        of_models = {model: self._first_of(model, PROFILED) for model in ("original", "retrained")}
+        of_rows = {
+            name: [value for run in row.runs for value in units[run].of(PROFILED).values()]
+            for name, row in self._names().items()
+        }
+        scores = {
+            name: performance_profile([value for value in values if value is not None], THRESHOLDS)
+            for name, values in {**of_models, **of_rows}.items()
+            if values and None not in values
+        }
+        if not scores.keys() & of_rows.keys():
             return None
         header = (Column("method", self._label()), *(Column(f"{each:g}", f"> {each:g}") for each in THRESHOLDS))
         rows = (Row((Cell(name), *(Cell(None, share) for share in of))) for name, of in scores.items())

@@ -9,6 +9,7 @@ from soul_exp.metrics.scale import Direction
 from soul_exp.report.labels import ARROWS, number, with_interval
 
 GROUPS = ("efficacy", "utility", "robustness", "other", "cost")  # of columns, in the order of their tables
+CHOSEN_GROUP = "chosen by trials"  # of columns that say what trials chose for a row
 Mark = Literal["", "best", "tied"]
 TIED = "≈"  # after a value that is the best one but for noise
 
@@ -19,7 +20,8 @@ class Column:
 
     key: str
     label: str  # as a person reads it, with its unit
-    group: str = ""  # one of GROUPS; "": it says which row this is, how many runs it has, or how they ended
+    # one of GROUPS, or CHOSEN_GROUP; "": it says which row this is, how many runs it has, or how they ended
+    group: str = ""
     direction: Direction | None = None
 
     @property

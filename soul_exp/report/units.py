@@ -13,15 +13,15 @@ from soul_exp.metrics.uncertainty import rows_of_units
 from soul_exp.report.labels import finite, function_of
 from soul_exp.results import Results
 
-RECORDS = "records/unlearned"  # in a run's folder
+RECORDS = "records"  # in a run's folder
 BROKEN = (ValueError, KeyError, TypeError, OSError, AttributeError)
 
 
 class Units:
-    """The unlearned model's metrics by unit, of the run in `folder`; records are read once, when first asked for."""
+    """The metrics by unit of a model of the run in `folder`; records are read once, when first asked for."""
 
-    def __init__(self, folder: Path, run: Results) -> None:
-        self.folder, self.run = folder, run
+    def __init__(self, folder: Path, run: Results, model: str = "unlearned") -> None:
+        self.folder, self.run, self.model = folder, run, model
         self._answers: dict[str, Answers | None] = {}
 
     def of(self, name: str) -> dict[str, float | None]:
@@ -30,7 +30,7 @@ class Units:
         Of an attack it is the jackknife's pseudo-value, as results.json states it. A metric of the answers to one probe
         is computed from the records of the unit's items alone. Raises UsageError for records that are broken.
         """
-        if name in self.run.unit_values:
+        if self.model == "unlearned" and name in self.run.unit_values:
             return dict(self.run.unit_values[name])
         entry = (self.run.config["task"].get("metrics") or {}).get(name, {})
         metric = function_of(str(entry.get("_target_", "")), self.run.config.get("dialect", OURS))
@@ -49,7 +49,7 @@ class Units:
 
     def _of_probe(self, probe: str) -> Answers | None:
         if probe not in self._answers:
-            found = _read(self.folder / RECORDS / f"{probe}.jsonl")
+            found = _read(self.folder / RECORDS / self.model / f"{probe}.jsonl")
             first = DIALECTS[dialect].first if (dialect := self.run.config.get("dialect", OURS)) in DIALECTS else None
             self._answers[probe] = found.take(np.arange(min(first, len(found)))) if found and first else found
         return self._answers[probe]

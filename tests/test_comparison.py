@@ -152,6 +152,15 @@ def test_rows_stand_as_their_values_were_typed_and_numbers_by_size(tmp_path: Pat
     assert rows == [*itertools.product(("sgd", "adam", "lion"), ("0.5", "2", "10"))]
 
 
+def test_rows_of_a_group_that_has_no_column_stand_as_their_sweep_numbered_them(tmp_path: Path) -> None:
+    """`method=po_so,npo_fo` chooses a loss and an optimizer in one word."""
+    left(tmp_path, a=made("npo", "adam"), b=made("po", "sophia"), c=made("dpo", "lion"))
+    for name, number in (("a", 10), ("b", 9)):
+        (tmp_path / name / ".hydra").mkdir()
+        (tmp_path / name / ".hydra" / "hydra.yaml").write_text(f"hydra:\n  job:\n    id: x\n    num: {number}\n")
+    assert [row["loss"] for row in methods_of(tmp_path)] == ["po", "npo", "dpo"]
+
+
 @pytest.mark.parametrize("text", ["[", "hydra: 5", "hydra: {sweeper: {params: {a: '{'}}, overrides: {task: []}}"])
 def test_a_broken_multirun_yaml_is_named(text: str, tmp_path: Path) -> None:
     (left(tmp_path, a=made()) / "multirun.yaml").write_text(text)
@@ -191,8 +200,8 @@ def test_methods_are_compared_by_unit_from_the_records_of_their_runs(tmp_path: P
     assert paired == [
         {
             "optimizer": "sgd",
-            "forget extraction strength": "0.000 (p 1.000)",
-            "forget probability": f"1.000 (p {2 / 2**6:.3f})",
+            "forget extraction strength": "0.000 [0.000, 0.000] (p 1.000)",
+            "forget probability": f"1.000 [1.000, 1.000] (p {2 / 2**6:.3f})",
         }
     ]
     (profile,) = (rows for rows in tables_in(text) if "> 0.3" in rows[0])

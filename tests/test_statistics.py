@@ -8,6 +8,7 @@ from scipy.stats import t as student
 
 from soul_exp.metrics import general, tofu
 from soul_exp.metrics.scale import Scale, scale_of
+from soul_exp.report.paired import compared
 from soul_exp.report.statistics import (
     Range,
     dominated_by,
@@ -136,6 +137,21 @@ def test_the_interval_covers_the_truth_at_3_seeds_where_a_bootstrap_or_seeds_alo
             covered[name] += low <= 0 <= high
     assert covered["ours"] >= 0.94 * 400
     assert covered[too_short] < 0.85 * 400, covered
+
+
+def test_a_difference_of_methods_has_an_interval_over_the_seeds_of_both_and_over_units() -> None:
+    """Half-widths 3 and 4 over two seeds each, and √11 over units: √(9 + 16 + 11) = 6. No interval of four units."""
+
+    def seeds(mean: float, half: float, units: list[float]) -> list[dict[str, float | None]]:
+        return [{f"u{i}": mean + sign * half / T1 + unit for i, unit in enumerate(units)} for sign in (-1, 1)]
+
+    unit = 11**0.5 / float(student.ppf(0.975, 4)) * 5**0.5 / (2 / 4) ** 0.5  # of standard deviation √(2/4)·unit
+    own = seeds(2, 3, [unit, -unit, 0, 0, 0])
+    found = compared({"sgd": own, "adam": seeds(1, 4, [0.0] * 5)}, "adam")["sgd"]
+    assert found is not None and found.difference == pytest.approx(1) and found.num_units == 5
+    assert [found.low, found.high] == pytest.approx([1 - 6, 1 + 6], rel=1e-4)
+    few = compared({"sgd": seeds(2, 3, [0.0] * 4), "adam": seeds(1, 4, [0.0] * 4)}, "adam")["sgd"]
+    assert few is not None and (few.low, few.high, few.p) == (None, None, 2 / 2**4)
 
 
 def test_dominance_needs_no_worse_anywhere_and_better_somewhere() -> None:

@@ -36,6 +36,7 @@ from soul_exp.report.runs import (
     comparable,
     find,
     frame_of,
+    in_job_order,
     is_measured,
     study_of,
     tuned_on,
@@ -108,7 +109,8 @@ def aggregated(folder: Path | str) -> pd.DataFrame:
 
 
 def _groups(folder: Path | str, runs: Mapping[str, Results]) -> list["_Group"]:
-    keys, order, found = varied(frame_of(runs)), typed_order(folder), comparable(runs)
+    keys, order = varied(frame_of(runs)), typed_order(folder)
+    found = [in_job_order(folder, group) for group in comparable(runs)]
     return [_Group(group, order, Path(folder), keys, _apart(group, found[:place])) for place, group in enumerate(found)]
 
 

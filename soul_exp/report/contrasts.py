@@ -3,10 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from soul_exp.report.labels import label_of
 from soul_exp.report.paired import compared
+from soul_exp.report.rows import Method
 from soul_exp.report.statistics import dominated_by, performance_profile, probability_of_improvement
 from soul_exp.report.table import CHOSEN_GROUP, Cell, Column, Row, Table, loss_of
 from soul_exp.report.units import Units
@@ -17,8 +17,9 @@ OBJECTIVES = ("log10_forget_quality", "utility", "relearn_excess")  # forget, ut
 PROFILED, THRESHOLDS = "forget_extraction_strength", (0.1, 0.2, 0.3, 0.5, 0.9)
 PAIRED = (
     "Each unit's share in a number, averaged over seeds, less that of the same unit with the baseline; p of the exact "
-    "sign-flip test, two-sided, after Holm's correction over the rows of a column. Units are those of the rows that a "
-    "number is of, or its items where each is independent."
+    "sign-flip test over units, given these seeds, two-sided, after Holm's correction over the rows of a column; the "
+    "interval is over seeds and units. Units are those of the rows that a number is of, or its items where each is "
+    "independent."
 )
 TRADE_OFF = (
     "A method is dominated if another one is at least as good in each of {objectives}, and better in one; of means, "
@@ -34,17 +35,6 @@ PROFILE = (
 )
 
 
-class Sound(Protocol):
-    """A row of the main table."""
-
-    @property
-    def key(self) -> tuple[str, ...]: ...
-    @property
-    def runs(self) -> tuple[str, ...]: ...
-    @property
-    def is_sound(self) -> bool: ...
-
-
 CellOf = Callable[[Sequence[str], Column], Cell]
 
 
@@ -54,7 +44,7 @@ class Contrasts:
 
     folder: Path
     runs: Mapping[str, Results]
-    rows: Sequence[Sound]
+    rows: Sequence[Method]
     keys: Sequence[Column]  # that tell rows apart, and what trials chose
 
     def tables(
@@ -72,9 +62,9 @@ class Contrasts:
     def _folder_of(self, name: str) -> Path:
         return self.folder / name if (self.folder / name).is_dir() else self.folder  # the folder may be the run
 
-    def _names(self) -> dict[str, Sound]:
+    def _names(self) -> dict[str, Method]:
         """The methods by the values that tell them apart; a diverged part of a method is not one."""
-        named: dict[str, Sound] = {}
+        named: dict[str, Method] = {}
         for row in self.rows:
             named.setdefault(", ".join(row.key[place] for place in self._places()) or "all runs", row)
         return named
@@ -89,7 +79,7 @@ class Contrasts:
     def _label(self) -> str:
         return ", ".join(self.keys[place].label for place in self._places()) or "runs"
 
-    def _baselines(self, named: Mapping[str, Sound]) -> list[str]:
+    def _baselines(self, named: Mapping[str, Method]) -> list[str]:
         return [name for name, row in named.items() if self.runs[row.runs[0]].choices.get("optimizer") == BASELINE]
 
     def _first_of(self, model: str, name: str) -> list[float | None]:
@@ -117,7 +107,10 @@ class Contrasts:
         for name in named:
             if name != baselines[0]:
                 found = (tested[column][name] for column in has)
-                cells = (Cell() if each is None else Cell(None, each.difference, p=each.p) for each in found)
+                cells = (
+                    Cell() if each is None else Cell(None, each.difference, each.low, each.high, p=each.p)
+                    for each in found
+                )
                 rows.append(Row((Cell(name), *cells)))
         header = (Column("method", self._label()), *(Column(column.key, column.label) for column in has))
         return Table(f"Difference from {baselines[0]}, {title}", header, tuple(rows), PAIRED)

@@ -147,6 +147,8 @@ def ceiling_of(run: results.Results) -> list[str]:
 
 def printable(text: str) -> str:
     """`text` with an escape such as \\x1b for each character that a terminal would obey; line ends and tabs stay."""
+    if text.isascii() and text.isprintable():
+        return text
     return CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 

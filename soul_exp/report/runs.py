@@ -1,5 +1,7 @@
 """Run folders as data frames: which runs lie below a folder, what they share and where they differ."""
 
+import functools
+import math
 import os
 import re
 from collections.abc import Collection, Mapping
@@ -28,6 +30,7 @@ NESTED = (
     *("evaluation_seconds", "cached", "attacks", "unit_values"),
 )
 METRIC_ENTRY = re.compile(r"config\.(task|attack\.\w+)\.metrics\.")  # `comparable` reads these
+JOB_NUMBER = re.compile(r"^    num: (\d+)$", re.M)  # of hydra.job, in hydra.yaml
 UNKNOWN = "unknown"  # the version of a definition, in older results
 CHOSEN = tuple(f"config.{key}" for key in options.CHOSEN)
 
@@ -108,8 +111,9 @@ def find(folder: Path | str) -> tuple[dict[str, Results], dict[str, str]]:
         here = Path(path)
         name = on_one_line(here.relative_to(root).as_posix() if here != root else root.resolve().name)
         lists_requests = here == root and is_sequence  # its own results repeat those of the last request
-        if not lists_requests and (run := results.read(here)):
-            runs[name] = replace(run, **{field: _on_one_line(value) for field, value in vars(run).items()})
+        if not lists_requests and (here / results.NAME).is_file():
+            file = (here / results.NAME).stat()
+            runs[name] = _read(here.absolute(), (file.st_ino, file.st_mtime_ns, file.st_size))
         elif (ERROR in names or TYPED in subfolders) and not lists_requests:
             error = (here / ERROR).read_text(errors="replace").strip() if ERROR in names else ""
             missing[name] = (
@@ -122,6 +126,14 @@ def find(folder: Path | str) -> tuple[dict[str, Results], dict[str, str]]:
         example = "".join(f"; without results: {name} ({why})" for name, why in list(missing.items())[:1])
         raise UsageError(f"{root} has no runs: there is no {results.NAME} in any folder below it{example}")
     return dict(sorted(runs.items(), key=_order)), dict(sorted(missing.items(), key=_order))
+
+
+@functools.lru_cache(maxsize=256)  # a command makes several tables of the same runs
+def _read(folder: Path, version: tuple[int, int, int]) -> Results:
+    """The results in `folder`, whose file is of that `version`, with all texts escaped."""
+    run = results.read(folder)
+    assert run is not None
+    return replace(run, **{field: _on_one_line(value) for field, value in vars(run).items()})
 
 
 def _on_one_line(value: Any) -> Any:
@@ -222,6 +234,17 @@ def tuned_on(run: Results) -> str | None:
 def is_unlearned(run: Results) -> bool:
     """Whether the run unlearned; else its model is a checkpoint, measured as it is."""
     return "unlearn" in run.config.get("stages", ())
+
+
+def in_job_order(folder: Path | str, runs: Mapping[str, Results]) -> dict[str, Results]:
+    """The runs as their sweep numbered them, where Hydra left that in their folders; the others last, as they come."""
+
+    def number(name: str) -> float:
+        path = Path(folder) / name / TYPED / "hydra.yaml"
+        found = JOB_NUMBER.search(path.read_text(errors="replace")) if path.is_file() else None
+        return float(found[1]) if found else math.inf
+
+    return {name: runs[name] for name in sorted(runs, key=number)}
 
 
 def typed_order(folder: Path | str) -> dict[str, list[str]]:

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from test_tables import UNLEARNED, cells, left, made, tables_in
 
-from soul_exp import tables
+from soul_exp import results, tables
 from soul_exp.errors import UsageError
 from soul_exp.report import latex
 from soul_exp.report.table import Cell, Column, Comparison, Row, Table
@@ -145,7 +145,10 @@ def test_rows_stand_as_their_values_were_typed_and_numbers_by_size(tmp_path: Pat
     for optimizer, (name, gamma) in itertools.product(("adam", "lion", "sgd"), gammas.items()):
         run = with_config(made(optimizer=optimizer), loss={"gamma": gamma})
         left(tmp_path, **{f"{optimizer}-{name}": run})
-    typed = {"sweeper": {"params": {"optimizer": "sgd,adam"}}, "overrides": {"task": ["loss.gamma=10,2,0.5", "seed=0"]}}
+    typed = {
+        "sweeper": {"params": {"optimizer": "sgd,adam"}},
+        "overrides": {"task": ["loss.gamma=10,2,0.5", "loss=glob(*)"]},
+    }
     assert [row["optimizer"] for row in methods_of(tmp_path)][::3] == ["adam", "lion", "sgd"]  # as their folders
     (tmp_path / "multirun.yaml").write_text(yaml.safe_dump({"hydra": typed}))
     rows = [(row["optimizer"], row["loss.gamma"]) for row in methods_of(tmp_path)]
@@ -226,6 +229,32 @@ def test_trade_offs_name_who_dominates_and_how_often_a_run_is_better_than_the_ba
     ]
     better = "P(log10 forget quality better than adam's)", "P(model utility better than adam's)"
     assert [[row[name] for name in better] for row in found] == [["—", "—"], ["1.000", "0.125"], ["0.000", "0.000"]]
+
+
+def test_each_loss_has_the_baseline_of_its_own(tmp_path: Path) -> None:
+    """And where several rows have optimizer=adam with one loss, no table says that one of them is the baseline."""
+    shares = {("npo", "adam"): 0.0, ("npo", "sgd"): 1.0, ("po", "adam"): 5.0, ("po", "sgd"): 3.0}
+    for (loss, optimizer), share in shares.items():
+        run = made(loss, optimizer, metrics={**UNLEARNED, "relearn_excess": 0.5})
+        run = replace(run, unit_values={"relearn_excess": {f"author {i}": share for i in range(6)}}, unit="author")
+        left(tmp_path, **{f"{loss}-{optimizer}": run})
+
+    def differences() -> list[tuple[str, str]]:
+        found = [
+            rows for rows in tables_in(tables.table(tmp_path)) if "relearn excess" in rows[0] and "n" not in rows[0]
+        ]
+        return [(row["loss, optimizer"], row["relearn excess"]) for rows in found for row in rows]
+
+    assert differences() == [
+        ("npo, sgd", "1.000 [1.000, 1.000] (p 0.031)"),
+        ("po, sgd", "-2.000 [-2.000, -2.000] (p 0.031)"),
+    ]
+    again = results.read(tmp_path / "npo-adam")
+    assert again is not None
+    left(tmp_path, other=with_config(again, optimizer={"lr": 1.0, "betas": [0.9, 0.95]}))
+    text = tables.table(tmp_path)
+    assert "Not compared by unit: 2 rows have optimizer=adam (npo, adam, 0.0001; npo, adam, 1)." in text
+    assert text.count("#### Difference from ") == 1
 
 
 # ---- CSV and LaTeX

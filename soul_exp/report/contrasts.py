@@ -1,5 +1,6 @@
 """Methods compared with one another: unit by unit with a baseline, by dominance, and by the tail over units."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +27,8 @@ TRADE_OFF = (
     "whatever their noise."
 )
 IMPROVEMENT = (
-    " P: the share of pairs of a run and a run of {baseline} in which the former is better, ties ½ (Agarwal et al. "
-    "2021); of 2 runs or more each."
+    f" P: the share of pairs of a run and a run with optimizer={BASELINE}, all else alike, in which the former is "
+    "better, ties ½ (Agarwal et al. 2021); of 2 runs or more each."
 )
 PROFILE = (
     "The share of all (run, unit) pairs whose {measure} exceeds the threshold: a mean can hide units that are still "
@@ -54,7 +55,7 @@ class Contrasts:
         if len(self.rows) < 2:
             return []
         units = {name: Units(self._folder_of(name), run) for name, run in self.runs.items()}
-        found = [self._paired(columns, units)]
+        found = [self._paired(block, columns, units) for block in self._blocks()]
         if not is_requested:
             found += [self._trade_offs(columns, targets, cell), self._profile(units)]
         return [table for table in found if table is not None]
@@ -79,41 +80,51 @@ class Contrasts:
     def _label(self) -> str:
         return ", ".join(self.keys[place].label for place in self._places()) or "runs"
 
-    def _baselines(self, named: Mapping[str, Method]) -> list[str]:
-        return [name for name, row in named.items() if self.runs[row.runs[0]].choices.get("optimizer") == BASELINE]
+    def _blocks(self) -> list[list[str]]:
+        """The names of methods that differ in the optimizer and its own options only: what has one baseline."""
+        found: dict[tuple[str, ...], list[str]] = {}
+        for name, row in self._names().items():
+            same = (
+                text
+                for text, key in zip(row.key, self.keys, strict=True)
+                if key.group != CHOSEN_GROUP and key.key.partition(".")[0] != "optimizer"
+            )
+            found.setdefault(tuple(same), []).append(name)
+        return [*found.values()]
+
+    def _baselines(self, block: Sequence[str]) -> list[str]:
+        named = self._names()
+        return [name for name in block if self.runs[named[name].runs[0]].choices.get("optimizer") == BASELINE]
 
     def _first_of(self, model: str, name: str) -> list[float | None]:
         """The metric by unit of a compared model, in the first run that recorded it."""
         found = (Units(self._folder_of(run), of, model).of(name) for run, of in self.runs.items())
         return [*next(filter(None, found), {}).values()]
 
-    def _paired(self, columns: Sequence[Column], units: Mapping[str, Units]) -> Table | None:
-        named = self._names()
-        baselines, title = self._baselines(named), f"paired by {next(iter(self.runs.values())).unit}"
-        if len(baselines) > 1:
-            why = f"Not compared by unit: {len(baselines)} rows have optimizer={BASELINE} ({'; '.join(baselines)})."
-            return Table("", (), (), why)
-        if not baselines or len(named) < 2:
+    def _paired(self, block: Sequence[str], columns: Sequence[Column], units: Mapping[str, Units]) -> Table | None:
+        """The differences of the methods of a block from the one with optimizer=adam, if there is one."""
+        named, baselines = self._names(), self._baselines(block)
+        if not baselines or len(block) == len(baselines) == 1:
             return None
         values = {
-            column: {name: [units[run].of(column.key) for run in row.runs] for name, row in named.items()}
+            column: {name: [units[run].of(column.key) for run in named[name].runs] for name in block}
             for column in columns
         }
         has = [column for column, of in values.items() if any(unit for seeds in of.values() for unit in seeds)]
         if not has:
             return None
+        if len(baselines) > 1:
+            why = f"Not compared by unit: {len(baselines)} rows have optimizer={BASELINE} ({'; '.join(baselines)})."
+            return Table("", (), (), why)
         tested = {column: compared(values[column], baselines[0]) for column in has}
         rows = []
-        for name in named:
-            if name != baselines[0]:
-                found = (tested[column][name] for column in has)
-                cells = (
-                    Cell() if each is None else Cell(None, each.difference, each.low, each.high, p=each.p)
-                    for each in found
-                )
-                rows.append(Row((Cell(name), *cells)))
+        for name in (each for each in block if each != baselines[0]):
+            found = (tested[column][name] for column in has)
+            cells = (each and Cell(None, each.difference, each.low, each.high, p=each.p) for each in found)
+            rows.append(Row((Cell(name), *(cell or Cell() for cell in cells))))
         header = (Column("method", self._label()), *(Column(column.key, column.label) for column in has))
-        return Table(f"Difference from {baselines[0]}, {title}", header, tuple(rows), PAIRED)
+        title = f"Difference from {baselines[0]}, paired by {next(iter(self.runs.values())).unit}"
+        return Table(title, header, tuple(rows), PAIRED)
 
     def _trade_offs(self, columns: Sequence[Column], targets: Sequence[float | None], cell: CellOf) -> Table | None:
         """Which methods are dominated, and how often a run of each is better than one of the baseline."""
@@ -132,29 +143,26 @@ class Contrasts:
         if len(goals) < 2 or len(complete) < 2:
             return None
         dominated = dominated_by(complete)
-        baseline = next(iter(self._baselines(named)), None) if len(self._baselines(named)) == 1 else None
-        better = [goal for goal in goals if baseline is not None and len(losses(named[baseline].runs, *goal)) > 1]
+        base = {name: self._baselines(block) for block in self._blocks() for name in block}
+        better: dict[tuple[str, Column], float] = {}
+        for (name, row), goal in itertools.product(named.items(), goals):
+            if len(base[name]) == 1 and base[name] != [name] and base[name][0] in named:
+                ours, theirs = losses(row.runs, *goal), losses(named[base[name][0]].runs, *goal)
+                if min(len(ours), len(theirs)) > 1:
+                    better[name, goal[0]] = probability_of_improvement(ours, theirs)
+        shown = [column for column, _ in goals if any(key[1] == column for key in better)]
         rows = []
-        for name, row in named.items():
+        for name in named:
             rivals = dominated.get(name)
             text = (
-                "a value is null"
-                if rivals is None
-                else f"dominated by {'; '.join(rivals)}"
-                if rivals
-                else "on the front"
+                f"dominated by {'; '.join(rivals)}" if rivals else "on the front" if rivals == [] else "a value is null"
             )
-            cells = [Cell(name), Cell(text)]
-            for goal in better:
-                mine, base = losses(row.runs, *goal), losses(named[str(baseline)].runs, *goal)
-                is_given = name != baseline and len(mine) > 1
-                cells.append(Cell(None, probability_of_improvement(mine, base)) if is_given else Cell())
-            rows.append(Row(tuple(cells)))
+            shares = (Cell(None, better.get((name, column))) for column in shown)
+            rows.append(Row((Cell(name), Cell(text), *shares)))
         header = [Column("method", self._label()), Column("pareto", "Pareto")]
-        header += [Column(column.key, f"P({column.label} better than {baseline}'s)") for column, _ in better]
+        header += [Column(column.key, f"P({column.label} better than {BASELINE}'s)") for column in shown]
         about = TRADE_OFF.format(objectives=", ".join(column.title for column, _ in goals))
-        about += IMPROVEMENT.format(baseline=baseline) if better else ""
-        return Table("Trade-offs", tuple(header), tuple(rows), about)
+        return Table("Trade-offs", tuple(header), tuple(rows), about + (IMPROVEMENT if shown else ""))
 
     def _profile(self, units: Mapping[str, Units]) -> Table | None:
         of_models = {model: self._first_of(model, PROFILED) for model in ("original", "retrained")}

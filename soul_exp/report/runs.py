@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ValueType
 from hydra.errors import HydraException
 from yaml import YAMLError
 
@@ -259,7 +260,8 @@ def typed_order(folder: Path | str) -> dict[str, list[str]]:
             hydra = yaml.safe_load(path.read_text())["hydra"]
             swept = [f"{key}={value}" for key, value in (hydra["sweeper"].get("params") or {}).items()]
             for override in OverridesParser.create().parse_overrides([*hydra["overrides"]["task"], *swept]):
-                if override.is_sweep_override():
+                # of a glob the numbers of the jobs tell the order
+                if override.is_discrete_sweep() and override.value_type is not ValueType.GLOB_CHOICE_SWEEP:
                     values = found.setdefault(override.key_or_group, [])
                     values += [text for text in override.sweep_string_iterator() if text not in values]
     return found

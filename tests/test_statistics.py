@@ -194,4 +194,6 @@ def test_the_best_is_marked_and_what_its_interval_and_its_own_explain_is_tied_wi
     assert marks("nearest", Cell(None, 0.4), Cell(None, 0.7)) == ["", ""]  # no retrained model
     assert marks("higher", Cell(None, 1), Cell(None, 2), ruined=1) == ["", ""]  # one row is nothing to compare
     assert marks("higher", Cell(None, 1), Cell(None, 3), Cell(None, 2), ruined=1) == ["", "", "best"]
-    assert marks("higher", Cell(None, 1), Cell(None, 1), Cell()) == ["", "", ""]  # all are equal
+    assert marks("higher", Cell(None, 1), Cell(None, 1)) == ["", ""]  # all are equal
+    for null in (Cell(), Cell(None, 5, n=1, is_partial=True)):  # more steps than were tried
+        assert marks("higher", Cell(None, 1), Cell(None, 2), null) == ["", "", ""]

@@ -73,7 +73,8 @@ class Table:
     about: str = ""  # what its numbers are, above it
 
     def marked(self, targets: Sequence[float | None]) -> "Table":
-        """The table with its best cells marked, where a column has a direction and two rows or more to compare.
+        """The table with its best cells marked, where a column has a direction, a value of each run of each sound
+        row, and two that differ: a null may be the best one, as where half of what was forgotten never came back.
 
         `targets` are the retrained model's values, column by column. Best is the highest, lowest or nearest mean;
         `tied` with it is what is no further away than the root of the sum of both squared half-widths of their
@@ -82,19 +83,20 @@ class Table:
         """
         marks = [self._marks(index, target) for index, target in enumerate(targets)]
         rows = []
-        for number_, row in enumerate(self.rows):
-            cells = (replace(cell, mark=of[number_]) for cell, of in zip(row.cells, marks, strict=True))
+        for place, row in enumerate(self.rows):
+            cells = (replace(cell, mark=of[place]) for cell, of in zip(row.cells, marks, strict=True))
             rows.append(replace(row, cells=tuple(cells)))
         return replace(self, rows=tuple(rows))
 
     def _marks(self, index: int, target: float | None) -> list[Mark]:
         direction = self.columns[index].direction
         losses: dict[int, tuple[float, float]] = {}  # row -> how far from the best possible, and half-width
-        for place, row in enumerate(self.rows):
-            loss = loss_of(row.cells[index].value, direction, target)
-            if row.is_sound and not row.is_reference and loss is not None:
-                losses[place] = (loss, half_width(row.cells[index]))
-        if len({loss for loss, _ in losses.values()}) < 2:
+        rivals = [place for place, row in enumerate(self.rows) if row.is_sound and not row.is_reference]
+        for place in rivals:
+            cell = self.rows[place].cells[index]
+            if (loss := loss_of(cell.value, direction, target)) is not None and not cell.is_partial:
+                losses[place] = (loss, half_width(cell))
+        if len(losses) < len(rivals) or len({loss for loss, _ in losses.values()}) < 2:
             return [""] * len(self.rows)
         least, noise = min(losses.values())
 
@@ -119,11 +121,11 @@ class Comparison:
 
 def loss_of(value: float | None, direction: Direction | None, target: float | None) -> float | None:
     """How far `value` is from what is best, up to a constant: smaller is better. None: that cannot be said."""
-    if value is None or direction is None or (direction == "nearest" and target is None):
+    if value is None or direction is None:
         return None
-    return abs(value - target) if direction == "nearest" and target is not None else (
-        -value if direction == "higher" else value
-    )  # fmt: skip
+    if direction == "nearest":
+        return None if target is None else abs(value - target)
+    return -value if direction == "higher" else value
 
 
 def half_width(cell: Cell) -> float:

@@ -91,8 +91,8 @@ def comparisons(folder: Path | str, metrics: Sequence[str] | None = None) -> lis
 def aggregated(folder: Path | str) -> pd.DataFrame:
     """One row per combination, over its seeds, with every metric and cost.
 
-    Of each the mean, `.low` and `.high` of the 95 % interval, and `.n`, the runs that have a value; `table` is the number
-    of its comparison, as in `load`.
+    Of each the mean, `.low` and `.high` of the 95 % interval, and `.n`, the runs that have a value; `table` is the
+    number of its comparison, as in `load`.
     """
     runs, _ = find(folder)
     rows = []

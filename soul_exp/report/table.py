@@ -76,10 +76,10 @@ class Table:
         """The table with its best cells marked, in columns with a direction in which sound rows differ.
 
         Only where each run of each sound row has a value: a null may be the best one, as where half of what was
-        forgotten never came back. `targets` are the retrained model's values, column by column. Best is the highest, lowest or nearest mean;
-        `tied` with it is what is no further away than the root of the sum of both squared half-widths of their
-        intervals, the larger half of each: there a 95 % interval of the difference of two independent means holds 0
-        (Zou and Donner 2008).
+        forgotten never came back. `targets` are the retrained model's values, column by column. Best is the highest,
+        lowest or nearest mean; `tied` with it is what is no further away than the root of the sum of both squared
+        half-widths of their intervals, the larger half of each: there a 95 % interval of the difference of two
+        independent means holds 0 (Zou and Donner 2008).
         """
         marks = [self._marks(index, target) for index, target in enumerate(targets)]
         rows = []

@@ -52,6 +52,8 @@ def test_runs_of_other_commits_code_or_libraries_share_a_row_that_says_so(tmp_pa
     folder = left(tmp_path / "b", a=codes[0], b=replace(codes[1], choices={**codes[1].choices, "optimizer": "sgd"}))
     assert [row["n"] for row in methods_of(folder)] == ["1", "1"]
     assert "DIFFERENT source code: SHA-256 0000000000: `a`; SHA-256 1111111111: `b`" in notes_of(folder)
+    folder = left(tmp_path / "c", a=codes[0], b=replace(codes[0], commit="f" * 40, seeds={"seed": 1}))
+    assert not [note for note in notes_of(folder) if note.startswith("DIFFERENT")]  # of documents, say
 
 
 @pytest.mark.parametrize(("group", "column"), [("precision", "precision"), ("compute", "compute")])

@@ -14,10 +14,16 @@ NOT_STATED = "results.json does not state: the name of the processor or accelera
 
 
 def of_provenance(runs: Mapping[str, Results], rows: Collection[Collection[str]]) -> Iterator[str]:
-    """A note for each of commit, source code and library version in which runs differ; `rows` are those of a mean."""
-    facts: dict[str, Callable[[Results], str]] = {"commit": commit_of}
+    """A note for each of commit, source code and library version in which runs differ; `rows` are those of a mean.
+
+    Commits with the same source code are not told apart.
+    """
+    facts: dict[str, Callable[[Results], str]] = {}
+    codes = {run.sha256.get("code") for run in runs.values()}
     if len({run.commit for run in runs.values()}) == 1:
         facts["source code"] = lambda run: f"SHA-256 {str(run.sha256.get('code', UNKNOWN))[:10]}"
+    elif len(codes) > 1 or None in codes:
+        facts["commit"] = commit_of
     for package in dict.fromkeys(package for run in runs.values() for package in run.versions):
         facts[f"version of {package}"] = lambda run, package=package: run.versions.get(package, UNKNOWN)  # type: ignore[misc]
     for what, fact in facts.items():

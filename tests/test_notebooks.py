@@ -87,7 +87,7 @@ def test_a_notebook_shows_a_table_and_a_figure(path: Path, runs: Path, monkeypat
     shown = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", ())]
     assert sum("image/png" in data for data in shown) == 1
     text = "\n".join(data["text/markdown"] for data in shown if "text/markdown" in data)
-    assert "| sophia" in text and "DIVERGED" in text and text.count("### ") == 2
+    assert "| sophia" in text and "DIVERGED" in text and f"\n{text}".count("\n### ") == 2
     assert {
         found for found in ANALYSIS.rglob("*") if ".ipynb_checkpoints" not in found.parts
     } == before  # saves nothing

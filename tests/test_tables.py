@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -105,6 +106,22 @@ def left(folder: Path, **runs: Results) -> Path:
 
 
 def cells(text: str) -> list[list[dict[str, str]]]:
+    """Each comparison in Markdown as a list of rows: column -> cell without its mark, of all tables by group."""
+    return [rows_of(part) for part in re.split("^### ", text, flags=re.M) if "| status" in part]
+
+
+def rows_of(part: str) -> list[dict[str, str]]:
+    rows: list[dict[str, str]] = []
+    for table in tables_in(part):
+        if "status" in table[0]:
+            rows = rows or [{} for _ in table]
+            before = len(rows) - len(table)  # the table of costs has no row of the original model
+            merged = [{**row, **(table[place - before] if place >= before else {})} for place, row in enumerate(rows)]
+            rows = [{key: cell.strip("*").removesuffix(" ≈") for key, cell in row.items()} for row in merged]
+    return rows
+
+
+def tables_in(text: str) -> list[list[dict[str, str]]]:
     """Each Markdown table in `text` as a list of rows: column -> cell."""
     found: list[list[dict[str, str]]] = []
     head: list[str] = []
@@ -311,7 +328,8 @@ def test_the_cell_of_a_single_run_has_its_interval_and_that_of_several_their_spr
     tested = left(tmp_path / "c", one=replace(with_intervals(), forget_quality=0.01))
     assert "- forget quality tests n=60 answers" in tables.table(tested)
     (rows,) = cells(tables.table(several))
-    assert rows[-1]["model utility ↑"] == "0.600 ± 0.000"
+    # the seeds agree; both have the interval of the same authors, which a second seed does not make more certain
+    assert rows[-1]["model utility ↑"] == "0.600 [0.551, 0.640]"
     frame = tables.load(single)
     assert frame["utility.low"].tolist() == [0.5512] and frame["original.utility.high"].tolist() == [0.85]
 
@@ -408,7 +426,7 @@ def test_seeds_are_aggregated_to_mean_and_t_interval(tmp_path: Path) -> None:
     (rows,) = cells(tables.table(left(tmp_path, **runs)))
     assert [row["loss"] for row in rows] == ["original", "retrained", "npo"]
     # mean of 0.4, 0.5, 0.6; standard error 0.1 / sqrt(3); t of 2 degrees of freedom 4.303: 0.2484
-    assert rows[2]["model utility ↑"] == "0.500 ± 0.248"
+    assert rows[2]["model utility ↑"] == "0.500 [0.252, 0.748]"
     assert rows[2]["n"] == "3"
 
 
@@ -436,7 +454,7 @@ def test_delta_is_the_retrained_auc_minus_the_models(tmp_path: Path) -> None:
 def test_a_null_seed_is_left_out_of_the_mean_and_the_cell_gives_n(tmp_path: Path) -> None:
     with_null = replace(made(seed=2, metrics={**UNLEARNED, "utility": None}), reasons={"utility": "no facts"})
     text = tables.table(left(tmp_path, a=made(seed=0), b=made(seed=1), c=with_null))
-    assert cells(text)[0][2]["model utility ↑"] == "0.600 ± 0.000 (n=2)"
+    assert cells(text)[0][2]["model utility ↑"] == "0.600 [0.600, 0.600] (n=2)"
     assert "- — model utility: no facts" in text
 
 
@@ -477,16 +495,34 @@ def test_an_option_of_the_loss_is_a_column_even_if_it_follows_another_choice(tmp
         replace(made(seed=1), data_hashes={"part.forget": "def"}),
         made(seed=1, original={**ORIGINAL, "utility": 0.81}),
         made(seed=1, retrained=None),
-        made(seed=1, metrics={name: value for name, value in UNLEARNED.items() if name != "mia_auc"}),
+        replace(made(seed=1), config={**made(seed=1).config, "dialect": "muse"}),
+        replace(made(seed=1), metric_versions={"mia_auc": 2}),
     ],
-    ids=["caption", "source", "data", "original model", "retrained model", "metrics"],
+    ids=["caption", "source", "data", "original model", "retrained model", "dialect", "version of a metric"],
 )
-def test_runs_that_are_not_comparable_stand_in_separate_tables(tmp_path: Path, other: Results) -> None:
+def test_runs_that_are_not_comparable_stand_in_separate_tables_that_say_why(tmp_path: Path, other: Results) -> None:
     folder = left(tmp_path, a=made(seed=0), b=other)
     text = tables.table(folder)
     assert [[row["n"] for row in rows if row["n"]] for rows in cells(text)] == [["1"], ["1"]]
-    assert text.count("### ") == 2
+    assert len(re.findall("^### ", text, flags=re.M)) == 2
     assert list(tables.load(folder)["table"]) == [1, 2]
+    (why,) = re.findall(r"^- NOT COMPARABLE with the table of `a`: (.*?) there", text, flags=re.M) or ["caption"]
+    differs = {
+        "caption": "caption", "source: 'embedded'": "source", "hash of the data's part.forget: 'abc'": "data",
+        "utility of the original model: '0.8'": "original model", "dialect: 'ours'": "dialect",
+        "compared models: ['original', 'retrained']": "retrained model", "version of mia_auc: 'unknown'": "version",
+    }  # fmt: skip
+    assert why in differs and (why == "caption") == (other.caption != CAPTION)
+
+
+def test_a_run_with_one_metric_more_stays_in_its_table(tmp_path: Path) -> None:
+    """The mean of that metric is over the runs that have it, and its cell says so."""
+    more = made(seed=1, metrics={**UNLEARNED, "facts_rouge": 0.5})
+    (rows,) = cells(tables.table(left(tmp_path, a=made(), b=more), ["utility", "facts_rouge"]))
+    assert [(row["model utility ↑"], row["facts ROUGE ↑"], row["n"]) for row in rows[2:]] == [
+        ("0.600 [0.600, 0.600]", "0.500 (n=1)", "2")
+    ]
+    assert list(tables.load(tmp_path)["table"]) == [1, 1] and list(rows[0])[:2] == ["loss", "optimizer"]
 
 
 def test_options_that_differ_between_tables_stand_above_each(tmp_path: Path) -> None:
@@ -521,8 +557,13 @@ def test_an_untuned_combination_is_marked(tmp_path: Path) -> None:
 
 
 def test_a_measured_checkpoint_has_no_loss_and_no_optimizer(tmp_path: Path) -> None:
-    (rows,) = cells(tables.table(left(tmp_path, a=made(stages=("evaluate",)))))
-    assert (rows[2]["loss"], rows[2]["optimizer"], rows[2]["status"]) == ("—", "—", "finished")
+    text = tables.table(left(tmp_path / "a", a=made(stages=("evaluate",))))
+    (rows,) = cells(text)
+    assert text.startswith(f"### Checkpoints, measured as they are: {CAPTION}")
+    assert [row["model"] for row in rows] == ["original", "retrained", "checkpoint"] and "loss" not in rows[0]
+    assert (rows[2]["status"], "untuned" in text, "Tuned on" in text) == ("finished", False, False)
+    (rows,) = cells(tables.table(left(tmp_path / "b", a=made(stages=("evaluate",)), b=made())))
+    assert [(row["loss"], row["optimizer"]) for row in rows[2:]] == [("checkpoint", "—"), ("npo", "adam")]
 
 
 def test_runs_without_results_are_listed_with_their_error(tmp_path: Path) -> None:
@@ -556,8 +597,9 @@ def test_values_of_several_definitions_are_said_not_to_be_comparable(tmp_path: P
     assert "NOT COMPARABLE" not in tables.table(left(tmp_path, **runs))
     more = {"s2": replace(made(seed=2), metric_versions=new), "s3": replace(made(seed=3), metric_versions={})}
     text = tables.table(left(tmp_path, **more))
-    assert "NOT COMPARABLE: MIA AUC of several definitions (version 1: `s0`, `s1`; version 2: `s2`" in text
-    assert "NOT COMPARABLE: the task's rows and probes of several definitions (version 1: " in text
+    assert "NOT COMPARABLE with the table of `s0`: version of mia_auc: '1' there, '2' here\n" in text
+    assert "NOT COMPARABLE with the table of `s0`: version of task: '1' there, 'unknown' here" in text
+    assert [row["n"] for rows in cells(text) for row in rows if row["n"]] == ["2", "1", "1"]
 
 
 def test_load_is_tidy_and_exact(tmp_path: Path) -> None:
@@ -582,23 +624,35 @@ def test_other_tasks_have_their_own_metrics_as_columns(tmp_path: Path) -> None:
     run = made(metrics=other, original=None, retrained=None)
     task = {**run.config["task"], "metrics": {**METRICS["custom"], "politeness": {"_target_": "not.here"}}}
     (rows,) = cells(tables.table(left(tmp_path, a=replace(run, config={**run.config, "task": task}))))
-    assert list(rows[0])[2:6] == [
-        *("model utility ↑", "politeness", "forget BLEU →", "retain perplexity per token ↓"),
+    assert list(rows[0])[2:] == [
+        *("forget BLEU →", "n", "status", "model utility ↑", "retain perplexity per token ↓", "politeness"),
+        *("steps", "prepare seconds", "unlearn seconds", "evaluate seconds", "peak memory GiB", "win_rate"),
     ]
+    order = ["Efficacy: what is forgotten", "Utility: what is kept", "Other numbers", "Cost"]
+    assert re.findall("^#### (.*)$", tables.table(tmp_path), flags=re.M) == order
 
 
 # ---- the command
 
 
-def test_the_command_prints_what_it_writes_to_the_folder(tmp_path: Path) -> None:
+def test_the_command_prints_what_it_writes_to_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = left(tmp_path, a=made(), b=made(seed=1))
     (folder / "table.md").write_text("old")
     done = called(folder)
     assert (done.returncode, done.stderr) == (0, "")
-    assert (folder / "table.md").read_text() == done.stdout and "| npo" in done.stdout
+    assert max(map(len, done.stdout.splitlines()[:-1])) <= 100  # few columns that fit; the last line names the folder
+    assert done.stdout.splitlines()[2].split()[:4] == ["loss", "optimizer", "log10", "forget"]
     with (folder / "table.csv").open() as file:
         assert [row["run"] for row in csv.DictReader(file)] == ["a", "b"]
-    assert sorted(path.name for path in folder.iterdir()) == ["a", "b", "table.csv", "table.md"]  # nothing half-written
+    names = ["a", "b", "methods.csv", "table.csv", "table.md", "table.tex"]
+    assert sorted(path.name for path in folder.iterdir()) == names  # nothing half-written
+    for shown, name in (("markdown", "table.md"), ("latex", "table.tex"), ("csv", "methods.csv")):
+        monkeypatch.setattr(sys, "argv", ["tables", str(folder), "--format", shown])
+        tables.main()
+        assert capsys.readouterr().out == (folder / name).read_text()
+    assert "| npo" in (folder / "table.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -614,7 +668,11 @@ def test_the_command_prints_what_it_writes_to_the_folder(tmp_path: Path) -> None
     ],
 )
 def test_bad_input_is_one_line_on_stderr_and_exit_code_2(
-    tmp_path: Path, content: dict[str, str] | None, message: str
+    tmp_path: Path,
+    content: dict[str, str] | None,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = tmp_path / "runs"
     for name, text in (content or {}).items():
@@ -622,9 +680,11 @@ def test_bad_input_is_one_line_on_stderr_and_exit_code_2(
         (folder / name).write_bytes(text.encode(errors="surrogateescape"))
     if content is not None:
         folder.mkdir(exist_ok=True)
-    done = called(folder)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert message in done.stderr and "Traceback" not in done.stderr and done.stderr.count("\n") == 1
+    monkeypatch.setattr(sys, "argv", ["tables", str(folder)])
+    with pytest.raises(SystemExit) as end:
+        tables.main()
+    out, err = capsys.readouterr()
+    assert (end.value.code, out) == (2, "") and message in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -651,9 +711,12 @@ def test_a_results_file_of_another_format_is_broken(tmp_path: Path) -> None:
         tables.load(left(tmp_path, a=replace(made(), format=2)))
 
 
-def test_help_names_the_files_and_options() -> None:
-    done = called("--help")
-    assert done.returncode == 0 and "table.md" in done.stdout and "--metrics" in done.stdout
+def test_help_names_the_files_and_options(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["tables", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        tables.main()
+    shown = capsys.readouterr().out
+    assert "table.md" in shown and "table.tex" in shown and "methods.csv" in shown and "--metrics" in shown
 
 
 # ---- the utility suite
@@ -676,7 +739,7 @@ def test_runs_with_different_suites_or_limits_stand_in_different_tables(tmp_path
     found = tables.load(folder)
     assert found.groupby("table")["run"].apply(list).tolist() == [["a", "b"], ["c"], ["d"], ["e"]]
     text = tables.table(folder)
-    assert text.count("utility_suite paper") == 1 and text.count("### ") == 4
+    assert text.count("utility_suite paper") == 1 and len(re.findall("^### ", text, flags=re.M)) == 4
     assert "utility_suite embedded" in tables.table(left(tmp_path / "alone", a=made(suite="embedded")))
 
 
@@ -722,14 +785,14 @@ def hostile(folder: Path) -> Path:
 def test_texts_of_others_are_inert_in_the_table_on_the_terminal_and_in_a_spreadsheet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["tables", str(hostile(tmp_path))])
+    monkeypatch.setattr(sys, "argv", ["tables", str(hostile(tmp_path)), "--format", "markdown"])
     tables.main()
     printed, written = capsys.readouterr().out, (tmp_path / "table.md").read_text()
     assert printed == written and INERT in written and "failed\\n# heading" in written
     assert not [line for line in written.split("\n") if line.startswith(("| new", "# heading"))]
     assert "<" not in written and "](" not in written and labels.printable(written) == written
-    (width,) = {line.replace("\\|", "").count("|") for line in written.split("\n") if line.startswith("|")}
-    assert width > 5
+    lines = [line.replace("\\|", "") for line in written.split("\n") if line.startswith("|")]
+    assert {len(tables_in("\n".join(of))) for of in (lines[:4], lines[-4:])} == {1}  # as many cells in each row
     text = (tmp_path / "table.csv").read_text()
     assert labels.printable(text) == text and "'=cmd|" in text
     cells = [cell for row in csv.reader(text.splitlines()) for cell in row]

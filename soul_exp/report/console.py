@@ -1,11 +1,13 @@
-"""One run on a console: the metrics of the models that it compares, side by side."""
+"""On a console: the models that one run compares, side by side, and the rows of a folder of runs."""
 
 import textwrap
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 from soul_exp.errors import counted
 from soul_exp.metrics.dialects import OURS
 from soul_exp.metrics.suite import MEASURES
+from soul_exp.report.comparison import comparisons
 from soul_exp.report.labels import (
     ARROWS,
     DETAILS,
@@ -21,7 +23,8 @@ from soul_exp.report.labels import (
     units_of,
     with_interval,
 )
-from soul_exp.report.runs import is_measured
+from soul_exp.report.runs import find, is_measured, is_unlearned
+from soul_exp.report.table import CHOSEN_GROUP, TIED, Table
 from soul_exp.results import COMPARED, UNMERGED, Results, metric_entries
 from soul_exp.results import HEADLINE as results_headline
 
@@ -33,6 +36,9 @@ HINTS: Mapping[str | None, str] = {
     "nearest": "retrained = target value",
     None: "",
 }
+FEW = ("log10_forget_quality", "utility", "relearn_excess", "mia_auc")  # metrics of the summary of a folder
+WARNINGS = ("NOT COMPARABLE", "DIFFERENT", "DIVERGED", "COLLAPSED", "the same configuration", "without results")
+LONGEST = 28  # characters of a cell that says which row it is
 Row = tuple[str, Sequence[str], str]  # label, one cell per model, hint
 
 
@@ -69,6 +75,44 @@ def headline(results: Results) -> str:
     return ", ".join([*labels, *shown]) or "no headline metric"
 
 
+def summary(folder: Path | str, metrics: Sequence[str] | None = None) -> str:
+    """The rows of the runs below `folder`: of FEW as many columns as fit into 100, or those of `metrics`; warnings.
+
+    Raises UsageError as `comparisons` does.
+    """
+    runs = find(folder)[0].values()
+    few = [name for name in FEW if is_measured(runs, name)]
+    lines = []
+    for found in comparisons(folder, few if metrics is None else metrics):
+        lines += wrapped([found.title])
+        lines += ["", *_table(found.tables[0], WIDTH if metrics is None else None), ""] if found.tables else []
+        lines += wrapped(note for note in found.notes if note.startswith(WARNINGS))
+    legend = f"* best, {TIED} within noise of it; [low, high]: 95 % interval; all columns, notes and tests: table.md"
+    return "\n".join([*lines, *wrapped([f"{legend} and others in {folder}"])]) + "\n"
+
+
+def _table(table: Table, width: int | None) -> list[str]:
+    """The lines of a table; what does not fit into `width` is left out: what trials chose, then the last metrics."""
+    columns = [
+        [column.title, *(f"{row.cells[place].written}{marks[row.cells[place].mark]}" for row in table.rows)]
+        for marks in [{"": "", "best": " *", "tied": f" {TIED}"}]
+        for place, column in enumerate(table.columns)
+    ]
+    columns = [[cell if len(cell) <= LONGEST else f"{cell[: LONGEST - 1]}…" for cell in column] for column in columns]
+    widths = [max(map(len, column)) for column in columns]
+    kept = [*range(len(columns))]
+    while width is not None and sum(widths[place] + 2 for place in kept) > width + 2:
+        chosen = [place for place in kept if table.columns[place].group == CHOSEN_GROUP]
+        metrics = [place for place in kept if table.columns[place].group]
+        if not metrics:
+            break
+        kept.remove((chosen or metrics)[-1])
+    return [
+        "  ".join(f"{columns[place][row]:<{widths[place]}}" for place in kept).rstrip()
+        for row in range(len(columns[0]))
+    ]
+
+
 def wrapped(texts: Iterable[str], width: int = WIDTH) -> list[str]:
     """The lines of the texts, each at most `width` columns wide; an empty text has none."""
     return [line for text in texts for line in textwrap.wrap(text, width)]
@@ -76,14 +120,10 @@ def wrapped(texts: Iterable[str], width: int = WIDTH) -> list[str]:
 
 def _titles(results: Results) -> dict[str, str]:
     """Model -> title of its column, of the models that were measured."""
-    is_pair = _is_unlearned(results) and "original" in results.metrics
+    is_pair = is_unlearned(results) and "original" in results.metrics
     before, after = ("before", "after") if is_pair else ("original", "model")
     titles = {each.key: each.title for each in COMPARED} | {"original": before, "unlearned": after}
     return {model: title for model, title in titles.items() if model in results.metrics}
-
-
-def _is_unlearned(results: Results) -> bool:
-    return "unlearn" in results.config.get("stages", ())
 
 
 def _above(results: Results) -> Iterator[str]:
@@ -96,7 +136,7 @@ def _above(results: Results) -> Iterator[str]:
     if results.collapsed:
         found = "; ".join(f"{probe}: {why}" for probe, why in results.collapsed.items())
         yield f"*** COLLAPSED: the model's free answers are those of a ruined one *** {found}"
-    if _is_unlearned(results):
+    if is_unlearned(results):
         yield f"tuned on: {results.tuned}" if results.tuned else "untuned: no entry of conf/tuned/ chose these numbers"
 
 

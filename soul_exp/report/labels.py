@@ -6,7 +6,7 @@ import math
 import re
 import statistics
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from soul_exp import results
@@ -53,14 +53,21 @@ def declared(metrics: Mapping[str, Any] | None, name: str, dialect: str = OURS) 
     forget` in the YAML) declares the direction for what is to be kept.
     """
     entry = (metrics or {}).get(name, {})
-    scale = _scale(entry.get("_target_", ""), dialect)
+    scale = scale_in(entry, dialect)
     if scale is None:
         return "", None
     return scale.unit, scale.for_probe(entry["answers"]) if "answers" in entry else scale.better
 
 
+def scale_in(entry: Mapping[str, Any], dialect: str) -> Scale | None:
+    """What the function of an entry of task.metrics declares in the `dialect`; None: nothing, or it is not known."""
+    found = function_of(entry.get("_target_", ""), dialect)
+    return None if found is None else scale_of(found)
+
+
 @functools.cache
-def _scale(target: str, dialect: str) -> Scale | None:
+def function_of(target: str, dialect: str) -> Callable[..., Any] | None:
+    """The metric's function that `target` names, as the `dialect` has it; None for one that only a user's run knew."""
     target = REMOVED.get(target, target)
     module, _, function = target.rpartition(".")
     if module not in sys.modules and not target.startswith("soul_exp.metrics."):  # a results file imports nothing else
@@ -69,7 +76,7 @@ def _scale(target: str, dialect: str) -> Scale | None:
         found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError):  # of another version
         return None
-    return scale_of(in_dialect(found, dialect) if dialect in DIALECTS else found)
+    return in_dialect(found, dialect) if dialect in DIALECTS else found
 
 
 def dialect_note(name: str) -> str:
@@ -140,6 +147,8 @@ def ceiling_of(run: results.Results) -> list[str]:
 
 def printable(text: str) -> str:
     """`text` with an escape such as \\x1b for each character that a terminal would obey; line ends and tabs stay."""
+    if text.isascii() and text.isprintable():
+        return text
     return CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 

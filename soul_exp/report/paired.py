@@ -1,11 +1,17 @@
 """Methods compared unit by unit with one of them: exact sign-flip tests, with Holm's correction."""
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from soul_exp.report.statistics import mean_of
+from soul_exp.report.table import half_width
+
+LEAST = 5  # units that an interval takes
 MOST = 16  # units up to which all sign patterns are tried; with more, DRAWS of them
 DRAWS = 100_000
 
@@ -17,12 +23,16 @@ class Compared:
     difference: float  # mean over units, of means over seeds
     p: float  # corrected over the methods
     num_units: int
+    low: float | None = None  # the ends of the 95 % interval over seeds and units; None: fewer than LEAST units
+    high: float | None = None
 
 
 def compared(values: Mapping[str, Sequence[Mapping[str, float | None]]], baseline: str) -> dict[str, Compared | None]:
     """Method -> how it differs from `baseline`, of `values` (method -> seed -> unit -> value); None: not comparable.
 
     Units are averaged over seeds first. A method without the baseline's units, or with a null among them, has no test.
+    The half-width of the interval is the root of the sum of three squares, each of Student's t: of the units'
+    differences, and of each method's means over units, where it has several seeds.
     """
     means = {name: _over_seeds(seeds) for name, seeds in values.items()}
     base = means.get(baseline)
@@ -32,11 +42,25 @@ def compared(values: Mapping[str, Sequence[Mapping[str, float | None]]], baselin
         if name != baseline and base and each and each.keys() == base.keys()
     }
     p = holm({name: sign_flip(gap) for name, gap in gaps.items()})
-    return {
-        name: Compared(float(gaps[name].mean()), p[name], len(gaps[name])) if name in gaps else None
-        for name in values
-        if name != baseline
-    }
+    halves = {name: _over_runs([[*each.values()] for each in seeds]) for name, seeds in values.items() if means[name]}
+    found: dict[str, Compared | None] = dict.fromkeys(name for name in values if name != baseline)
+    for name, gap in gaps.items():
+        low, high = None, None
+        if len(gap) >= LEAST:
+            half = math.hypot(
+                half_width(mean_of([*map(float, gap)], [None] * len(gap), [None] * len(gap))),
+                halves[name],
+                halves[baseline],
+            )
+            low, high = gap.mean() - half, gap.mean() + half
+        found[name] = Compared(float(gap.mean()), p[name], len(gap), low, high)
+    return found
+
+
+def _over_runs(values: Sequence[Sequence[Any]]) -> float:
+    """The half-width of the t interval of the mean of `values` [S][N] over seeds; 0 of one seed."""
+    means = [float(np.mean(each)) for each in values]
+    return half_width(mean_of(means, [None] * len(means), [None] * len(means)))
 
 
 def _over_seeds(seeds: Sequence[Mapping[str, float | None]]) -> dict[str, float] | None:

@@ -1,18 +1,27 @@
 """Run folders as data frames: which runs lie below a folder, what they share and where they differ."""
 
+import functools
+import math
 import os
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ValueType
+from hydra.errors import HydraException
+from yaml import YAMLError
 
 from soul_exp import options, results
-from soul_exp.errors import UsageError
+from soul_exp.errors import UsageError, explained, short
+from soul_exp.metrics.dialects import OURS
 from soul_exp.metrics.robustness import UNINFORMATIVE
 from soul_exp.report.labels import DELTA, HEADLINE, MIA, NULL, finite, on_one_line
-from soul_exp.results import COMPARED, ERROR, REQUEST, TYPED, Results, metric_entries
+from soul_exp.results import COMPARED, ERROR, REQUEST, TASK, TYPED, Compared, Results, metric_entries
 
 SUITE_OPTIONS = ("utility_suite", "utility_limit")
 ENDS = ("low", "high")  # of an interval
@@ -21,12 +30,17 @@ NESTED = (
     *("intervals", "no_interval", "samples", "unit", "ceiling", "retrained_seeds", "collapsed", "free_answers"),
     *("evaluation_seconds", "cached", "attacks", "unit_values"),
 )
+METRIC_ENTRY = re.compile(r"config\.(task|attack\.\w+)\.metrics\.")  # `comparable` reads these
+JOB_NUMBER = re.compile(r"^    num: (\d+)$", re.M)  # of hydra.job, in hydra.yaml
+UNKNOWN = "unknown"  # the version of a definition, in older results
 CHOSEN = tuple(f"config.{key}" for key in options.CHOSEN)
+
 ABOUT = (
-    "Forget quality is the p-value of a two-sample KS test against the retrained model; the means of p and of log10 p"
-    " are computed separately. ↑ higher is better, ↓ lower is better, → nearest to the retrained model is best. n "
-    "counts runs that differ in the seed only: mean ± half-width of the 95 % t-interval where n is 2 or more. A single "
-    "run has the 95 % interval over its independent units in brackets."
+    "Forget quality is the p-value of a two-sample KS test against the retrained model; its mean over runs is "
+    "geometric. ↑ higher is better, ↓ lower is better, → nearest to the retrained model is best. n counts runs that "
+    "differ in the seed only. [low, high] is a 95 % interval: of a single run over its independent units, of the mean "
+    "of several over runs (Student's t) and units, in the metric's range. Bold is the best mean of the rows that "
+    "neither diverged nor collapsed, ≈ one that is no further from it than both intervals explain."
 )
 
 
@@ -98,8 +112,9 @@ def find(folder: Path | str) -> tuple[dict[str, Results], dict[str, str]]:
         here = Path(path)
         name = on_one_line(here.relative_to(root).as_posix() if here != root else root.resolve().name)
         lists_requests = here == root and is_sequence  # its own results repeat those of the last request
-        if not lists_requests and (run := results.read(here)):
-            runs[name] = replace(run, **{field: _on_one_line(value) for field, value in vars(run).items()})
+        if not lists_requests and (here / results.NAME).is_file():
+            file = (here / results.NAME).stat()
+            runs[name] = _read(here.absolute(), (file.st_ino, file.st_mtime_ns, file.st_size))
         elif (ERROR in names or TYPED in subfolders) and not lists_requests:
             error = (here / ERROR).read_text(errors="replace").strip() if ERROR in names else ""
             missing[name] = (
@@ -112,6 +127,14 @@ def find(folder: Path | str) -> tuple[dict[str, Results], dict[str, str]]:
         example = "".join(f"; without results: {name} ({why})" for name, why in list(missing.items())[:1])
         raise UsageError(f"{root} has no runs: there is no {results.NAME} in any folder below it{example}")
     return dict(sorted(runs.items(), key=_order)), dict(sorted(missing.items(), key=_order))
+
+
+@functools.lru_cache(maxsize=256)  # a command makes several tables of the same runs
+def _read(folder: Path, version: tuple[int, int, int]) -> Results:
+    """The results in `folder`, whose file is of that `version`, with all texts escaped."""
+    run = results.read(folder)
+    assert run is not None
+    return replace(run, **{field: _on_one_line(value) for field, value in vars(run).items()})
 
 
 def _on_one_line(value: Any) -> Any:
@@ -137,19 +160,111 @@ def is_measured(runs: Collection[Results], name: str) -> bool:
 
 
 def comparable(runs: Mapping[str, Results]) -> list[dict[str, Results]]:
-    """The runs in groups that one table may hold: of the same task, data, suite, trials and compared models."""
-    groups: dict[str, dict[str, Results]] = {}
+    """The runs in groups that one table may hold; each stands in the first one that it fits.
+
+    All of a group have the same task, dialect, suite, compared models and tuning, and agree in whatever two of them
+    both have: data, definitions of metrics, and numbers of the compared models. So a run with one metric more stays.
+    """
+    groups: list[tuple[dict[str, Any], dict[str, Any], dict[str, Results]]] = []
     for name, run in runs.items():
-        key: list[Any] = [run.caption, run.config["task"].get("source"), run.config["task"].get("metrics")]
-        key += [run.config.get(option) for option in SUITE_OPTIONS]
-        of_task = run.config["task"].get("metrics") or {}
-        names = [name for name in run.metrics["unlearned"] if name in of_task or name not in metric_entries(run)]
-        key += [*names, run.data_hashes, run.tuned if run.trials else None]
-        for model in (each.key for each in COMPARED if each.role is not None and not each.with_system_prompt):
-            values = run.metrics.get(model, {})
-            key += [(model, name, (value := values.get(name)) and f"{value:.5g}") for name in names if name in values]
-        groups.setdefault(str(key), {})[name] = run
-    return list(groups.values())
+        common, shared = _common(run), _shared(run)
+        for of_group, known, members in groups:
+            if of_group == common and all(known.get(key, value) == value for key, value in shared.items()):
+                known.update(shared)
+                members[name] = run
+                break
+        else:
+            groups.append((common, shared, {name: run}))
+    return [members for _, _, members in groups]
+
+
+def _common(run: Results) -> dict[str, Any]:
+    """What all runs of a table share."""
+    tune = {key: value for key, value in (run.config.get("tune") or {}).items() if key not in ("seed", "workers")}
+    return {
+        "caption": run.caption,
+        "source": run.config["task"].get("source"),
+        "dialect": run.config.get("dialect", OURS),
+        **{option: run.config.get(option) for option in SUITE_OPTIONS},
+        "compared models": [each.key for each in _references() if each.key in run.metrics],
+        "tuning": tune if run.trials else None,
+    }
+
+
+def _shared(run: Results) -> dict[str, Any]:
+    """What two runs of a table agree in, where both have it."""
+    found: dict[str, Any] = {f"hash of the data's {key}": value for key, value in run.data_hashes.items()}
+    of_task = run.config["task"].get("metrics") or {}
+    of_attacks = metric_entries(run).keys() - of_task.keys()
+    for name in (TASK, *run.metrics["unlearned"]):
+        found[f"version of {name}"] = str(run.metric_versions.get(name, UNKNOWN))
+        found[f"options of {name}"] = of_task.get(name)
+        for model in _references() if name not in of_attacks else ():
+            value = run.metrics.get(model.key, {}).get(name)
+            found[f"{name} of the {model.title} model"] = None if value is None else f"{value:.5g}"
+    return found
+
+
+def why_apart(run: Results, other: Results) -> list[str]:
+    """Why two tables hold `run` and `other`: what differs, with the value of `other` there and that of `run` here."""
+    here, there = ({**_common(each), **_shared(each)} for each in (run, other))
+    return [
+        f"{key}: {short(there[key])} there, {short(value)} here"
+        for key, value in here.items()
+        if key in there and there[key] != value
+    ]
+
+
+def _references() -> list[Compared]:
+    """The models that are the same for all runs of a table."""
+    return [each for each in COMPARED if each.role is not None and not each.with_system_prompt]
+
+
+def study_of(run: Results) -> int | None:
+    """The seed of the tuning study that chose the run's numbers; None without trials."""
+    return (run.config.get("tune") or {}).get("seed") if run.trials else None
+
+
+def tuned_on(run: Results) -> str | None:
+    """What the run was tuned on, without the seed of the study; None: untuned, or nothing was unlearned."""
+    if not is_unlearned(run):
+        return None
+    return run.tuned and run.tuned.replace(f", seed {study_of(run)})", ")")
+
+
+def is_unlearned(run: Results) -> bool:
+    """Whether the run unlearned; else its model is a checkpoint, measured as it is."""
+    return "unlearn" in run.config.get("stages", ())
+
+
+def in_job_order(folder: Path | str, runs: Mapping[str, Results]) -> dict[str, Results]:
+    """The runs as their sweep numbered them, where Hydra left that in their folders; the others last, as they come."""
+
+    def number(name: str) -> float:
+        path = Path(folder) / name / TYPED / "hydra.yaml"
+        found = JOB_NUMBER.search(path.read_text(errors="replace")) if path.is_file() else None
+        return float(found[1]) if found else math.inf
+
+    return {name: runs[name] for name in sorted(runs, key=number)}
+
+
+def typed_order(folder: Path | str) -> dict[str, list[str]]:
+    """Option or group -> its values in the order in which sweeps below `folder` listed them, as multirun.yaml has it.
+
+    Raises UsageError for a multirun.yaml that cannot be read.
+    """
+    found: dict[str, list[str]] = {}
+    for path in (*sorted(Path(folder).glob("multirun.yaml")), *sorted(Path(folder).glob("*/multirun.yaml"))):
+        expected = "expected what Hydra writes for a sweep: remove it, and rows keep the order of their folders' names"
+        with explained((ValueError, KeyError, TypeError, OSError, YAMLError, HydraException), str(path), expected):
+            hydra = yaml.safe_load(path.read_text())["hydra"]
+            swept = [f"{key}={value}" for key, value in (hydra["sweeper"].get("params") or {}).items()]
+            for override in OverridesParser.create().parse_overrides([*hydra["overrides"]["task"], *swept]):
+                # of a glob the numbers of the jobs tell the order
+                if override.is_discrete_sweep() and override.value_type is not ValueType.GLOB_CHOICE_SWEEP:
+                    values = found.setdefault(override.key_or_group, [])
+                    values += [text for text in override.sweep_string_iterator() if text not in values]
+    return found
 
 
 def frame_of(runs: Mapping[str, Results]) -> pd.DataFrame:
@@ -158,7 +273,7 @@ def frame_of(runs: Mapping[str, Results]) -> pd.DataFrame:
     for name, run in runs.items():
         left_out = (*HEADLINE, *NESTED, "name", "format", "trials", *(() if run.suite else ("suite",)))
         row = {key: value for key, value in vars(run).items() if key not in left_out}
-        if "unlearn" not in run.config.get("stages", ()):
+        if not is_unlearned(run):
             row["choices"] = {**run.choices, "loss": None, "optimizer": None}
             row["config"] = {k: v for k, v in run.config.items() if k not in ("loss", "optimizer", "train")}
         aucs = {model: finite(values.get(MIA)) for model, values in run.metrics.items()}
@@ -180,8 +295,10 @@ def frame_of(runs: Mapping[str, Results]) -> pd.DataFrame:
 def _differing(frame: pd.DataFrame) -> list[str]:
     """The configuration keys that differ between runs and have a column."""
     drawn = {key for key in frame if key.startswith("config.optimizer.") and key.endswith(".seed")}  # the run has it
-    keys = [key for key in frame if key.startswith("config.") and frame[key].nunique(dropna=False) > 1]
-    return [key for key in keys if key not in drawn and options.option_of(key.removeprefix("config.")).has_column]
+    keys = [key for key in frame if key.startswith("config.") and not METRIC_ENTRY.match(key) and key not in drawn]
+    # a run without an attack has none of its options
+    differ = [key for key in keys if frame[key].nunique(dropna=key.startswith("config.attack.")) > 1]
+    return [key for key in differ if options.option_of(key.removeprefix("config.")).has_column]
 
 
 def varied(frame: pd.DataFrame) -> list[str]:

@@ -1,0 +1,318 @@
+"""The runs of a folder as tables: one comparison for each set of comparable runs, a row for each combination."""
+
+import functools
+import inspect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from soul_exp.errors import UsageError, counted
+from soul_exp.metrics.dialects import OURS
+from soul_exp.metrics.scale import is_kept
+from soul_exp.report import contrasts, notes, requests
+from soul_exp.report.labels import (
+    DELTA,
+    MIA,
+    ON_DEMAND,
+    ceiling_of,
+    declared,
+    dialect_note,
+    finite,
+    function_of,
+    headline_first,
+    label_of,
+    scale_in,
+    size_of_test,
+    units_of,
+)
+from soul_exp.report.rows import Rows, text_of
+from soul_exp.report.runs import (
+    ABOUT,
+    CHOSEN,
+    SUITE_OPTIONS,
+    comparable,
+    find,
+    frame_of,
+    in_job_order,
+    is_measured,
+    study_of,
+    tuned_on,
+    typed_order,
+    varied,
+    why_apart,
+)
+from soul_exp.report.statistics import Range, mean_of
+from soul_exp.report.table import GROUPS, Cell, Column, Comparison, Row, Table
+from soul_exp.results import COMPARED, REQUEST, Results, metric_entries
+
+TITLES = {
+    "efficacy": "Efficacy: what is forgotten",
+    "utility": "Utility: what is kept",
+    "robustness": "Robustness: what attacks bring back",
+    "other": "Other numbers",
+    "cost": "Cost",
+}
+COSTS = {"num_steps": "steps", "peak_memory_gib": "peak memory GiB", "training.win_rate": "win_rate"}
+MOST_REASONS = 4  # that a note lists
+AT_LEAST_0 = Range(0.0)
+COST_RANGES = {"training.win_rate": Range(0.0, 1.0)}
+DELTA_RANGE = Range(-1.0, 1.0)
+OF_COST = (
+    "Wall-clock seconds by stage; prepare and evaluate are short where models or answers were in the cache. Steps are "
+    "those of unlearning. " + notes.NOT_STATED + "."
+)
+
+
+def comparisons(folder: Path | str, metrics: Sequence[str] | None = None) -> list[Comparison]:
+    """The tables of the runs below `folder`; the requests of a run that is a sequence of them are one table.
+
+    `metrics` are the columns, named as in results.json, of one table; by default each group of GROUPS has its own.
+    Raises UsageError as `load` does, and for an unknown metric.
+    """
+    runs, missing = find(folder)
+    known = dict.fromkeys(name for run in runs.values() for name in run.metrics["unlearned"])
+    unknown = [name for name in metrics or () if name not in known]
+    if unknown:
+        raise UsageError(f"--metrics: no run has {unknown[0]!r}, choose from {', '.join(known)}")
+    if all(name.startswith(REQUEST) for name in runs):
+        found = [requests.comparison(runs, metrics)]
+    else:
+        found = [group.comparison(metrics) for group in _groups(folder, runs)]
+    named: dict[str, list[str]] = {}
+    for name, why in missing.items():
+        named.setdefault(why, []).append(f"`{name}`")
+    without = tuple(f"without results: {', '.join(names)} ({why})" for why, names in named.items())
+    return [*found, Comparison("", "", (), without)] if without else found
+
+
+def aggregated(folder: Path | str) -> pd.DataFrame:
+    """One row per combination, over its seeds, with every metric and cost.
+
+    Of each the mean, `.low` and `.high` of the 95 % interval, and `.n`, the runs that have a value; `table` is the
+    number of its comparison, as in `load`.
+    """
+    runs, _ = find(folder)
+    rows = []
+    for place, group in enumerate(_groups(folder, runs), 1):
+        columns = [*group.columns_of(group.measured), *group.costs]
+        for method in group.methods:
+            row: dict[str, Any] = {"table": place}
+            row |= {column.label: text for column, text in zip(group.keys, method.key, strict=True)}
+            row |= {"n": len(method.runs), "status": method.status}
+            for column in columns:
+                cell = group.cell(method.runs, column)
+                row[column.key] = cell.value if cell.text is None else cell.text
+                if cell.text is None:
+                    row |= {f"{column.key}.{end}": getattr(cell, end) for end in ("low", "high", "n")}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _groups(folder: Path | str, runs: Mapping[str, Results]) -> list["_Group"]:
+    keys, order = varied(frame_of(runs)), typed_order(folder)
+    found = [in_job_order(folder, group) for group in comparable(runs)]
+    return [_Group(group, order, Path(folder), keys, _apart(group, found[:place])) for place, group in enumerate(found)]
+
+
+def _apart(group: Mapping[str, Results], earlier: Iterable[Mapping[str, Results]]) -> str:
+    """Why a group is no part of the first of the `earlier` ones with the same caption; "" without such a one."""
+    run = next(iter(group.values()))
+    for others in earlier:
+        for name, other in others.items():
+            if other.caption == run.caption and (why := why_apart(run, other)):
+                more = f"; and {len(why) - MOST_REASONS} more" if len(why) > MOST_REASONS else ""
+                return f"NOT COMPARABLE with the table of `{name}`: {'; '.join(why[:MOST_REASONS])}{more}"
+    return ""
+
+
+@dataclass(frozen=True)
+class _Group(Rows):
+    """The tables of comparable runs."""
+
+    folder: Path
+    varied_anywhere: Sequence[str]  # the keys that differ in the folder, perhaps not in the group
+    apart: str  # why it is no part of an earlier group
+
+    @functools.cached_property
+    def entries(self) -> dict[str, Any]:
+        """Metric -> its entry in the configuration of a run that has it."""
+        return {name: entry for run in self.runs.values() for name, entry in metric_entries(run).items()}
+
+    @functools.cached_property
+    def of_attacks(self) -> set[str]:
+        """The metrics of attacks."""
+        of_task = {name for run in self.runs.values() for name in run.config["task"].get("metrics") or ()}
+        return {name for name in self.entries if name not in of_task}
+
+    @functools.cached_property
+    def measured(self) -> list[str]:
+        """The metrics of the unlearned models: those of the task, then those of attacks."""
+        names = list(dict.fromkeys(name for run in self.runs.values() for name in run.metrics["unlearned"]))
+        in_order = [name for name in self.entries if name in self.of_attacks and name in names]
+        return [*(name for name in names if name not in self.of_attacks), *in_order]
+
+    # ---- columns
+
+    def columns_of(self, names: Iterable[str]) -> list[Column]:
+        """A column for each metric; that of the MIA AUC is followed by the difference to the retrained model's."""
+        dialect = self.first.config.get("dialect", OURS)
+        found = []
+        for name in (each for given in names for each in ((given, DELTA) if given == MIA else (given,))):
+            unit, direction = declared(self.entries, name, dialect)
+            found.append(Column(name, label_of(name, unit), self._group_of(name), direction))
+        return found
+
+    def _group_of(self, name: str) -> str:
+        """What metric `name` is of, by the probes that it reads: rows to keep, or rows to forget or never seen."""
+        if name in self.of_attacks:
+            return "robustness"
+        entry = self.entries.get(MIA if name == DELTA else name, {})
+        function = function_of(str(entry.get("_target_", "")), self.first.config.get("dialect", OURS))
+        named = [] if function is None else [*inspect.signature(function).parameters]
+        read = [entry["answers"]] if "answers" in entry else named
+        kept = [is_kept(str(probe)) for probe in read]
+        if False in kept:
+            return "efficacy"
+        return "utility" if True in kept or "suite" in read else "other"
+
+    @functools.cached_property
+    def costs(self) -> list[Column]:
+        """The columns of cost that a run has."""
+        stages = {key: f"{key.partition('.')[2]} seconds" for key in self.frame if key.startswith("seconds.")}
+        listed = {"num_steps": COSTS["num_steps"], **stages, **COSTS}
+        return [Column(key, label, "cost") for key, label in listed.items() if self._has(key)]
+
+    def _has(self, key: str) -> bool:
+        return key in self.frame and bool(self.frame[key].notna().any())
+
+    def cell(self, names: Sequence[str], column: Column, model: str = "unlearned") -> Cell:
+        """The mean over these runs."""
+        if column.key == "num_steps":
+            steps = sorted({self.runs[name].num_steps for name in names})
+            return Cell(" to ".join(map(str, steps[:1] + steps[1:][-1:])))
+        if column.group == "cost":
+            within = COST_RANGES.get(column.key, AT_LEAST_0)
+            return mean_of([self._number(name, column.key) for name in names], [None] * len(names), names, within)
+        scale = scale_in(self.entries.get(column.key, {}), self.first.config.get("dialect", OURS))
+        values, ends = [], []
+        for name in names:
+            values.append(self._number(name, f"metrics.{model}.{column.key}"))
+            low, high = (self._number(name, f"metrics.{model}.{column.key}.{end}") for end in ("low", "high"))
+            ends.append(None if low is None or high is None else (low, high))
+        studies = [study_of(self.runs[name]) for name in names]
+        return mean_of(values, ends, studies, DELTA_RANGE if column.key == DELTA else Range.of(scale))
+
+    def _number(self, name: str, key: str) -> float | None:
+        return finite(self.frame.at[name, key]) if key in self.frame else None
+
+    # ---- tables
+
+    def comparison(self, requested: Sequence[str] | None) -> Comparison:
+        """The tables of the group, of the metrics `requested` or of all that have a column."""
+        listed = self.columns_of(_usual(self.measured, self.of_attacks) if requested is None else requested)
+        runs = list(self.runs.values())
+        columns = [column for column in listed if requested is not None or is_measured(runs, column.key)]
+        if requested is None:
+            columns += self.costs
+            parts = {group: [column for column in columns if column.group == group] for group in GROUPS}
+            tables = [self._table(TITLES[group], of) for group, of in parts.items() if of]
+        else:
+            tables = [self._table("", columns)]
+        comparing = contrasts.Contrasts(self.folder, self.runs, self.methods, self.keys)
+        metrics = [column for column in columns if column.group != "cost"]
+        tables += comparing.tables(metrics, self._targets(metrics), self.cell, requested is not None)
+        return Comparison(self._title(), self._about(), tuple(tables), tuple(self._notes(listed, columns)))
+
+    def _table(self, title: str, columns: Sequence[Column]) -> Table:
+        is_cost = all(column.group == "cost" for column in columns)
+        rows = [] if is_cost and columns else list(self._references(columns))
+        for method in self.methods:
+            cells = [*map(Cell, method.key), *(self.cell(method.runs, column) for column in columns)]
+            rows.append(Row((*cells, Cell(str(len(method.runs))), Cell(method.status)), method.is_sound))
+        ended = (Column("n", "n"), Column("status", "status"))
+        found = Table(title, (*self.keys, *columns, *ended), tuple(rows), OF_COST if is_cost and columns else "")
+        return found.marked([*[None] * len(self.keys), *self._targets(columns), None, None])
+
+    def _targets(self, columns: Sequence[Column]) -> list[float | None]:
+        """The retrained model's values."""
+        return [cell.value for cell in self._reference("retrained", columns)] or [None] * len(columns)
+
+    def _reference(self, model: str, columns: Sequence[Column]) -> list[Cell]:
+        """The cells of a model that the unlearned ones are compared with; not every run needs to have measured it."""
+        has = [name for name, run in self.runs.items() if model in run.metrics]
+        cells = []
+        for column in columns:
+            having = [name for name in has if self._number(name, f"metrics.{model}.{column.key}") is not None] or has
+            cells += [self.cell(having[:1], column, model)] if having else []
+        return cells
+
+    def _references(self, columns: Sequence[Column]) -> Iterator[Row]:
+        for model in (each for each in COMPARED if each.role is not None):
+            if any(model.key in run.metrics for run in self.runs.values()):
+                before = [Cell(model.title), *[Cell("")] * (len(self.keys) - 1)]
+                yield Row((*before, *self._reference(model.key, columns), Cell(""), Cell("")), is_reference=True)
+
+    # ---- texts
+
+    def _title(self) -> str:
+        caption = self.first.caption
+        return f"Checkpoints, measured as they are: {caption}" if self.is_checkpoints else caption
+
+    def _about(self) -> str:
+        """What all rows share, how many runs, seeds, studies and steps there are, and what the numbers mean."""
+        runs = list(self.runs.values())
+        suite = [f"config.{option}" for option in SUITE_OPTIONS if any(r.suite and r.config[option] for r in runs)]
+        known = dict.fromkeys((*self.choices, *self.varied_anywhere, *suite, *(CHOSEN if self.is_tuned_here else ())))
+        left_out = {*self.by, *self.chosen, "config.task.source"}
+        shared = [key for key in ("source", *known) if key in self.frame and key not in left_out]
+        fixed = [f"{key.partition('.')[2] or key} {text_of(self.frame[key].iloc[0])}" for key in shared]
+        dialect = self.first.config.get("dialect", OURS)
+        counts = [counted(len(runs), "run"), _listed("seed", {run.seeds.get("seed") for run in runs})]
+        if self.is_tuned_here:
+            studies = {study_of(run) for run in runs}
+            num_trials = sorted({len(run.trials) for run in runs})
+            noun = "tuning study" if len(studies) == 1 else "tuning studies"
+            counts.append(f"{len(studies)} {noun} ({_listed('seed', studies)})")
+            counts.append(f"{' to '.join(map(str, num_trials))} trials a row")
+        text = f"All rows: {', '.join([*fixed, f'dialect {dialect}'])}; {', '.join(counts)}."
+        if not self.has_tuned_on and (on := next(filter(None, map(tuned_on, runs)), None)):
+            text += f" Learning rate and gamma tuned on the {on}." if self.is_tuned_here else f" Tuned on: {on}."
+        return f"{text}{'' if dialect == OURS else f' {dialect_note(dialect)}'} {ABOUT}"
+
+    def _notes(self, listed: Sequence[Column], columns: Sequence[Column]) -> list[str]:
+        runs, names = list(self.runs.values()), [column.key for column in columns]
+        found = [*filter(None, [self.apart]), *notes.of_repeats(self.repeats, self.runs)]
+        found += [text for run in runs for text in (size_of_test(run), units_of(run), *ceiling_of(run)) if text]
+        found += [*self._of_intervals(columns), *notes.of_provenance(self.runs, [each.runs for each in self.methods])]
+        found += [*notes.of_runs(self.runs), *notes.of_nulls(runs, names, [column.key for column in listed])]
+        versions = dict.fromkeys(f"{name} {version}" for run in runs for name, version in run.versions.items())
+        commits = dict.fromkeys(map(notes.commit_of, runs))
+        return [*dict.fromkeys(found), f"commit {', '.join(commits)}; {', '.join(versions)}"]
+
+    def _of_intervals(self, columns: Sequence[Column]) -> Iterator[str]:
+        """Which means have an interval over runs alone."""
+        several = [method.runs for method in self.methods if len(method.runs) > 1]
+        alone = [
+            column.label
+            for column in columns
+            if column.group != "cost"
+            and any(self._number(name, f"metrics.unlearned.{column.key}.low") is None for of in several for name in of)
+        ]
+        if alone:
+            yield f"the interval of a mean is over runs alone, as not every run has one of its own: {', '.join(alone)}"
+
+
+def _usual(measured: Iterable[str], of_attacks: Iterable[str]) -> list[str]:
+    """The metrics that have a column unless others are requested: forget beside retain, those of attacks last."""
+    attacks = [name for name in measured if name in of_attacks and not ON_DEMAND.match(name)]
+    others = sorted((name for name in measured if name not in of_attacks), key=lambda name: name.partition("_")[2])
+    usual = [name for name in headline_first(others) if not ON_DEMAND.match(name) and "truth_ratio" not in name]
+    return [*usual, *attacks]
+
+
+def _listed(what: str, values: Iterable[Any]) -> str:
+    known = sorted(value for value in values if value is not None)
+    return f"{what}{'s' * (len(known) != 1)} {', '.join(map(str, known)) or 'unknown'}"

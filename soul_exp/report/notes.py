@@ -1,0 +1,115 @@
+"""What a reader of a table needs to know: how runs differ that share it, and why numbers are missing."""
+
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from soul_exp.report.labels import DELTA, MIA, NULL, label_of
+from soul_exp.report.runs import UNKNOWN
+from soul_exp.results import Results
+
+MOST_NAMES = 3  # of runs in a note
+NUMBER = re.compile(r"(?<![\w.-])(-?\d+(?:\.\d+)?(?:e[-+]?\d+)?)(?!\w)")
+NOT_STATED = "results.json does not state: the name of the processor or accelerator, and passes beside the gradient's"
+
+
+def of_provenance(runs: Mapping[str, Results], rows: Collection[Collection[str]]) -> Iterator[str]:
+    """A note for each of commit, source code and library version in which runs differ; `rows` are those of a mean.
+
+    Commits with the same source code are not told apart.
+    """
+    facts: dict[str, Callable[[Results], str]] = {}
+    codes = {run.sha256.get("code") for run in runs.values()}
+    if len({run.commit for run in runs.values()}) == 1:
+        facts["source code"] = lambda run: f"SHA-256 {str(run.sha256.get('code', UNKNOWN))[:10]}"
+    elif len(codes) > 1 or None in codes:
+        facts["commit"] = commit_of
+    for package in dict.fromkeys(package for run in runs.values() for package in run.versions):
+        facts[f"version of {package}"] = lambda run, package=package: run.versions.get(package, UNKNOWN)  # type: ignore[misc]
+    for what, fact in facts.items():
+        found = _by(runs, fact)
+        if len(found) > 1:
+            mixed = any(len({fact(runs[name]) for name in row}) > 1 for row in rows)
+            listed = "; ".join(f"{value}: {_which(names, len(runs))}" for value, names in found.items())
+            yield f"DIFFERENT {what}{', also within a row' if mixed else ''}: {listed}"
+
+
+def commit_of(run: Results) -> str:
+    """The commit's first ten digits, with "+changes" if files differed."""
+    return run.commit[:10] + run.commit[40:] if run.commit else UNKNOWN
+
+
+def _by(runs: Mapping[str, Results], fact: Callable[[Results], str]) -> dict[str, list[str]]:
+    """Value of the fact -> the quoted names of the runs that have it."""
+    found: dict[str, list[str]] = {}
+    for name, run in runs.items():
+        found.setdefault(fact(run), []).append(f"`{name}`")
+    return found
+
+
+def of_runs(runs: Mapping[str, Results]) -> Iterator[str]:
+    """What diverged, what collapsed, the runs' own notes, and whose best learning rate was at an end of those tried."""
+    yield from (f"DIVERGED: `{name}`: {run.reason}" for name, run in runs.items() if run.status == "diverged")
+    for name, run in runs.items():
+        if run.collapsed:
+            yield f"COLLAPSED: `{name}`: {'; '.join(f'{probe}: {why}' for probe, why in run.collapsed.items())}"
+    noted: dict[tuple[str, ...], dict[str, list[str]]] = {}  # the text between its numbers -> run -> text and numbers
+    for name, run in runs.items():
+        for note in run.notes:
+            parts = NUMBER.split(note)
+            noted.setdefault(tuple(parts[::2]), {})[name] = parts
+    for same in noted.values():
+        yield f"{with_ranges(same.values())} ({_which([f'`{name}`' for name in same], len(runs))})"
+    if edges := [f"`{name}`" for name, run in runs.items() if _is_at_edge(run.trials)]:
+        yield f"the smallest or the largest learning rate tried was the best: {_which(edges, len(runs))}"
+
+
+def with_ranges(texts: Iterable[Sequence[str]]) -> str:
+    """One text for several, each split at its numbers: a number that differs becomes the smallest to the largest."""
+    return "".join(
+        of[0] if len({*of}) == 1 else f"{min(of, key=float)} to {max(of, key=float)}" for of in zip(*texts, strict=True)
+    )
+
+
+def _which(quoted: Sequence[str], num_runs: int) -> str:
+    """Which of the runs of a table they are: by their quoted names, unless these are all or many."""
+    if len(quoted) == num_runs > 1:
+        return "all runs"
+    return f"{len(quoted)} of {num_runs} runs, see table.csv" if len(quoted) > MOST_NAMES else ", ".join(quoted)
+
+
+def of_nulls(runs: Collection[Results], columns: Collection[str], listed: Collection[str]) -> Iterator[str]:
+    """Why a number is null: of a metric that has a column, or is `listed` and has none because no model has it."""
+    labels: dict[str, dict[str, None]] = {}  # the line around the names of the metrics -> these names
+    for run in runs:
+        for key, why in run.reasons.items():
+            model, _, name = key.rpartition(".")
+            if name in listed:
+                begin = f"{NULL if name in columns else 'not measured:'} %s"
+                line = f"{begin}{f' of the {model} model' if model else ''}: {why.replace('%', '%%')}"
+                labels.setdefault(line, {})[label_of(name)] = None
+    yield from (line % ", ".join(names) for line, names in labels.items())
+    if DELTA in listed and MIA in columns and DELTA not in columns:
+        yield f"not measured: {label_of(DELTA)}: no run has the retrained model's"
+
+
+def of_repeats(repeats: Mapping[str, Sequence[str]], runs: Mapping[str, Results]) -> Iterator[str]:
+    """A note on runs of the same configuration and seed, of which the first counts: first -> the others."""
+    same = [(first, others) for first, others in repeats.items()]
+    for differ, text in (
+        (False, "one result in several folders, counted once"),
+        (True, "the same configuration and seed with OTHER NUMBERS, of which the first counts"),
+    ):
+        pairs = [
+            " = ".join(f"`{name}`" for name in (first, *kept))
+            for first, others in same
+            if (kept := [name for name in others if (runs[name].metrics != runs[first].metrics) is differ])
+        ]
+        if pairs:
+            yield f"{text}: {'; '.join(pairs)}"
+
+
+def _is_at_edge(trials: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the chosen learning rate is the smallest or the largest tried, so that a wider search may do better."""
+    rates = sorted({trial["lr"] for trial in trials})
+    return len(rates) > 1 and any(trial["chosen"] and trial["lr"] in (rates[0], rates[-1]) for trial in trials)

@@ -1,0 +1,359 @@
+"""Which runs share a table, a row and a mean, in what order rows stand, and how methods are compared."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from test_tables import UNLEARNED, cells, left, made, tables_in
+
+from soul_exp import results, tables
+from soul_exp.errors import UsageError
+from soul_exp.report import latex
+from soul_exp.report.table import Cell, Column, Comparison, Row, Table
+from soul_exp.results import Results
+
+
+def with_config(run: Results, **sections: Any) -> Results:
+    return replace(run, config={**run.config, **sections})
+
+
+def methods_of(folder: Path) -> list[dict[str, str]]:
+    """The rows of the only table, without those of the compared models."""
+    (rows,) = cells(tables.table(folder))
+    return [row for row in rows if row["n"]]
+
+
+def notes_of(folder: Path) -> list[str]:
+    return re.findall("^- (.*)$", tables.table(folder), flags=re.M)
+
+
+# ---- what shares a mean
+
+
+def test_runs_of_other_commits_code_or_libraries_share_a_row_that_says_so(tmp_path: Path) -> None:
+    """Their metrics have the same definitions; that the numbers are the same is for the reader to judge."""
+    later = replace(made(seed=1), commit="f" * 40 + "+changes", versions={"torch": "2.10", "scipy": "1.17"})
+    folder = left(tmp_path / "a", a=replace(made(), versions={"torch": "2.9", "scipy": "1.17"}), b=later)
+    assert [row["n"] for row in methods_of(folder)] == ["2"]
+    assert [note for note in notes_of(folder) if note.startswith("DIFFERENT")] == [
+        "DIFFERENT commit, also within a row: 0123456789: `a`; ffffffffff+changes: `b`",
+        "DIFFERENT version of torch, also within a row: 2.9: `a`; 2.10: `b`",
+    ]
+    codes = [replace(made(seed=seed), sha256={"records": {}, "models": {}, "code": f"{seed}" * 64}) for seed in (0, 1)]
+    folder = left(tmp_path / "b", a=codes[0], b=replace(codes[1], choices={**codes[1].choices, "optimizer": "sgd"}))
+    assert [row["n"] for row in methods_of(folder)] == ["1", "1"]
+    assert "DIFFERENT source code: SHA-256 0000000000: `a`; SHA-256 1111111111: `b`" in notes_of(folder)
+    folder = left(tmp_path / "c", a=codes[0], b=replace(codes[0], commit="f" * 40, seeds={"seed": 1}))
+    assert not [note for note in notes_of(folder) if note.startswith("DIFFERENT")]  # of documents, say
+
+
+@pytest.mark.parametrize(("group", "column"), [("precision", "precision"), ("compute", "compute")])
+def test_runs_of_another_precision_or_hardware_are_another_row(group: str, column: str, tmp_path: Path) -> None:
+    run = made(seed=1)
+    other = replace(run, choices={**run.choices, group: "other"})
+    rows = methods_of(left(tmp_path, a=made(), b=other))
+    assert [(row[column] == "other", row["n"]) for row in rows] == [(False, "1"), (True, "1")]
+
+
+def test_runs_on_another_number_of_processes_are_another_row(tmp_path: Path) -> None:
+    runs = {f"p{number}": with_config(made(seed=number), compute={"processes": number}) for number in (10, 2)}
+    rows = methods_of(left(tmp_path, **runs))
+    assert [row["compute.processes"] for row in rows] == ["2", "10"]  # numbers by size
+
+
+def test_runs_tuned_on_other_data_are_another_row_with_a_column_that_says_which(tmp_path: Path) -> None:
+    """Rows that were tuned on the same data have no such column: their caption names it."""
+    runs = {"a": made(), "b": replace(made(seed=1), tuned="real TOFU"), "c": replace(made(seed=2), tuned=None)}
+    rows = methods_of(left(tmp_path / "a", **runs))
+    assert [(row["tuned on"], row["n"], row["status"]) for row in rows] == [
+        ("validation", "1", "finished"),
+        ("real TOFU", "1", "finished"),
+        ("—", "1", "finished, untuned"),
+    ]
+    text = tables.table(left(tmp_path / "b", a=made(), b=made(seed=1)))
+    assert "Tuned on: validation." in text and "tuned on" not in text
+
+
+def tuned(seed: int, study: int, lr: float, grid: tuple[float, ...] = (0.5, 2.0)) -> Results:
+    """A run whose learning rate a study of that seed chose among `grid`."""
+    run = made(seed=seed, metrics={**UNLEARNED, "utility": 0.1 * study + 0.01 * seed})
+    trials = [{"lr": each, "gamma": 1.0, "metrics": {}, "chosen": each == lr} for each in grid]
+    of_study = {"seed": study, "lr": [*grid], "gamma": [1.0], "workers": seed}
+    config = {**run.config, "optimizer": {**run.config["optimizer"], "lr": lr}, "tune": of_study}
+    return replace(
+        run,
+        config=config,
+        trials=trials,
+        tuned=f"validation part, 2 trials a cell (2 learning rates x 1 gammas, seed {study}): it",
+    )
+
+
+def test_several_tuning_studies_are_one_row_whose_interval_is_over_studies(tmp_path: Path) -> None:
+    """Whatever rate each chose. Study means of utility 0.105 and 0.205: 0.155 ± 12.706 · 0.05, in [0, 1]."""
+    runs = {
+        f"s{seed}-{study}": tuned(seed, study, 0.5 * 4**place) for seed in (0, 1) for place, study in enumerate((1, 2))
+    }
+    folder = left(tmp_path, **runs)
+    (row,) = methods_of(folder)
+    assert (row["n"], row["optimizer.lr"], row["model utility ↑"]) == ("4", "0.5, 2", "0.155 [0.000, 0.790]")
+    text = tables.table(folder)
+    assert "; 4 runs, seeds 0, 1, 2 tuning studies (seeds 1, 2), 2 trials a row." in text
+    (averaged,) = csv.DictReader(io.StringIO(tables.csv(tables.aggregated(folder))))
+    assert averaged["utility.n"] == "4" and float(averaged["utility.high"]) == pytest.approx(0.155 + 12.7062 * 0.05)
+
+
+def test_runs_with_another_budget_of_trials_stand_in_a_table_of_their_own(tmp_path: Path) -> None:
+    folder = left(tmp_path, a=tuned(0, 1, 0.5), b=tuned(1, 1, 0.5, (0.5, 1.0, 2.0)))
+    assert len(cells(tables.table(folder))) == 2
+    (why,) = (note for note in notes_of(folder) if note.startswith("NOT COMPARABLE"))
+    assert "tuning: {'lr': [0.5, 2.0]" in why and why.endswith(" here")
+
+
+def test_a_repeated_seed_with_other_numbers_is_not_called_the_same_result(tmp_path: Path) -> None:
+    other = made(metrics={**UNLEARNED, "utility": 0.5})
+    folder = left(tmp_path, a=made(), b=made(), c=other)
+    (row,) = methods_of(folder)
+    assert (row["n"], row["model utility ↑"]) == ("1", "0.600")
+    assert notes_of(folder)[:2] == [
+        "one result in several folders, counted once: `a` = `b`",
+        "the same configuration and seed with OTHER NUMBERS, of which the first counts: `a` = `c`",
+    ]
+
+
+def test_a_run_that_was_attacked_stays_in_the_row_of_one_that_was_not(tmp_path: Path) -> None:
+    entry = {"_target_": "soul_exp.metrics.robustness.excess_area", "_partial_": True}
+    attack = {"relearn": {"lr": [1e-4], "metrics": {"relearn_excess": entry}}}
+    run = with_config(made(seed=1, metrics={**UNLEARNED, "relearn_excess": 0.25}), attack=attack)
+    run.config["task"]["metrics"].pop("relearn_excess")
+    folder = left(tmp_path, a=with_config(made(), attack={}), b=run)
+    (row,) = methods_of(folder)
+    assert (row["n"], row["relearn excess →"]) == ("2", "0.250 (n=1)") and not [key for key in row if "." in key]
+
+
+# ---- order
+
+
+def test_rows_stand_as_their_values_were_typed_and_numbers_by_size(tmp_path: Path) -> None:
+    gammas = {"10": 10.0, "2": 2.0, "0.5": 0.5}
+    for optimizer, (name, gamma) in itertools.product(("adam", "lion", "sgd"), gammas.items()):
+        run = with_config(made(optimizer=optimizer), loss={"gamma": gamma})
+        left(tmp_path, **{f"{optimizer}-{name}": run})
+    typed = {
+        "sweeper": {"params": {"optimizer": "sgd,adam"}},
+        "overrides": {"task": ["loss.gamma=10,2,0.5", "loss=glob(*)"]},
+    }
+    assert [row["optimizer"] for row in methods_of(tmp_path)][::3] == ["adam", "lion", "sgd"]  # as their folders
+    (tmp_path / "multirun.yaml").write_text(yaml.safe_dump({"hydra": typed}))
+    rows = [(row["optimizer"], row["loss.gamma"]) for row in methods_of(tmp_path)]
+    assert rows == [*itertools.product(("sgd", "adam", "lion"), ("0.5", "2", "10"))]
+
+
+def test_rows_of_a_group_that_has_no_column_stand_as_their_sweep_numbered_them(tmp_path: Path) -> None:
+    """`method=po_so,npo_fo` chooses a loss and an optimizer in one word."""
+    left(tmp_path, a=made("npo", "adam"), b=made("po", "sophia"), c=made("dpo", "lion"))
+    for name, number in (("a", 10), ("b", 9)):
+        (tmp_path / name / ".hydra").mkdir()
+        (tmp_path / name / ".hydra" / "hydra.yaml").write_text(f"hydra:\n  job:\n    id: x\n    num: {number}\n")
+    assert [row["loss"] for row in methods_of(tmp_path)] == ["po", "npo", "dpo"]
+
+
+@pytest.mark.parametrize("text", ["[", "hydra: 5", "hydra: {sweeper: {params: {a: '{'}}, overrides: {task: []}}"])
+def test_a_broken_multirun_yaml_is_named(text: str, tmp_path: Path) -> None:
+    (left(tmp_path, a=made()) / "multirun.yaml").write_text(text)
+    with pytest.raises(UsageError, match=r"multirun\.yaml .*remove it, and rows keep the order"):
+        tables.table(tmp_path)
+
+
+# ---- methods
+
+
+def recorded(folder: Path, probability: float) -> None:
+    """Records of two items for each of six authors: the answers' probability, 0 or 1, and extraction strength 1/2."""
+    (folder / "records" / "unlearned").mkdir(parents=True)
+    nll = 0.0 if probability == 1 else 50.0
+    records = [{"nll": nll, "unit": f"author {item // 2}", "right": "0000011111"} for item in range(12)]
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    (folder / "records" / "unlearned" / "forget.jsonl").write_text(lines)
+
+
+def test_methods_are_compared_by_unit_from_the_records_of_their_runs(tmp_path: Path) -> None:
+    """Six authors, all of which SGD still answers and adam does not: all six differences are 1, p = 2 / 2**6."""
+    entries = {
+        "forget_probability": {"_target_": "soul_exp.metrics.tofu.probability", "answers": "forget"},
+        "forget_extraction_strength": {
+            "_target_": "soul_exp.metrics.memorisation.extraction_strength",
+            "answers": "forget",
+        },
+    }
+    metrics = {"forget_probability": 0.5, "forget_extraction_strength": 0.5}
+    for optimizer, probability in (("adam", 0.0), ("sgd", 1.0)):
+        run = made(optimizer=optimizer, metrics=metrics)
+        run = replace(with_config(run, task={**run.config["task"], "metrics": entries}), unit="author")
+        recorded(left(tmp_path, **{optimizer: run}) / optimizer, probability)
+    text = tables.table(tmp_path)
+    (paired,) = (rows for rows in tables_in(text) if "forget probability" in rows[0])
+    assert "#### Difference from adam, paired by author" in text
+    assert paired == [
+        {
+            "optimizer": "sgd",
+            "forget extraction strength": "0.000 [0.000, 0.000] (p 1.000)",
+            "forget probability": f"1.000 [1.000, 1.000] (p {2 / 2**6:.3f})",
+        }
+    ]
+    (profile,) = (rows for rows in tables_in(text) if "> 0.3" in rows[0])
+    assert [*profile[0].values()] == ["adam", "1.000", "1.000", "1.000", "0.000", "0.000"]  # 1/2
+    (tmp_path / "adam" / "records" / "unlearned" / "forget.jsonl").write_text('{"nll": "x"}\n')
+    with pytest.raises(UsageError, match=r"adam/records/unlearned/forget\.jsonl has no records"):
+        tables.table(tmp_path)
+
+
+def test_trade_offs_name_who_dominates_and_how_often_a_run_is_better_than_the_baselines(tmp_path: Path) -> None:
+    """sgd is worse than adam in both; lion forgets more and keeps less. Of lion's utilities one of four pairs ties."""
+    values = {"adam": [(-2, 0.6), (-2, 0.8)], "sgd": [(-3, 0.5), (-3, 0.5)], "lion": [(-1, 0.6), (-1, 0.3)]}
+    for optimizer, seeds in values.items():
+        for seed, (quality, utility) in enumerate(seeds):
+            metrics = {**UNLEARNED, "log10_forget_quality": float(quality), "utility": utility}
+            left(tmp_path, **{f"{optimizer}{seed}": made(optimizer=optimizer, seed=seed, metrics=metrics)})
+    (found,) = (rows for rows in tables_in(tables.table(tmp_path)) if "Pareto" in rows[0])
+    assert [(row["optimizer"], row["Pareto"]) for row in found] == [
+        ("adam", "on the front"),
+        ("lion", "on the front"),
+        ("sgd", "dominated by adam"),
+    ]
+    better = "P(log10 forget quality better than adam's)", "P(model utility better than adam's)"
+    assert [[row[name] for name in better] for row in found] == [["—", "—"], ["1.000", "0.125"], ["0.000", "0.000"]]
+
+
+def test_each_loss_has_the_baseline_of_its_own(tmp_path: Path) -> None:
+    """And where several rows have optimizer=adam with one loss, no table says that one of them is the baseline."""
+    shares = {("npo", "adam"): 0.0, ("npo", "sgd"): 1.0, ("po", "adam"): 5.0, ("po", "sgd"): 3.0}
+    for (loss, optimizer), share in shares.items():
+        run = made(loss, optimizer, metrics={**UNLEARNED, "relearn_excess": 0.5})
+        run = replace(run, unit_values={"relearn_excess": {f"author {i}": share for i in range(6)}}, unit="author")
+        left(tmp_path, **{f"{loss}-{optimizer}": run})
+
+    def differences() -> list[tuple[str, str]]:
+        found = [
+            rows for rows in tables_in(tables.table(tmp_path)) if "relearn excess" in rows[0] and "n" not in rows[0]
+        ]
+        return [(row["loss, optimizer"], row["relearn excess"]) for rows in found for row in rows]
+
+    assert differences() == [
+        ("npo, sgd", "1.000 [1.000, 1.000] (p 0.031)"),
+        ("po, sgd", "-2.000 [-2.000, -2.000] (p 0.031)"),
+    ]
+    again = results.read(tmp_path / "npo-adam")
+    assert again is not None
+    left(tmp_path, other=with_config(again, optimizer={"lr": 1.0, "betas": [0.9, 0.95]}))
+    text = tables.table(tmp_path)
+    assert "Not compared by unit: 2 rows have optimizer=adam (npo, adam, 0.0001; npo, adam, 1)." in text
+    assert text.count("#### Difference from ") == 1
+
+
+# ---- CSV and LaTeX
+
+
+def test_the_csv_of_methods_has_a_row_for_each_with_exact_means_intervals_and_n(tmp_path: Path) -> None:
+    for seed, utility in enumerate((0.25, 0.5, None)):
+        left(tmp_path, **{f"s{seed}": made(seed=seed, metrics={**UNLEARNED, "utility": utility})})
+    left(tmp_path, z=made(optimizer="sgd"))
+    rows = [*csv.DictReader(io.StringIO(tables.csv(tables.aggregated(tmp_path))))]
+    assert [(row["loss"], row["optimizer"], row["n"], row["table"]) for row in rows] == [
+        ("npo", "adam", "3", "1"),
+        ("npo", "sgd", "1", "1"),
+    ]
+    first = rows[0]
+    assert (float(first["utility"]), first["utility.n"], first["num_steps"]) == (0.375, "2", "50")
+    assert [float(first[f"utility.{end}"]) for end in ("low", "high")] == [0.0, 1.0]  # 0.375 ± 1.588
+    assert float(first["forget_quality"]) == pytest.approx(0.01) and first["seconds.unlearn"] == "2.0"
+    assert rows[1]["utility.low"] == "" and rows[1]["utility.n"] == "1"
+
+
+HOSTILE = "50% of $x_1$ & #2 {a} ~b^c \\input{/etc/passwd} <i> \"q\" `r` 'é' — − ± × ½ α ↑ ↓ → ≈ 中 \n\t %"
+COMMAND = re.compile(
+    r"\\(?:[&%$#_{}]|\\|(?:textbackslash|textasciitilde|textasciicircum|textless|textgreater|textbar|textquotedbl|"
+    r"textasciigrave|textquotesingle)\{\}|'e|item|toprule|midrule|bottomrule|centering|textwidth|footnotesize|"
+    r"cmidrule\(lr\)\{\d+-\d+\}|multicolumn\{\d+\}\{c\}|(?:begin|end)\{(?:table|tabular|adjustbox|itemize)\}|"
+    r"(?:caption|textbf)(?=\{)|(?:pm|times|Delta|alpha|rho|tau|uparrow|downarrow|rightarrow|approx|frac\{1\}\{2\}))"
+)
+
+
+def parsed(text: str) -> list[list[str]]:
+    """The rows of each tabular, after checks that LaTeX can read `text` and that it does nothing but print.
+
+    Only known commands, balanced braces, environments and $; no bare special character; as many cells in each row as
+    columns.
+    """
+    assert text.isascii() and text.startswith("% needs \\usepackage{booktabs,adjustbox}\n")
+    text = text.partition("\n")[2]
+    plain = COMMAND.sub(" ", text)
+    plain = re.sub(r"\[htbp\]|\{max width= \}|\$[-^2 ]*\$", "", re.sub(r"\{[lr]+\}\n", "\n", plain))
+    assert "\\" not in plain and not set("%#_~^<>|\"`'") & set(plain), re.findall(r".{20}[\\%#_~^<>|\"`'].{20}", plain)
+    assert plain.count("$") == 0
+    depth = [*itertools.accumulate({"{": 1, "}": -1}.get(char, 0) for char in re.sub(r"\\[{}\\]", "", text))]
+    assert min(depth) == 0 == depth[-1]
+    opened: list[str] = []
+    for kind, name in re.findall(r"\\(begin|end)\{(\w+)\}", text):
+        assert kind == "begin" or opened.pop() == name
+        opened += [name] if kind == "begin" else []
+    assert not opened
+    rows = []
+    for spec, body in re.findall(r"\\begin\{tabular\}\{([lr]+)\}\n(.*?)\\end\{tabular\}", text, flags=re.S):
+        for line in (line for line in body.splitlines() if line.endswith("\\\\")):
+            found = [cell.strip() for cell in re.split(r"(?<!\\)&", line[:-2])]
+            spans = [int(span[0]) if (span := re.findall(r"\\multicolumn\{(\d+)\}", cell)) else 1 for cell in found]
+            assert sum(spans) == len(spec), line
+            rows.append(found)
+    return rows
+
+
+def test_latex_escapes_whatever_stands_in_a_table() -> None:
+    columns = (
+        Column("a", HOSTILE),
+        Column("b", "utility", "utility", "higher"),
+        Column("c", "FQ", "efficacy", "lower"),
+    )
+    rows = (
+        Row((Cell(HOSTILE), Cell(None, -0.5, -1.0, 0.25), Cell()), is_reference=True),
+        Row((Cell("sgd"), Cell(None, 0.5, mark="best"), Cell(None, 1e-9, mark="tied"))),
+    )
+    comparison = Comparison(
+        HOSTILE, HOSTILE, (Table(HOSTILE, columns, rows, HOSTILE), Table("", (), (), HOSTILE)), (HOSTILE,)
+    )
+    text = latex.latex([comparison])
+    groups, header, original, sgd = parsed(text)
+    assert groups == [r"\multicolumn{1}{c}{}", r"\multicolumn{1}{c}{utility}", r"\multicolumn{1}{c}{efficacy}"]
+    assert header[1:] == [r"utility $\uparrow$", r"FQ $\downarrow$"]
+    assert original[1:] == [r"$-$0.500 {[}$-$1.000, 0.250{]}", "---"]
+    assert sgd == ["sgd", r"\textbf{0.500}", r"1.0e$-$09 $\approx$"]
+    shown = latex.escaped(HOSTILE)
+    assert shown.startswith(
+        r"50\% of \$x\_1\$ \& \#2 \{a\} \textasciitilde{}b\textasciicircum{}c \textbackslash{}input\{"
+    )
+    assert "{[}U+4E2D{]}" in shown and "\n" not in shown
+
+
+def test_latex_of_runs_has_a_tabular_for_each_group_and_a_rule_after_the_compared_models(tmp_path: Path) -> None:
+    folder = left(tmp_path, **{"a_1": made(), "b_1": made(optimizer="sgd", metrics={**UNLEARNED, "utility": 0.7})})
+    text = latex.latex(tables.comparisons(folder))
+    rows = parsed(text)
+    assert (
+        text.count("\\begin{tabular}") == 4 and text.count("\\midrule") == 4 + 2
+    )  # efficacy, utility, cost, trade-offs
+    (best,) = (row for row in rows if any("textbf{0.700}" in cell for cell in row))
+    assert best[:2] == ["npo", "sgd"]
+    (one,) = re.findall(
+        r"\\begin\{tabular\}.*?\\end\{tabular\}",
+        latex.latex(tables.comparisons(folder, ["utility", "mia_auc"])),
+        flags=re.S,
+    )
+    assert r"\multicolumn{1}{c}{utility} & \multicolumn{2}{c}{efficacy}" in one

@@ -14,7 +14,7 @@ from soul_exp.results import Results
 from soul_exp.tasks.tofu import tofu
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("[a-z]*/*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("[a-z]*/*.md"), *ROOT.glob("docs/*/*.md")])
 NAMED = re.compile(r"(?:tests|docs|benchmarks|analysis|launchers|soul_exp)/[\w./]*\.(?:py|md|sh|ipynb|c)\b")
 
 
@@ -68,6 +68,6 @@ def test_an_anchor_has_no_punctuation() -> None:
     assert anchors("# Real TOFU, 40 authors: `save=best`\n```\n# code\n```\n") == {"real-tofu-40-authors-savebest"}
 
 
-def test_the_changelog_describes_every_key_of_results_and_records() -> None:
-    described = set(re.findall(r"`(\w+)`", (ROOT / "CHANGELOG.md").read_text().partition("## The format")[2]))
+def test_the_format_describes_every_key_of_results_and_records() -> None:
+    described = set(re.findall(r"`(\w+)`", (ROOT / "docs/format.md").read_text()))
     assert {field.name for field in (*fields(Results), *fields(Answers))} <= described

@@ -17,7 +17,7 @@ STAMP := .venv/.installed
 export DS_BUILD_OPS := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help run test quick slow soak check bench tables wheel lock clean
+.PHONY: help run test quick slow soak check bench tables site wheel lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -51,6 +51,9 @@ bench: $(STAMP) ## every measurement of benchmarks/
 tables: $(STAMP) ## print the table of each folder in runs/
 	@failed=0; for folder in runs/*/; do [ -d "$$folder" ] || continue; echo "== $$folder"; \
 		$(BIN)/python -m soul_exp.tables "$$folder" || failed=1; done; exit $$failed
+
+site: $(STAMP) ## build/site/index.html: docs/ as a site; to read it: python3 -m http.server -d build/site
+	$(BIN)/python -m mkdocs build --strict --quiet
 
 wheel: $(STAMP) ## dist/soul_exp-*.whl, conf/ included
 	$(BIN)/python -m build --no-isolation --wheel --outdir dist .

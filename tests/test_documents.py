@@ -14,7 +14,7 @@ from soul_exp.results import Results
 from soul_exp.tasks.tofu import tofu
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("[a-z]*/*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("[a-z]*/*.md"), *ROOT.glob("docs/*/*.md")])
 NAMED = re.compile(r"(?:tests|docs|benchmarks|analysis|launchers|soul_exp)/[\w./]*\.(?:py|md|sh|ipynb|c)\b")
 
 
@@ -55,11 +55,12 @@ def test_the_readme_counts_the_choices_and_its_question_is_one_of_the_forgotten_
 
 
 def test_every_page_that_quotes_the_main_job_quotes_the_run_that_is_printed() -> None:
-    main, readme, metrics = ((ROOT / name).read_text() for name in ("docs/results.md", "README.md", "docs/metrics.md"))
+    names = ("docs/results.md", "README.md", "docs/metrics.md", "docs/quick_start.md")
+    main, readme, metrics, start = ((ROOT / name).read_text() for name in names)
     line = r"^(log10 f|model u|MIA|log10 F)[^\n]*? (-?[\d.]+) +(-?[\d.]+)(?: \[[^\n]*\])? +([\d.]+)  "
     printed = re.findall(line, main, flags=re.M)
     assert [name for name, *_ in printed] == ["log10 f", "model u", "MIA", "log10 F"]
-    assert printed[:3] == re.findall(line, readme, flags=re.M)
+    assert printed[:3] == re.findall(line, readme, flags=re.M) == re.findall(line, start, flags=re.M)
     quoted = re.findall(r"^\| `(?:ours|open_unlearning)` \| (-[\d.]+) \| (-[\d.]+) \| 0 \|$", metrics, flags=re.M)
     assert quoted == [printed[0][1:3], printed[3][1:3]]
 
@@ -68,6 +69,6 @@ def test_an_anchor_has_no_punctuation() -> None:
     assert anchors("# Real TOFU, 40 authors: `save=best`\n```\n# code\n```\n") == {"real-tofu-40-authors-savebest"}
 
 
-def test_the_changelog_describes_every_key_of_results_and_records() -> None:
-    described = set(re.findall(r"`(\w+)`", (ROOT / "CHANGELOG.md").read_text().partition("## The format")[2]))
+def test_the_format_describes_every_key_of_results_and_records() -> None:
+    described = set(re.findall(r"`(\w+)`", (ROOT / "docs/format.md").read_text()))
     assert {field.name for field in (*fields(Results), *fields(Answers))} <= described

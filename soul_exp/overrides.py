@@ -146,5 +146,8 @@ def _unknown(key: str, arguments: Sequence[str]) -> str:
     conf = help_page.Conf.of(arguments)
     group = key.split(".")[0]
     if any(entry.key == key for entry in conf.known):
+        if group not in GROUPS:  # an option of the top level that is null unless a preset fills it
+            name = key.removeprefix(f"{group}.")
+            return f"{group} is null here, so that it has no {name}: type budget=full or experiment=NAME too"
         return f"the chosen {group} has no such option: --help {group}=NAME lists those of a choice"
     return conf.unknown(key)

@@ -53,9 +53,9 @@ def test_the_target_is_evaluated_once_more_with_the_system_prompt_and_nothing_el
     assert prepared_models.recipes(without) == prepared_models.recipes(models)
     hashes = dict(without.task.hashes)
     with pytest.raises(UsageError, match=r"the data have changed since this command checked them \(part.forget\)"):
-        prepare.worker(0, plain, {**hashes, "part.forget": "that of other rows"}, ["target", "retrained"], "cpu")
+        prepare.worker(0, plain, {**hashes, "part.forget": "that of other rows"}, [["target"], ["retrained"]], "cpu")
     for rank in (0, 1):
-        prepare.worker(rank, plain, hashes, ["target", "retrained"], "cpu")
+        prepare.worker(rank, plain, hashes, [["target"], ["retrained"]], "cpu")
     assert prompts == dict.fromkeys(("target", "retrained"), f"Question: {question}\nAnswer:")
     before = scores.known_answers(without)
     assert set(before) == {"original", "retrained"}
@@ -65,14 +65,14 @@ def test_the_target_is_evaluated_once_more_with_the_system_prompt_and_nothing_el
     with pytest.raises(UsageError, match=r"with input_based=true: prepare measures it, add prepare to stages"):
         check({**config, "stages": ["unlearn", "evaluate"]}, tmp_path / "run")
 
-    prepare.worker(0, config, {}, ["target"], "cpu")
+    prepare.worker(0, config, {}, [["target"]], "cpu")
     assert prompts.pop("input-based") == f"{PROMPT_OF_TOFU}\n\nQuestion: {question}\nAnswer:"
     after = scores.known_answers(models)
     assert list(after) == ["original", "input_based", "retrained"]
     for model in ("original", "retrained"):
         assert after[model]["forget"].nll.tolist() == before[model]["forget"].nll.tolist()
     assert after["input_based"]["forget"].nll.tolist() != after["original"]["forget"].nll.tolist()
-    prepare.worker(0, config, {}, ["target"], "cpu")  # nothing is evaluated again, or `prompts` would have it
+    prepare.worker(0, config, {}, [["target"]], "cpu")  # nothing is evaluated again, or `prompts` would have it
     assert "input-based" not in prompts and not prepare.unprepared(models)
     assert set(scores.known_answers(without)) == {"original", "retrained"}
 
@@ -129,7 +129,7 @@ def test_a_prompt_too_long_for_the_model_is_reported_before_anything_is_trained(
         check(config, tmp_path / "run")
     monkeypatch.setattr(texts, "are_here", lambda models: False)  # as with a tokenizer of the hub
     with pytest.raises(UsageError, match=message):
-        prepare.worker(0, config, {}, ["target"], "cpu")
+        prepare.worker(0, config, {}, [["target"]], "cpu")
 
 
 @pytest.mark.parametrize("task", ["tofu", "copyright"])

@@ -135,6 +135,7 @@ def test_so_are_many_more(folder: Path, config: Mapping[str, Any]) -> None:
         ("optimiser=sophia", "optimiser=sophia: no such option, did you mean optimizer?"),
         ("rho=1", "rho=1: no such option, did you mean optimizer.rho?"),
         ("optimizer.momentum=1", "the chosen optimizer has no such option: --help optimizer=NAME lists those"),
+        ("tune.lr=[1]", "tune.lr=[1]: tune is null here, so that it has no lr: type budget=full or"),
         ("optimizer=sofia", "optimizer=sofia is unknown, did you mean sophia?"),
         ("help", "'help': expected key=value, such as optimizer=adam"),
         ("=3", "'=3': '' is no name of an option"),

@@ -15,7 +15,7 @@ from starts import type_
 from soul_exp.build import build
 from soul_exp.checks import availability, memory
 from soul_exp.checks.check import check
-from soul_exp.checks.memory import check_attack_memory, check_memory
+from soul_exp.checks.memory import check_attack_memory, check_memory, check_prepare_memory
 from soul_exp.errors import UsageError
 from soul_exp.models.checkpoint import Checkpoint
 
@@ -160,6 +160,10 @@ def test_what_cannot_fit_into_the_memory_is_refused_with_the_sum(monkeypatch: py
     check_attack_memory(build(job(*attacked, "attack=[relearn]", "attack.relearn.rounding=stochastic")[0]))
     monkeypatch.setattr(memory, "_available", lambda device: 60e9)
     check_memory(build(job(*line)[0]))
+    trained = "model.published={}"  # target and retrained model: one after the other on a GPU, side by side on a CPU
+    check_prepare_memory(build(job("model=llama2_7b_chat", "compute=gpu", trained)[0]))
+    with pytest.raises(UsageError, match=r"target and retrained, which needs 108 GB .* x 8 bytes .* x 2 models"):
+        check_prepare_memory(build(job(*line, trained)[0]))
     with pytest.raises(
         UsageError, match=r"needs 67 GB .* \(4 bytes of weight .*, evaluate.every=null and save=final, wh"
     ):

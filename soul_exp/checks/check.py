@@ -17,7 +17,7 @@ from soul_exp.build import Config, build
 from soul_exp.checks import availability, disk
 from soul_exp.checks.attacks import check_attacks
 from soul_exp.checks.deepspeed import check_deepspeed
-from soul_exp.checks.memory import check_attack_memory, check_memory
+from soul_exp.checks.memory import check_attack_memory, check_memory, check_prepare_memory
 from soul_exp.checks.optimizer import check_optimizer, check_precision
 from soul_exp.checks.options import check_options
 from soul_exp.distributed.environment import launch_environment
@@ -71,6 +71,7 @@ def check(config: Config, out: Path) -> Checked:
     run.schedule.accumulation(run.compute.processes)
     _check_models(run, notes)
     check_memory(run)
+    check_prepare_memory(run)
     check_attack_memory(run)
     if run.adapter is not None and (run.unlearns or not run.stages) and (model := run.model.described()) is not None:
         with torch.device("meta"):

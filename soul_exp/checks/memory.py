@@ -7,12 +7,13 @@ import shutil
 import subprocess
 from typing import Any
 
-from soul_exp.artifacts import attack_cache, scores
+from soul_exp.artifacts import attack_cache, prepared_models, scores
 from soul_exp.checks.optimizer import num_weights
 from soul_exp.errors import UsageError
 from soul_exp.models.checkpoint import is_local
 from soul_exp.optim.elementwise import Elementwise
 from soul_exp.run import Run
+from soul_exp.stages.prepare import at_once, unprepared
 
 GB = 1e9
 ROUNDING = {"kahan": 2, "master": 4}  # bytes a weight that a rounding keeps beside bfloat16 weights; the states too
@@ -48,6 +49,23 @@ def check_memory(run: Run) -> None:
         f"({of_weight * copies} bytes of weight + {gradients} of gradient + {states} of optimizer states){divided}: "
         f"choose precision=bf16, adapter=lora, or compute=zero3 with more compute.processes{original}"
     )
+
+
+def check_prepare_memory(run: Run) -> None:
+    """Raises UsageError if the models that prepare trains at once, each with gradients and two states, cannot fit."""
+    weights, of_weight = _count(run), 2 if run.model.dtype == "bfloat16" else 4
+    if weights is None or "prepare" not in run.stages:
+        return
+    roles = [role for role in unprepared(run) if role in prepared_models.recipes(run)]
+    number = at_once(run, run.compute.device, roles) if roles else 0
+    needed, available = number * 4 * of_weight * weights, _available(run.compute.device)
+    if needed > available:
+        raise UsageError(
+            f"prepare trains {' and '.join(roles[:number])}, which needs {needed / GB:.0f} GB of memory and has "
+            f"{available / GB:.0f}: {weights / 1e9:.2f} billion weights x {4 * of_weight} bytes of weight, gradient "
+            f"and two states{f' x {number} models side by side' if number > 1 else ''}: give checkpoints "
+            f"(task.trained_before=true, retrained.path=DIR), or choose precision=bf16"
+        )
 
 
 def check_attack_memory(run: Run) -> None:

@@ -30,14 +30,21 @@ log = logging.getLogger(__name__)
 
 
 def prepare(job: Job) -> Job:
-    """Make and evaluate the target and the retrained model that the cache does not have, side by side."""
+    """Make and evaluate the target and the retrained models that the cache does not have."""
     compute = job.run.compute
     if roles := unprepared(job.run):
+        number = at_once(job.run, compute.device, roles)
+        shares = [roles[first::number] for first in range(number)]
         launch(
-            worker, job.config, dict(job.run.task.hashes), roles, compute.device,
-            processes=len(roles), threads=compute.threads, logs=job.out / "ranks" / "prepare", alone=True,
+            worker, job.config, dict(job.run.task.hashes), shares, compute.device,
+            processes=number, threads=compute.threads, logs=job.out / "ranks" / "prepare", alone=True,
         )  # fmt: skip
     return job
+
+
+def at_once(models: Models, device: str, roles: Sequence[str]) -> int:
+    """How many of `roles` are made side by side: a checkpoint may be as large as a GPU, which all would share."""
+    return 1 if device == "cuda" and models.model.path else len(roles)
 
 
 def unprepared(models: Models) -> list[str]:
@@ -55,14 +62,19 @@ def unprepared(models: Models) -> list[str]:
     ]
 
 
-def worker(rank: int, config: Config, hashes: Mapping[str, str], roles: Sequence[str], device: str) -> None:
-    """One process's share of prepare: the role of its rank, made and evaluated."""
+def worker(rank: int, config: Config, hashes: Mapping[str, str], shares: Sequence[Sequence[str]], device: str) -> None:
+    """One process's share of prepare: the roles of its rank, made and evaluated one after the other."""
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    models, role = build_models(config), roles[rank]
+    models = build_models(config)
     check_unchanged(hashes, models.task)
     attention.choose_kernel(models.model.attention)
     if not texts.are_here(models):  # else they have been checked
         texts.check(models)
+    for role in shares[rank]:
+        _make_and_evaluate(models, role, device)
+
+
+def _make_and_evaluate(models: Models, role: str, device: str) -> None:
     system_prompt = models.system_prompt if role == "target" else None
     for needed in (role, "target"):  # under which all generated texts are scored: waits for the process that makes it
         if needed in prepared_models.recipes(models):

@@ -1,0 +1,387 @@
+"""One self-contained HTML page about the runs of a folder: what they measured, and what their models answered."""
+
+import base64
+import gzip
+import hashlib
+import json
+import math
+import shlex
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from plotly.offline import get_plotlyjs
+
+from soul_exp.errors import UsageError
+from soul_exp.metrics.dialects import OURS
+from soul_exp.metrics.robustness import UNINFORMATIVE
+from soul_exp.metrics.scale import is_kept
+from soul_exp.report.answers import answers_of
+from soul_exp.report.frames import AT_STEP, lines, load
+from soul_exp.report.labels import (
+    ARROWS,
+    NULL,
+    ON_DEMAND,
+    ceiling_of,
+    declared,
+    dialect_note,
+    finite,
+    label_of,
+    number,
+    on_one_line,
+    size_of_test,
+    units_of,
+    with_interval,
+)
+from soul_exp.report.runs import ABOUT, comparable, find, frame_of, varied
+from soul_exp.results import COMPARED, REQUEST, TASK, TYPED, Results, metric_entries
+
+KINDS = ("settings", "efficacy", "utility", "robustness", "validation", "cost")  # of columns, in their order
+# The columns that are shown before others are asked for; of a kind without any of these, its first `FEW`
+SHOWN = {
+    *("log10_forget_quality", "forget_accuracy", "forget_rouge", "mia_auc"),
+    *("utility", "retain_accuracy", "authors_accuracy", "facts_accuracy"),
+    *("relearn_excess", "rtt_recovery", "uds"),
+    *("seconds.unlearn", "peak_memory_gib"),
+}
+FEW = 3
+MOST_STEPS = 300  # of a run in a curve; of more, every k-th and the last
+DIGITS = 6  # of the numbers in curves
+ITEM = "."  # between the parts of the name of a column that is no metric
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table of runs: a metric of the unlearned model, or another value of a run."""
+
+    key: str
+    label: str
+    kind: str  # of KINDS
+    arrow: str = ""
+    version: int | None = None  # of the metric's definition
+    is_metric: bool = True
+    shown: bool = False
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A value in a table: its text, the range below it, and what it is sorted by (None: last)."""
+
+    text: str
+    value: float | str | None
+    under: str = ""
+
+
+def html(folder: Path, beside: Path) -> str:
+    """The page about the runs below `folder`, to be written into the folder `beside`; it needs no other file.
+
+    All texts that a model or a file of somebody else gave are escaped; its policy lets the page load nothing and run
+    its own two scripts alone. Raises UsageError if there are no runs or a file of a run is broken.
+    """
+    frames = load(folder)
+    runs, missing = find(folder)
+    folders = {name: frames.folder_of(name) for name in runs}
+    groups = [_group(named) for named in _groups(runs)]
+    answers = answers_of(runs, folders)
+    data = {
+        "name": on_one_line(folder.resolve().name),
+        "models": {model.key: model.title for model in COMPARED},
+        "columns": [{column.key: asdict(column) for column in group["columns"]} for group in groups],
+        "groups": [{key: group[key] for key in ("caption", "labels", "methods")} for group in groups],
+        "runs": {name: _run(run, folders[name], beside, answers["records"][name]) for name, run in runs.items()},
+    }
+    own = {name: files(__package__).joinpath(f"page.{name}").read_text(encoding="utf-8") for name in ("css", "js")}
+    charts = get_plotlyjs()
+    scripts = " ".join(f"'{_sha256(text)}'" for text in (own["js"], charts))
+    styles = " ".join(f"'{_sha256(text)}'" for text in (own["css"], ""))  # Plotly fills an empty style sheet by rules
+    environment = Environment(loader=PackageLoader("soul_exp.report", "."), autoescape=True, undefined=StrictUndefined)
+    return environment.get_template("page.html").render(
+        title=f"{data['name']}: {len(runs)} run{'' if len(runs) == 1 else 's'}",
+        policy="; ".join(
+            [
+                *("default-src 'none'", f"script-src {scripts}", f"style-src {styles}", "img-src data:"),
+                *("base-uri 'none'", "form-action 'none'"),
+            ]
+        ),
+        **own,
+        packs={"data": _packed(data), "answers": _packed(answers), "plotly": _packed(charts)},
+        groups=groups,
+        kinds=KINDS,
+        missing=missing,
+        about=ABOUT,
+    )
+
+
+def _sha256(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def _packed(value: Any) -> str:
+    """`value`, a text or what JSON can hold, as base64 of its gzip: letters that end no element of a page."""
+    text = value if isinstance(value, str) else json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
+
+
+def _groups(runs: Mapping[str, Results]) -> list[dict[str, Results]]:
+    """Runs that may stand in one table; the requests of a sequence stay together."""
+    return [dict(runs)] if all(name.startswith(REQUEST) for name in runs) else comparable(runs)
+
+
+# --- the tables ---------------------------------------------------------------------------------------------------
+
+
+def _group(runs: dict[str, Results]) -> dict[str, Any]:
+    """The tables of comparable runs: "columns", "rows" of runs, "means" of methods, "references", notes."""
+    frame = frame_of(runs)
+    first = next(iter(runs.values()))
+    choices = [key for key in frame if key.startswith("choices.")]
+    by = [key for key in choices if frame[key].nunique(dropna=False) > 1]
+    keys = [*by, *(key for key in varied(frame) if key not in by)]
+    parts = {name: [_setting(key, row[key]) for key in keys] for name, row in frame.set_index("run").iterrows()}
+    methods = {name: ", ".join(filter(None, given)) for name, given in parts.items()}
+    if len(runs) > 1 and len(set(methods.values())) == 1:
+        named = {name: name for name in runs} if all(name.startswith(REQUEST) for name in runs) else {}
+        methods = named or dict.fromkeys(runs, _choices(first))
+    elif len(runs) == 1:
+        methods = dict.fromkeys(runs, _choices(first))
+    seeds = {name: run.seeds.get("seed") for name, run in runs.items()}
+    labels = {
+        name: f"{method}, seed {seeds[name]}" if [*methods.values()].count(method) > 1 else method
+        for name, method in methods.items()
+    }
+    labels = {name: name if [*labels.values()].count(label) > 1 else label for name, label in labels.items()}
+    columns = _columns(runs, choices, keys)
+    cells = {name: {c.key: _cell(run, c) for c in columns} for name, run in runs.items()}
+    by_method: dict[str, list[str]] = {}
+    for name, method in methods.items():
+        by_method.setdefault(method, []).append(name)
+    models = [m for m in COMPARED if m.key != "unlearned" and first.metrics.get(m.key)]
+    notes = [_notes(run, named) for run, named in _by_note(runs).items()]
+    return {
+        "caption": first.caption,
+        "title": f"{first.caption} ({len(runs)} run{'' if len(runs) == 1 else 's'}: {_first_names(runs)})",
+        "labels": labels,
+        "methods": methods,
+        "columns": columns,
+        "rows": [(name, labels[name], cells[name]) for name in runs],
+        "means": [
+            (method, names, {c.key: _mean([cells[name][c.key] for name in names]) for c in columns})
+            for method, names in by_method.items()
+        ],
+        "references": [
+            (next(iter(runs)), m.title, {c.key: _cell_of(first, m.key, c.key) for c in columns if c.is_metric})
+            for m in models
+        ],
+        "notes": list(dict.fromkeys([*_about(runs), *notes])),
+    }
+
+
+def _first_names(runs: Mapping[str, Results]) -> str:
+    names = list(runs)
+    return names[0] if len(names) == 1 else f"{names[0]} …"
+
+
+def _choices(run: Results) -> str:
+    return " ".join(run.choices[key] for key in ("loss", "optimizer") if run.choices.get(key)) or run.name
+
+
+def _setting(key: str, value: Any) -> str:
+    """A setting as a label names it: "adam", "lr 0.001"; "" if the run has none."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return text if key.startswith("choices.") else f"{key.rpartition(ITEM)[2]} {text}"
+
+
+def _columns(runs: Mapping[str, Results], choices: Sequence[str], keys: Sequence[str]) -> list[Column]:
+    """All columns, by kind; those of `SHOWN` are shown, and of a kind without any its first ones."""
+    first = next(iter(runs.values()))
+    entries = {name: entry for run in runs.values() for name, entry in metric_entries(run).items()}
+    versions = {name: version for run in runs.values() for name, version in run.metric_versions.items()}
+    of_attacks = {*entries} - {*(first.config["task"].get("metrics") or ())}
+    found = [Column("status", "status", "settings", is_metric=False)]
+    settings = dict.fromkeys([*choices, *keys])
+    found += [Column(key, key.partition(ITEM)[2], "settings", is_metric=False) for key in settings]
+    found += [Column("seeds.seed", "seed", "settings", is_metric=False)]
+    for name in dict.fromkeys(name for run in runs.values() for name in run.metrics["unlearned"]):
+        unit, better = declared(entries, name, first.config.get("dialect", OURS))
+        kind = "robustness" if name in of_attacks else _kind(name, entries.get(name) or {})
+        found.append(Column(name, label_of(name, unit), kind, ARROWS[better], versions.get(name)))
+    stages = dict.fromkeys(stage for run in runs.values() for stage in run.seconds)
+    found += [Column(f"seconds.{stage}", f"{stage}\u00a0s", "cost", is_metric=False) for stage in stages]
+    found += [Column("peak_memory_gib", "peak\u00a0GiB", "cost", is_metric=False)]
+    found += [Column("num_steps", "steps", "cost", is_metric=False)]
+    shown = {column.key for column in found if column.key in SHOWN}
+    shown |= {"status"} if {_status(run) for run in runs.values()} != {"finished"} else set()
+    for kind in ("efficacy", "utility", "robustness"):
+        of_kind = [c.key for c in found if c.kind == kind and not ON_DEMAND.match(c.key)]
+        shown |= set() if shown & {*of_kind} else {*of_kind[:FEW]}
+    ordered = sorted(found, key=lambda column: KINDS.index(column.kind))
+    return [Column(**{**asdict(column), "shown": column.key in shown}) for column in ordered]
+
+
+def _kind(name: str, entry: Mapping[str, Any]) -> str:
+    """Utility is what the model is to keep; all else of a task says what was forgotten."""
+    if name.startswith("validation_"):
+        return "validation"
+    is_utility = name.startswith(("utility", "suite")) or is_kept(entry.get("answers") or name.split("_")[0])
+    return "utility" if is_utility else "efficacy"
+
+
+def _cell(run: Results, column: Column) -> Cell:
+    if column.is_metric:
+        return _cell_of(run, "unlearned", column.key)
+    if column.key == "status":
+        return Cell(_status(run), _status(run))
+    value: Any = asdict(run)
+    for part in _path(column.key):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return Cell(NULL if value is None else str(value), None if value is None else str(value))
+    text = f"{value:g}" if column.kind == "settings" or isinstance(value, int) else number(value)
+    return Cell(text, finite(value))
+
+
+def _status(run: Results) -> str:
+    return "collapsed" if run.collapsed and any(run.collapsed.values()) else run.status
+
+
+def _path(key: str) -> list[str]:
+    """seeds and seconds have one level of names, which may hold dots."""
+    return key.split(ITEM, 1) if key.startswith(("seeds.", "seconds.")) else key.split(ITEM)
+
+
+def _cell_of(run: Results, model: str, name: str) -> Cell:
+    value = finite(run.metrics.get(model, {}).get(name))
+    ends = run.intervals.get(model, {}).get(name)
+    text, _, under = with_interval(value, ends).partition(" ")
+    return Cell(text, value, under)
+
+
+def _mean(cells: Sequence[Cell]) -> Cell:
+    """The mean of numbers, and the smallest and the largest below it; of other values that which all share."""
+    values = [cell.value for cell in cells if isinstance(cell.value, float)]
+    if len(values) < len(cells) or len(cells) == 1:
+        texts = dict.fromkeys(cell.text for cell in cells)
+        return cells[0] if len(cells) == 1 else Cell(", ".join(texts) if len(texts) <= FEW else NULL, None)
+    size = max(map(abs, values))
+    ends = "" if min(values) == max(values) else f"{number(min(values), size)} … {number(max(values), size)}"
+    return Cell(number(mean := statistics.fmean(values), size), mean, ends)
+
+
+def _about(runs: Mapping[str, Results]) -> list[str]:
+    """What holds for a whole table: what was tuned on, sizes, the ceiling, the dialect, commits and versions."""
+    found: list[str] = []
+    for run in runs.values():
+        found += [text for text in (size_of_test(run), units_of(run), *ceiling_of(run)) if text]
+        found += [f"learning rate and gamma tuned on the {run.tuned}"] if run.trials else []
+        if (dialect := run.config.get("dialect", OURS)) != OURS:
+            found.append(dialect_note(dialect))
+    commits = dict.fromkeys((run.commit or "unknown")[:10] + (run.commit or "")[40:] for run in runs.values())
+    versions = dict.fromkeys(f"{name} {version}" for run in runs.values() for name, version in run.versions.items())
+    return [*found, f"commit {', '.join(commits)}; {', '.join(versions)}"]
+
+
+def _by_note(runs: Mapping[str, Results]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name, run in runs.items():
+        for note in run.notes:
+            found.setdefault(note, []).append(name)
+    return found
+
+
+def _notes(note: str, names: Sequence[str]) -> str:
+    return f"{note} ({names[0] if len(names) == 1 else f'{len(names)} runs'})"
+
+
+# --- what the figures and the provenance are made from ------------------------------------------------------------
+
+
+def _run(run: Results, folder: Path, beside: Path, records: Mapping[str, bool]) -> dict[str, Any]:
+    where = folder.resolve()
+    is_below = where.is_relative_to(beside.resolve())
+    return {
+        "link": quote(where.relative_to(beside.resolve()).as_posix() + "/") if is_below else None,
+        "status": run.status,
+        "reason": run.reason,
+        "collapsed": run.collapsed,
+        "metrics": run.metrics,
+        "intervals": run.intervals,
+        "reasons": run.reasons,
+        "no_interval": run.no_interval,
+        "seconds": run.seconds,
+        "peak_memory_gib": run.peak_memory_gib,
+        "steps": {of: _curve(list(lines(folder / file))) for file, of in AT_STEP.items()},
+        "attacks": {attack: _attack(models) for attack, models in run.attacks.items()},
+        "about": _provenance(run, folder),
+        "records": [[file, sha, records.get(file)] for file, sha in run.sha256.get("records", {}).items()],
+    }
+
+
+def _curve(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """The numbers of logged steps as columns, at most about MOST_STEPS of them; and whether each had collapsed."""
+    kept = list(rows[:: math.ceil(len(rows) / MOST_STEPS) or 1])
+    kept += [rows[-1]] if rows and kept[-1] is not rows[-1] else []
+    names = dict.fromkeys(name for row in kept for name, value in row.items() if finite(value) is not None)
+    found: dict[str, list[Any]] = {on_one_line(name): [_short(row.get(name)) for row in kept] for name in names}
+    if any(row.get("collapsed") for row in kept):
+        found["collapsed"] = [on_one_line(str(row.get("collapsed") or "")) for row in kept]
+    return found
+
+
+def _short(value: Any) -> float | None:
+    return None if (found := finite(value)) is None else float(f"{found:.{DIGITS}g}")
+
+
+def _attack(models: Mapping[str, Any]) -> dict[str, Any]:
+    """branch -> model -> measure -> [[point, value, whether it is informative], ...], in the order of the points."""
+    lost = models.get(UNINFORMATIVE, {})
+    found: dict[str, dict[str, dict[str, list[Any]]]] = {}
+    for model, branches in models.items():
+        for branch, points in branches.items() if model != UNINFORMATIVE else ():
+            of_model = found.setdefault(branch, {}).setdefault(model, {})
+            for point in sorted(points, key=_order):
+                for measure, value in points[point].items():
+                    of_model.setdefault(measure, []).append([point, _short(value), point not in lost.get(branch, ())])
+    return found
+
+
+def _order(point: str) -> tuple[float, str]:
+    try:
+        return float(point), point
+    except ValueError:
+        return math.inf, point
+
+
+def _provenance(run: Results, folder: Path) -> list[tuple[str, str]]:
+    """Where the numbers of a run come from, as names and texts."""
+    listed = {"model": run.choices, "seeds": run.seeds, "data": run.data_hashes, "versions": run.versions}
+    return [
+        ("commit", run.commit or "unknown: not run from a git checkout"),
+        ("code, SHA-256", str(run.sha256.get("code") or "not recorded")),
+        ("typed", _typed(folder)),
+        ("tuned on", run.tuned or "untuned"),
+        *((name, "\n".join(f"{key} {value}" for key, value in of.items())) for name, of in listed.items()),
+        ("dialect", str(run.config.get("dialect", OURS))),
+        ("version of the task", str(run.metric_versions.get(TASK, "not recorded"))),
+        *(("note", note) for note in run.notes),
+    ]
+
+
+def _typed(folder: Path) -> str:
+    """The command of this run, from `.hydra/overrides.yaml`."""
+    path = folder / TYPED / "overrides.yaml"
+    if not path.is_file():
+        return f"not recorded: the run folder has no {TYPED}/overrides.yaml"
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is no YAML ({on_one_line(str(error))[:80]}): remove it") from error
+    options = found if isinstance(found, list) else []
+    return on_one_line(shlex.join(["python", "-m", "soul_exp", *map(str, options)]))

@@ -8,6 +8,7 @@ const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "triangl
 const DASHES = ["solid", "dash", "dot", "dashdot", "longdash"];
 const PER_PAGE = 20;
 const MOST_NAMED = 16; // series with a legend
+const RANGES = "Lines: the 95 % interval over units of a single run, else the range of the seeds.";
 const LOSSES = /loss$/;
 const NO_DIAGNOSTIC = /loss$|^(step|epoch|learning_rate|collapsed|seconds)$/;
 
@@ -145,6 +146,7 @@ function tableOf(heads, rows, label) {
   const line = (tag, cells) => make("tr", {}, ...cells.map((cell) => make(tag, { textContent: cell ?? "—" })));
   const table = make("table", {}, make("thead", {}, line("th", heads)), make("tbody", {}, ...rows.map((row) => line("td", row))));
   for (const head of $$("th", table)) head.scope = "col";
+  table.setAttribute("aria-label", label);
   const region = make("div", { className: "scroll", tabIndex: 0 }, table);
   region.setAttribute("role", "region");
   region.setAttribute("aria-label", label);
@@ -217,7 +219,7 @@ async function draw(panel, traces, layout, caption) {
   const named = names.size > 1 && names.size <= MOST_NAMED;
   const legendLines = named ? Math.ceil(names.size / Math.max(1, Math.floor(node.clientWidth / 180))) : 0;
   const full = {
-    height: 380 + 20 * legendLines, margin: { l: 60, r: 16, t: 12, b: 48 }, hovermode: "closest", dragmode: false,
+    height: 380 + 20 * legendLines, margin: { l: 60, r: 16, t: 12, b: 48 }, hovermode: "closest", dragmode: matchMedia("(pointer: fine)").matches && "zoom",
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { color: style("--text"), family: style("font-family") || "system-ui, sans-serif", size: 13 },
     hoverlabel: { bgcolor: style("--raised"), bordercolor: style("--line"), font: { color: style("--text") }, align: "left" },
@@ -232,6 +234,7 @@ async function draw(panel, traces, layout, caption) {
   details.ontoggle = () => details.open && fillNumbers(panel, node.data);
   if (details.open) fillNumbers(panel, traces);
   await drawing;
+  $("#js-plotly-tester")?.setAttribute("aria-hidden", "true"); // where it measures texts
   if (!node.dataset.listens) {
     node.dataset.listens = "yes";
     node.on("plotly_click", (event) => event.points[0].customdata?.[0] && explain(event.points[0].customdata[0]));
@@ -242,7 +245,7 @@ function fillNumbers(panel, traces) {
   const rows = traces.flatMap((trace) => [...trace.x].map((x, place) => [trace.meta ?? trace.name, shorter(x), shorter(trace.y[place])]));
   const layout = $(`#${panel} .chart`).layout;
   const title = (axis, otherwise) => layout[axis]?.title?.text ?? otherwise;
-  $(`#${panel} details.figures > div`).replaceChildren(...$$("table", tableOf(["series", title("xaxis", "x"), title("yaxis", "y")], rows, "")));
+  $(`#${panel} details.figures > div`).replaceChildren(...$$("table", tableOf(["series", title("xaxis", "x"), title("yaxis", "y")], rows, "The numbers of this figure")));
 }
 
 const around = (pairs) => ({ // error bars from [value, ends]
@@ -251,6 +254,21 @@ const around = (pairs) => ({ // error bars from [value, ends]
   arrayminus: pairs.map(([value, ends]) => (ends ? value - ends[0] : 0)),
 });
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
+// what a figure draws as one: a run, or the runs of a method that differ in their seed only
+function unitsOf(panel) {
+  if (control(panel, "seeds").value === "each") return runsOf().map((run) => ({ label: labelOf(run), method: methodOf(run), runs: [run] }));
+  return methods().map((method) => ({ label: method, method, runs: runsOf().filter((run) => methodOf(run) === method) }));
+}
+function summaryOf(runs, key) { // the value and, of one run, its interval, else the range of the seeds; null without
+  const values = runs.map((run) => metricOf(run, key)).filter(isKnown);
+  if (!values.length) return null;
+  return { value: mean(values), ends: runs.length === 1 ? endsOf(runs[0], key) : [Math.min(...values), Math.max(...values)] };
+}
+function meanCurve(curves) { // of [x, y, ...] points; a place that some curve lacks is the mean of the others
+  const at = new Map();
+  for (const curve of curves) for (const [x, y, ...rest] of curve) if (isKnown(y)) at.set(x, [...(at.get(x) ?? []), [y, rest]]);
+  return curves.length === 1 ? curves[0] : [...at].map(([x, found]) => [x, mean(found.map(([y]) => y)), ...found[0][1]]);
+}
 const isKnown = (value) => value !== null && value !== undefined;
 const measured = (kinds) => Object.values(columns()).filter((c) => c.is_metric && kinds.includes(c.kind) && runsOf().some((run) => isKnown(metricOf(run, c.key))));
 const optionsOf = (found) => found.map((column) => [column.key, `${column.label} ${column.arrow}`]);
@@ -262,34 +280,35 @@ function showPlane() {
   choose(control("plane", "x"), optionsOf(x), ["log10_forget_quality", "forget_ks_distance", "forget_rouge"]);
   choose(control("plane", "y"), optionsOf(y), ["utility", "retain_rouge", "retain_probability"]);
   const [kx, ky] = ["x", "y"].map((name) => control("plane", name).value);
-  const runs = runsOf();
-  const known = runs.filter((run) => isKnown(metricOf(run, kx)) && isKnown(metricOf(run, ky)));
+  const units = unitsOf("plane").map((unit) => ({ ...unit, x: summaryOf(unit.runs, kx), y: summaryOf(unit.runs, ky) }));
+  const known = units.filter((unit) => unit.x && unit.y);
   if (!known.length) return explainEmpty("plane", `No run has both ${titleOf(kx)} and ${titleOf(ky)}: choose other metrics.`);
-  const at = (list, key, model) => list.map((run) => metricOf(run, key, model));
-  const bars = (list, key, model) => around(list.map((run) => [metricOf(run, key, model), endsOf(run, key, model)]));
+  const values = (of, axis) => of.map((unit) => unit[axis].value);
+  const bars = (of, axis) => around(of.map((unit) => [unit[axis].value, unit[axis].ends]));
   const traces = methods().map((method) => {
-    const of = known.filter((run) => methodOf(run) === method);
+    const of = known.filter((unit) => unit.method === method);
     const look = lookOf(method);
     return {
-      type: "scatter", mode: "markers", name: plain(method), x: at(of, kx), y: at(of, ky),
-      error_x: { ...bars(of, kx), color: look.colour }, error_y: { ...bars(of, ky), color: look.colour },
-      marker: { color: look.colour, symbol: of.map((run) => (isCollapsed(run) ? `${look.symbol}-open` : look.symbol)), size: 11, line: { width: 1.5, color: look.colour } },
-      customdata: of.map((run) => [run]), text: of.map((run) => plain(labelOf(run))),
+      type: "scatter", mode: "markers", name: plain(method), x: values(of, "x"), y: values(of, "y"),
+      error_x: { ...bars(of, "x"), color: look.colour }, error_y: { ...bars(of, "y"), color: look.colour },
+      marker: { color: look.colour, symbol: of.map((unit) => look.symbol + (unit.runs.some(isCollapsed) ? "-open" : "")), size: 11, line: { width: 1.5, color: look.colour } },
+      customdata: of.map((unit) => [unit.runs[0]]), text: of.map((unit) => plain(unit.label)),
       hovertemplate: "%{text}<br>%{x:.4~g}, %{y:.4~g}<extra></extra>",
     };
   }).filter((trace) => trace.x.length);
   const references = [["retrained", "star"], ...(control("plane", "original").checked ? [["original", "square-open"]] : [])];
   for (const [model, symbol] of references) {
-    const of = known.filter((run) => isKnown(metricOf(run, kx, model)) && isKnown(metricOf(run, ky, model))).slice(0, 1);
-    if (of.length) traces.push({
-      type: "scatter", mode: "markers", name: model, x: at(of, kx, model), y: at(of, ky, model),
-      error_x: { ...bars(of, kx, model), color: style("--text") }, error_y: { ...bars(of, ky, model), color: style("--text") },
+    const run = runsOf().find((name) => isKnown(metricOf(name, kx, model)) && isKnown(metricOf(name, ky, model)));
+    if (!run) continue;
+    const [of, at] = [[kx, ky].map((key) => around([[metricOf(run, key, model), endsOf(run, key, model)]])), [kx, ky].map((key) => [metricOf(run, key, model)])];
+    traces.push({
+      type: "scatter", mode: "markers", name: model, x: at[0], y: at[1], error_x: { ...of[0], color: style("--text") }, error_y: { ...of[1], color: style("--text") },
       marker: { color: style("--text"), symbol, size: 14 }, hovertemplate: `${model}<br>%{x:.4~g}, %{y:.4~g}<extra></extra>`,
     });
   }
-  const missing = runs.length - known.length;
+  const missing = units.length - known.length;
   draw("plane", traces, { xaxis: { title: { text: plain(titleOf(kx)) } }, yaxis: { title: { text: plain(titleOf(ky)) } } },
-    `Each point is a run, with 95 % intervals over independent units where the metric has them. Open: collapsed.${missing ? ` ${missing} without these metrics.` : ""}`);
+    `${RANGES} Open: collapsed.${missing ? ` ${missing} without these metrics.` : ""}`);
 }
 const isCollapsed = (run) => Object.values(data.runs[run].collapsed ?? {}).some(Boolean);
 
@@ -299,26 +318,27 @@ function curveNames(of, filter = () => true) {
 
 function lines(panel, of, measure, against, caption) {
   const traces = [];
-  for (const run of runsOf()) {
-    const steps = data.runs[run].steps[of];
-    const [x, y] = [steps[against], steps[measure]];
-    if (!x || !y) continue;
-    const look = lookOf(methodOf(run));
-    const why = steps.collapsed ?? [];
+  let without = 0;
+  for (const { label, method, runs } of unitsOf(panel)) {
+    const steps = runs.map((run) => data.runs[run].steps[of]).filter((found) => found[against] && found[measure]);
+    without += runs.length - steps.length;
+    if (!steps.length) continue;
+    const points = meanCurve(steps.map((found) => found[against].map((x, place) => [x, found[measure][place], found.collapsed?.[place] ?? ""])));
+    const why = points.map((point) => point[2]);
+    const look = lookOf(method);
     traces.push({
-      type: "scatter", mode: of === "validation" ? "lines+markers" : "lines", name: plain(methodOf(run)), legendgroup: methodOf(run), meta: plain(labelOf(run)),
-      showlegend: !traces.some((trace) => trace.legendgroup === methodOf(run)),
-      x, y, line: { color: look.colour, dash: look.dash, width: 1.8 },
-      marker: { color: look.colour, size: 9, line: { width: y.map((_, place) => (why[place] ? 2.5 : 0)) }, symbol: y.map((_, place) => (why[place] ? "x-thin-open" : look.symbol)) },
-      customdata: x.map((_, place) => [run, plain(why[place] ?? "")]),
-      hovertemplate: `${plain(labelOf(run))}<br>${against} %{x:.4~g}: %{y:.4~g}<br>%{customdata[1]}<extra></extra>`,
+      type: "scatter", mode: of === "validation" ? "lines+markers" : "lines", name: plain(method), legendgroup: method, meta: plain(label),
+      showlegend: !traces.some((trace) => trace.legendgroup === method),
+      x: points.map(([x]) => x), y: points.map(([, y]) => y), line: { color: look.colour, dash: look.dash, width: 1.8 },
+      marker: { color: look.colour, size: 9, line: { width: why.map((text) => (text ? 2.5 : 0)) }, symbol: why.map((text) => (text ? "x-thin-open" : look.symbol)) },
+      customdata: why.map((text) => [runs[0], plain(text)]),
+      hovertemplate: `${plain(label)}<br>${against} %{x:.4~g}: %{y:.4~g}<br>%{customdata[1]}<extra></extra>`,
     });
   }
   if (traces.length === 1) traces[0].line.dash = "solid";
   const control = of === "validation" && runsOf().map((run) => metricOf(run, measure, "retrained")).find(isKnown);
   const shapes = isKnown(control) && control !== false
     ? [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: control, y1: control, line: { color: style("--quiet"), dash: "dot", width: 1.5 } }] : [];
-  const without = runsOf().length - traces.length;
   const notes = [caption, shapes.length ? "Dotted: the retrained model." : "", without ? `${without} of ${runsOf().length} runs did not log it.` : ""];
   return draw(panel, traces, { shapes, xaxis: { title: { text: against === "seconds" ? "seconds of training" : "steps" } }, yaxis: { title: { text: plain(titleOf(measure)) } } }, notes.filter(Boolean).join(" "));
 }
@@ -375,20 +395,15 @@ function showBars() {
     layout.annotations.push({ text: plain(`${column.label} ${column.arrow}`), showarrow: false, xref: "paper", yref: "paper", x: across[0], y: down[1], xanchor: "left", yanchor: "bottom", font: { size: 13, color: style("--text") } });
     const control = runsOf().map((run) => metricOf(run, column.key, "retrained")).find(isKnown);
     if (isKnown(control)) layout.shapes.push({ type: "line", xref: `x${end}`, yref: `y${end} domain`, x0: control, x1: control, y0: 0, y1: 1, line: { color: style("--text"), dash: "dot", width: 1.5 } });
-    const of = names.map((method) => runsOf().filter((run) => methodOf(run) === method && isKnown(metricOf(run, column.key))));
-    const values = of.map((runs) => (runs.length ? mean(runs.map((run) => metricOf(run, column.key))) : null));
-    const ends = of.map((runs) => {
-      if (runs.length === 1) return endsOf(runs[0], column.key);
-      const found = runs.map((run) => metricOf(run, column.key));
-      return runs.length ? [Math.min(...found), Math.max(...found)] : null;
-    });
+    const of = names.map((method) => runsOf().filter((run) => methodOf(run) === method));
+    const found = of.map((runs) => summaryOf(runs, column.key));
     traces.push({
-      type: "bar", orientation: "h", name: plain(column.label), y: names.map(plain), x: values, xaxis: `x${end}`, yaxis: `y${end}`,
-      marker: { color: names.map((name) => lookOf(name).colour), opacity: 0.85 }, error_x: { ...around(values.map((value, i) => [value, ends[i]])), color: style("--text") },
+      type: "bar", orientation: "h", name: plain(column.label), y: names.map(plain), x: found.map((each) => each?.value ?? null), xaxis: `x${end}`, yaxis: `y${end}`,
+      marker: { color: names.map((name) => lookOf(name).colour), opacity: 0.85 }, error_x: { ...around(found.map((each) => [each?.value, each?.ends])), color: style("--text") },
       customdata: of.map((runs) => [runs[0]]), hovertemplate: "%{y}: %{x:.4~g}<extra></extra>",
     });
   });
-  draw("bars", traces, layout, "What the attack gives of the unlearned model; dotted: of the retrained one, the control. Lines: the 95 % interval over units of a single run, else the range of the seeds.");
+  draw("bars", traces, layout, "What the attack gives of the unlearned model; dotted: of the retrained one, the control. " + RANGES);
 }
 
 function showCurves() {
@@ -405,25 +420,25 @@ function showCurves() {
   if (!measures.length) return explainEmpty("curves", `The attack ${attack} has no points that are curves: its metrics stand above.`);
   choose(control("robustness", "measure"), measures.map((name) => [name, name.replaceAll("_", " ")]), ["extraction_strength", ...measures]);
   const measure = control("robustness", "measure").value;
-  const seen = new Map(); // control curves that runs share are drawn once
+  const seen = new Set(); // control curves that runs share are drawn once
   const traces = [];
   for (const [model, dash] of [["original", "dot"], ["retrained", "dash"], ["unlearned", "solid"], ["unmerged", "dashdot"]]) {
-    for (const run of of) {
-      const points = data.runs[run].attacks[attack][branch][model]?.[measure];
-      if (!points) continue;
+    for (const { label, method, runs } of unitsOf("robustness")) {
+      const given = runs.map((run) => data.runs[run].attacks[attack]?.[branch]?.[model]?.[measure]).filter(Boolean);
+      if (!given.length) continue;
+      const points = meanCurve(given);
       const reference = model === "original" || model === "retrained";
       const key = JSON.stringify([model, points]);
       if (reference && seen.has(key)) continue;
-      seen.set(key, run);
-      const look = lookOf(methodOf(run));
-      const name = reference ? model : plain(methodOf(run)) + (model === "unmerged" ? ", unmerged" : "");
-      const x = points.map(([point]) => (Number.isFinite(Number(point)) ? Number(point) : plain(point)));
+      seen.add(key);
+      const look = lookOf(method);
+      const name = reference ? model : plain(method) + (model === "unmerged" ? ", unmerged" : "");
+      const [colour, symbol] = reference ? [style("--quiet"), "circle"] : [look.colour, look.symbol];
       traces.push({
-        type: "scatter", mode: "lines+markers", name, legendgroup: name, showlegend: !traces.some((trace) => trace.name === name),
-        meta: reference ? model : plain(labelOf(run)), x, y: points.map(([, value]) => value),
-        line: { color: reference ? style("--quiet") : look.colour, dash, width: 2 },
-        marker: { size: 8, color: reference ? style("--quiet") : look.colour, symbol: points.map(([, , informative]) => (reference ? "circle-open" : look.symbol) + (informative || reference ? "" : "-open")) },
-        customdata: points.map(() => [run]), hovertemplate: `${reference ? model : plain(labelOf(run))}<br>%{x}: %{y:.4~g}<extra></extra>`,
+        type: "scatter", mode: "lines+markers", name, legendgroup: name, showlegend: !traces.some((trace) => trace.name === name), meta: reference ? model : plain(label),
+        x: points.map(([point]) => (Number.isFinite(Number(point)) ? Number(point) : plain(point))), y: points.map(([, value]) => value),
+        line: { color: colour, dash, width: 2 }, marker: { size: 8, color: colour, symbol: points.map(([, , informative]) => symbol + (informative ? "" : "-open")) },
+        customdata: points.map(() => [runs[0]]), hovertemplate: `${reference ? model : plain(label)}<br>%{x}: %{y:.4~g}<extra></extra>`,
       });
     }
   }
@@ -582,6 +597,11 @@ function showGroup() {
   group = Number($("#group").value);
   page = 0;
   $(".caption").textContent = data.groups[group].caption;
+  const repeated = methods().length < runsOf().length;
+  for (const select of $$('[data-name="seeds"]')) {
+    select.value = repeated && runsOf().length > MOST_NAMED ? "mean" : "each";
+    select.parentNode.hidden = !repeated;
+  }
   for (const select of $$("select[data-filled]")) select.replaceChildren(); // another group, other defaults
   showView();
   offerColumns();
@@ -635,5 +655,6 @@ unpacked("data").then((text) => {
   data = JSON.parse(text);
   showGroup();
   listen();
+  (window.requestIdleCallback ?? setTimeout)(plotly); // it takes longer than all else, so before it is needed
   document.documentElement.dataset.ready = Math.round(performance.now()); // ms, which benchmarks/report.py reads
 });

@@ -39,8 +39,8 @@ from soul_exp.report.labels import (
     units_of,
     with_interval,
 )
-from soul_exp.report.runs import ABOUT, comparable, find, frame_of, varied
-from soul_exp.results import COMPARED, REQUEST, TASK, TYPED, Results, metric_entries
+from soul_exp.report.runs import comparable, find, frame_of, varied
+from soul_exp.results import COMPARED, REQUEST, TASK, TYPED, Results, metric_entries, only_finite
 
 KINDS = ("settings", "efficacy", "utility", "robustness", "validation", "cost")  # of columns, in their order
 # The columns that are shown before others are asked for; of a kind without any of these, its first `FEW`
@@ -112,9 +112,7 @@ def html(folder: Path, beside: Path) -> str:
         **own,
         packs={"data": _packed(data), "answers": _packed(answers), "plotly": _packed(charts)},
         groups=groups,
-        kinds=KINDS,
         missing=missing,
-        about=ABOUT,
     )
 
 
@@ -124,7 +122,7 @@ def _sha256(text: str) -> str:
 
 def _packed(value: Any) -> str:
     """`value`, a text or what JSON can hold, as base64 of its gzip: letters that end no element of a page."""
-    text = value if isinstance(value, str) else json.dumps(value, allow_nan=False, separators=(",", ":"))
+    text = value if isinstance(value, str) else json.dumps(only_finite(value), separators=(",", ":"))
     return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
 
 
@@ -138,26 +136,19 @@ def _groups(runs: Mapping[str, Results]) -> list[dict[str, Results]]:
 
 def _group(runs: dict[str, Results]) -> dict[str, Any]:
     """The tables of comparable runs: "columns", "rows" of runs, "means" of methods, "references", notes."""
-    frame = frame_of(runs)
+    frame = frame_of(runs).set_index("run")
     first = next(iter(runs.values()))
     choices = [key for key in frame if key.startswith("choices.")]
     by = [key for key in choices if frame[key].nunique(dropna=False) > 1]
     keys = [*by, *(key for key in varied(frame) if key not in by)]
-    parts = {name: [_setting(key, row[key]) for key in keys] for name, row in frame.set_index("run").iterrows()}
-    methods = {name: ", ".join(filter(None, given)) for name, given in parts.items()}
-    if len(runs) > 1 and len(set(methods.values())) == 1:
-        named = {name: name for name in runs} if all(name.startswith(REQUEST) for name in runs) else {}
-        methods = named or dict.fromkeys(runs, _choices(first))
-    elif len(runs) == 1:
-        methods = dict.fromkeys(runs, _choices(first))
-    seeds = {name: run.seeds.get("seed") for name, run in runs.items()}
+    methods = _methods(runs, {name: [_setting(key, row[key]) for key in keys] for name, row in frame.iterrows()})
     labels = {
-        name: f"{method}, seed {seeds[name]}" if [*methods.values()].count(method) > 1 else method
+        name: f"{method}, seed {runs[name].seeds.get('seed')}" if [*methods.values()].count(method) > 1 else method
         for name, method in methods.items()
     }
     labels = {name: name if [*labels.values()].count(label) > 1 else label for name, label in labels.items()}
     columns = _columns(runs, choices, keys)
-    cells = {name: {c.key: _cell(run, c) for c in columns} for name, run in runs.items()}
+    cells = {name: {c.key: _cell(run, c, frame.loc[name].get(c.key)) for c in columns} for name, run in runs.items()}
     by_method: dict[str, list[str]] = {}
     for name, method in methods.items():
         by_method.setdefault(method, []).append(name)
@@ -165,7 +156,7 @@ def _group(runs: dict[str, Results]) -> dict[str, Any]:
     notes = [_notes(run, named) for run, named in _by_note(runs).items()]
     return {
         "caption": first.caption,
-        "title": f"{first.caption} ({len(runs)} run{'' if len(runs) == 1 else 's'}: {_first_names(runs)})",
+        "title": f"{next(iter(runs)) if len(runs) == 1 else f'{len(runs)} runs'}: {first.caption}",
         "labels": labels,
         "methods": methods,
         "columns": columns,
@@ -182,13 +173,35 @@ def _group(runs: dict[str, Results]) -> dict[str, Any]:
     }
 
 
-def _first_names(runs: Mapping[str, Results]) -> str:
-    names = list(runs)
-    return names[0] if len(names) == 1 else f"{names[0]} …"
+def _methods(runs: Mapping[str, Results], settings: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """What the runs that may share a mean have in common, by run: their settings and where their numbers come from.
+
+    Runs of other commits, versions, dialects or tuning never share a mean, nor do two with the same seeds.
+    """
+    origins = {name: _origin(run) for name, run in runs.items()}
+    kinds = dict.fromkeys(kind for origin in origins.values() for kind in origin)
+    differing = [kind for kind in kinds if len({origin.get(kind) for origin in origins.values()}) > 1]
+    found: dict[str, str] = {}
+    seen: dict[tuple[str, str], int] = {}
+    for name, run in runs.items():
+        parts = [part for part in settings[name] if part] or [_title(name, run)]
+        method = ", ".join([*parts, *(f"{kind} {origins[name].get(kind)}" for kind in differing)])
+        key = (method, str(run.seeds))
+        seen[key] = seen.get(key, 0) + 1
+        found[name] = method if seen[key] == 1 else f"{method} (repeat {seen[key]})"
+    return found
 
 
-def _choices(run: Results) -> str:
-    return " ".join(run.choices[key] for key in ("loss", "optimizer") if run.choices.get(key)) or run.name
+def _origin(run: Results) -> dict[str, str]:
+    origin = {"commit": (run.commit or "unknown")[:10] + (run.commit or "")[40:], "tuned on": run.tuned or "nothing"}
+    return {**origin, "dialect": str(run.config.get("dialect", OURS)), **run.versions}
+
+
+def _title(name: str, run: Results) -> str:
+    """The loss and the optimizer; of a run that only evaluates a model, or is one of several requests, its name."""
+    if name.startswith(REQUEST) or "unlearn" not in run.config.get("stages", ()):
+        return name
+    return " ".join(run.choices[key] for key in ("loss", "optimizer") if run.choices.get(key)) or name
 
 
 def _setting(key: str, value: Any) -> str:
@@ -234,27 +247,21 @@ def _kind(name: str, entry: Mapping[str, Any]) -> str:
     return "utility" if is_utility else "efficacy"
 
 
-def _cell(run: Results, column: Column) -> Cell:
+def _cell(run: Results, column: Column, value: Any) -> Cell:
+    """What `column` shows of `run`; `value` is that of a setting or a cost."""
     if column.is_metric:
         return _cell_of(run, "unlearned", column.key)
     if column.key == "status":
         return Cell(_status(run), _status(run))
-    value: Any = asdict(run)
-    for part in _path(column.key):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return Cell(NULL if value is None else str(value), None if value is None else str(value))
-    text = f"{value:g}" if column.kind == "settings" or isinstance(value, int) else number(value)
-    return Cell(text, finite(value))
+    if value is None or value != value:  # nan: the run has none
+        return Cell(NULL, None)
+    if finite(value) is None or isinstance(value, bool):
+        return Cell(str(value), str(value))
+    return Cell(number(value) if column.kind == "cost" and column.key != "num_steps" else f"{value:g}", float(value))
 
 
 def _status(run: Results) -> str:
     return "collapsed" if run.collapsed and any(run.collapsed.values()) else run.status
-
-
-def _path(key: str) -> list[str]:
-    """seeds and seconds have one level of names, which may hold dots."""
-    return key.split(ITEM, 1) if key.startswith(("seeds.", "seconds.")) else key.split(ITEM)
 
 
 def _cell_of(run: Results, model: str, name: str) -> Cell:

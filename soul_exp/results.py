@@ -144,7 +144,7 @@ def read(folder: Path) -> Results | None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON in one atomic step: the file is absent, old or complete."""
-    write_atomically(path, json.dumps(only_finite(value), indent=2, allow_nan=False) + "\n")
+    write_atomically(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
 
 
 def metric_entries(run: Results) -> dict[str, Any]:
@@ -184,12 +184,11 @@ def commit(folder: Path = Path(__file__).parent) -> str | None:
     return head + ("+changes" if changed.strip() else "")
 
 
-def only_finite(value: Any) -> Any:
-    """`value` with null for each number that JSON does not have, and texts for the keys."""
+def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): only_finite(inner) for key, inner in value.items()}
+        return {str(key): _finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [only_finite(inner) for inner in value]
+        return [_finite(inner) for inner in value]
     return value

@@ -81,8 +81,8 @@ def test_the_wheel_holds_every_module_and_every_yaml_of_conf(unpacked: Path) -> 
     assert (unpacked / "soul_exp" / "conf" / "config.yaml").is_file()
     assert names(unpacked / "soul_exp" / "conf", "*.yaml") == names(ROOT / "conf", "*.yaml")
     assert names(unpacked / "soul_exp", "*.py") == names(ROOT / "soul_exp", "*.py")
-    for part in ("report/page.css", "report/page.html", "report/page.js"):
-        assert (unpacked / "soul_exp" / part).is_file()
+    for part in ("page.css", "page.html", "page.js", "page_figures.js"):
+        assert (unpacked / "soul_exp" / "report" / part).is_file()
 
 
 def test_the_wheel_holds_nothing_but_the_package(unpacked: Path) -> None:

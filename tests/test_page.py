@@ -166,11 +166,42 @@ def test_a_run_that_is_no_part_of_the_others_table_has_a_table_of_its_own(tmp_pa
 
 def test_a_mean_of_two_seeds_is_that_of_their_numbers(text: str) -> None:
     means = text[text.index('data-view="means"') :]
-    row = re.search(
-        r'<tr><th scope="row" data-value="adam">adam</th><td data-value="2">2</td>.*?</tr>', means, re.DOTALL
-    )
+    row = re.search(r'<th scope="row" data-value="adam">.*?</th><td data-value="2">2</td>.*?</tr>', means, re.DOTALL)
     assert row is not None
-    assert re.search(r'data-value="-2.5">-2.500<small>-3.000 … -2.000</small>', row[0])
+    assert 'data-value="-2.5"' in row[0] and "-2.500<small>-3.000 … -2.000</small>" in row[0]
+
+
+@pytest.mark.parametrize(
+    ("changed", "methods"),
+    [
+        ({}, ["npo adam", "npo adam"]),
+        ({"commit": "f" * 40}, ["npo adam, commit 0123456789", "npo adam, commit ffffffffff"]),
+        ({"versions": {"torch": "3.0"}}, ["npo adam, torch 2.9.9", "npo adam, torch 3.0"]),
+        ({"tuned": None}, ["npo adam, tuned on validation", "npo adam, tuned on nothing"]),
+        ({"seeds": {"seed": 0, "prepare.seed": 0}}, ["npo adam", "npo adam (repeat 2)"]),
+    ],
+)
+def test_only_runs_that_differ_in_their_seed_alone_share_a_mean(
+    tmp_path: Path, changed: dict[str, Any], methods: list[str]
+) -> None:
+    folder = left(tmp_path, a=made(seed=0), b=replace(made(seed=1), **changed))
+    (group,) = pack(html(folder, folder), "data")["groups"]
+    assert list(group["methods"].values()) == methods
+
+
+def test_a_run_that_only_evaluates_has_no_loss_and_no_optimizer(tmp_path: Path) -> None:
+    folder = left(tmp_path, a=made(stages=("evaluate",)))
+    text = html(folder, folder)
+    assert pack(text, "data")["groups"][0]["labels"] == {"a": "a"}
+    for key in ("choices.loss", "choices.optimizer"):
+        assert f'<td data-key="{key}" hidden>' in text and f'<td data-key="{key}" data-value' not in text
+
+
+def test_a_number_that_json_does_not_have_is_none(tmp_path: Path) -> None:
+    folder = left(tmp_path, a=made())
+    written(folder / "a" / "train.jsonl", {"step": 1, "loss": float("nan")}, {"step": 2, "loss": 1.0})
+    found = pack(html(folder, folder), "data")["runs"]["a"]
+    assert found["steps"]["training"]["loss"] == [None, 1.0]
 
 
 def test_a_long_curve_keeps_its_last_step(tmp_path: Path) -> None:
@@ -360,6 +391,18 @@ def test_the_keyboard_alone_sorts_moves_and_shows_where_a_number_comes_from(open
     assert page.locator("#source a").get_attribute("href") == "adam0/"
 
 
+def test_a_mean_and_a_reference_say_where_they_come_from(opened: Callable[..., Any]) -> None:
+    page = opened()
+    page.get_by_role("button", name="log10 forget quality 0.000: where").click()  # the retrained model's
+    assert "metrics.retrained.log10_forget_quality" in page.locator("#source").inner_text()
+    page.keyboard.press("Escape")
+    page.get_by_role("combobox", name="Rows").select_option("means")
+    page.get_by_role("button", name="log10 forget quality -2.500: where").click()
+    assert page.locator("#source li").all_inner_texts() == ["adam0: -2", "adam1: -3"]
+    page.locator("#source li button").last.click()
+    assert page.locator("#source-title").inner_text() == "log10 forget quality ↑: adam, seed 1"
+
+
 def test_every_panel_has_a_figure_or_says_why_not(opened: Callable[..., Any], chromium: Any, tmp_path: Path) -> None:
     page = opened()
     for panel in ("plane", "trajectories", "bars", "curves", "cost", "diagnostics"):
@@ -374,7 +417,7 @@ def test_every_panel_has_a_figure_or_says_why_not(opened: Callable[..., Any], ch
     for panel, why in {
         "plane": "No run has a metric of forgetting", "trajectories": "No run logged a step", "cost": "No run recorded",
         "bars": "No run was attacked", "curves": "No run was attacked", "diagnostics": "No run logged numbers",
-        "answers": "The run folders hold no records",
+        "answers": "The run folders hold no records/MODEL",
     }.items():  # fmt: skip
         said = scrolled_to(page, panel, ".why")
         page.wait_for_function(f"document.querySelector('#{panel} .why').textContent")

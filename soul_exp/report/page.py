@@ -40,7 +40,7 @@ from soul_exp.report.labels import (
     with_interval,
 )
 from soul_exp.report.runs import comparable, find, frame_of, varied
-from soul_exp.results import COMPARED, REQUEST, TASK, TYPED, Results, metric_entries, only_finite
+from soul_exp.results import COMPARED, REQUEST, TASK, TYPED, Results, metric_entries
 
 KINDS = ("settings", "efficacy", "utility", "robustness", "validation", "cost")  # of columns, in their order
 # The columns that are shown before others are asked for; of a kind without any of these, its first `FEW`
@@ -51,6 +51,7 @@ SHOWN = {
     *("seconds.unlearn", "peak_memory_gib"),
 }
 FEW = 3
+OWN = ("page.css", "page.js", "page_figures.js")  # beside this file, with the template page.html
 MOST_STEPS = 300  # of a run in a curve; of more, every k-th and the last
 DIGITS = 6  # of the numbers in curves
 ITEM = "."  # between the parts of the name of a column that is no metric
@@ -96,7 +97,8 @@ def html(folder: Path, beside: Path) -> str:
         "groups": [{key: group[key] for key in ("caption", "labels", "methods")} for group in groups],
         "runs": {name: _run(run, folders[name], beside, answers["records"][name]) for name, run in runs.items()},
     }
-    own = {name: files(__package__).joinpath(f"page.{name}").read_text(encoding="utf-8") for name in ("css", "js")}
+    css, *js = (files(__package__).joinpath(name).read_text(encoding="utf-8") for name in OWN)
+    own = {"css": css, "js": "\n".join(js)}
     charts = get_plotlyjs()
     scripts = " ".join(f"'{_sha256(text)}'" for text in (own["js"], charts))
     styles = " ".join(f"'{_sha256(text)}'" for text in (own["css"], ""))  # Plotly fills an empty style sheet by rules
@@ -122,7 +124,7 @@ def _sha256(text: str) -> str:
 
 def _packed(value: Any) -> str:
     """`value`, a text or what JSON can hold, as base64 of its gzip: letters that end no element of a page."""
-    text = value if isinstance(value, str) else json.dumps(only_finite(value), separators=(",", ":"))
+    text = value if isinstance(value, str) else json.dumps(value, allow_nan=False, separators=(",", ":"))
     return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
 
 
@@ -166,7 +168,7 @@ def _group(runs: dict[str, Results]) -> dict[str, Any]:
             for method, names in by_method.items()
         ],
         "references": [
-            (next(iter(runs)), m.title, {c.key: _cell_of(first, m.key, c.key) for c in columns if c.is_metric})
+            (next(iter(runs)), m.key, m.title, {c.key: _cell_of(first, m.key, c.key) for c in columns if c.is_metric})
             for m in models
         ],
         "notes": list(dict.fromkeys([*_about(runs), *notes])),

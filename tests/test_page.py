@@ -351,6 +351,41 @@ def test_markup_in_an_answer_stays_text(opened: Callable[..., Any]) -> None:
     assert panel.locator("img, script, b").count() == 0
 
 
+def test_markup_in_any_name_or_reason_stays_text(opened: Callable[..., Any], tmp_path: Path) -> None:
+    link = '<a href="javascript:alert(1)">x</a>'
+    runs = {}
+    for seed, name in enumerate((ONERROR.replace("/", ""), "b")):
+        run = made(optimizer=ONERROR, seed=seed)
+        point = {ONERROR: {link: 0.5}, "1": {link: 1.0}}
+        runs[name] = replace(
+            run, caption=SCRIPT, collapsed={ONERROR: link}, notes=[SCRIPT], commit=ONERROR, versions={link: ONERROR},
+            status=ONERROR, reason=SCRIPT, tuned=link, reasons={"utility": ONERROR}, data_hashes={ONERROR: SCRIPT},
+            seconds={ONERROR: 1.0, link: 2.0}, sha256={"records": {ONERROR: link}, "models": {}, "code": SCRIPT},
+            attacks={link: {model: {ONERROR: point} for model in ("unlearned", "retrained")}},
+            metrics={**run.metrics, "unlearned": {**run.metrics["unlearned"], ONERROR: 0.5}},
+            config={**run.config, "attack": {link: {"metrics": {ONERROR: {}}}}},
+        )  # fmt: skip
+    folder = left(tmp_path / "runs", **runs)
+    for name in runs:
+        written(folder / name / "train.jsonl", *({"step": s, f"{ONERROR}loss": 1.0, link: s} for s in (1, 2)))
+        lines = ({"step": s, "seconds": s, ONERROR: 0.5, "collapsed": link} for s in (1, 2))
+        written(folder / name / "trajectory.jsonl", *lines)
+        written(folder / name / "records" / "unlearned" / "a<b>.jsonl", {"question": link, "generation": SCRIPT})
+    (folder / "report.html").write_text(html(folder, folder), encoding="utf-8")
+    page = opened(path=folder / "report.html")
+    for panel in ("plane", "trajectories", "bars", "curves", "cost", "diagnostics"):
+        figure = scrolled_to(page, panel)
+        chart = f"document.querySelector('#{panel} .chart')"
+        page.evaluate(f"Plotly.Fx.hover({chart}, [{{curveNumber: 0, pointNumber: 0}}])")
+        assert figure.locator(".hoverlayer text").count() > 0
+        figure.locator("summary").last.click()
+    scrolled_to(page, "answers", ".items li")
+    page.locator("tbody.sorted button.cell:visible").first.click()
+    assert page.locator("img, b, svg a, a[href^=javascript]").count() == 0
+    assert page.locator("script:not([id])").count() == 2  # the page's own and Plotly
+    assert ONERROR in page.locator("#source").inner_text() and link in page.locator("#source").inner_text()
+
+
 def test_a_toxic_text_is_hidden_until_it_is_asked_for(opened: Callable[..., Any]) -> None:
     panel = scrolled_to(opened(), "answers", ".items li")
     assert "You idiot." not in panel.inner_text()

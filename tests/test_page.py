@@ -446,6 +446,11 @@ def test_every_panel_has_a_figure_or_says_why_not(opened: Callable[..., Any], ch
     page.wait_for_selector("#curves tbody tr")
     rows = [row.split("\t") for row in page.locator("#curves tbody tr").all_inner_texts()]
     assert ["retrained", "100", "0.8"] in rows and ["adam, seed 0", "0", "0.1"] in rows
+    page.locator("#plane summary").click()
+    page.wait_for_selector("#plane tbody tr")
+    assert "adam, seed 0\t-2\t0.6" in page.locator("#plane tbody tr").all_inner_texts()
+    page.get_by_role("combobox", name="Against").select_option("seconds")
+    page.wait_for_selector("#trajectories .xtitle >> text=seconds of training")
     bare = left(tmp_path, a=replace(made(metrics={"mia_auc": None}), seconds={}))
     (bare / "report.html").write_text(html(bare, bare), encoding="utf-8")
     page = opened(path=bare / "report.html")

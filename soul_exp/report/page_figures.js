@@ -63,9 +63,16 @@ async function draw(panel, traces, layout, caption) {
 }
 
 function fillNumbers(panel, node) {
-  const rows = node.data.flatMap((trace) =>
-    [...trace.x].map((x, place) => [trace.meta ?? trace.name, shorter(x), shorter(trace.y[place])]));
-  const heading = (axis) => node.layout[`${axis}axis`]?.title?.text ?? axis;
+  const raw = (text) => (typeof text === "string" ? text.replaceAll("&lt;", "<").replaceAll("&amp;", "&") : text);
+  const cell = (trace, axis, place) => {
+    const [value, error] = [trace[axis][place], trace[`error_${axis}`]];
+    const [below, above] = [error?.arrayminus[place], error?.array[place]];
+    if (!below && !above) return shorter(raw(value));
+    return `${shorter(value)} [${shorter(value - below)}, ${shorter(value + above)}]`;
+  };
+  const rows = node.data.flatMap((trace) => [...trace.x].map((_, place) =>
+    [raw(trace.text?.[place] ?? trace.meta ?? trace.name), cell(trace, "x", place), cell(trace, "y", place)]));
+  const heading = (axis) => raw(node.layout[`${axis}axis`]?.title?.text ?? { x: "value", y: "method" }[axis]);
   const region = tableOf(["series", heading("x"), heading("y")], rows, "The numbers of this figure");
   $(`#${panel} details.figures > div`).replaceChildren(...region.children);
 }
@@ -210,7 +217,8 @@ function showTrajectories() {
     ...validation.map((name) => [`validation:${name}`, titleOf(name)]),
     ...losses.map((name) => [`training:${name}`, `training ${titleOf(name)}`]),
   ];
-  const wanted = ["validation:validation_log10_forget_quality", "training:forget_loss", "training:loss"];
+  const best = validation.length ? ["validation:validation_log10_forget_quality"] : ["training:forget_loss"];
+  const wanted = [...best, ...options.map(([value]) => value)];
   choose(control("trajectories", "measure"), options, wanted);
   const [of, measure] = control("trajectories", "measure").value.split(":");
   const against = control("trajectories", "against");

@@ -179,12 +179,15 @@ def test_a_mean_of_two_seeds_is_that_of_their_numbers(text: str) -> None:
         ({"versions": {"torch": "3.0"}}, ["npo adam, torch 2.9.9", "npo adam, torch 3.0"]),
         ({"tuned": None}, ["npo adam, tuned on validation", "npo adam, tuned on nothing"]),
         ({"seeds": {"seed": 0, "prepare.seed": 0}}, ["npo adam", "npo adam (repeat 2)"]),
+        ({"metric_versions": {"utility": 2}}, ["npo adam, version of utility 1", "npo adam, version of utility 2"]),
+        ({"metric_versions": {"utility": 1, "relearn_excess": 1}}, ["npo adam", "npo adam"]),
     ],
 )
 def test_only_runs_that_differ_in_their_seed_alone_share_a_mean(
     tmp_path: Path, changed: dict[str, Any], methods: list[str]
 ) -> None:
-    folder = left(tmp_path, a=made(seed=0), b=replace(made(seed=1), **changed))
+    a, b = (replace(made(seed=seed), metric_versions={"utility": 1}) for seed in (0, 1))
+    folder = left(tmp_path, a=a, b=replace(b, **changed))
     (group,) = pack(html(folder, folder), "data")["groups"]
     assert list(group["methods"].values()) == methods
 

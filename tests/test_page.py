@@ -139,15 +139,24 @@ def test_texts_that_runs_share_are_there_once_and_a_changed_file_of_records_is_n
         with_answers(folder / name)
     file = folder / "b" / "records" / "unlearned" / "forget.jsonl"
     before = hashlib.sha256(file.read_bytes()).hexdigest()
-    sha = {"records": {"unlearned/forget.jsonl": before, "original/forget.jsonl": before}, "models": {}, "code": "x"}
+    names = ("unlearned/forget.jsonl", "original/forget.jsonl", "gone.jsonl")
+    sha = {"records": dict.fromkeys(names, before), "models": {}, "code": "x"}
     left(tmp_path / "new", b=replace(made(seed=1), sha256=sha))
     shutil.move(tmp_path / "new" / "b" / "results.json", folder / "b" / "results.json")
     text = html(folder, folder)
     found = pack(text, "answers")
     assert len(found["files"]) == 3 and len(found["questions"]) == 1
-    assert pack(text, "data")["runs"]["b"]["records"] == [
-        ["unlearned/forget.jsonl", before, True], ["original/forget.jsonl", before, False],
-    ]  # fmt: skip
+    records = pack(text, "data")["runs"]["b"]["records"]
+    assert records == [[name, before, same] for name, same in zip(names, (True, False, None), strict=True)]
+
+
+def test_a_model_that_was_asked_something_else_has_a_probe_of_its_own(tmp_path: Path) -> None:
+    folder = with_answers(left(tmp_path, a=made()) / "a")
+    other = {"question": "Another?", "answer": "!", "generation": "?"}
+    written(folder / "records" / "retrained" / "forget.jsonl", other)
+    probes = pack(html(tmp_path, tmp_path), "answers")["runs"]["a"]
+    assert list(probes) == ["forget", "forget, retrained"]
+    assert "retrained" not in probes["forget"] and {*probes["forget, retrained"]} == {"questions", "retrained"}
 
 
 def test_in_detox_a_text_without_a_score_counts_as_toxic(tmp_path: Path) -> None:

@@ -1,11 +1,11 @@
 """What the compared models of every run answered to the same questions, each text once, as the report page needs it."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from soul_exp.files import hashes
 from soul_exp.metrics.collapse import is_degenerate
 from soul_exp.metrics.leakage import RECALL, gives_answer
 from soul_exp.metrics.toxicity import TOXIC
@@ -22,37 +22,38 @@ def answers_of(runs: Mapping[str, Results], folders: Mapping[str, Path]) -> dict
 
     "questions": lists of what was asked; "files": lists of what a model answered; "runs": run -> probe -> the index of
     its "questions" and, by model, of its file; "without": run -> probes that were not answered freely; "records": run
-    -> file -> whether its SHA-256 is that of results.json. Texts and files that runs share are there once. A flag is
-    "1", "0" or "-" (not known), a character for each item: "right" (`leakage.gives_answer`), "degenerate" (the guard)
-    and "toxic" (a score over 0.5; in task=detox also a text without a score, and so every question). Raises UsageError
-    for a broken file.
+    -> file that its results.json names -> its SHA-256 there, and whether the file has it, None if it is gone. Texts and
+    files that runs share are there once. A flag is "1", "0" or "-" (not known), a character for each item: "right"
+    (`leakage.gives_answer`), "degenerate" (the guard) and "toxic" (a score over 0.5; in task=detox also a text without
+    a score, and so every question). Raises UsageError for a broken file.
     """
     found: dict[str, Any] = {"questions": [], "files": [], "runs": {}, "without": {}, "records": {}}
     read: dict[tuple[str, bool], tuple[int, int] | None] = {}  # file's hash, task -> indices; None: no free answers
     asked: dict[str, int] = {}
     for name, run in runs.items():
         is_toxic = run.choices.get("task") == SCORED
-        expected = run.sha256.get(RECORDS, {})
+        folder = folders[name] / RECORDS
+        there = hashes(folder, "*")
+        named: Mapping[str, str] = run.sha256.get(RECORDS, {})
         probes: dict[str, dict[str, int]] = {}
         without: dict[str, None] = {}
-        same: dict[str, bool] = {}
         for model in COMPARED:
-            for file in sorted((folders[name] / RECORDS / model.key).glob("*.jsonl")):
-                probe = on_one_line(file.stem)
-                digest = hashlib.sha256(file.read_bytes()).hexdigest()
-                if (known := expected.get(f"{model.key}/{file.name}")) is not None:
-                    same[f"{model.key}/{probe}.jsonl"] = known == digest
-                key = (digest, is_toxic)
+            for file in sorted((folder / model.key).glob("*.jsonl")):
+                key = (there[f"{model.key}/{file.name}"], is_toxic)
                 if key not in read:
                     read[key] = _added(list(lines(file)), is_toxic, found, asked)
-                indices = read[key]
+                probe, indices = on_one_line(file.stem), read[key]
                 if indices is None:
                     without[probe] = None
                     continue
-                of_probe = probes.setdefault(probe, {"questions": indices[0]})
-                if of_probe["questions"] == indices[0]:  # else it was asked something else
-                    of_probe[model.key] = indices[1]
-        found["runs"][name], found["without"][name], found["records"][name] = probes, list(without), same
+                questions, answers = indices
+                if probes.setdefault(probe, {"questions": questions})["questions"] != questions:  # others than before
+                    probe = f"{probe}, {model.title}"
+                probes.setdefault(probe, {"questions": questions})[model.key] = answers
+        found["runs"][name], found["without"][name] = probes, list(without)
+        found["records"][name] = {
+            file: [sha, there[file] == sha if file in there else None] for file, sha in named.items()
+        }
     return found
 
 

@@ -206,7 +206,7 @@ function explain(run, key, model = "unlearned") {
   } else if (column) {
     pairs.push(["read from", `results.json, ${key}`]);
   }
-  const same = (is) => (is === null ? "not read" : is ? "yes" : "NO");
+  const same = (is) => (is === null ? "NO: it is gone" : is ? "yes" : "NO: it was changed");
   const records = found.records.map(([file, sha, is]) => [file, sha, same(is)]);
   const names = Object.keys(found.metrics.unlearned);
   const all = names.map((name) => [titleOf(name), ...models.map((each) => written(run, name, each))]);
@@ -273,9 +273,11 @@ async function showAnswers() {
   page = Math.min(page, last);
   const ruined = (probe ? [probe] : probes).filter((name) => collapsed[name]);
   const counted = `${rows.length} of ${total} questions${rows.length ? "" : ": no question passes these filters"}.`;
+  const notes = ruined.map((name) => `Collapsed on ${spaced(name)}: ${collapsed[name]}.`);
+  const unasked = probe ? [] : answers.without[run].map(spaced);
+  if (unasked.length) notes.push(`Without free answers: ${unasked.join(", ")}.`);
   empty("");
-  $("#answers .count").textContent =
-    [counted, ...ruined.map((name) => `Collapsed on ${spaced(name)}: ${collapsed[name]}.`)].join(" ");
+  $("#answers .count").textContent = [counted, ...notes].join(" ");
   const shown = rows.slice(page * PER_PAGE, (page + 1) * PER_PAGE);
   $("#answers .items").replaceChildren(...shown.map((row) => itemOf(row, wanted)));
   $("#answers .pages").hidden = !last;

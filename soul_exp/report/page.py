@@ -89,7 +89,7 @@ def _groups(runs: Mapping[str, Results]) -> list[dict[str, Results]]:
 # --- what the figures and the provenance are made from ------------------------------------------------------------
 
 
-def _run(run: Results, folder: Path, beside: Path, records: Mapping[str, bool]) -> dict[str, Any]:
+def _run(run: Results, folder: Path, beside: Path, records: Mapping[str, list[Any]]) -> dict[str, Any]:
     where = folder.resolve()
     is_below = where.is_relative_to(beside.resolve())
     return {
@@ -106,7 +106,7 @@ def _run(run: Results, folder: Path, beside: Path, records: Mapping[str, bool]) 
         "steps": {of: _curve(list(lines(folder / file))) for file, of in AT_STEP.items()},
         "attacks": {attack: _attack(models) for attack, models in run.attacks.items()},
         "about": _provenance(run, folder),
-        "records": [[file, sha, records.get(file)] for file, sha in run.sha256.get("records", {}).items()],
+        "records": [[file, *of] for file, of in records.items()],
     }
 
 

@@ -498,6 +498,9 @@ def test_light_and_dark_are_readable_and_no_width_scrolls_sideways(opened: Calla
     seen = {}
     for scheme in ("light", "dark"):
         page = opened(width=width, scheme=scheme)
+        page.get_by_role("link", name="Cost").click()
+        page.wait_for_selector("#cost .main-svg")
+        page.wait_for_function("Math.abs(document.querySelector('#cost').getBoundingClientRect().top - 56) < 8")
         for panel in ("plane", "trajectories", "bars", "curves", "cost", "diagnostics"):
             scrolled_to(page, panel)
         scrolled_to(page, "answers", ".items li")

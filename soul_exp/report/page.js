@@ -207,7 +207,7 @@ function explain(run, key, model = "unlearned") {
     pairs.push(["read from", `results.json, ${key}`]);
   }
   const same = (is) => (is === null ? "NO: it is gone" : is ? "yes" : "NO: it was changed");
-  const records = found.records.map(([file, sha, is]) => [file, sha, same(is)]);
+  const records = found.records.map(([file, sha, is]) => [file, same(is), sha]);
   const names = Object.keys(found.metrics.unlearned);
   const all = names.map((name) => [titleOf(name), ...models.map((each) => written(run, name, each))]);
   const heads = ["metric", ...models.map((name) => data.models[name] ?? name)];
@@ -218,7 +218,7 @@ function explain(run, key, model = "unlearned") {
       tableOf(heads, all, "All metrics of this run")),
     make("details", {}, make("summary", { textContent: `SHA-256 of ${records.length} files of records` }),
       records.length
-        ? tableOf(["file", "in results.json", "the same today"], records, "Files of records")
+        ? tableOf(["file", "the same today", "SHA-256 in results.json"], records, "Files of records")
         : make("p", { className: "why", textContent: "results.json names no records: an earlier version wrote it." })),
   );
 }
@@ -347,8 +347,7 @@ const stale = new Set(Object.keys(PANELS));
 const visible = new Set();
 
 function show(panel) {
-  if (!visible.has(panel) || !stale.delete(panel)) return;
-  PANELS[panel]();
+  return visible.has(panel) && stale.delete(panel) ? PANELS[panel]() : null;
 }
 
 function showAll() {
@@ -402,6 +401,13 @@ function listen() {
     });
   }
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", showAll);
+  $("nav").addEventListener("click", async (event) => {
+    // what is drawn above the panel moves it: draw that first
+    const names = Object.keys(PANELS);
+    const above = names.slice(0, names.indexOf(event.target.hash?.slice(1)) + 1);
+    await Promise.all(above.map((panel) => show((visible.add(panel), panel))));
+    if (above.length) $(event.target.hash).scrollIntoView();
+  });
   let width = innerWidth;
   addEventListener("resize", () => {
     if (innerWidth === width) return;

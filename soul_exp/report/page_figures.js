@@ -160,7 +160,7 @@ function showPlane() {
   const missing = units.length - known.length;
   const [xaxis, yaxis] = keys.map((key) => title(titleOf(key)));
   const notes = `${RANGES} Open: collapsed.${missing ? ` ${missing} without these metrics.` : ""}`;
-  draw("plane", traces.filter((trace) => trace.x.length), { xaxis, yaxis }, notes);
+  return draw("plane", traces.filter((trace) => trace.x.length), { xaxis, yaxis }, notes);
 }
 
 function curveNames(of, filter = () => true) {
@@ -204,7 +204,7 @@ function lines(panel, of, measure, against, caption) {
   const notes = [caption, shapes.length ? "Dotted: the retrained model." : ""];
   if (without) notes.push(`${without} of ${runsOf().length} runs did not log it.`);
   const xaxis = title(against === "seconds" ? "seconds of training" : "steps");
-  draw(panel, traces, { shapes, xaxis, yaxis: title(titleOf(measure)) }, notes.filter(Boolean).join(" "));
+  return draw(panel, traces, { shapes, xaxis, yaxis: title(titleOf(measure)) }, notes.filter(Boolean).join(" "));
 }
 
 const NO_STEPS = "these runs evaluate a given model, or their train.jsonl is missing.";
@@ -229,7 +229,7 @@ function showTrajectories() {
     validation: "On the validation part. A cross: the collapse guard found a ruined model.",
     training: validation.length ? "" : "No run measured the validation part during training: evaluate.every=50 does.",
   };
-  lines("trajectories", of, measure, against.value, notes[of]);
+  return lines("trajectories", of, measure, against.value, notes[of]);
 }
 
 function showDiagnostics() {
@@ -242,7 +242,7 @@ function showDiagnostics() {
     win_rate: "win_rate: the share of coordinates that were not clipped; near 0 the optimizer steps by signs.",
     effective_update: "effective_update: the share of weights that changed after rounding.",
   };
-  lines("diagnostics", "training", measure, "step", meaning[measure] ?? "");
+  return lines("diagnostics", "training", measure, "step", meaning[measure] ?? "");
 }
 
 function showBars() {
@@ -296,7 +296,7 @@ function showBars() {
       hovertemplate: "%{y}: %{x:.4~g}<extra></extra>",
     };
   });
-  draw("bars", traces, layout, `Of the unlearned model; dotted: of the retrained one, the control. ${RANGES}`);
+  return draw("bars", traces, layout, `Of the unlearned model; dotted: of the retrained one, the control. ${RANGES}`);
 }
 
 function showCurves() {
@@ -349,12 +349,11 @@ function showCurves() {
   }
   const notes = "Dashed: the retrained model under the same attack, the control; dotted: the original one. "
     + "Open: the original model no longer shows there what could be recovered.";
-  draw("curves", traces, { xaxis: title(`point of ${spaced(attack)}`), yaxis: title(spaced(measure)) }, notes);
+  return draw("curves", traces, { xaxis: title(`point of ${spaced(attack)}`), yaxis: title(spaced(measure)) }, notes);
 }
 
 function showRobustness() {
-  showBars();
-  showCurves();
+  return Promise.all([showBars(), showCurves()]);
 }
 
 function showCost() {
@@ -389,7 +388,7 @@ function showCost() {
   const [tall, legend] = narrow ? [2 * rows + 75, 22 * stages.length] : [rows, 30];
   const share = narrow ? rows / tall : 1;
   const yaxis = { autorange: "reversed", ticks: "", showgrid: false };
-  draw("cost", traces, {
+  return draw("cost", traces, {
     barmode: "stack",
     height: tall + legend + 70,
     margin: { l: 8, r: 16, t: 10, b: 60 },

@@ -7,9 +7,9 @@ from typing import Any
 __version__ = "0.1.0"
 
 LIBRARIES = (  # what a user's own file may hide, beside Python's own modules: each dependency's modules
-    *("accelerate", "datasets", "deepspeed", "filelock", "hydra", "hydra_plugins", "lm_eval", "matplotlib", "nltk"),
-    *("numpy", "omegaconf", "pandas", "peft", "pytorch_optimizer", "yaml", "regex", "rouge_score", "sacrebleu"),
-    *("safetensors", "sklearn", "scipy", "tokenizers", "torch", "tqdm", "transformers", "wandb"),
+    *("accelerate", "datasets", "deepspeed", "filelock", "hydra", "hydra_plugins", "jinja2", "lm_eval", "matplotlib"),
+    *("nltk", "numpy", "omegaconf", "pandas", "peft", "plotly", "pytorch_optimizer", "yaml", "regex", "rouge_score"),
+    *("sacrebleu", "safetensors", "sklearn", "scipy", "tokenizers", "torch", "tqdm", "transformers", "wandb"),
 )
 UNUSED = ("chunk", "cmd", "code", "crypt", "this", "trace", "turtle", "wave")  # which no command imports
 

@@ -28,6 +28,7 @@ Unlearn with any model x task x loss x optimizer, and measure what was forgotten
   python -m soul_exp loss=npo,po optimizer=adam,sophia -m        a sweep, each job in new processes
   python -m soul_exp stages=[evaluate] model.path=DIR             measure a checkpoint
   python -m soul_exp.tables runs/NAME                             the table of a sweep
+  python -m soul_exp.report runs/NAME                             one page: figures and all answers
   python -m soul_exp --help optimizer=sophia                      a choice: what its options mean
   python -m soul_exp --help optimizer                             the choices of a group
   python -m soul_exp --help train.epochs                          an option: its values and effect

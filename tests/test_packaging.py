@@ -44,8 +44,8 @@ def test_the_modules_of_every_dependency_may_be_hidden() -> None:
     names = {re.split("[<>=]", line)[0].lower().replace("_", "-") for line in dependencies}
     found = packages_distributions().items()
     modules = {module for module, of in found if names & {name.lower().replace("_", "-") for name in of}}
-    extra = {"_yaml", "functorch", "mpl_toolkits", "pydevd_plugins", "pylab", "torchgen"}  # which nobody imports
-    assert modules - extra == set(soul_exp.LIBRARIES)
+    unused = {"_plotly_utils", "_yaml", "functorch", "mpl_toolkits", "pydevd_plugins", "pylab", "torchgen"}
+    assert modules - unused == set(soul_exp.LIBRARIES)
 
 
 def python(*arguments: str, cwd: Path, path: Path) -> str:
@@ -81,6 +81,8 @@ def test_the_wheel_holds_every_module_and_every_yaml_of_conf(unpacked: Path) -> 
     assert (unpacked / "soul_exp" / "conf" / "config.yaml").is_file()
     assert names(unpacked / "soul_exp" / "conf", "*.yaml") == names(ROOT / "conf", "*.yaml")
     assert names(unpacked / "soul_exp", "*.py") == names(ROOT / "soul_exp", "*.py")
+    for part in ("page.css", "page.html", "page.js", "page_figures.js"):
+        assert (unpacked / "soul_exp" / "report" / part).is_file()
 
 
 def test_the_wheel_holds_nothing_but_the_package(unpacked: Path) -> None:

@@ -53,8 +53,8 @@ class Frames:
         rows = [
             {"run": name, "model": file.parent.name, "probe": file.stem, "item": item, **_scalars(record)}
             for name in names
-            for file in sorted(self._folder_of(name).glob(f"{RECORDS}/*/*.jsonl"))
-            for item, record in enumerate(_lines(file))
+            for file in sorted(self.folder_of(name).glob(f"{RECORDS}/*/*.jsonl"))
+            for item, record in enumerate(lines(file))
         ]
         return pd.DataFrame(rows, columns=None if rows else KEYS)
 
@@ -65,11 +65,12 @@ class Frames:
             {"run": name, "of": of, **line}
             for name in runs.find(self.folder)[0]
             for file, of in AT_STEP.items()
-            for line in _lines(self._folder_of(name) / file)
+            for line in lines(self.folder_of(name) / file)
         ]
         return pd.DataFrame(rows, columns=None if rows else ["run", "of", "step"])
 
-    def _folder_of(self, name: str) -> Path:
+    def folder_of(self, name: str) -> Path:
+        """The folder of the run `name`."""
         return self.folder / name if (self.folder / name).is_dir() else self.folder  # the folder may be the run
 
 
@@ -80,7 +81,7 @@ def load(folder: Path | str) -> Frames:
     return Frames(root)
 
 
-def _lines(file: Path) -> Iterator[dict[str, Any]]:
+def lines(file: Path) -> Iterator[dict[str, Any]]:
     """The JSON objects of a file, one on each line; none without the file."""
     if not file.is_file():
         return

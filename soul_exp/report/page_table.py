@@ -18,11 +18,13 @@ from soul_exp.report.labels import (
     finite,
     label_of,
     number,
+    scale_in,
     size_of_test,
     units_of,
     with_interval,
 )
-from soul_exp.report.runs import frame_of, varied
+from soul_exp.report.runs import frame_of, study_of, varied
+from soul_exp.report.statistics import Range, mean_of
 from soul_exp.results import COMPARED, REQUEST, Results, metric_entries
 
 KINDS = ("settings", "efficacy", "utility", "robustness", "validation", "cost")  # of columns, in their order
@@ -86,7 +88,7 @@ def table_of(runs: dict[str, Results]) -> dict[str, Any]:
         "columns": columns,
         "rows": [(name, labels[name], cells[name]) for name in runs],
         "means": [
-            (method, names, {c.key: _mean([cells[name][c.key] for name in names]) for c in columns})
+            (method, names, {c.key: _of_runs({name: runs[name] for name in names}, c, cells) for c in columns})
             for method, names in by_method.items()
         ],
         "references": [
@@ -194,6 +196,24 @@ def _cell_of(run: Results, model: str, name: str) -> Cell:
     ends = run.intervals.get(model, {}).get(name)
     text, _, under = with_interval(value, ends).partition(" ")
     return Cell(text, value, under)
+
+
+def _of_runs(runs: Mapping[str, Results], column: Column, cells: Mapping[str, Mapping[str, Cell]]) -> Cell:
+    """The mean of a metric over the seeds of a method, with its 95 % interval; of another value the mean alone."""
+    if not column.is_metric or len(runs) == 1:
+        return _mean([cells[name][column.key] for name in runs])
+    first = next(iter(runs.values()))
+    scale = scale_in(metric_entries(first).get(column.key) or {}, first.config.get("dialect", OURS))
+    values = [finite(run.metrics["unlearned"].get(column.key)) for run in runs.values()]
+    ends = [_ends(run, column.key) for run in runs.values()]
+    found = mean_of(values, ends, [study_of(run) for run in runs.values()], Range.of(scale))
+    text, _, under = found.written.partition(" ")
+    return Cell(text, found.value, under)
+
+
+def _ends(run: Results, name: str) -> tuple[float, float] | None:
+    ends = run.intervals.get("unlearned", {}).get(name)
+    return (float(ends[0]), float(ends[1])) if ends else None
 
 
 def _mean(cells: Sequence[Cell]) -> Cell:

@@ -180,11 +180,15 @@ def test_a_mean_of_two_seeds_is_that_of_their_numbers(text: str) -> None:
     assert 'data-value="-2.5"' in row[0] and "-2.500<small>[-8.853, 0.000]</small>" in row[0]
 
 
+SHA: dict[str, Any] = {"records": {}, "models": {}}
+
+
 @pytest.mark.parametrize(
     ("changed", "methods"),
     [
         ({}, ["npo adam", "npo adam"]),
         ({"commit": "f" * 40}, ["npo adam, commit 0123456789", "npo adam, commit ffffffffff"]),
+        ({"commit": "f" * 40, "sha256": {**SHA, "code": "c"}}, ["npo adam", "npo adam"]),  # of the same code
         ({"versions": {"torch": "3.0"}}, ["npo adam, torch 2.9.9", "npo adam, torch 3.0"]),
         ({"tuned": None}, ["npo adam, tuned on validation", "npo adam, tuned on nothing"]),
         ({"seeds": {"seed": 0, "prepare.seed": 0}}, ["npo adam", "npo adam (repeat 2)"]),
@@ -196,6 +200,7 @@ def test_only_runs_that_differ_in_their_seed_alone_share_a_mean(
     tmp_path: Path, changed: dict[str, Any], methods: list[str]
 ) -> None:
     a, b = (replace(made(seed=seed), metric_versions={"utility": 1}) for seed in (0, 1))
+    a = replace(a, sha256=changed.get("sha256", {}))
     folder = left(tmp_path, a=a, b=replace(b, **changed))
     groups = pack(html(folder, folder), "data")["groups"]
     assert [method for group in groups for method in group["methods"].values()] == methods

@@ -102,9 +102,15 @@ def table_of(runs: dict[str, Results]) -> dict[str, Any]:
 def _methods(runs: Mapping[str, Results], settings: Mapping[str, Sequence[str]]) -> dict[str, str]:
     """What the runs that may share a mean have in common, by run: their settings and where their numbers come from.
 
-    Runs of other commits, versions, definitions, dialects or tuning never share a mean, nor do two with the same seeds.
+    Runs of other code, versions, definitions, dialects or tuning never share a mean, nor do two with the same seeds.
+    Code is named by the first of its commits: those that change none of it are the same.
     """
-    origins = {name: _origin(run) for name, run in runs.items()}
+    commits: dict[str, str] = {}
+    for run in runs.values():
+        commits.setdefault(
+            run.sha256.get("code") or str(run.commit), (run.commit or "unknown")[:10] + (run.commit or "")[40:]
+        )
+    origins = {name: _origin(run, commits) for name, run in runs.items()}
     kinds = dict.fromkeys(kind for origin in origins.values() for kind in origin)
     differing = [kind for kind in kinds if len({origin[kind] for origin in origins.values() if kind in origin}) > 1]
     found: dict[str, str] = {}
@@ -118,8 +124,8 @@ def _methods(runs: Mapping[str, Results], settings: Mapping[str, Sequence[str]])
     return found
 
 
-def _origin(run: Results) -> dict[str, str]:
-    origin = {"commit": (run.commit or "unknown")[:10] + (run.commit or "")[40:], "tuned on": run.tuned or "nothing"}
+def _origin(run: Results, commits: Mapping[str, str]) -> dict[str, str]:
+    origin = {"commit": commits[run.sha256.get("code") or str(run.commit)], "tuned on": run.tuned or "nothing"}
     definitions = {f"version of {name}": str(version) for name, version in run.metric_versions.items()}
     return {**origin, "dialect": str(run.config.get("dialect", OURS)), **run.versions, **definitions}
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,18 @@ def test_answers_and_steps_of_every_run_are_rows(tmp_path: Path) -> None:
     assert frames.steps[["run", "of", "step"]].values.tolist() == [
         ["adam", "training", 1], ["adam", "training", 5], ["adam", "validation", 5],
     ]  # fmt: skip
+
+
+def test_every_metric_has_its_label_direction_range_and_attack(tmp_path: Path) -> None:
+    run = made(metrics={"log10_forget_quality": -2.0, "utility": 0.6, "relearn_excess": 0.1, "mine": 1.0})
+    excess = {"_target_": "soul_exp.metrics.robustness.excess_area"}
+    attack = {"relearn": {"metrics": {"relearn_excess": excess}}}
+    folder = left(tmp_path, adam=replace(run, config={**run.config, "attack": attack}))
+    found = soul_exp.load(folder).metrics
+    assert found.loc["utility"].tolist()[:4] == ["model utility", "higher", 0, 1]
+    assert found.loc["relearn_excess"].tolist() == ["relearn excess", "nearest", -1, 1, "relearn"]
+    assert found.loc["mine", ["low", "high"]].tolist() == [-math.inf, math.inf]  # its function is not ours
+    assert found.loc["mine", ["better", "attack"]].isna().all()
 
 
 def test_the_folder_may_be_one_run_and_frames_without_rows_have_their_keys(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ LEVELS: list[set[str]] = [
     {"distributed", "files", "hub", "losses", "options"},
     {"comparison", "data", "results", "schema"},
     {"models", "report"},
-    {"tables", "tasks", "training"},
+    {"figures", "tables", "tasks", "training"},
     {"evaluation"},
     {"attacks"},
     {"run"},
@@ -35,6 +35,7 @@ ONLY: dict[str, set[str]] = {
     "optim": set(),
     "metrics": set(),
     "report": {"options", "results", "metrics", "errors", "files"},
+    "figures": {"distributed", "options", "results", "metrics", "errors", "files", "report"},
     "tables": {"distributed", "options", "results", "metrics", "errors", "files", "report"},
 }
 

@@ -80,9 +80,8 @@ def test_the_wheel_holds_every_module_and_every_yaml_of_conf(unpacked: Path) -> 
 
     assert (unpacked / "soul_exp" / "conf" / "config.yaml").is_file()
     assert names(unpacked / "soul_exp" / "conf", "*.yaml") == names(ROOT / "conf", "*.yaml")
-    assert names(unpacked / "soul_exp", "*.py") == names(ROOT / "soul_exp", "*.py")
-    for part in ("page.css", "page.html", "page.js", "page_figures.js"):
-        assert (unpacked / "soul_exp" / "report" / part).is_file()
+    for kind in ("*.py", "*.mplstyle", "*.css", "*.html", "*.js"):
+        assert names(unpacked / "soul_exp", kind) == names(ROOT / "soul_exp", kind)
 
 
 def test_the_wheel_holds_nothing_but_the_package(unpacked: Path) -> None:

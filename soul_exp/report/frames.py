@@ -10,8 +10,10 @@ from typing import Any
 import pandas as pd
 
 from soul_exp.errors import UsageError
+from soul_exp.metrics.dialects import OURS
 from soul_exp.report import runs
-from soul_exp.report.labels import on_one_line
+from soul_exp.report.labels import declared, label_of, on_one_line, range_of
+from soul_exp.results import metric_entries
 
 RECORDS, LOSSES, TRAJECTORY = "records", "train.jsonl", "trajectory.jsonl"  # in a run's folder
 AT_STEP = {LOSSES: "training", TRAJECTORY: "validation"}
@@ -32,6 +34,27 @@ class Frames:
     def runs(self) -> pd.DataFrame:
         """A row for each run: what was chosen, the options that differ, and every metric, as `tables.load` gives it."""
         return runs.load(self.folder)
+
+    @functools.cached_property
+    def metrics(self) -> pd.DataFrame:
+        """A row for each metric, by its name: label, better, low, high, and attack.
+
+        `better` is "higher", "lower", "nearest" (to the retrained model) or null, every value lies in [low, high], and
+        `attack` is the one that it is of, or null.
+        """
+        rows: dict[str, dict[str, Any]] = {}
+        for run in runs.find(self.folder)[0].values():
+            entries, dialect = metric_entries(run), run.config.get("dialect", OURS)
+            attack_of = {
+                name: attack
+                for attack, given in (run.config.get("attack") or {}).items()
+                for name in given.get("metrics") or {}
+            }
+            for name in run.metrics["unlearned"]:
+                (unit, better), (low, high) = declared(entries, name, dialect), range_of(entries, name, dialect)
+                about = {"label": label_of(name, unit), "better": better, "low": low, "high": high}
+                rows.setdefault(name, {**about, "attack": attack_of.get(name)})
+        return pd.DataFrame.from_dict(rows, orient="index", columns=["label", "better", "low", "high", "attack"])
 
     @functools.cached_property
     def trials(self) -> pd.DataFrame:

@@ -37,6 +37,7 @@ WORDS |= {
     "tpr 10": "TPR at 10 %",
     "tpr 1": "TPR at 1 %",
     "uds": "UDS",
+    r"at (\d) (\d)": r"at T = \1.\2",  # of a temperature
 }
 # Metrics that results.json and table.csv have, but a console and a table not, unless they are asked for by name
 DETAILS = re.compile("mia_.*_tpr_|muse_|sample_leak_(?!1_|64_)")
@@ -160,3 +161,9 @@ def on_one_line(text: str) -> str:
 def finite(value: Any) -> float | None:
     """`value` as a float; None if it is no finite number."""
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def range_of(metrics: Mapping[str, Any] | None, name: str, dialect: str = OURS) -> tuple[float, float]:
+    """The least and the largest value of metric `name`, as `declared` finds it; infinite where none is declared."""
+    scale = scale_in((metrics or {}).get(name, {}), dialect)
+    return (-math.inf, math.inf) if scale is None else (scale.low, scale.high)

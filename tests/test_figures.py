@@ -235,6 +235,9 @@ def test_tuned_and_untuned_runs_share_no_mean(tmp_path: Path) -> None:
 def test_runs_of_several_commits_are_no_silent_mean(tmp_path: Path) -> None:
     figure = figures.plane(loaded(tmp_path, a=made(), b=replace(made(seed=1), commit="f" * 40)))
     assert note(figure).endswith("; runs of 2 commits") and "Commit: 0123456789, ffffffffff." in figure.caption
+    same = {"records": {}, "models": {}, "code": "c"}
+    a, b = (replace(made(seed=seed), commit=f"{seed}" * 40, sha256=same) for seed in (0, 1))
+    assert "commits" not in note(figures.plane(loaded(tmp_path / "same", a=a, b=b)))
 
 
 def test_trajectories_are_over_steps_and_seconds_with_the_range_of_seeds(thirty: Frames) -> None:

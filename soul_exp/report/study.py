@@ -87,7 +87,8 @@ class Study:
 
     def done(self, figure: Drawn, entries: Mapping[str, Artist], *notes: str) -> Drawn:
         """`figure` with its legend, below these notes, and its caption."""
-        commits = self.runs["commit"].dropna().nunique()
+        code = self.runs.get("sha256.code", self.runs["commit"]).fillna(self.runs["commit"])
+        commits = self.runs["commit"].dropna().nunique() if code.nunique() > 1 else 1
         said = "; ".join(note for note in (*notes, f"runs of {commits} commits" * (commits > 1)) if note)
         figure.caption = " ".join([f"{said[:1].upper()}{said[1:]}.", *self._provenance()])
         return finish(figure, entries, [said])

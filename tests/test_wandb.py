@@ -16,9 +16,10 @@ import pytest
 import starts
 from composing import composed
 from starts import TINY
-from test_tables import made
+from test_tables import left, made
 
 from soul_exp.build import build
+from soul_exp.report import __main__ as report
 from soul_exp.run import Run, WandbSettings
 from soul_exp.stages import wandb_log
 from soul_exp.stages.wandb_log import WandbLog
@@ -270,6 +271,25 @@ def test_the_folder_of_a_run_holds_one_offline_run_however_often_it_continues(pl
         ids |= {record.run.run_id for record in records(place / "out" / "wandb") if record.HasField("run")}
         (place / "out" / "results.json").unlink()  # as if killed before them
     assert ids == {(place / "out" / "wandb" / "run_id.txt").read_text()}
+
+
+def test_the_report_of_a_sweep_is_one_run_of_its_group_with_page_tables_and_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))
+    folder = left(tmp_path / "runs", a=made(), b=made(seed=1))
+    (folder / "methods.csv").write_text("loss\nnpo\n")
+    page = folder / "report.html"
+    page.write_text("<p>page")
+    assert report.copy(folder, page, "offline").endswith("report.html, methods.csv")
+    found = records(folder / "wandb")
+    (artifact,) = (each.artifact for each in found if each.HasField("artifact") and each.artifact.type == "report")
+    assert artifact.name == "tofu-report"
+    assert sorted(each.path for each in artifact.manifest.contents) == ["methods.csv", "report.html"]
+    (run,) = (each.run for each in found if each.HasField("run"))
+    assert (run.run_group, run.job_type, run.project) == ("tofu", "report", "soul_exp")
+    (history,) = (each.history for each in found if each.HasField("history"))
+    assert ["methods", "_type"] in [[*item.nested_key] for item in history.item]
 
 
 @pytest.fixture

@@ -107,6 +107,7 @@ class Results:
     # null where they are on the hub or were not kept; `code`: of the code that measured; `attacks`: as `records`, of
     # the files below attacks/, where the run was attacked
     sha256: Mapping[str, Any] = field(default_factory=dict)
+    hardware: str | None = None  # what trained or measured: name of the GPU, or of the CPU and its number of cores
     format: int = field(default=FORMAT)
 
 

@@ -51,6 +51,10 @@ def test_runs_of_other_commits_code_or_libraries_share_a_row_that_says_so(tmp_pa
     codes = [replace(made(seed=seed), sha256={"records": {}, "models": {}, "code": f"{seed}" * 64}) for seed in (0, 1)]
     folder = left(tmp_path / "b", a=codes[0], b=replace(codes[1], choices={**codes[1].choices, "optimizer": "sgd"}))
     assert [row["n"] for row in methods_of(folder)] == ["1", "1"]
+    left(tmp_path / "machines", a=replace(made(), hardware="GPU A"), b=replace(made(seed=1), hardware="GPU B"))
+    found = notes_of(tmp_path / "machines")
+    assert "DIFFERENT hardware, also within a row: GPU A: `a`; GPU B: `b`" in found
+    assert found[-1] == "commit 0123456789; GPU A; GPU B; torch 2.9.9"
     assert "DIFFERENT source code: SHA-256 0000000000: `a`; SHA-256 1111111111: `b`" in notes_of(folder)
     folder = left(tmp_path / "c", a=codes[0], b=replace(codes[0], commit="f" * 40, seeds={"seed": 1}))
     assert not [note for note in notes_of(folder) if note.startswith("DIFFERENT")]  # of documents, say

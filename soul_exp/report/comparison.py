@@ -290,7 +290,9 @@ class _Group(Rows):
         found += [*notes.of_runs(self.runs), *notes.of_nulls(runs, names, [column.key for column in listed])]
         versions = dict.fromkeys(f"{name} {version}" for run in runs for name, version in run.versions.items())
         commits = dict.fromkeys(map(notes.commit_of, runs))
-        return [*dict.fromkeys(found), f"commit {', '.join(commits)}; {', '.join(versions)}"]
+        hardware = dict.fromkeys(run.hardware for run in runs if run.hardware)
+        made_by = [f"commit {', '.join(commits)}", *hardware, ", ".join(versions)]
+        return [*dict.fromkeys(found), "; ".join(made_by)]
 
     def _of_intervals(self, columns: Sequence[Column]) -> Iterator[str]:
         """Which means have an interval over runs alone."""

@@ -10,11 +10,11 @@ from soul_exp.results import Results
 
 MOST_NAMES = 3  # of runs in a note
 NUMBER = re.compile(r"(?<![\w.-])(-?\d+(?:\.\d+)?(?:e[-+]?\d+)?)(?!\w)")
-NOT_STATED = "results.json does not state: the name of the processor or accelerator, and passes beside the gradient's"
+NOT_STATED = "results.json does not state: passes beside the gradient's"
 
 
 def of_provenance(runs: Mapping[str, Results], rows: Collection[Collection[str]]) -> Iterator[str]:
-    """A note for each of commit, source code and library version in which runs differ; `rows` are those of a mean.
+    """A note for each of commit, code, hardware and library version in which runs differ; `rows` are those of a mean.
 
     Commits with the same source code are not told apart.
     """
@@ -24,6 +24,8 @@ def of_provenance(runs: Mapping[str, Results], rows: Collection[Collection[str]]
         facts["source code"] = lambda run: f"SHA-256 {str(run.sha256.get('code', UNKNOWN))[:10]}"
     elif len(codes) > 1 or None in codes:
         facts["commit"] = commit_of
+    if any(run.hardware for run in runs.values()):
+        facts["hardware"] = lambda run: run.hardware or UNKNOWN
     for package in dict.fromkeys(package for run in runs.values() for package in run.versions):
         facts[f"version of {package}"] = lambda run, package=package: run.versions.get(package, UNKNOWN)  # type: ignore[misc]
     for what, fact in facts.items():

@@ -151,6 +151,7 @@ def _provenance(run: Results, folder: Path) -> list[tuple[str, str]]:
     return [
         ("commit", run.commit or "unknown: not run from a git checkout"),
         ("code, SHA-256", str(run.sha256.get("code") or "not recorded")),
+        ("hardware", run.hardware or "not recorded"),
         ("typed", _typed(folder)),
         ("tuned on", run.tuned or "untuned"),
         *((name, "\n".join(f"{key} {value}" for key, value in of.items())) for name, of in listed.items()),

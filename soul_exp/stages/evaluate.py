@@ -15,7 +15,7 @@ from soul_exp.errors import counted
 from soul_exp.evaluation.durations import timed
 from soul_exp.files import complete_folder, hashes
 from soul_exp.models import loading
-from soul_exp.stages.process import peak_memory_gib
+from soul_exp.stages.process import hardware, peak_memory_gib
 from soul_exp.stages.stage import CHECKPOINTS, MODEL, RECORDS, RankJob
 from soul_exp.tasks import scorers
 from soul_exp.training import checkpoints
@@ -113,6 +113,7 @@ def summary(job: RankJob, by_model: Mapping[str, answer_cache.Measured]) -> resu
         seconds=job.seconds,
         cached=job.cached,
         peak_memory_gib=peak_memory_gib(job.device),
+        hardware=hardware(job.device),
         seeds={"seed": run.seed, "prepare.seed": run.prepare.seed},
         data_hashes=prepared_models.data_hashes(run),
         commit=results.commit(),

@@ -1,14 +1,17 @@
-"""How a worker process begins and ends: threads, seeds, device and process group; the memory that it held."""
+"""How a worker process begins and ends: threads, seeds, device, process group; its hardware; the memory it held."""
 
 import os
+import platform
 import resource
 import sys
+from pathlib import Path
 
 import torch
 from transformers import set_seed
 
 from soul_exp import compat
 from soul_exp.distributed import ranks
+from soul_exp.errors import counted
 from soul_exp.models import attention
 from soul_exp.run import Compute
 
@@ -33,6 +36,15 @@ def end_process() -> None:
     """Leave the process group, where there is one, together."""
     ranks.barrier()
     ranks.leave_group()
+
+
+def hardware(device: str) -> str:
+    """The name of the device; of a CPU its model, as the kernel states it, and the number of cores."""
+    if device != "cpu":
+        return torch.cuda.get_device_name(device)
+    stated = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
+    names = [line.partition(":")[2].strip() for line in stated.splitlines() if line.startswith("model name")]
+    return f"{(names or [platform.processor() or platform.machine()])[0]}, {counted(os.cpu_count() or 1, 'core')}"
 
 
 def peak_memory_gib(device: str) -> float:

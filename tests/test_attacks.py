@@ -14,7 +14,7 @@ import torch
 from conftest import items, small_model
 
 from soul_exp.attacks import Prune, Quantise, Relearn, RetrainOnPart, Target
-from soul_exp.attacks.quantise import dequantised, linear_weights, nf4_levels, quantised, same_codes
+from soul_exp.attacks.quantise import BITS, dequantised, linear_weights, nf4_levels, quantised, same_codes
 from soul_exp.attacks.relearn import units_of
 from soul_exp.data import Item, Part
 from soul_exp.errors import UsageError
@@ -98,6 +98,19 @@ def test_nf4_gives_the_weights_of_bitsandbytes() -> None:
     theirs = functional.dequantize_4bit(*functional.quantize_4bit(weight, blocksize=64, quant_type="nf4"))
     ours = dequantised(*quantised(weight, "nf4", 64), "nf4", 64)
     np.testing.assert_allclose(ours.numpy(), theirs.numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_round_to_nearest_gives_the_codes_of_torchao_on_our_scales(scheme: str) -> None:
+    """Where that package is installed, which nothing here needs: its own scales hold half a step more."""
+    torchao = pytest.importorskip("torchao.quantization.quant_primitives", reason="torchao is not installed")
+    weight = torch.randn(32, 128, generator=torch.Generator().manual_seed(0))
+    codes, scales = quantised(weight, scheme, 64)
+    bound = 2 ** (BITS[scheme] - 1)
+    given = ((1, 64), scales, torch.zeros_like(scales, dtype=torch.int32), torch.int8, -bound, bound - 1)
+    theirs = torchao.quantize_affine(weight, *given)
+    assert torch.equal(theirs, codes.to(torch.int8))
+    assert torch.equal(torchao.dequantize_affine(theirs, *given), dequantised(codes, scales, scheme, 64))
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

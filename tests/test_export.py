@@ -89,6 +89,7 @@ def test_the_command_says_what_it_wrote_and_exits_2_with_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, out = a_run(tmp_path / "run"), tmp_path / "out"
+    monkeypatch.setattr(export, "open_standard_streams", lambda: None)  # those of the tests
     monkeypatch.setattr(sys, "argv", ["export", str(run), str(out)])
     export.main()
     assert "hf upload" in capsys.readouterr().out

@@ -454,7 +454,7 @@ def test_delta_is_the_retrained_auc_minus_the_models(tmp_path: Path) -> None:
 def test_a_null_seed_is_left_out_of_the_mean_and_the_cell_gives_n(tmp_path: Path) -> None:
     with_null = replace(made(seed=2, metrics={**UNLEARNED, "utility": None}), reasons={"utility": "no facts"})
     text = tables.table(left(tmp_path, a=made(seed=0), b=made(seed=1), c=with_null))
-    assert cells(text)[0][2]["model utility ↑"] == "0.600 [0.600, 0.600] (n=2)"
+    assert cells(text)[0][2]["model utility ↑"] == "0.600 (n=2)"
     assert "- — model utility: no facts" in text
 
 
@@ -520,7 +520,7 @@ def test_a_run_with_one_metric_more_stays_in_its_table(tmp_path: Path) -> None:
     more = made(seed=1, metrics={**UNLEARNED, "facts_rouge": 0.5})
     (rows,) = cells(tables.table(left(tmp_path, a=made(), b=more), ["utility", "facts_rouge"]))
     assert [(row["model utility ↑"], row["facts ROUGE ↑"], row["n"]) for row in rows[2:]] == [
-        ("0.600 [0.600, 0.600]", "0.500 (n=1)", "2")
+        ("0.600", "0.500 (n=1)", "2")
     ]
     assert list(tables.load(tmp_path)["table"]) == [1, 1] and list(rows[0])[:2] == ["loss", "optimizer"]
 

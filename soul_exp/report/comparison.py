@@ -162,7 +162,8 @@ class _Group(Rows):
         found = []
         for name in (each for given in names for each in ((given, DELTA) if given == MIA else (given,))):
             unit, direction = declared(self.entries, name, dialect)
-            found.append(Column(name, label_of(name, unit), self._group_of(name), direction))
+            is_p_value = Range.of(scale_in(self.entries.get(name, {}), dialect)).is_p_value
+            found.append(Column(name, label_of(name, unit), self._group_of(name), direction, is_p_value))
         return found
 
     def _group_of(self, name: str) -> str:

@@ -17,10 +17,10 @@ BASELINE = "adam"  # the optimizer that the others are compared with
 OBJECTIVES = ("log10_forget_quality", "utility", "relearn_excess")  # forget, utility, robustness
 PROFILED, THRESHOLDS = "forget_extraction_strength", (0.1, 0.2, 0.3, 0.5, 0.9)
 PAIRED = (
-    "Each unit's share in a number, averaged over seeds, less that of the same unit with the baseline; p of the exact "
-    "sign-flip test over units, given these seeds, two-sided, after Holm's correction over the rows of a column; the "
-    "interval is over seeds and units. Units are those of the rows that a number is of, or its items where each is "
-    "independent."
+    "Each unit's share in a number, averaged over seeds, less that of the same unit with the baseline; p of the "
+    "sign-flip test over units (exact up to 16, else of 100,000 random patterns), given these seeds, two-sided, Holm's "
+    "correction over the rows of a column; the interval is over seeds and units. Units are those of the rows that a "
+    "number is of, or its items where each is independent."
 )
 TRADE_OFF = (
     "A method is dominated if another one is at least as good in each of {objectives}, and better in one; of means, "
@@ -159,6 +159,9 @@ class Contrasts:
             )
             shares = (Cell(None, better.get((name, column))) for column in shown)
             rows.append(Row((Cell(name), Cell(text), *shares)))
+        for name, row in self._names().items():
+            if name not in named:
+                rows.append(Row((Cell(name), Cell(f"not compared: {row.status}"), *(Cell() for _ in shown))))
         header = [Column("method", self._label()), Column("pareto", "Pareto")]
         header += [Column(column.key, f"P({column.label} better than {BASELINE}'s)") for column in shown]
         about = TRADE_OFF.format(objectives=", ".join(column.title for column, _ in goals))

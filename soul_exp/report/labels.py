@@ -100,10 +100,13 @@ def headline_first(names: Iterable[str]) -> list[str]:
     return sorted(dict.fromkeys(names), key=lambda name: HEADLINE.index(name) if name in HEADLINE else len(HEADLINE))
 
 
+SMALL = 1e-3  # numbers below it have an exponent
+
+
 def number(value: float | None, size: float | None = None) -> str:
     """`value` with the digits that suit numbers of that `size` (by default its own): .1f for 26.4, .3f for 0.264."""
     size = abs(value or 0) if size is None else size
-    digits = ".1e" if 0 < size < 1e-3 or size >= 1e7 else ".3f" if size < 10 else ".1f" if size < 1000 else ".0f"
+    digits = ".1e" if 0 < size < SMALL or size >= 1e7 else ".3f" if size < 10 else ".1f" if size < 1000 else ".0f"
     return NULL if value is None else f"{value:{digits}}"
 
 
@@ -112,7 +115,9 @@ def with_interval(value: float | None, ends: Sequence[float] | None) -> str:
     if value is None or ends is None:
         return number(value)
     size = max(map(abs, (value, *ends)))
-    return f"{number(value, size)} [{number(ends[0], size)}, {number(ends[1], size)}]"
+    tiny = all(each >= 0 for each in (value, *ends)) and 0 < value < SMALL  # a p-value, which 0.000 would hide
+    shown = [number(each, None if tiny else size) for each in (value, *ends)]
+    return f"{shown[0]} [{shown[1]}, {shown[2]}]"
 
 
 def units_of(run: results.Results) -> str:

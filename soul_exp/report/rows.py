@@ -148,7 +148,8 @@ class Rows:
         for of in self.chosen:
             key.append(", ".join(map(text_of, sorted({_value(self.frame.at[name, of]) or 0.0 for name in names}))))
         key += [tuned_on(runs[0]) or NULL] if self.has_tuned_on else []
-        return Method(tuple(key), tuple(names), text, status != "diverged" and not num_collapsed)
+        is_whole = status != "diverged" and len(names) == num_seeds
+        return Method(tuple(key), tuple(names), text, is_whole and not num_collapsed)
 
 
 def _value(value: Any) -> Any:

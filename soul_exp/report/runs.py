@@ -108,7 +108,8 @@ def find(folder: Path | str) -> tuple[dict[str, Results], dict[str, str]]:
         raise UsageError(f"{root} is not a folder: expected one that holds runs, such as runs/tofu")
     is_sequence = (root / f"{REQUEST}1").is_dir()
     runs, missing = {}, {}
-    for path, subfolders, names in os.walk(root):
+    for path, subfolders, names in os.walk(root, followlinks=True):
+        subfolders[:] = [inner for inner in subfolders if not _leads_up(Path(path) / inner)]
         here = Path(path)
         name = on_one_line(here.relative_to(root).as_posix() if here != root else root.resolve().name)
         lists_requests = here == root and is_sequence  # its own results repeat those of the last request
@@ -121,7 +122,12 @@ def find(folder: Path | str) -> tuple[dict[str, Results], dict[str, str]]:
                 on_one_line(error.split("\n")[0])
                 or "no error.txt: still running, killed, or without the stage evaluate"
             )
-        skipped = (".", "wandb/", "model/") if lists_requests else (".", "wandb/", "model/", REQUEST)
+        is_run = results.NAME in names or TYPED in subfolders
+        skipped = (
+            ".",
+            *(("wandb/", "model/") if is_run else ()),
+            *((REQUEST,) if is_run and not lists_requests else ()),
+        )
         subfolders[:] = [inner for inner in subfolders if not f"{inner}/".startswith(skipped)]
     if not runs:
         example = "".join(f"; without results: {name} ({why})" for name, why in list(missing.items())[:1])
@@ -129,7 +135,12 @@ def find(folder: Path | str) -> tuple[dict[str, Results], dict[str, str]]:
     return dict(sorted(runs.items(), key=_order)), dict(sorted(missing.items(), key=_order))
 
 
-@functools.lru_cache(maxsize=256)  # a command makes several tables of the same runs
+def _leads_up(folder: Path) -> bool:
+    """Whether `folder` is a link to a folder that holds it, which would be walked without end."""
+    return folder.is_symlink() and folder.resolve() in (folder.parent.resolve(), *folder.parent.resolve().parents)
+
+
+@functools.lru_cache(maxsize=4096)  # a command makes several tables of the same runs
 def _read(folder: Path, version: tuple[int, int, int]) -> Results:
     """The results in `folder`, whose file is of that `version`, with all texts escaped."""
     run = results.read(folder)

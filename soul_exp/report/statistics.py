@@ -11,11 +11,10 @@ from scipy.stats import t as student
 
 from soul_exp.metrics.general import IS_TEST
 from soul_exp.metrics.scale import Scale
-from soul_exp.report.table import Cell
+from soul_exp.report.table import TINY, Cell
 
 Ends = tuple[float, float]
 LEVEL = 0.95
-TINY = float(np.finfo(float).tiny)  # a p-value of 0 counts as this
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ def mean_of(
     Student's t over the runs, or over the means of the studies where there are several; and, where every run has an
     interval, of the root mean square of the runs' half-widths, separately below and above: all answer the same
     questions, so that more runs do not make these more certain. Cut to the metric's range; p-values are averaged as
-    logarithms, which gives their geometric mean.
+    logarithms, which gives their geometric mean. No interval where all runs have the same value and none of its own.
     """
     given = [(value, own, of) for value, own, of in zip(values, ends, studies, strict=True) if value is not None]
     partial = len(given) < len(values)
@@ -66,6 +65,8 @@ def mean_of(
     degrees = len(repeats) - 1
     over_runs = float(student.ppf((1 + LEVEL) / 2, degrees)) * statistics.stdev(repeats) / math.sqrt(len(repeats))
     of_units = [(value - own[0], own[1] - value) for value, own, _ in given if own is not None]
+    if not over_runs and not of_units:  # ties, as of a statistic with few values, are no certainty
+        return Cell(None, 10**mean if within.is_p_value else mean, n=len(given), is_partial=partial)
     if len(of_units) < len(given):
         of_units = [(0.0, 0.0)]
     below, above = (

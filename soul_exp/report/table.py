@@ -1,6 +1,7 @@
 """What a table says, as data: columns, rows of cells with intervals, notes. Markdown, LaTeX and CSV write it out."""
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -11,6 +12,7 @@ from soul_exp.report.labels import ARROWS, number, with_interval
 GROUPS = ("efficacy", "utility", "robustness", "other", "cost")  # of columns, in the order of their tables
 CHOSEN_GROUP = "chosen by trials"  # of columns that say what trials chose for a row
 Mark = Literal["", "best", "tied"]
+TINY = sys.float_info.min  # a p-value of 0 counts as this
 TIED = "≈"  # after a value that is the best one but for noise
 
 
@@ -23,6 +25,7 @@ class Column:
     # one of GROUPS, or CHOSEN_GROUP; "": it says which row this is, how many runs it has, or how they ended
     group: str = ""
     direction: Direction | None = None
+    is_p_value: bool = False  # whether its values are compared as logarithms
 
     @property
     def title(self) -> str:
@@ -89,12 +92,13 @@ class Table:
         return replace(self, rows=tuple(rows))
 
     def _marks(self, index: int, target: float | None) -> list[Mark]:
-        direction = self.columns[index].direction
+        column = self.columns[index]
         losses: dict[int, tuple[float, float]] = {}  # row -> how far from the best possible, and half-width
         rivals = [place for place, row in enumerate(self.rows) if row.is_sound and not row.is_reference]
         for place in rivals:
             cell = self.rows[place].cells[index]
-            if (loss := loss_of(cell.value, direction, target)) is not None and not cell.is_partial:
+            cell = _logarithms(cell) if column.is_p_value else cell
+            if (loss := loss_of(cell.value, column.direction, target)) is not None and not cell.is_partial:
                 losses[place] = (loss, half_width(cell))
         if len(losses) < len(rivals) or len({loss for loss, _ in losses.values()}) < 2:
             return [""] * len(self.rows)
@@ -126,6 +130,13 @@ def loss_of(value: float | None, direction: Direction | None, target: float | No
     if direction == "nearest":
         return None if target is None else abs(value - target)
     return -value if direction == "higher" else value
+
+
+def _logarithms(cell: Cell) -> Cell:
+    """The cell with the log10 of its numbers, those of 0 as of the least positive one."""
+    logs = (None if number is None else math.log10(max(number, TINY)) for number in (cell.value, cell.low, cell.high))
+    value, low, high = logs
+    return replace(cell, value=value, low=low, high=high)
 
 
 def half_width(cell: Cell) -> float:

@@ -21,6 +21,8 @@ from soul_exp.report import latex
 from soul_exp.report.table import Cell, Column, Comparison, Row, Table
 from soul_exp.results import Results
 
+DIVERGED: dict[str, Any] = {"status": "diverged", "reason": "loss is nan"}
+
 
 def with_config(run: Results, **sections: Any) -> Results:
     return replace(run, config={**run.config, **sections})
@@ -235,6 +237,31 @@ def test_trade_offs_name_who_dominates_and_how_often_a_run_is_better_than_the_ba
     ]
     better = "P(log10 forget quality better than adam's)", "P(model utility better than adam's)"
     assert [[row[name] for name in better] for row in found] == [["—", "—"], ["1.000", "0.125"], ["0.000", "0.000"]]
+
+
+def test_what_lost_a_seed_or_collapsed_is_not_best_and_is_named_among_the_trade_offs(tmp_path: Path) -> None:
+    better = {**UNLEARNED, "utility": 0.9}
+    lost = {"sam0": made(optimizer="sam", metrics=better), "sam1": replace(made(optimizer="sam", seed=1), **DIVERGED)}
+    ruined = replace(made(optimizer="lion", metrics=better), collapsed={"forget": "ruined"})
+    folder = left(tmp_path, adam=made(), sgd=made(optimizer="sgd"), lion=ruined, **lost)
+    found = tables.comparisons(folder)[0]
+    (utility,) = (table for table in found.tables if "utility" in [column.key for column in table.columns])
+    place = [column.key for column in utility.columns].index("utility")
+    marks = {row.cells[1].text: row.cells[place].mark for row in utility.rows}
+    assert marks["sam"] == marks["lion"] == ""
+    (trade,) = (table for table in found.tables if table.title == "Trade-offs")
+    said = {row.cells[0].text: row.cells[1].text for row in trade.rows}
+    assert said["sam"] == "not compared: finished, 1 of 2 diverged" and said["lion"].endswith("COLLAPSED")
+
+
+def test_runs_are_found_whatever_their_folders_are_called_and_through_links(tmp_path: Path) -> None:
+    names = ("model", "wandb", "request-study")
+    folder = left(tmp_path / "runs", **{name: made(seed=seed) for seed, name in enumerate(names)})
+    elsewhere = left(tmp_path / "elsewhere", linked=made(seed=3))
+    (folder / "linked").symlink_to(elsewhere / "linked")
+    (folder / "again").symlink_to(folder)
+    left(folder / "model", **{"model": made(seed=4), "request-1": made(seed=5)})  # of a run: not runs of their own
+    assert sorted(tables.load(folder)["run"]) == ["linked", "model", "request-study", "wandb"]
 
 
 def test_each_loss_has_the_baseline_of_its_own(tmp_path: Path) -> None:

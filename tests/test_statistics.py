@@ -197,3 +197,25 @@ def test_the_best_is_marked_and_what_its_interval_and_its_own_explain_is_tied_wi
     assert marks("higher", Cell(None, 1), Cell(None, 1)) == ["", ""]  # all are equal
     for null in (Cell(), Cell(None, 5, n=1, is_partial=True)):  # more steps than were tried
         assert marks("higher", Cell(None, 1), Cell(None, 2), null) == ["", "", ""]
+
+
+def test_p_values_are_tied_by_their_logarithms() -> None:
+    """0.1 [0.001, 1] and 1e-50 [1e-70, 1e-30] are no neighbours, however near 0 both are."""
+    columns = (Column("method", "method"), Column("forget_quality", "p", direction="higher", is_p_value=True))
+    cells = (Cell(value=0.1, low=1e-3, high=1.0), Cell(value=1e-50, low=1e-70, high=1e-30), Cell(value=0.02))
+    rows = tuple(Row((Cell(str(place)), cell)) for place, cell in enumerate(cells))
+    found = Table("t", columns, rows).marked([None, None])
+    assert [row.cells[1].mark for row in found.rows] == ["best", "", "tied"]
+    assert [row.cells[1].value for row in found.rows] == [0.1, 1e-50, 0.02]
+
+
+def test_ties_of_runs_give_no_interval_of_width_0() -> None:
+    found = mean_of([-2.176, -2.176], [None, None], [None, None])
+    assert (found.value, found.low, found.high, found.n) == (-2.176, None, None, 2)
+    found = mean_of([0.5, 0.5], [(0.4, 0.6), (0.4, 0.6)], [None, None])
+    assert found.low == pytest.approx(0.4) and found.high == pytest.approx(0.6)
+
+
+def test_a_small_p_value_is_written_with_its_own_digits() -> None:
+    assert Cell(value=4.9e-4, low=0.0, high=0.139).written == "4.9e-04 [0.000, 0.139]"
+    assert Cell(value=-4.9e-4, low=-0.01, high=0.01).written == "-0.000 [-0.010, 0.010]"

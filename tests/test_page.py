@@ -289,7 +289,7 @@ def opened(chromium: Any, file: Path) -> Iterator[Callable[..., Any]]:
 
     def open_(width: int = 1400, height: int = 900, scheme: str = "light", path: Path = file) -> Any:
         page = chromium.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(60_000)  # of a machine with other work
         pages.append(page)
         page.on("console", lambda message: wrong.append(message.text))
         page.on("pageerror", lambda error: wrong.append(str(error)))

@@ -6,8 +6,9 @@ import json
 import logging
 import re
 import sys
+import time
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -247,6 +248,14 @@ def records(folder: Path) -> list[Any]:
     return found
 
 
+def eventually(read: Callable[[], list[Any]], least: int) -> list[Any]:
+    """What `read` gives once it has `least` entries: a process of wandb's own writes them, a busy machine delays it."""
+    end = time.monotonic() + 60
+    while len(found := read()) < least and time.monotonic() < end:
+        time.sleep(0.2)
+    return found
+
+
 def steps_in(out: Path) -> list[int]:
     return [record.history.step.num for record in records(out / "wandb") if record.HasField("history")]
 
@@ -282,6 +291,7 @@ def test_the_report_of_a_sweep_is_one_run_of_its_group_with_page_tables_and_figu
     page = folder / "report.html"
     page.write_text("<p>page")
     assert report.copy(folder, page, "offline").endswith("report.html, methods.csv")
+    eventually(lambda: [each for each in records(folder / "wandb") if each.HasField("history")], 1)
     found = records(folder / "wandb")
     (artifact,) = (each.artifact for each in found if each.HasField("artifact") and each.artifact.type == "report")
     assert artifact.name == "tofu-report"
@@ -316,5 +326,5 @@ def test_no_network_and_a_wrong_key_are_one_line_and_an_offline_run(
         copy.finish()
     (line,) = (each.message for each in caplog.records if each.name.startswith("soul_exp"))
     assert re.match(f"wandb: .*({reason}).*: offline, type wandb sync ", line)
-    assert steps_in(tmp_path) == [5, 10]
+    assert eventually(lambda: steps_in(tmp_path), 2) == [5, 10]
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and key.encode() in path.read_bytes()]

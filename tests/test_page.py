@@ -18,8 +18,9 @@ from typing import Any
 
 import pytest
 from test_benchmarks import benchmark
-from test_tables import UNLEARNED, left, made
+from test_tables import ORIGINAL, RETRAINED, UNLEARNED, left, made
 
+from soul_exp import tables
 from soul_exp.errors import UsageError
 from soul_exp.report.page import html
 
@@ -180,31 +181,78 @@ def test_a_mean_of_two_seeds_is_that_of_their_numbers(text: str) -> None:
     assert 'data-value="-2.5"' in row[0] and "-2.500<small>[-8.853, 0.000]</small>" in row[0]
 
 
-SHA: dict[str, Any] = {"records": {}, "models": {}}
+def shown(folder: Path) -> tuple[str, list[dict[str, Any]]]:
+    """The page of a folder and what it holds of each table."""
+    text = html(folder, folder)
+    return text, pack(text, "data")["groups"]
 
 
-@pytest.mark.parametrize(
-    ("changed", "methods"),
-    [
-        ({}, ["npo adam", "npo adam"]),
-        ({"commit": "f" * 40}, ["npo adam, commit 0123456789", "npo adam, commit ffffffffff"]),
-        ({"commit": "f" * 40, "sha256": {**SHA, "code": "c"}}, ["npo adam", "npo adam"]),  # of the same code
-        ({"versions": {"torch": "3.0"}}, ["npo adam, torch 2.9.9", "npo adam, torch 3.0"]),
-        ({"tuned": None}, ["npo adam, tuned on validation", "npo adam, tuned on nothing"]),
-        ({"seeds": {"seed": 0, "prepare.seed": 0}}, ["npo adam", "npo adam (repeat 2)"]),
-        ({"metric_versions": {"utility": 2}}, ["npo adam", "npo adam"]),  # in tables of their own
-        ({"metric_versions": {"utility": 1, "relearn_excess": 1}}, ["npo adam", "npo adam"]),
-    ],
-)
-def test_only_runs_that_differ_in_their_seed_alone_share_a_mean(
-    tmp_path: Path, changed: dict[str, Any], methods: list[str]
-) -> None:
-    a, b = (replace(made(seed=seed), metric_versions={"utility": 1}) for seed in (0, 1))
-    a = replace(a, sha256=changed.get("sha256", {}))
-    folder = left(tmp_path, a=a, b=replace(b, **changed))
-    groups = pack(html(folder, folder), "data")["groups"]
-    assert [method for group in groups for method in group["methods"].values()] == methods
-    assert len(groups) == (2 if changed.get("metric_versions") == {"utility": 2} else 1)
+def rows_of(group: dict[str, Any]) -> dict[str, list[str]]:
+    """The runs of each row of means."""
+    return {of["label"]: of["runs"] for of in group["numbers"]}
+
+
+def test_rows_means_and_intervals_are_those_of_tables(tmp_path: Path) -> None:
+    """A diverged seed is in no mean of others; a study of its own, other code and versions are no rows of their own."""
+    runs = {
+        f"s{seed}": replace(made(seed=seed, metrics={**UNLEARNED, "utility": 0.9 + seed / 10}), seconds={"unlearn": s})
+        for seed, s in enumerate((2.0, 4.0, 9.0))
+    }
+    runs["s1"] = replace(runs["s1"], commit="f" * 40, versions={"torch": "3.0"})
+    runs["s2"] = replace(runs["s2"], status="diverged", reason="not finite")
+    runs["z"] = made(optimizer="sgd")
+    text, (group,) = shown(left(tmp_path, **runs))
+    assert rows_of(group) == {
+        "adam": ["s0", "s1"],
+        "adam (diverged)": ["s2"],
+        "sgd": ["z"],
+    }
+    assert [of["place"] for of in group["numbers"]] == [0, 0, 1]
+    averaged = tables.aggregated(tmp_path).to_dict("records")
+    for of, row in zip(group["numbers"], averaged, strict=True):
+        for key in ("utility", "log10_forget_quality", "mia_auc_delta", "seconds.unlearn"):
+            expected = [row[key], row.get(f"{key}.low"), row.get(f"{key}.high")]
+            assert of["numbers"][key] == [None if each != each else each for each in expected]
+    assert group["numbers"][0]["numbers"]["seconds.unlearn"] == [3.0, 0.0, pytest.approx(3 + 12.7062, abs=1e-3)]
+    assert group["numbers"][0]["numbers"]["utility"][0] == pytest.approx(0.95)
+    said = re.sub("<.*?>", "", text)
+    assert "DIFFERENT commit, also within a row: 0123456789: " in said
+    assert "DIFFERENT version of torch, also within a row" in said and "DIVERGED: s2: not finite" in said
+    assert 'data-key="mia_auc_delta" class="efficacy">' in text  # shown
+
+
+def test_a_metric_that_the_first_run_lacks_has_its_group_and_its_references(tmp_path: Path) -> None:
+    few, more = ({**of} for of in (UNLEARNED, UNLEARNED))
+    del few["forget_rouge"]
+    lacking = {key: value for key, value in ORIGINAL.items() if key != "forget_rouge"}
+    first = made(metrics=few, original=lacking, retrained={k: v for k, v in RETRAINED.items() if k != "forget_rouge"})
+    text, (group,) = shown(left(tmp_path, a=first, b=made(seed=1, metrics=more)))
+    assert group["targets"]["retrained"]["forget_rouge"][0] == RETRAINED["forget_rouge"]
+    assert '<th scope="col" aria-sort="none" data-key="forget_rouge" class="efficacy"' in text
+    cell = 'data-run="b" data-model="original" data-key="forget_rouge" aria-label="forget ROUGE 0.950:'
+    assert cell in text and 'data-run="a" data-model="original" data-key="utility"' in text
+
+
+def test_a_repeated_seed_counts_once_and_its_run_has_a_row(tmp_path: Path) -> None:
+    _, (group,) = shown(left(tmp_path, a=made(), b=made(), c=made(seed=1)))
+    assert rows_of(group) == {"npo adam": ["a", "c"]}
+    assert group["labels"] == {"a": "a", "b": "b", "c": "npo adam, seed 1"}
+
+
+def test_runs_stand_as_their_values_were_typed(tmp_path: Path) -> None:
+    folder = left(tmp_path, a=made(optimizer="sgd"), b=made(seed=1, optimizer="sgd"), c=made())
+    (folder / "multirun.yaml").write_text("hydra: {overrides: {task: ['optimizer=adam,sgd']}, sweeper: {params: null}}")
+    _, (group,) = shown(folder)
+    assert group["runs"] == ["c", "a", "b"] and [*rows_of(group)] == ["adam", "sgd"]
+
+
+def test_each_request_of_a_sequence_is_a_row_with_compared_models_of_its_own(tmp_path: Path) -> None:
+    runs = {f"request-{n}": made(retrained={**RETRAINED, "utility": n / 10}) for n in (1, 2)}
+    text, (group,) = shown(left(tmp_path, **runs))
+    assert rows_of(group) == {name: [name] for name in runs} and group["targets"] == {}
+    for n in (1, 2):
+        row = re.search(rf'<th scope="row">retrained, request-{n}</th>.*?</tr>', text, re.DOTALL)
+        assert row is not None and f'data-key="utility" data-value="{n / 10}"' in " ".join(row[0].split())
 
 
 def test_a_run_that_only_evaluates_has_no_loss_and_no_optimizer(tmp_path: Path) -> None:
@@ -467,6 +515,8 @@ def test_every_panel_has_a_figure_or_says_why_not(opened: Callable[..., Any], ch
     page.locator("#plane summary").click()
     page.wait_for_selector("#plane tbody tr")
     assert "adam, seed 0\t-2\t0.6" in page.locator("#plane tbody tr").all_inner_texts()
+    page.locator("#plane").get_by_role("combobox", name="Seeds").select_option("mean")
+    page.wait_for_selector("#plane tbody tr >> text=-8.8531")  # the interval of the table of means
     page.get_by_role("combobox", name="Against").select_option("seconds")
     page.wait_for_selector("#trajectories .xtitle >> text=seconds of training")
     bare = left(tmp_path, a=replace(made(metrics={"mia_auc": None}), seconds={}))

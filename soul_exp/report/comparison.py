@@ -46,7 +46,7 @@ from soul_exp.report.runs import (
 )
 from soul_exp.report.statistics import Range, mean_of
 from soul_exp.report.table import GROUPS, Cell, Column, Comparison, Row, Table
-from soul_exp.results import COMPARED, REQUEST, Results, metric_entries
+from soul_exp.results import COMPARED, REQUEST, Compared, Results, metric_entries
 
 TITLES = {
     "efficacy": "Efficacy: what is forgotten",
@@ -80,7 +80,7 @@ def comparisons(folder: Path | str, metrics: Sequence[str] | None = None) -> lis
     if all(name.startswith(REQUEST) for name in runs):
         found = [requests.comparison(runs, metrics)]
     else:
-        found = [group.comparison(metrics) for group in _groups(folder, runs)]
+        found = [group.comparison(metrics) for group in groups_of(folder, runs)]
     named: dict[str, list[str]] = {}
     for name, why in missing.items():
         named.setdefault(why, []).append(f"`{name}`")
@@ -96,7 +96,7 @@ def aggregated(folder: Path | str) -> pd.DataFrame:
     """
     runs, _ = find(folder)
     rows = []
-    for place, group in enumerate(_groups(folder, runs), 1):
+    for place, group in enumerate(groups_of(folder, runs), 1):
         columns = [*group.columns_of(group.measured), *group.costs]
         for method in group.methods:
             row: dict[str, Any] = {"table": place}
@@ -111,10 +111,11 @@ def aggregated(folder: Path | str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _groups(folder: Path | str, runs: Mapping[str, Results]) -> list["_Group"]:
+def groups_of(folder: Path | str, runs: Mapping[str, Results]) -> list["Group"]:
+    """The runs below `folder` in groups that one table may hold, in the order of the tables."""
     keys, order = varied(frame_of(runs)), typed_order(folder)
     found = [in_job_order(folder, group) for group in comparable(runs)]
-    return [_Group(group, order, Path(folder), keys, _apart(group, found[:place])) for place, group in enumerate(found)]
+    return [Group(group, order, Path(folder), keys, _apart(group, found[:place])) for place, group in enumerate(found)]
 
 
 def _apart(group: Mapping[str, Results], earlier: Iterable[Mapping[str, Results]]) -> str:
@@ -129,7 +130,7 @@ def _apart(group: Mapping[str, Results], earlier: Iterable[Mapping[str, Results]
 
 
 @dataclass(frozen=True)
-class _Group(Rows):
+class Group(Rows):
     """The tables of comparable runs."""
 
     folder: Path
@@ -153,6 +154,14 @@ class _Group(Rows):
         names = list(dict.fromkeys(name for run in self.runs.values() for name in run.metrics["unlearned"]))
         in_order = [name for name in self.entries if name in self.of_attacks and name in names]
         return [*(name for name in names if name not in self.of_attacks), *in_order]
+
+    @functools.cached_property
+    def usual(self) -> list[str]:
+        """The metrics that have a column unless others are requested: forget beside retain, those of attacks last."""
+        attacks = [name for name in self.measured if name in self.of_attacks and not ON_DEMAND.match(name)]
+        others = [name for name in self.measured if name not in self.of_attacks]
+        in_order = headline_first(sorted(others, key=lambda name: name.partition("_")[2]))
+        return [*(name for name in in_order if not ON_DEMAND.match(name) and "truth_ratio" not in name), *attacks]
 
     # ---- columns
 
@@ -207,13 +216,13 @@ class _Group(Rows):
         return mean_of(values, ends, studies, DELTA_RANGE if column.key == DELTA else Range.of(scale))
 
     def _number(self, name: str, key: str) -> float | None:
-        return finite(self.frame.at[name, key]) if key in self.frame else None
+        return finite(self.values[name].get(key))
 
     # ---- tables
 
     def comparison(self, requested: Sequence[str] | None) -> Comparison:
         """The tables of the group, of the metrics `requested` or of all that have a column."""
-        listed = self.columns_of(_usual(self.measured, self.of_attacks) if requested is None else requested)
+        listed = self.columns_of(self.usual if requested is None else requested)
         runs = list(self.runs.values())
         columns = [column for column in listed if requested is not None or is_measured(runs, column.key)]
         if requested is None:
@@ -225,7 +234,7 @@ class _Group(Rows):
         comparing = contrasts.Contrasts(self.folder, self.runs, self.methods, self.keys)
         metrics = [column for column in columns if column.group != "cost"]
         tables += comparing.tables(metrics, self._targets(metrics), self.cell, requested is not None)
-        return Comparison(self._title(), self._about(), tuple(tables), tuple(self._notes(listed, columns)))
+        return Comparison(self._title(), f"{self.about} {ABOUT}", tuple(tables), tuple(self.notes_on(listed, columns)))
 
     def _table(self, title: str, columns: Sequence[Column]) -> Table:
         is_cost = all(column.group == "cost" for column in columns)
@@ -242,19 +251,25 @@ class _Group(Rows):
         return [cell.value for cell in self._reference("retrained", columns)] or [None] * len(columns)
 
     def _reference(self, model: str, columns: Sequence[Column]) -> list[Cell]:
-        """The cells of a model that the unlearned ones are compared with; not every run needs to have measured it."""
+        """The cells of a model that the unlearned ones are compared with."""
+        named = ((self.run_of_reference(model, column.key), column) for column in columns)
+        return [self.cell([name], column, model) for name, column in named if name is not None]
+
+    def run_of_reference(self, model: str, key: str) -> str | None:
+        """The first run that has metric `key` of a compared model, or else the model: not every run measured it."""
         has = [name for name, run in self.runs.items() if model in run.metrics]
-        cells = []
-        for column in columns:
-            having = [name for name in has if self._number(name, f"metrics.{model}.{column.key}") is not None] or has
-            cells += [self.cell(having[:1], column, model)] if having else []
-        return cells
+        return next((name for name in has if self._number(name, f"metrics.{model}.{key}") is not None), [*has, None][0])
+
+    @functools.cached_property
+    def references(self) -> list[Compared]:
+        """The models that the unlearned ones are compared with and that a run measured."""
+        measured = {model for run in self.runs.values() for model in run.metrics}
+        return [model for model in COMPARED if model.role is not None and model.key in measured]
 
     def _references(self, columns: Sequence[Column]) -> Iterator[Row]:
-        for model in (each for each in COMPARED if each.role is not None):
-            if any(model.key in run.metrics for run in self.runs.values()):
-                before = [Cell(model.title), *[Cell("")] * (len(self.keys) - 1)]
-                yield Row((*before, *self._reference(model.key, columns), Cell(""), Cell("")), is_reference=True)
+        for model in self.references:
+            before = [Cell(model.title), *[Cell("")] * (len(self.keys) - 1)]
+            yield Row((*before, *self._reference(model.key, columns), Cell(""), Cell("")), is_reference=True)
 
     # ---- texts
 
@@ -262,8 +277,9 @@ class _Group(Rows):
         caption = self.first.caption
         return f"Checkpoints, measured as they are: {caption}" if self.is_checkpoints else caption
 
-    def _about(self) -> str:
-        """What all rows share, how many runs, seeds, studies and steps there are, and what the numbers mean."""
+    @functools.cached_property
+    def about(self) -> str:
+        """What all rows share, and how many runs, seeds, studies and trials there are."""
         runs = list(self.runs.values())
         suite = [f"config.{option}" for option in SUITE_OPTIONS if any(r.suite and r.config[option] for r in runs)]
         known = dict.fromkeys((*self.choices, *self.varied_anywhere, *suite, *(CHOSEN if self.is_tuned_here else ())))
@@ -281,9 +297,10 @@ class _Group(Rows):
         text = f"All rows: {', '.join([*fixed, f'dialect {dialect}'])}; {', '.join(counts)}."
         if not self.has_tuned_on and (on := next(filter(None, map(tuned_on, runs)), None)):
             text += f" Learning rate and gamma tuned on the {on}." if self.is_tuned_here else f" Tuned on: {on}."
-        return f"{text}{'' if dialect == OURS else f' {dialect_note(dialect)}'} {ABOUT}"
+        return text if dialect == OURS else f"{text} {dialect_note(dialect)}"
 
-    def _notes(self, listed: Sequence[Column], columns: Sequence[Column]) -> list[str]:
+    def notes_on(self, listed: Sequence[Column], columns: Sequence[Column]) -> list[str]:
+        """What a reader of `columns` needs to know, and why those of `listed` that are none of them are missing."""
         runs, names = list(self.runs.values()), [column.key for column in columns]
         found = [*filter(None, [self.apart]), *notes.of_repeats(self.repeats, self.runs)]
         found += [text for run in runs for text in (size_of_test(run), units_of(run), *ceiling_of(run)) if text]
@@ -306,14 +323,6 @@ class _Group(Rows):
         ]
         if alone:
             yield f"the interval of a mean is over runs alone, as not every run has one of its own: {', '.join(alone)}"
-
-
-def _usual(measured: Iterable[str], of_attacks: Iterable[str]) -> list[str]:
-    """The metrics that have a column unless others are requested: forget beside retain, those of attacks last."""
-    attacks = [name for name in measured if name in of_attacks and not ON_DEMAND.match(name)]
-    others = sorted((name for name in measured if name not in of_attacks), key=lambda name: name.partition("_")[2])
-    usual = [name for name in headline_first(others) if not ON_DEMAND.match(name) and "truth_ratio" not in name]
-    return [*usual, *attacks]
 
 
 def _listed(what: str, values: Iterable[Any]) -> str:

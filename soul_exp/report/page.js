@@ -11,7 +11,7 @@ const DASHES = ["solid", "dash", "dot", "dashdot", "longdash"];
 const PER_PAGE = 20;
 const MOST_NAMED = 16; // series with a legend
 const MOST_BARS = 6; // numbers of attacks side by side
-const RANGES = "Lines: the 95 % interval over units of a single run, else the range of the seeds.";
+const INTERVALS = "Lines: 95 % interval, of a mean over seeds and units, of a single run over units.";
 const LOSSES = /loss$/;
 const NO_DIAGNOSTIC = /loss$|^(step|epoch|learning_rate|collapsed|seconds)$/;
 
@@ -44,10 +44,12 @@ const plotly = once(async () => {
 
 let data; // what page.py gives
 let group = 0; // the index of the group of runs that is shown
-const runsOf = () => Object.keys(data.groups[group].labels);
+const runsOf = () => data.groups[group].runs;
 const labelOf = (run) => data.groups[group].labels[run];
-const methodOf = (run) => data.groups[group].methods[run];
-const methods = () => [...new Set(runsOf().map(methodOf))];
+const means = () => data.groups[group].numbers; // of each method: its label, runs, place and numbers, as in the table
+const methods = () => means().map((of) => of.label);
+const meanOf = (method) => means().find((of) => of.label === method);
+const targetOf = (key, model) => data.groups[group].targets[model]?.[key] ?? null; // value, low, high
 const columns = () => data.columns[group];
 const nameOf = ({ label, arrow }) => `${label} ${arrow}`.trim();
 const titleOf = (key) => (columns()[key] ? nameOf(columns()[key]) : key.replaceAll("_", " "));
@@ -108,8 +110,8 @@ function showColumn(key, shown) {
 
 function offerColumns() {
   const kinds = Object.groupBy
-    ? Object.groupBy(Object.values(columns()), (column) => column.kind)
-    : Object.values(columns()).reduce((all, column) => ((all[column.kind] ??= []).push(column), all), {});
+    ? Object.groupBy(Object.values(columns()), (column) => column.group)
+    : Object.values(columns()).reduce((all, column) => ((all[column.group] ??= []).push(column), all), {});
   const boxes = Object.entries(kinds).map(([kind, of]) =>
     make("fieldset", {}, make("legend", { textContent: kind }), ...of.map((column) => {
       const box = make("input", { type: "checkbox", checked: column.shown });
@@ -176,7 +178,7 @@ function showSource(title, ...parts) {
 
 function explainMean(method, key) {
   const column = columns()[key];
-  const runs = runsOf().filter((run) => methodOf(run) === method);
+  const { runs } = meanOf(method);
   const rows = runs.map((run) => {
     const button = make("button", { type: "button", className: "cell", textContent: run });
     button.addEventListener("click", () => explain(run, key));
@@ -200,12 +202,10 @@ function explain(run, key, model = "unlearned") {
     const why = (reasons) => reasons[`${model}.${key}`] ?? reasons[key];
     if (metricOf(run, key, model) === null) pairs.push(["no value because", why(found.reasons) ?? "not stated"]);
     else if (why(found.no_interval)) pairs.push(["no interval because", why(found.no_interval)]);
-    pairs.push(["read from", `results.json, metrics.${model}.${key}`]);
     if (column.version !== null) pairs.push(["version of its definition", String(column.version)]);
     pairs.push(["computed again by", "python -m soul_exp.verify, followed by this run's folder"]);
-  } else if (column) {
-    pairs.push(["read from", `results.json, ${key}`]);
   }
+  if (column) pairs.push(["read from", `results.json, ${column.read.replaceAll("{model}", model)}`]);
   const same = (is) => (is === null ? "NO: it is gone" : is ? "yes" : "NO: it was changed");
   const records = found.records.map(([file, sha, is]) => [file, same(is), sha]);
   const names = Object.keys(found.metrics.unlearned);
@@ -361,7 +361,7 @@ function showGroup() {
   group = Number($("#group").value);
   page = 0;
   $(".caption").textContent = data.groups[group].caption;
-  const repeated = methods().length < runsOf().length;
+  const repeated = means().some((of) => of.runs.length > 1);
   for (const select of $$('[data-name="seeds"]')) {
     select.value = repeated && runsOf().length > MOST_NAMED ? "mean" : "each";
     select.parentNode.hidden = !repeated;

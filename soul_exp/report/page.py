@@ -23,13 +23,14 @@ from soul_exp.metrics.robustness import UNINFORMATIVE
 from soul_exp.report.answers import answers_of
 from soul_exp.report.frames import AT_STEP, lines, load
 from soul_exp.report.labels import finite, on_one_line
-from soul_exp.report.page_table import table_of
-from soul_exp.report.runs import comparable, find
-from soul_exp.results import COMPARED, REQUEST, TASK, TYPED, Results
+from soul_exp.report.page_table import tables
+from soul_exp.report.runs import find, with_delta
+from soul_exp.results import COMPARED, TASK, TYPED, Results
 
 OWN = ("page.css", "page.js", "page_figures.js")  # beside this file, with the template page.html
 MOST_STEPS = 300  # of a run in a curve; of more, every k-th and the last
 DIGITS = 6  # of the numbers in curves
+FOR_FIGURES = ("caption", "runs", "labels", "numbers", "targets")  # of a table
 
 
 def html(folder: Path, beside: Path) -> str:
@@ -41,13 +42,13 @@ def html(folder: Path, beside: Path) -> str:
     frames = load(folder)
     runs, missing = find(folder)
     folders = {name: frames.folder_of(name) for name in runs}
-    groups = [table_of(named) for named in _groups(runs)]
+    groups = tables(folder, runs)
     answers = answers_of(runs, folders)
     data = {
         "name": on_one_line(folder.resolve().name),
         "models": {model.key: model.title for model in COMPARED},
         "columns": [{column.key: asdict(column) for column in group["columns"]} for group in groups],
-        "groups": [{key: group[key] for key in ("caption", "labels", "methods")} for group in groups],
+        "groups": [{key: group[key] for key in FOR_FIGURES} for group in groups],
         "runs": {name: _run(run, folders[name], beside, answers["records"][name]) for name, run in runs.items()},
     }
     css, *js = (files(__package__).joinpath(name).read_text(encoding="utf-8") for name in OWN)
@@ -81,11 +82,6 @@ def _packed(value: Any) -> str:
     return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
 
 
-def _groups(runs: Mapping[str, Results]) -> list[dict[str, Results]]:
-    """Runs that may stand in one table; the requests of a sequence stay together."""
-    return [dict(runs)] if all(name.startswith(REQUEST) for name in runs) else comparable(runs)
-
-
 # --- what the figures and the provenance are made from ------------------------------------------------------------
 
 
@@ -97,12 +93,10 @@ def _run(run: Results, folder: Path, beside: Path, records: Mapping[str, list[An
         "status": run.status,
         "reason": run.reason,
         "collapsed": run.collapsed,
-        "metrics": run.metrics,
+        "metrics": with_delta(run),
         "intervals": run.intervals,
         "reasons": run.reasons,
         "no_interval": run.no_interval,
-        "seconds": run.seconds,
-        "peak_memory_gib": run.peak_memory_gib,
         "steps": {of: _curve(list(lines(folder / file))) for file, of in AT_STEP.items()},
         "attacks": {attack: _attack(models) for attack, models in run.attacks.items()},
         "about": _provenance(run, folder),

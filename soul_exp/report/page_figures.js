@@ -6,7 +6,7 @@ const rule = () => ({ type: "line", line: { color: style("--text"), dash: "dot",
 const spaced = (name) => name.replaceAll("_", " ");
 
 function lookOf(method) {
-  const place = methods().indexOf(method);
+  const { place } = meanOf(method); // the diverged seeds of a method have the place of the others
   const of = (looks) => looks[place % looks.length];
   return { colour: of(COLOURS), symbol: of(SYMBOLS), dash: of(DASHES) };
 }
@@ -80,34 +80,32 @@ function fillNumbers(panel, node) {
 const isKnown = (value) => value !== null && value !== undefined;
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
 const isCollapsed = (run) => Object.values(data.runs[run].collapsed ?? {}).some(Boolean);
-const firstOf = (key, model) => runsOf().map((run) => metricOf(run, key, model)).find(isKnown);
+const isDiverged = (run) => data.runs[run].status === "diverged";
 const optionsOf = (found) => found.map((column) => [column.key, nameOf(column)]);
 
-function measured(kinds) {
+function measured(groups) {
   const has = (key) => runsOf().some((run) => isKnown(metricOf(run, key)));
-  return Object.values(columns()).filter((c) => c.is_metric && kinds.includes(c.kind) && has(c.key));
+  return Object.values(columns()).filter((c) => c.is_metric && groups.includes(c.group) && has(c.key));
 }
 
-function around(pairs, color) {
-  // error bars from [value, ends]
-  const ends = (end) => pairs.map(([value, of]) => (of ? Math.abs(of[end] - value) : 0));
-  return { type: "data", symmetric: false, thickness: 1.2, width: 3, arrayminus: ends(0), array: ends(1), color };
+function around(found, color) {
+  // error bars from [value, low, high], whose low and high may be null
+  const to = (end) => found.map((of) => (isKnown(of?.[end]) ? Math.abs(of[end] - of[0]) : 0));
+  return { type: "data", symmetric: false, thickness: 1.2, width: 3, arrayminus: to(1), array: to(2), color };
 }
 
 function unitsOf(panel) {
   // what a figure draws as one: a run, or the runs of a method, which differ in their seed only
   if (control(panel, "seeds").value === "each")
-    return runsOf().map((run) => ({ label: labelOf(run), method: methodOf(run), runs: [run] }));
-  const of = (method) => runsOf().filter((run) => methodOf(run) === method);
-  return methods().map((method) => ({ label: method, method, runs: of(method) }));
+    return means().flatMap(({ label, runs }) => runs.map((run) => ({ label: labelOf(run), method: label, runs: [run] })));
+  return means().map(({ label, runs }) => ({ label, method: label, runs }));
 }
 
-function summaryOf(runs, key) {
-  // the mean and, of one run, its interval, else the range of the seeds; null without a value
-  const values = runs.map((run) => metricOf(run, key)).filter(isKnown);
-  if (!values.length) return null;
-  const ends = runs.length === 1 ? endsOf(runs[0], key) : [Math.min(...values), Math.max(...values)];
-  return { value: mean(values), ends };
+function numberOf({ method, runs }, key) {
+  // value, low and high of a unit: of one run its own, else those of the table of means; null without a value
+  if (runs.length > 1) return meanOf(method).numbers[key] ?? null;
+  const value = metricOf(runs[0], key);
+  return isKnown(value) ? [value, ...(endsOf(runs[0], key) ?? [null, null])] : null;
 }
 
 function meanCurve(curves) {
@@ -119,7 +117,7 @@ function meanCurve(curves) {
 }
 
 function showPlane() {
-  const [x, y] = [measured(["efficacy", "validation"]), measured(["utility", "validation"])];
+  const [x, y] = [measured(["efficacy", "other"]), measured(["utility", "other"])];
   if (!x.length || !y.length) {
     const lacking = x.length ? "utility" : "forgetting";
     return explainEmpty("plane", `No run has a metric of ${lacking}: the stage evaluate computes them.`);
@@ -127,7 +125,7 @@ function showPlane() {
   choose(control("plane", "x"), optionsOf(x), ["log10_forget_quality", "forget_ks_distance", "forget_rouge"]);
   choose(control("plane", "y"), optionsOf(y), ["utility", "retain_rouge", "retain_probability"]);
   const keys = ["x", "y"].map((name) => control("plane", name).value);
-  const units = unitsOf("plane").map((unit) => ({ ...unit, at: keys.map((key) => summaryOf(unit.runs, key)) }));
+  const units = unitsOf("plane").map((unit) => ({ ...unit, at: keys.map((key) => numberOf(unit, key)) }));
   const known = units.filter((unit) => unit.at.every(isKnown));
   if (!known.length) {
     return explainEmpty("plane", `No run has both ${keys.map(titleOf).join(" and ")}: choose other metrics.`);
@@ -136,10 +134,10 @@ function showPlane() {
     type: "scatter",
     mode: "markers",
     name,
-    x: found.map(({ at: [of] }) => of.value),
-    y: found.map(({ at: [, of] }) => of.value),
-    error_x: around(found.map(({ at: [of] }) => [of.value, of.ends]), colour),
-    error_y: around(found.map(({ at: [, of] }) => [of.value, of.ends]), colour),
+    x: found.map(({ at: [of] }) => of[0]),
+    y: found.map(({ at: [, of] }) => of[0]),
+    error_x: around(found.map(({ at: [of] }) => of), colour),
+    error_y: around(found.map(({ at: [, of] }) => of), colour),
     marker: { color: colour, symbol: symbols, size, line: { width: 1.5, color: colour } },
     customdata: found.map(({ runs }) => runs),
     text: found.map(({ label }) => plain(label)),
@@ -148,18 +146,18 @@ function showPlane() {
   const traces = methods().map((method) => {
     const found = known.filter((unit) => unit.method === method);
     const { colour, symbol } = lookOf(method);
-    const symbols = found.map(({ runs }) => symbol + (runs.some(isCollapsed) ? "-open" : ""));
+    const symbols = found.map(({ runs }) =>
+      runs.some(isDiverged) ? "x-thin-open" : symbol + (runs.some(isCollapsed) ? "-open" : ""));
     return points(plain(method), found, colour, symbols, 11);
   });
   for (const [model, symbol] of [["retrained", "star"], ["original", "square-open"]]) {
-    const run = runsOf().find((name) => keys.every((key) => isKnown(metricOf(name, key, model))));
-    if (!run || (model === "original" && !control("plane", "original").checked)) continue;
-    const at = keys.map((key) => ({ value: metricOf(run, key, model), ends: endsOf(run, key, model) }));
-    traces.push(points(model, [{ at, runs: [run], label: model }], style("--text"), symbol, 14));
+    const at = keys.map((key) => targetOf(key, model));
+    if (!at.every(isKnown) || (model === "original" && !control("plane", "original").checked)) continue;
+    traces.push(points(model, [{ at, runs: [], label: model }], style("--text"), symbol, 14));
   }
   const missing = units.length - known.length;
   const [xaxis, yaxis] = keys.map((key) => title(titleOf(key)));
-  const notes = `${RANGES} Open: collapsed.${missing ? ` ${missing} without these metrics.` : ""}`;
+  const notes = `${INTERVALS} Open: collapsed; thin cross: diverged.${missing ? ` ${missing} without these metrics.` : ""}`;
   return draw("plane", traces.filter((trace) => trace.x.length), { xaxis, yaxis }, notes);
 }
 
@@ -199,7 +197,7 @@ function lines(panel, of, measure, against, caption) {
     });
   }
   if (traces.length === 1) traces[0].line.dash = "solid";
-  const target = of === "validation" ? firstOf(measure, "retrained") : null;
+  const target = of === "validation" ? targetOf(measure, "retrained")?.[0] : null;
   const shapes = isKnown(target) ? [{ ...rule(), xref: "paper", x0: 0, x1: 1, y0: target, y1: target }] : [];
   const notes = [caption, shapes.length ? "Dotted: the retrained model." : ""];
   if (without) notes.push(`${without} of ${runsOf().length} runs did not log it.`);
@@ -277,26 +275,25 @@ function showBars() {
       text: plain(nameOf(column)), showarrow: false, font: { size: 13, color: style("--text") },
       xref: "paper", yref: "paper", x: across[0], y: down[1], xanchor: "left", yanchor: "bottom",
     });
-    const target = firstOf(column.key, "retrained");
+    const target = targetOf(column.key, "retrained")?.[0];
     const where = { xref: x, x0: target, x1: target, yref: `${y} domain`, y0: 0, y1: 1 };
     if (isKnown(target)) layout.shapes.push({ ...rule(), ...where });
-    const of = names.map((method) => runsOf().filter((run) => methodOf(run) === method));
-    const found = of.map((runs) => summaryOf(runs, column.key));
+    const found = means().map((of) => of.numbers[column.key]);
     return {
       type: "bar",
       orientation: "h",
       name: plain(column.label),
       xaxis: x,
       yaxis: y,
-      x: found.map((each) => each?.value ?? null),
+      x: found.map((of) => of?.[0] ?? null),
       y: names.map(plain),
-      error_x: around(found.map((each) => [each?.value, each?.ends]), style("--text")),
+      error_x: around(found, style("--text")),
       marker: { color: names.map((name) => lookOf(name).colour), opacity: 0.85 },
-      customdata: of,
+      customdata: means().map((of) => of.runs),
       hovertemplate: "%{y}: %{x:.4~g}<extra></extra>",
     };
   });
-  return draw("bars", traces, layout, `Of the unlearned model; dotted: of the retrained one, the control. ${RANGES}`);
+  return draw("bars", traces, layout, `Of the unlearned model; dotted: of the retrained one, the control. ${INTERVALS}`);
 }
 
 function showCurves() {
@@ -357,26 +354,26 @@ function showRobustness() {
 }
 
 function showCost() {
-  const stages = [...new Set(runsOf().flatMap((run) => Object.keys(data.runs[run].seconds)))];
+  const stages = Object.keys(columns()).filter((key) => key.startsWith("seconds."));
   if (!stages.length) return explainEmpty("cost", "No run recorded the seconds of a stage.");
   const names = methods();
-  const runsOfMethod = (method) => runsOf().filter((run) => methodOf(run) === method);
-  const of = names.map((method) => runsOfMethod(method).map((run) => [run, data.runs[run]]));
-  const bar = (name, value, look) => ({
+  const bar = (name, key, look) => ({
     type: "bar",
     orientation: "h",
     name: plain(name),
-    x: of.map((runs) => value(runs.map(([, found]) => found))),
+    x: means().map((of) => of.numbers[key]?.[0] ?? null),
     y: names.map(plain),
-    customdata: of.map(([[run]]) => [run]),
+    customdata: means().map((of) => of.runs),
     ...look,
   });
-  const traces = stages.map((stage, place) =>
-    bar(stage, (runs) => mean(runs.map((run) => run.seconds[stage] ?? 0)), {
+  const named = (key) => key.slice("seconds.".length);
+  const traces = stages.map((key, place) =>
+    bar(named(key), key, {
       marker: { color: COLOURS[place % COLOURS.length], line: { color: style("--page"), width: 1 } },
-      hovertemplate: `${plain(stage)}: %{x:.4~g} s<extra>%{y}</extra>`,
+      hovertemplate: `${plain(named(key))}: %{x:.4~g} s<extra>%{y}</extra>`,
     }));
-  traces.push(bar("peak memory", (runs) => Math.max(...runs.map((run) => run.peak_memory_gib)), {
+  traces.push(bar("peak memory", "peak_memory_gib", {
+    error_x: around(means().map((of) => of.numbers.peak_memory_gib), style("--text")),
     xaxis: "x2",
     yaxis: "y2",
     showlegend: false,
@@ -397,6 +394,6 @@ function showCost() {
     yaxis: { ...yaxis, domain: [1 - share, 1] },
     xaxis2: { ...title("peak memory (GiB)"), domain: narrow ? [0, 1] : [0.7, 1], anchor: "y2" },
     yaxis2: { ...yaxis, domain: [0, share], anchor: "x2", showticklabels: narrow },
-  }, "Wall-clock seconds of each stage, mean over seeds; peak memory of the first rank, the largest of the seeds. "
+  }, "Means over seeds: wall-clock seconds of each stage, and peak memory of the first rank with its 95 % interval. "
     + "What a cache had ready took no time: prepare and attack of later runs are shorter for that.");
 }

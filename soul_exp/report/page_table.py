@@ -1,255 +1,251 @@
-"""The tables of the report page: what each run measured, and means over the seeds of runs of one origin."""
+"""The tables of the report page: the rows, means and notes of `comparison.Group`, and a row for each run."""
 
-import math
-import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from soul_exp.metrics.dialects import OURS
-from soul_exp.metrics.scale import is_kept
-from soul_exp.report.labels import (
-    ARROWS,
-    NULL,
-    ON_DEMAND,
-    ceiling_of,
-    declared,
-    dialect_note,
-    finite,
-    label_of,
-    number,
-    scale_in,
-    size_of_test,
-    units_of,
-    with_interval,
-)
-from soul_exp.report.runs import frame_of, study_of, varied
-from soul_exp.report.statistics import Range, mean_of
-from soul_exp.results import COMPARED, REQUEST, Results, metric_entries
+from soul_exp.report import requests, table
+from soul_exp.report.comparison import OF_COST, Group, groups_of
+from soul_exp.report.labels import ARROWS, DELTA, MIA, NULL
+from soul_exp.report.rows import Method, text_of
+from soul_exp.report.runs import frame_of, is_measured, is_unlearned, tuned_on, varied
+from soul_exp.results import REQUEST, Results
 
-KINDS = ("settings", "efficacy", "utility", "robustness", "validation", "cost")  # of columns, in their order
-# The columns that are shown before others are asked for; of a kind without any of these, its first `FEW`
+SETTINGS, STATUS, TUNED, SEED = "settings", "status", "tuned", "seeds.seed"
+# The columns that are shown before others are asked for; of a group of metrics without any of these, its first `FEW`
 SHOWN = {
-    *("log10_forget_quality", "forget_accuracy", "forget_rouge", "mia_auc"),
+    *("log10_forget_quality", "forget_accuracy", "forget_rouge", MIA, DELTA),
     *("utility", "retain_accuracy", "authors_accuracy", "facts_accuracy"),
     *("relearn_excess", "rtt_recovery", "uds"),
     *("seconds.unlearn", "peak_memory_gib"),
 }
 FEW = 3
-ITEM = "."  # between the parts of the name of a column that is no metric
 
 
 @dataclass(frozen=True)
-class Column:
-    """A column of the table of runs: a metric of the unlearned model, or another value of a run."""
+class Column(table.Column):
+    """A column of the page; its group is one of `table.GROUPS`, or SETTINGS."""
 
-    key: str
-    label: str
-    kind: str  # of KINDS
     arrow: str = ""
     version: int | None = None  # of the metric's definition
-    is_metric: bool = True
+    read: str = ""  # from results.json; {model} stands for the model
+    is_metric: bool = False
     shown: bool = False
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A value in a table: its text, the range below it, and what it is sorted by (None: last)."""
+    """A value in a table: its text, what it is sorted by (None: last), and what stands below it."""
 
     text: str
     value: float | str | None
     under: str = ""
+    source: Mapping[str, str] = field(default_factory=dict)  # data-run and data-model, or data-method
+    is_bad: bool = False
 
 
-def table_of(runs: dict[str, Results]) -> dict[str, Any]:
-    """The tables of comparable runs: "columns", "rows" of runs, "means" of methods, "references", notes."""
-    frame = frame_of(runs).set_index("run")
-    first = next(iter(runs.values()))
-    choices = [key for key in frame if key.startswith("choices.")]
-    by = [key for key in choices if frame[key].nunique(dropna=False) > 1]
-    keys = [*by, *(key for key in varied(frame) if key not in by)]
-    methods = _methods(runs, {name: [_setting(key, row[key]) for key in keys] for name, row in frame.iterrows()})
-    labels = {
-        name: f"{method}, seed {runs[name].seeds.get('seed')}" if [*methods.values()].count(method) > 1 else method
-        for name, method in methods.items()
-    }
-    labels = {name: name if [*labels.values()].count(label) > 1 else label for name, label in labels.items()}
-    columns = _columns(runs, choices, keys)
-    cells = {name: {c.key: _cell(run, c, frame.loc[name].get(c.key)) for c in columns} for name, run in runs.items()}
-    by_method: dict[str, list[str]] = {}
-    for name, method in methods.items():
-        by_method.setdefault(method, []).append(name)
-    models = [m for m in COMPARED if m.key != "unlearned" and first.metrics.get(m.key)]
-    return {
-        "caption": first.caption,
-        "title": f"{next(iter(runs)) if len(runs) == 1 else f'{len(runs)} runs'}: {first.caption}",
-        "labels": labels,
-        "methods": methods,
-        "columns": columns,
-        "rows": [(name, labels[name], cells[name]) for name in runs],
-        "means": [
-            (method, names, {c.key: _of_runs({name: runs[name] for name in names}, c, cells) for c in columns})
-            for method, names in by_method.items()
-        ],
-        "references": [
-            (next(iter(runs)), m.key, m.title, {c.key: _cell_of(first, m.key, c.key) for c in columns if c.is_metric})
-            for m in models
-        ],
-        "notes": list(dict.fromkeys([*_about(runs), *_notes(runs)])),
-    }
+@dataclass(frozen=True)
+class _Requests(Group):
+    """The requests of a run that is a sequence of them: each is a row, and has compared models of its own."""
+
+    @functools.cached_property
+    def methods(self) -> list[Method]:
+        return [self.alone(name) for name in self.runs]
 
 
-def _methods(runs: Mapping[str, Results], settings: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """What the runs that may share a mean have in common, by run: their settings and where their numbers come from.
+def tables(folder: Path, runs: Mapping[str, Results]) -> list[dict[str, Any]]:
+    """The tables of each group of comparable runs: "columns", "rows" of runs, "means" of methods, "references", notes.
 
-    Runs of other code, versions, definitions, dialects or tuning never share a mean, nor do two with the same seeds.
-    Code is named by the first of its commits: those that change none of it are the same.
+    What shares a row, means, intervals, references and notes are those of `soul_exp.tables`.
     """
-    commits: dict[str, str] = {}
-    for run in runs.values():
-        commits.setdefault(
-            run.sha256.get("code") or str(run.commit), (run.commit or "unknown")[:10] + (run.commit or "")[40:]
-        )
-    origins = {name: _origin(run, commits) for name, run in runs.items()}
-    kinds = dict.fromkeys(kind for origin in origins.values() for kind in origin)
-    differing = [kind for kind in kinds if len({origin[kind] for origin in origins.values() if kind in origin}) > 1]
-    found: dict[str, str] = {}
-    seen: dict[tuple[str, str], int] = {}
-    for name, run in runs.items():
-        parts = [part for part in settings[name] if part] or [_title(name, run)]
-        method = ", ".join([*parts, *(f"{kind} {origins[name][kind]}" for kind in differing if kind in origins[name])])
-        key = (method, str(run.seeds))
-        seen[key] = seen.get(key, 0) + 1
-        found[name] = method if seen[key] == 1 else f"{method} (repeat {seen[key]})"
+    if all(name.startswith(REQUEST) for name in runs):
+        return [_tables(_Requests(runs, {}, folder, varied(frame_of(runs)), ""))]
+    return [_tables(group) for group in groups_of(folder, runs)]
+
+
+def _tables(group: Group) -> dict[str, Any]:
+    columns = _columns(group)
+    measured = [column for column in columns if column.group != SETTINGS]
+    titles = dict(zip(_titles(group), group.methods, strict=True))
+    numbers = {t: {c.key: group.cell(method.runs, c) for c in measured} for t, method in titles.items()}
+    method_of: dict[str, str] = {name: title for title, method in titles.items() for name in method.runs}
+    place = {name: number for number, name in enumerate(method_of)}
+    first_of = {name: first for first, others in group.repeats.items() for name in others if name not in method_of}
+    method_of |= {name: method_of[first] for name, first in first_of.items()}
+    place |= {name: place[first] for name, first in first_of.items()}
+    names = sorted(group.runs, key=lambda name: place[name])
+    labels = _labels(group, names)
+    keys = list(dict.fromkeys(method.key for method in group.methods))
+    num, first = len(group.runs), next(iter(group.runs))
+    usual = group.columns_of(group.usual)
+    return {
+        "caption": group.first.caption,
+        "title": f"{first if num == 1 else f'{num} runs'}: {group.first.caption}",
+        "labels": labels,
+        "runs": names,
+        "columns": columns,
+        "rows": [(name, labels[name], _row(group, columns, group.alone(name), {"data-run": name})) for name in names],
+        "means": [
+            (title, method.runs, _row(group, columns, method, {"data-method": title}, numbers[title]))
+            for title, method in titles.items()
+        ],
+        "numbers": [
+            {"label": t, "runs": method.runs, "place": keys.index(method.key), "numbers": _ends(numbers[t])}
+            for t, method in titles.items()
+        ],
+        "references": list(_references(group, [column for column in columns if column.is_metric])),
+        "targets": {} if isinstance(group, _Requests) else _targets(group, measured),
+        "notes": [
+            *([requests.SEQUENCE] if isinstance(group, _Requests) else []),
+            group.about,
+            OF_COST,
+            *group.notes_on(usual, [column for column in usual if is_measured(group.runs.values(), column.key)]),
+        ],
+    }
+
+
+# --- names --------------------------------------------------------------------------------------------------------
+
+
+def _parts(group: Group, key: Sequence[str]) -> list[str]:
+    """What tells a row from the others of its table: "adam", "lr 0.001"."""
+    found = []
+    for place, (column, text) in enumerate(zip(group.keys, key, strict=True)):
+        if text != NULL and len({method.key[place] for method in group.methods}) > 1:
+            is_choice = f"choices.{column.key}" in group.frame or text == "checkpoint"
+            found.append(text if is_choice else f"{column.label.rpartition('.')[2]} {text}")
     return found
 
 
-def _origin(run: Results, commits: Mapping[str, str]) -> dict[str, str]:
-    origin = {"commit": commits[run.sha256.get("code") or str(run.commit)], "tuned on": run.tuned or "nothing"}
-    definitions = {f"version of {name}": str(version) for name, version in run.metric_versions.items()}
-    return {**origin, "dialect": str(run.config.get("dialect", OURS)), **run.versions, **definitions}
-
-
-def _title(name: str, run: Results) -> str:
-    """The loss and the optimizer; of a run that only evaluates a model, or is one of several requests, its name."""
-    if name.startswith(REQUEST) or "unlearn" not in run.config.get("stages", ()):
+def _title(group: Group, method: Method) -> str:
+    """The name of a row; of a single row the loss and the optimizer, of a request or a single checkpoint the run."""
+    name, run = method.runs[0], group.runs[method.runs[0]]
+    if isinstance(group, _Requests):
         return name
+    if parts := _parts(group, method.key):
+        return ", ".join(parts)
+    if not is_unlearned(run):
+        return name if len(method.runs) == 1 else "checkpoint"
     return " ".join(run.choices[key] for key in ("loss", "optimizer") if run.choices.get(key)) or name
 
 
-def _setting(key: str, value: Any) -> str:
-    """A setting as a label names it: "adam", "lr 0.001"; "" if the run has none."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    text = f"{value:g}" if isinstance(value, float) else str(value)
-    return text if key.startswith("choices.") else f"{key.rpartition(ITEM)[2]} {text}"
+def _titles(group: Group) -> Iterator[str]:
+    """The names of the methods, each once; the diverged seeds of a method say so."""
+    seen: dict[str, int] = {}
+    for method in group.methods:
+        is_diverged = group.runs[method.runs[0]].status == "diverged"
+        title = f"{_title(group, method)}{' (diverged)' if is_diverged else ''}"
+        seen[title] = seen.get(title, 0) + 1
+        yield title if seen[title] == 1 else f"{title} ({seen[title]})"
 
 
-def _columns(runs: Mapping[str, Results], choices: Sequence[str], keys: Sequence[str]) -> list[Column]:
-    """All columns, by kind; those of `SHOWN` are shown, and of a kind without any its first ones."""
-    first = next(iter(runs.values()))
-    entries = {name: entry for run in runs.values() for name, entry in metric_entries(run).items()}
-    versions = {name: version for run in runs.values() for name, version in run.metric_versions.items()}
-    of_attacks = {*entries} - {*(first.config["task"].get("metrics") or ())}
-    found = [Column("status", "status", "settings", is_metric=False)]
-    settings = dict.fromkeys([*choices, *keys])
-    found += [Column(key, key.partition(ITEM)[2], "settings", is_metric=False) for key in settings]
-    found += [Column("seeds.seed", "seed", "settings", is_metric=False)]
-    for name in dict.fromkeys(name for run in runs.values() for name in run.metrics["unlearned"]):
-        unit, better = declared(entries, name, first.config.get("dialect", OURS))
-        kind = "robustness" if name in of_attacks else _kind(name, entries.get(name) or {})
-        found.append(Column(name, label_of(name, unit), kind, ARROWS[better], versions.get(name)))
-    stages = dict.fromkeys(stage for run in runs.values() for stage in run.seconds)
-    found += [Column(f"seconds.{stage}", f"{stage}\u00a0s", "cost", is_metric=False) for stage in stages]
-    found += [Column("peak_memory_gib", "peak\u00a0GiB", "cost", is_metric=False)]
-    found += [Column("num_steps", "steps", "cost", is_metric=False)]
-    shown = {column.key for column in found if column.key in SHOWN}
-    shown |= {"status"} if {_status(run) for run in runs.values()} != {"finished"} else set()
-    for kind in ("efficacy", "utility", "robustness"):
-        of_kind = [c.key for c in found if c.kind == kind and not ON_DEMAND.match(c.key)]
-        shown |= set() if shown & {*of_kind} else {*of_kind[:FEW]}
-    ordered = sorted(found, key=lambda column: KINDS.index(column.kind))
-    return [Column(**{**asdict(column), "shown": column.key in shown}) for column in ordered]
+def _labels(group: Group, names: Sequence[str]) -> dict[str, str]:
+    """The names of the runs: that of their row, with the seed where it has several; where two agree, the folder's."""
+    several = {name for members in group.members.values() if len(members) > 1 for name in members}
+    several -= {*names} if isinstance(group, _Requests) else set()
+    found = {}
+    for name in names:
+        title = _title(group, group.alone(name))
+        found[name] = f"{title}, seed {group.runs[name].seeds.get('seed')}" if name in several else title
+    return {name: name if [*found.values()].count(label) > 1 else label for name, label in found.items()}
 
 
-def _kind(name: str, entry: Mapping[str, Any]) -> str:
-    """Utility is what the model is to keep; all else of a task says what was forgotten."""
-    if name.startswith("validation_"):
-        return "validation"
-    is_utility = name.startswith(("utility", "suite")) or is_kept(entry.get("answers") or name.split("_")[0])
-    return "utility" if is_utility else "efficacy"
+# --- columns and cells --------------------------------------------------------------------------------------------
 
 
-def _cell(run: Results, column: Column, value: Any) -> Cell:
-    """What `column` shows of `run`; `value` is that of a setting or a cost."""
-    if column.is_metric:
-        return _cell_of(run, "unlearned", column.key)
-    if column.key == "status":
-        return Cell(_status(run), _status(run))
-    if value is None or value != value:  # nan: the run has none
-        return Cell(NULL, None)
-    if finite(value) is None or isinstance(value, bool):
-        return Cell(str(value), str(value))
-    return Cell(number(value) if column.kind == "cost" and column.key != "num_steps" else f"{value:g}", float(value))
+def _columns(group: Group) -> list[Column]:
+    """All columns, by group; the status is shown where a run did not simply finish."""
+    keys = dict.fromkeys(["choices.loss", "choices.optimizer", *group.choices, *group.by, *group.chosen])
+    found = [Column(STATUS, "status", SETTINGS, read=STATUS, shown={m.status for m in group.methods} != {"finished"})]
+    found += [Column(key, key.partition(".")[2], SETTINGS, read=key) for key in (*keys, SEED)]
+    found += [Column(TUNED, "tuned on", SETTINGS, read=TUNED)] if group.has_tuned_on else []
+    versions = {name: version for run in group.runs.values() for name, version in run.metric_versions.items()}
+    metrics = group.columns_of(dict.fromkeys([*group.usual, *group.measured]))
+    known = [of for of in metrics if is_measured(group.runs.values(), of.key)]
+    shown = {of.key for of in known} & SHOWN
+    for name in table.GROUPS:
+        usual = [of.key for of in known if of.group == name and of.key in group.usual]
+        shown |= set() if shown & {*usual} else {*usual[:FEW]}
+    for of in metrics:
+        read = f"metrics.{{model}}.{of.key}"
+        found.append(
+            Column(
+                of.key,
+                of.label,
+                of.group,
+                of.direction,
+                arrow=ARROWS[of.direction],
+                version=versions.get(MIA if of.key == DELTA else of.key),
+                read=f"metrics.retrained.{MIA} - metrics.{{model}}.{MIA}" if of.key == DELTA else read,
+                is_metric=True,
+                shown=of.key in shown,
+            )
+        )
+    found += [Column(of.key, of.label, of.group, read=of.key, shown=of.key in SHOWN) for of in group.costs]
+    return sorted(found, key=lambda column: (SETTINGS, *table.GROUPS).index(column.group))
 
 
-def _status(run: Results) -> str:
-    return "collapsed" if run.collapsed and any(run.collapsed.values()) else run.status
+def _row(
+    group: Group,
+    columns: Sequence[Column],
+    method: Method,
+    source: Mapping[str, str],
+    numbers: Mapping[str, table.Cell] | None = None,
+) -> dict[str, Cell]:
+    """The cells of a row of runs, by column; `numbers` where they are known."""
+    found = {}
+    for column in columns:
+        if column.key == STATUS:
+            cell = Cell(method.status, method.status, is_bad=not method.is_sound)
+        elif column.group == SETTINGS:
+            cell = _setting(group, method.runs, column.key)
+        else:
+            cell = _shown(numbers[column.key] if numbers else group.cell(method.runs, column))
+        found[column.key] = replace(cell, source=source)
+    return found
 
 
-def _cell_of(run: Results, model: str, name: str) -> Cell:
-    value = finite(run.metrics.get(model, {}).get(name))
-    ends = run.intervals.get(model, {}).get(name)
-    text, _, under = with_interval(value, ends).partition(" ")
-    return Cell(text, value, under)
+def _setting(group: Group, names: Sequence[str], key: str) -> Cell:
+    """The value of an option, or the values of several runs."""
+    values = [tuned_on(group.runs[name]) if key == TUNED else group.values[name].get(key) for name in names]
+    texts = dict.fromkeys(map(text_of, values))
+    is_number = len(texts) == 1 and isinstance(values[0], int | float) and not isinstance(values[0], bool)
+    text = ", ".join(texts)
+    return Cell(text, None if text == NULL else float(str(values[0])) if is_number else text)
 
 
-def _of_runs(runs: Mapping[str, Results], column: Column, cells: Mapping[str, Mapping[str, Cell]]) -> Cell:
-    """The mean of a metric over the seeds of a method, with its 95 % interval; of another value the mean alone."""
-    if not column.is_metric or len(runs) == 1:
-        return _mean([cells[name][column.key] for name in runs])
-    first = next(iter(runs.values()))
-    scale = scale_in(metric_entries(first).get(column.key) or {}, first.config.get("dialect", OURS))
-    values = [finite(run.metrics["unlearned"].get(column.key)) for run in runs.values()]
-    ends = [_ends(run, column.key) for run in runs.values()]
-    found = mean_of(values, ends, [study_of(run) for run in runs.values()], Range.of(scale))
-    text, _, under = found.written.partition(" ")
-    return Cell(text, found.value, under)
+def _shown(cell: table.Cell) -> Cell:
+    if cell.text is not None:  # a number of steps, or two
+        return Cell(cell.text, float(cell.text) if cell.text.isdigit() else cell.text or None)
+    text, _, under = cell.written.partition(" ")
+    return Cell(text, cell.value, under)
 
 
-def _ends(run: Results, name: str) -> tuple[float, float] | None:
-    ends = run.intervals.get("unlearned", {}).get(name)
-    return (float(ends[0]), float(ends[1])) if ends else None
+def _ends(numbers: Mapping[str, table.Cell]) -> dict[str, list[float | None]]:
+    """Key -> value, low and high of each cell that has a value."""
+    return {key: [cell.value, cell.low, cell.high] for key, cell in numbers.items() if cell.value is not None}
 
 
-def _mean(cells: Sequence[Cell]) -> Cell:
-    """The mean of numbers, and the smallest and the largest below it; of other values that which all share."""
-    values = [cell.value for cell in cells if isinstance(cell.value, float)]
-    if len(values) < len(cells) or len(cells) == 1:
-        texts = dict.fromkeys(cell.text for cell in cells)
-        return cells[0] if len(cells) == 1 else Cell(", ".join(texts) if len(texts) <= FEW else NULL, None)
-    size = max(map(abs, values))
-    ends = "" if min(values) == max(values) else f"{number(min(values), size)} … {number(max(values), size)}"
-    return Cell(number(mean := statistics.fmean(values), size), mean, ends)
+def _targets(group: Group, columns: Sequence[Column]) -> dict[str, dict[str, list[float | None]]]:
+    """Compared model -> metric -> value, low, high."""
+    metrics = [column for column in columns if column.is_metric]
+    of = {model.key: {c.key: group.run_of_reference(model.key, c.key) for c in metrics} for model in group.references}
+    return {
+        model: _ends({c.key: group.cell([name], c, model) for c in metrics if (name := names[c.key]) is not None})
+        for model, names in of.items()
+    }
 
 
-def _about(runs: Mapping[str, Results]) -> list[str]:
-    """What holds for a whole table: what was tuned on, sizes, the ceiling, the dialect, commits and versions."""
-    found: list[str] = []
-    for run in runs.values():
-        found += [text for text in (size_of_test(run), units_of(run), *ceiling_of(run)) if text]
-        found += [f"learning rate and gamma tuned on the {run.tuned}"] if run.trials else []
-        if (dialect := run.config.get("dialect", OURS)) != OURS:
-            found.append(dialect_note(dialect))
-    commits = dict.fromkeys((run.commit or "unknown")[:10] + (run.commit or "")[40:] for run in runs.values())
-    versions = dict.fromkeys(f"{name} {version}" for run in runs.values() for name, version in run.versions.items())
-    return [*found, f"commit {', '.join(commits)}; {', '.join(versions)}"]
-
-
-def _notes(runs: Mapping[str, Results]) -> list[str]:
-    """The notes of the runs, each once, with the run that has it, or how many have."""
-    found: dict[str, list[str]] = {}
-    for name, run in runs.items():
-        for note in run.notes:
-            found.setdefault(note, []).append(name)
-    return [f"{note} ({names[0] if len(names) == 1 else f'{len(names)} runs'})" for note, names in found.items()]
+def _references(group: Group, columns: Sequence[Column]) -> Iterator[tuple[str, dict[str, Cell]]]:
+    """A row for each compared model, or of a sequence for that of each request."""
+    for model in group.references:
+        for request in group.runs if isinstance(group, _Requests) else [None]:
+            cells = {}
+            for column in columns:
+                name = request or group.run_of_reference(model.key, column.key)
+                if name is not None:
+                    cell = _shown(group.cell([name], column, model.key))
+                    cells[column.key] = replace(cell, source={"data-run": name, "data-model": model.key})
+            yield f"{model.title}{f', {request}' if request else ''}", cells

@@ -37,6 +37,11 @@ class Rows:
         return frame.set_index("run", drop=False)
 
     @functools.cached_property
+    def values(self) -> dict[str, dict[str, Any]]:
+        """The rows of the frame: run -> key -> value. Faster than the frame where single values are read."""
+        return {str(name): dict(row) for name, row in self.frame.to_dict("index").items()}
+
+    @functools.cached_property
     def first(self) -> Results:
         """Any run: of what all share."""
         return next(iter(self.runs.values()))
@@ -132,6 +137,10 @@ class Rows:
                 same = [name for name in kept if self.runs[name].status == status]
                 found.append(self._method(same, len(kept), status))
         return found
+
+    def alone(self, name: str) -> Method:
+        """The run as a row of its own."""
+        return self._method([name], 1, self.runs[name].status)
 
     def _method(self, names: Sequence[str], num_seeds: int, status: str) -> Method:
         runs = [self.runs[name] for name in names]

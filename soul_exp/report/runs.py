@@ -287,20 +287,23 @@ def frame_of(runs: Mapping[str, Results]) -> pd.DataFrame:
         if not is_unlearned(run):
             row["choices"] = {**run.choices, "loss": None, "optimizer": None}
             row["config"] = {k: v for k, v in run.config.items() if k not in ("loss", "optimizer", "train")}
-        aucs = {model: finite(values.get(MIA)) for model, values in run.metrics.items()}
-        target = aucs.get("retrained")
-        deltas = {model: None if target is None or auc is None else target - auc for model, auc in aucs.items()}
         ends = {
             model: {f"{name}.{end}": each[i] for name, each in given.items() if each for i, end in enumerate(ENDS)}
             for model, given in run.intervals.items()
         }
-        row["metrics"] = {
-            model: {**values, **ends.get(model, {}), DELTA: deltas[model]} for model, values in run.metrics.items()
-        }
+        row["metrics"] = {model: {**of, **ends.get(model, {})} for model, of in with_delta(run).items()}
         row["collapsed"] = None if run.collapsed is None else bool(run.collapsed)
         source = Path(run.config["task"].get("source") or NULL).name
         rows.append({"run": name, "source": source, **row, "num_trials": len(run.trials)})
     return pd.json_normalize(rows).map(lambda value: str(value) if isinstance(value, list) else value)
+
+
+def with_delta(run: Results) -> dict[str, dict[str, float | None]]:
+    """The metrics of each model, with the difference of the retrained model's MIA AUC from its own."""
+    aucs = {model: finite(values.get(MIA)) for model, values in run.metrics.items()}
+    target = aucs.get("retrained")
+    deltas = {model: None if target is None or auc is None else target - auc for model, auc in aucs.items()}
+    return {model: {**values, DELTA: deltas[model]} for model, values in run.metrics.items()}
 
 
 def _differing(frame: pd.DataFrame) -> list[str]:

@@ -80,7 +80,7 @@ def comparisons(folder: Path | str, metrics: Sequence[str] | None = None) -> lis
     if all(name.startswith(REQUEST) for name in runs):
         found = [requests.comparison(runs, metrics)]
     else:
-        found = [group.comparison(metrics) for group in _groups(folder, runs)]
+        found = [group.comparison(metrics) for group in groups(folder, runs)]
     named: dict[str, list[str]] = {}
     for name, why in missing.items():
         named.setdefault(why, []).append(f"`{name}`")
@@ -96,7 +96,7 @@ def aggregated(folder: Path | str) -> pd.DataFrame:
     """
     runs, _ = find(folder)
     rows = []
-    for place, group in enumerate(_groups(folder, runs), 1):
+    for place, group in enumerate(groups(folder, runs), 1):
         columns = [*group.columns_of(group.measured), *group.costs]
         for method in group.methods:
             row: dict[str, Any] = {"table": place}
@@ -111,10 +111,11 @@ def aggregated(folder: Path | str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _groups(folder: Path | str, runs: Mapping[str, Results]) -> list["_Group"]:
+def groups(folder: Path | str, runs: Mapping[str, Results]) -> list["Group"]:
+    """The comparable runs of `folder`, table by table, as `load` numbers them."""
     keys, order = varied(frame_of(runs)), typed_order(folder)
     found = [in_job_order(folder, group) for group in comparable(runs)]
-    return [_Group(group, order, Path(folder), keys, _apart(group, found[:place])) for place, group in enumerate(found)]
+    return [Group(group, order, Path(folder), keys, _apart(group, found[:place])) for place, group in enumerate(found)]
 
 
 def _apart(group: Mapping[str, Results], earlier: Iterable[Mapping[str, Results]]) -> str:
@@ -129,7 +130,7 @@ def _apart(group: Mapping[str, Results], earlier: Iterable[Mapping[str, Results]
 
 
 @dataclass(frozen=True)
-class _Group(Rows):
+class Group(Rows):
     """The tables of comparable runs."""
 
     folder: Path
@@ -238,9 +239,9 @@ class _Group(Rows):
 
     def _targets(self, columns: Sequence[Column]) -> list[float | None]:
         """The retrained model's values."""
-        return [cell.value for cell in self._reference("retrained", columns)] or [None] * len(columns)
+        return [cell.value for cell in self.reference("retrained", columns)] or [None] * len(columns)
 
-    def _reference(self, model: str, columns: Sequence[Column]) -> list[Cell]:
+    def reference(self, model: str, columns: Sequence[Column]) -> list[Cell]:
         """The cells of a model that the unlearned ones are compared with; not every run needs to have measured it."""
         has = [name for name, run in self.runs.items() if model in run.metrics]
         cells = []
@@ -253,7 +254,7 @@ class _Group(Rows):
         for model in (each for each in COMPARED if each.role is not None):
             if any(model.key in run.metrics for run in self.runs.values()):
                 before = [Cell(model.title), *[Cell("")] * (len(self.keys) - 1)]
-                yield Row((*before, *self._reference(model.key, columns), Cell(""), Cell("")), is_reference=True)
+                yield Row((*before, *self.reference(model.key, columns), Cell(""), Cell("")), is_reference=True)
 
     # ---- texts
 

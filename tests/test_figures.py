@@ -149,9 +149,7 @@ def test_the_plane_has_means_with_t_intervals_over_seeds_and_the_models_compared
     assert (0.91, round(-1 - 100 * half, 3), 0.91, 0.0) in reaches(axis)  # a p-value is at most 1: cut at log10 of it
     assert axis.get_xlabel() == "model utility (↑ better)"
     assert axis.get_ylabel() == "log$_{10}$ forget quality (↑ better)"
-    assert note(figure).startswith(
-        "means over n = 2 to 3 seeds; bars: 95 % interval over seeds (t) and independent units"
-    )
+    assert note(figure).startswith("means over n = 2 to 3 seeds; bars: 95 % interval over seeds (t) alone; hollow")
     assert {"adam", "original", "retrained (control)"} <= {*entries(figure)}
 
 
@@ -390,6 +388,59 @@ def test_a_varied_number_is_the_axis_of_robustness_too(tmp_path: Path) -> None:
     assert entries(figures.plane(frames))[:3] == ["rho = 0.1", "rho = 1", "rho = 10"]
 
 
+def test_methods_and_repeats_are_those_of_tables_in_the_typed_order(tmp_path: Path) -> None:
+    def tuned(study: int, utility: float, on: str = "validation", lr: float = 1e-3, **more: Any) -> Results:
+        run = made(metrics={**UNLEARNED, "utility": utility}, **more)
+        config = {**run.config, "tune": {"seed": study}}
+        return replace(run, config=config, tuned=on, trials=[trial(lr, 1.0, -3.0, chosen=True)])
+
+    studies = loaded(tmp_path / "studies", a=tuned(1000, 0.5), b=tuned(2000, 0.7))
+    figure = figures.plane(studies)
+    assert (0.6, -2.0) in marks(figure.axes[0]) and note(figure).startswith("means over n = 2 runs; bars: ")
+    assert "over tuning studies (t) alone" in note(figure)
+    other = loaded(tmp_path / "other", a=tuned(1000, 0.5), b=tuned(1000, 0.7, on="test", seed=1))
+    figure = figures.plane(other)
+    assert entries(figure)[:2] == ["npo, adam, tuning 1", "npo, adam, tuning 2"]
+    assert {(0.5, -2.0), (0.7, -2.0)} <= {*marks(figure.axes[0])} and note(figure).startswith("one seed each")
+    assert "Tuning 2: test (learning rate 0.001; gamma 1)." in figure.caption
+    tried = loaded(tmp_path / "tried", a=tuned(1000, 0.5), b=tuned(1000, 0.7, lr=1e-2, seed=1))
+    assert {(0.5, -2.0), (0.7, -2.0)} <= {*marks(figures.plane(tried).axes[0])}
+    for frames in (studies, other, tried):
+        (group,) = frames.tables
+        names = [name for name in entries(figures.plane(frames)) if name.startswith("npo")]
+        assert len(names) == len(group.methods)
+    folder = left(tmp_path / "typed", a=made(optimizer="adam"), b=made(optimizer="sgd"), c=made(optimizer="lion"))
+    hydra = {"overrides": {"task": ["optimizer=sgd,lion,adam"]}, "sweeper": {"params": None}}
+    (folder / "multirun.yaml").write_text(json.dumps({"hydra": hydra}))
+    assert entries(figures.plane(soul_exp.load(folder)))[:3] == ["sgd", "lion", "adam"]
+
+
+def test_means_over_units_name_what_is_over_seeds_alone(tmp_path: Path) -> None:
+    runs = {f"{seed}": replace(made(seed=seed), intervals={"unlearned": {"utility": [0.5, 0.7]}}) for seed in range(2)}
+    frames = loaded(tmp_path, **runs)
+    over = "bars: 95 % interval over seeds (t) and independent units; over seeds (t) alone: "
+    assert f"{over}log10 forget quality" in note(figures.plane(frames))
+    assert f"{over}time, log10 forget quality" in note(figures.cost(frames))
+
+
+@pytest.mark.filterwarnings("error")
+def test_times_end_at_0_and_a_time_of_0_is_named(tmp_path: Path) -> None:
+    times = {("adam", 0): 1.0, ("adam", 1): 9.0, ("sgd", 0): 0.0}
+    runs = {f"{o}{s}": replace(made(optimizer=o, seed=s), seconds={"unlearn": of}) for (o, s), of in times.items()}
+    figure = figures.cost(loaded(tmp_path, **runs))
+    figure.draw_without_rendering()
+    assert (0.0, -2.0, 55.825, -2.0) in reaches(figure.axes[0])  # 5 +- 12.706 * 4, cut at 0
+    assert [at for at in marks(figure.axes[0]) if at[0] <= 0] == []
+    assert "not drawn, as the time is 0 s: sgd" in note(figure) and "sgd" not in entries(figure)
+
+
+def test_a_value_outside_its_interval_has_a_bar_on_one_side(tmp_path: Path) -> None:
+    edited = {"unlearned": {"utility": [0.7, 0.8], "relearn_excess": [0.3, 0.4]}}
+    frames = loaded(tmp_path, a=replace(attacked(made(), 0.2), intervals=edited))
+    assert (0.6, -2.0, 0.8, -2.0) in reaches(figures.plane(frames).axes[0])
+    assert (0.2, 0.0, 0.4, 0.0) in reaches(figures.robustness(frames).axes[0])
+
+
 def test_time_is_on_a_log_axis(thirty: Frames) -> None:
     quality, utility = figures.cost(thirty).axes
     assert quality.get_xscale() == utility.get_xscale() == "log"
@@ -398,10 +449,12 @@ def test_time_is_on_a_log_axis(thirty: Frames) -> None:
 
 
 def test_sixty_methods_look_different_without_colour_and_a_group_shares_its_colour() -> None:
+    assert len({look.color for look in looks(TEN, {}, are_ordered=False).values()}) == 10
     names = [f"{loss}, {optimizer}" for loss in "abcdef" for optimizer in TEN]
     found = looks(names, {name: name.split(", ")[1] for name in names}, are_ordered=False)
     assert len(MARKERS) * len(FILLS) >= 60 == len({(look.marker, look.fill) for look in found.values()})
     assert found["a, adam"].color == found["f, adam"].color != found["a, sgd"].color
+    assert len({(look.color, look.hatch) for look in found.values()}) == 60
     greys = [look.color for look in looks([*"abcde"], {}, are_ordered=True).values()]
     lightness = [0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b, _ in greys]
     assert lightness == sorted(lightness)

@@ -24,8 +24,8 @@ from soul_exp.report.drawing import (
 )
 from soul_exp.report.frames import Frames
 from soul_exp.report.labels import label_of, number
-from soul_exp.report.methods import curves, numbers, reference
-from soul_exp.report.study import BANDS, TITLES, Study, band, errorbar, intervals_note, seeds_note, study
+from soul_exp.report.methods import curves, numbers
+from soul_exp.report.study import TITLES, Study, band, errorbar, reach, study
 
 MEASURE = "extraction_strength"  # of the points of an attack
 RELEARNING = ("relearn", "relearn_related", "finetune")
@@ -79,8 +79,8 @@ def relearning(frames: Frames, table: int = 1) -> Drawn:
         axis.set_xlabel("steps of fine-tuning")
     marks = found.entries(drawn, lambda look: sample(**look.line))
     notes = (
-        seeds_note(n),
-        BANDS * (max(n, default=1) > 1),
+        found.seeds_note(n),
+        found.bands(n),
         found.marks(crossed=False),
         found.without(drawn, "no such attack"),
     )
@@ -125,9 +125,9 @@ def robustness(frames: Frames, table: int = 1) -> Drawn:
     for axis, name in zip(axes.flat, names, strict=False):
         summary = summaries[name]
         n += summary["n"].astype(int).tolist()
-        largest, beyond = np.nanmax(np.abs(summary[["mean", "low", "high"]].to_numpy())), []
+        largest, beyond = np.nanmax(np.abs(summary[["mean", "low", "high"]].to_numpy(dtype=float))), []
         for model, look in REFERENCES.items():
-            if not (value := reference(found.runs, model, name)):
+            if not (value := found.reference(model, name)):
                 continue
             if abs(value["mean"]) > FAR * largest:
                 beyond.append(f"{TITLES[model].partition(' ')[0]}: {number(value['mean'])}")
@@ -147,8 +147,9 @@ def robustness(frames: Frames, table: int = 1) -> Drawn:
     hide(axes, len(names))
     unusual = [method for method in order if found.exceptions(method)]
     bars = {} if option else found.entries(unusual, lambda look: Patch(**look.bar))
+    intervals = found.intervals_note((name, summaries[name]) for name in names)
     notes = (found.marks(crossed=False), f"0 for all methods: {', '.join(others)}" * bool(others))
-    return found.done(figure, {**bars, **entries}, seeds_note(n), intervals_note(n), *notes)
+    return found.done(figure, {**bars, **entries}, found.seeds_note(n), intervals, *notes)
 
 
 def _bars(axis: Axes, found: Study, order: list[str], summary: pd.DataFrame) -> None:
@@ -162,8 +163,8 @@ def _bars(axis: Axes, found: Study, order: list[str], summary: pd.DataFrame) -> 
             continue
         of = summary.loc[method]
         axis.barh(place, of["mean"], 0.72, **found.looks[method].bar)
-        if np.isfinite(reach := [[of["mean"] - of["low"]], [of["high"] - of["mean"]]]).all() and np.any(reach):
-            axis.errorbar(of["mean"], place, xerr=reach, color="black", elinewidth=0.8, linestyle="none")
+        if (halves := reach(dict(of))) and np.any(halves):
+            axis.errorbar(of["mean"], place, xerr=halves, color="black", elinewidth=0.8, linestyle="none")
         elif of["mean"] == 0:
             axis.annotate("0", (0, place), xytext=(3, 0), textcoords="offset points", **small)
     axis.axvline(0, color="black", linewidth=0.6)

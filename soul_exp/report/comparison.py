@@ -248,9 +248,9 @@ class Group(Rows):
 
     def _targets(self, columns: Sequence[Column]) -> list[float | None]:
         """The retrained model's values."""
-        return [cell.value for cell in self._reference("retrained", columns)] or [None] * len(columns)
+        return [cell.value for cell in self.reference("retrained", columns)] or [None] * len(columns)
 
-    def _reference(self, model: str, columns: Sequence[Column]) -> list[Cell]:
+    def reference(self, model: str, columns: Sequence[Column]) -> list[Cell]:
         """The cells of a model that the unlearned ones are compared with."""
         named = ((self.run_of_reference(model, column.key), column) for column in columns)
         return [self.cell([name], column, model) for name, column in named if name is not None]
@@ -269,7 +269,7 @@ class Group(Rows):
     def _references(self, columns: Sequence[Column]) -> Iterator[Row]:
         for model in self.references:
             before = [Cell(model.title), *[Cell("")] * (len(self.keys) - 1)]
-            yield Row((*before, *self._reference(model.key, columns), Cell(""), Cell("")), is_reference=True)
+            yield Row((*before, *self.reference(model.key, columns), Cell(""), Cell("")), is_reference=True)
 
     # ---- texts
 

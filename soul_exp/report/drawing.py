@@ -27,8 +27,10 @@ STYLE = Path(__file__).with_name("soul_exp.mplstyle")
 COLUMN, PAGE = 3.3, 6.8  # inches: the widths of one column and of a page of a paper
 SMALL = 6  # methods that a figure of one column has room for
 FORMATS = ("pdf", "png")
-# Okabe and Ito's colours, for any eyes, without yellow, which is too light for a line, and black, which references have
-HUES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F")
+# Petroff's ten colours (arXiv 2107.02270), told apart by any eyes
+HUES = (
+    *("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"),
+)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "d")
 FILLS = ("full", "bottom", "left", "top", "right")  # of further methods; a hollow mark is a collapsed model
 DASHES: tuple[Any, ...] = ("-", (0, (6, 1.5)), (0, (4, 1.2, 1, 1.2)), (0, (1.2, 1)), (0, (4, 1, 1, 1, 1, 1)))
@@ -73,9 +75,10 @@ class Look:
 
 
 def looks(methods: Sequence[str], groups: Mapping[str, str], *, are_ordered: bool) -> dict[str, Look]:
-    """A look for each of `methods`; those of one group, as of one optimizer, share the colour, none the rest.
+    """A look for each of `methods`; those of one group, as of one optimizer, share the colour.
 
-    With `are_ordered`, colours go from dark to light.
+    Ten groups have colours of their own, which then repeat; 60 methods have marks of their own, and eleven hatches. Of
+    one colour, several methods differ in dash and hatch, too. With `are_ordered`, colours go from dark to light.
     """
     kinds = list(dict.fromkeys(groups.get(method, method) for method in methods))
     hues: Sequence[Any] = HUES
@@ -87,7 +90,7 @@ def looks(methods: Sequence[str], groups: Mapping[str, str], *, are_ordered: boo
             MARKERS[i % len(MARKERS)],
             FILLS[i // len(MARKERS) % len(FILLS)],
             DASHES[(i + i // len(HUES)) % len(DASHES)],
-            HATCHES[(i + i // len(HUES)) % len(HATCHES)],
+            HATCHES[i % len(HATCHES)],
         )
         for i, method in enumerate(methods)
     }

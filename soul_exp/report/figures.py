@@ -25,19 +25,16 @@ from soul_exp.report.drawing import (
 )
 from soul_exp.report.frames import Frames
 from soul_exp.report.labels import label_of
-from soul_exp.report.methods import curves, letter, numbers, reference
+from soul_exp.report.methods import curves, letter, numbers
 from soul_exp.report.study import (
-    BANDS,
     CROSS,
     TITLES,
     band,
     ends_of,
     errorbar,
-    intervals_note,
     lost_lines,
     reference_lines,
     scatter,
-    seeds_note,
     study,
     values_of,
 )
@@ -66,6 +63,7 @@ def plane(frames: Frames) -> Drawn:
     is_small = columns == 1 and len(found.methods.names) < SMALL
     figure, axes = grid(-(-len(tables) // columns), columns, 2.5, width=COLUMN if is_small else PAGE)
     n: list[tuple[str, int]] = []  # method and number of seeds of each mark
+    shown: list[tuple[str, pd.DataFrame]] = []  # metrics and what intervals of them are drawn
     entries: dict[str, Any] = {}
     for i, (axis, runs) in enumerate(zip(axes.flat, tables, strict=False)):
         axis.set_title(letter(i) * (len(tables) > 1), loc="left")
@@ -74,12 +72,13 @@ def plane(frames: Frames) -> Drawn:
             say(axis, f"no run has both {label_of(QUALITY)} and {label_of(utility)}")
             continue
         for model, look in REFERENCES.items():
-            x, y = reference(runs, model, utility), reference(runs, model, QUALITY)
+            x, y = (found.reference(model, name, runs) for name in (utility, QUALITY))
             if x and y:
                 mark = {"marker": look["marker"], "color": "black", "fillstyle": "none", "markersize": 6}
                 errorbar(axis, x, y, zorder=2, **mark)
                 entries[TITLES[model]] = sample(linestyle="none", **mark)
-        n += scatter(axis, found, runs, utility, QUALITY).items()
+        n += scatter(axis, found, runs, utility, QUALITY)[0].items()
+        shown += [(name, found.summary(name, runs)) for name in (utility, QUALITY)]
         for which, name in (("x", utility), ("y", QUALITY)):
             limit(axis, which, values_of(runs, name, REFERENCES), ends_of(found, runs, name, REFERENCES))
         axis.set(xlabel=found.label(utility), ylabel=found.label(QUALITY))
@@ -87,8 +86,8 @@ def plane(frames: Frames) -> Drawn:
     marks = found.entries(dict(n), lambda look: sample(linestyle="none", **look.mark))
     counts = [count for _, count in n if count]
     notes = (
-        seeds_note(counts),
-        intervals_note(counts),
+        found.seeds_note(counts),
+        found.intervals_note(shown),
         found.marks(hollow=True),
         found.without(dict(n), "no such numbers"),
     )
@@ -128,7 +127,7 @@ def trajectories(frames: Frames, table: int = 1) -> Drawn:
     for axis, words in zip(axes[-1], ("steps", "training time (s), without evaluations"), strict=True):
         axis.set_xlabel(words)
     lines = found.entries(drawn, lambda look: sample(**look.line))
-    notes = (seeds_note(n), BANDS * (max(n, default=1) > 1), found.marks(), found.without(drawn, "no trajectory"))
+    notes = (found.seeds_note(n), found.bands(n), found.marks(), found.without(drawn, "no trajectory"))
     return found.done(figure, {**lines, **entries}, *notes)
 
 
@@ -158,7 +157,7 @@ def diagnostics(frames: Frames, table: int = 1) -> Drawn:
         notes.append(found.without(here, f"no {name}"))
         drawn |= here
     entries = found.entries(drawn, lambda look: sample(**look.line))
-    return found.done(figure, entries, seeds_note(n), BANDS * (max(n, default=1) > 1), found.marks(), *notes)
+    return found.done(figure, entries, found.seeds_note(n), found.bands(n), found.marks(), *notes)
 
 
 @styled
@@ -170,13 +169,19 @@ def cost(frames: Frames, table: int = 1) -> Drawn:
         raise NoDataError("no run that unlearned has forget quality or utility: type stages=[prepare,unlearn,evaluate]")
     figure, axes = grid(1, len(names), 2.0, width=PAGE if len(names) > 1 else COLUMN)
     n: list[tuple[str, int]] = []  # method and number of seeds of each mark
+    shown: list[tuple[str, pd.DataFrame]] = []  # metrics and what intervals of them are drawn
     entries: dict[str, Any] = {}
+    untimed: set[str] = set()  # methods whose time a log axis has no place for
     for axis, name in zip(axes[0], names, strict=True):
-        if not (some := scatter(axis, found, found.runs, SECONDS, name)):
+        axis.set_xscale("log")
+        some, without_time = scatter(axis, found, found.runs, SECONDS, name)
+        untimed |= without_time
+        if not some:
+            axis.set_xscale("linear")
             say(axis, f"no run has both a time of unlearning and {label_of(name)}")
             continue
         n += some.items()
-        axis.set_xscale("log")
+        shown += [(each, found.summary(each)) for each in (SECONDS, name)]
         entries |= reference_lines([axis], found, name)
         limit(axis, "x", values_of(found.runs, SECONDS), ends_of(found, found.runs, SECONDS))
         limit(axis, "y", values_of(found.runs, name, REFERENCES), ends_of(found, found.runs, name))
@@ -184,10 +189,11 @@ def cost(frames: Frames, table: int = 1) -> Drawn:
     marks = found.entries(dict(n), lambda look: sample(linestyle="none", **look.mark))
     counts = [count for _, count in n if count]
     notes = (
-        seeds_note(counts),
-        intervals_note(counts),
+        found.seeds_note(counts),
+        found.intervals_note(shown),
         found.marks(hollow=True),
-        found.without(dict(n), "no such numbers"),
+        f"not drawn, as the time is 0 s: {'; '.join(sorted(untimed, key=found.methods.names.index))}" * bool(untimed),
+        found.without({*dict(n), *untimed}, "no such numbers"),
     )
     return found.done(figure, {**marks, **entries}, *notes)
 

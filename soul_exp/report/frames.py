@@ -11,7 +11,7 @@ import pandas as pd
 
 from soul_exp.errors import UsageError
 from soul_exp.metrics.dialects import OURS
-from soul_exp.report import runs
+from soul_exp.report import comparison, runs
 from soul_exp.report.labels import declared, label_of, on_one_line, range_of
 from soul_exp.results import metric_entries
 
@@ -34,6 +34,11 @@ class Frames:
     def runs(self) -> pd.DataFrame:
         """A row for each run: what was chosen, the options that differ, and every metric, as `tables.load` gives it."""
         return runs.load(self.folder)
+
+    @functools.cached_property
+    def tables(self) -> list[comparison.Group]:
+        """The runs that are comparable, table by table, as `runs.table` numbers them from 1."""
+        return comparison.groups_of(self.folder, runs.find(self.folder)[0])
 
     @functools.cached_property
     def metrics(self) -> pd.DataFrame:

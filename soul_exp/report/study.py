@@ -14,13 +14,13 @@ from soul_exp.metrics.dialects import OURS
 from soul_exp.report.drawing import REFERENCES, Drawn, Look, finish, looks, sample
 from soul_exp.report.frames import Frames
 from soul_exp.report.labels import dialect_note, finite, label_of
-from soul_exp.report.methods import Methods, methods, numbers, over_seeds, reference
+from soul_exp.report.methods import Methods, methods, numbers
+from soul_exp.report.notes import of_repeats
 from soul_exp.report.runs import find
 
 DIRECTIONS: Mapping[Any, str] = {"higher": " (↑ better)", "lower": " (↓ better)", "nearest": " (→ retrained)"}
 ONE_LINE = 34  # characters of an axis' label
 TITLES = {"original": "original", "input_based": "input-based", "retrained": "retrained (control)"}
-BANDS = "bands: lowest to highest seed"
 CROSS: Mapping[str, Any] = {"linestyle": "none", "marker": "x", "color": "black", "markersize": 5.5, "zorder": 4}
 MOST = 4  # methods named in a note
 
@@ -35,8 +35,8 @@ class Study:
     runs: pd.DataFrame  # of the table
 
     def of(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """The rows of `frame` of these runs, with the method, status and collapse of each."""
-        about = self.runs[["run", "method", "status", "collapsed"]]
+        """The rows of `frame` of these runs, with the method, tuning study, status and collapse of each."""
+        about = self.runs[["run", "method", "study", "status", "collapsed"]]
         return frame.rename(columns={"collapsed": "collapsed_here"}).merge(about, on="run")
 
     def label(self, name: str, length: int = ONE_LINE) -> str:
@@ -47,10 +47,47 @@ class Study:
         return (text if len(text) <= length else text.replace(" (", "\n(", 1)).replace("log10", "log$_{10}$")
 
     def summary(self, name: str, runs: pd.DataFrame | None = None) -> pd.DataFrame:
-        """What seeds say together of a metric, by method: `over_seeds` within the range of the metric."""
-        known = self.frames.metrics
-        ends = known.loc[name, ["low", "high"]] if name in known.index else (-np.inf, np.inf)
-        return over_seeds(self.runs if runs is None else runs, name, *map(float, ends))
+        """What the runs of one table say together of a metric, by method, as `Methods.summary`."""
+        return self.methods.summary(self.runs if runs is None else runs, name)
+
+    def reference(self, model: str, name: str, runs: pd.DataFrame | None = None) -> dict[str, float] | None:
+        """The metric of a compared model in the table of these runs, as `Methods.reference`."""
+        table = (self.runs if runs is None else runs)["table"].iloc[0]
+        return self.methods.reference(int(table), model, name)
+
+    @property
+    def repeat(self) -> str:
+        """What n counts: seeds, or runs where a method has several tuning studies."""
+        return "run" if self.runs.groupby("method")["study"].nunique().max() > 1 else "seed"
+
+    def bands(self, n: Iterable[float]) -> str:
+        """A note on the bands around means over `n` runs; "" where each is of one."""
+        return f"bands: lowest to highest {self.repeat}" * (max(n, default=1) > 1)
+
+    def seeds_note(self, n: Iterable[float]) -> str:
+        """What a legend says of the number of seeds behind each mark."""
+        known = sorted({int(each) for each in n})
+        if not known or known == [1]:
+            return "one seed each" * bool(known)
+        return f"means over n = {known[0]}{f' to {known[-1]}' * (len(known) > 1)} {self.repeat}s"
+
+    def intervals_note(self, shown: Iterable[tuple[str, pd.DataFrame]]) -> str:
+        """What the bars of the metrics `shown`, each with a summary, are over: seeds, units, or both."""
+        rows = pd.concat([summary.assign(metric=name) for name, summary in shown])
+        means = rows[rows["n"] > 1]
+        has_units = means["has_units"].eq(True)
+        both, alone = ([*dict.fromkeys(means["metric"][which])] for which in (has_units, ~has_units))
+        labels = []
+        for name in alone:
+            label = "time" if name.startswith("seconds.") else label_of(name)
+            labels.append(f"{label} (of some methods)" if name in both else label)
+        single = bool(rows["n"].eq(1).any())
+        over = f"{'of means ' * single}over {'tuning studies' if self.repeat == 'run' else 'seeds'} (t)"
+        of = f": {', '.join(labels)}" * bool(both)
+        notes = [f"{f'of one {self.repeat} ' * bool(len(means))}over independent units, where there is one"] * single
+        notes += [f"{over} and independent units"] * bool(both)
+        notes += [f"{over} alone{of}"] * bool(alone)
+        return f"bars: 95 % interval {'; '.join(notes)}" * bool(notes)
 
     def entries(self, drawn: Iterable[str], sample_of: Callable[[Look], Artist]) -> dict[str, Artist]:
         """The legend's entries for the methods drawn: their names, and how many of their seeds are no usual ones."""
@@ -98,7 +135,9 @@ class Study:
         rows = self.runs
         titles = [self.methods.titles[table] for table in dict.fromkeys(rows["table"])]
         sentences = [f"{title}." for title in titles] if all(titles) else [f"{rows['caption'].iloc[0]}."]
-        if tuned := [value for value in dict.fromkeys(rows["tuned"]) if isinstance(value, str)]:
+        if self.methods.tunings:
+            sentences += [_tuning(place, *each) for place, each in enumerate(self.methods.tunings, 1)]
+        elif tuned := [value for value in dict.fromkeys(rows["tuned"]) if isinstance(value, str)]:
             sentences.append(f"Tuned on: {'; '.join(tuned)}.")
         if untuned := list(dict.fromkeys(rows["method"][rows["tuned"].isna() & rows["loss"].notna()])):
             sentences.append(f"Untuned: {'; '.join(untuned)}.")
@@ -113,7 +152,17 @@ class Study:
         sentences += [f"{what}: {', '.join(map(str, given))}." for what, given in values.items() if given]
         read = find(self.frames.folder)[0]
         dialects = dict.fromkeys(read[name].config.get("dialect", OURS) for name in rows["run"])
+        tables = [self.methods.tables[int(table)] for table in dict.fromkeys(rows["table"])]
+        repeats = [note for table in tables for note in of_repeats(table.repeats, table.runs)]
+        sentences += [f"{note[:1].upper()}{note[1:].replace('`', '')}." for note in repeats]
         return sentences + [dialect_note(name) for name in dialects if name != OURS]
+
+
+def _tuning(number: int, on: str, tried: Iterable[tuple[float, float]]) -> str:
+    """The sentence of a caption on what `tuning 1` in the names of methods is."""
+    options = zip(("learning rate", "gamma"), zip(*tried, strict=True), strict=False)
+    grid = "; ".join(f"{name} {', '.join(f'{each:g}' for each in sorted({*of}))}" for name, of in options)
+    return f"Tuning {number}: {on}{f' ({grid})' * bool(grid)}."
 
 
 def study(frames: Frames, table: int | None = None) -> Study:
@@ -125,44 +174,34 @@ def study(frames: Frames, table: int | None = None) -> Study:
     return Study(frames, found, looks(found.names, found.groups, are_ordered=found.option is not None), runs)
 
 
-def seeds_note(n: Iterable[float]) -> str:
-    """What a legend says of the number of seeds behind each mark."""
-    known = sorted({int(each) for each in n})
-    if not known:
-        return ""
-    if known == [1]:
-        return "one seed each"
-    return f"means over n = {known[0]} seeds" if len(known) == 1 else f"means over n = {known[0]} to {known[-1]} seeds"
-
-
-def intervals_note(n: Iterable[float]) -> str:
-    known = {int(each) for each in n}
-    if not known:
-        return ""
-    if known == {1}:
-        return "bars: 95 % interval over independent units, where there is one"
-    single = "of one seed over independent units, of means " if 1 in known else ""
-    return f"bars: 95 % interval {single}over seeds (t) and independent units"
-
-
 def errorbar(axis: Axes, x: Mapping[str, Any], y: Mapping[str, Any], **look: Any) -> None:
     """A mark at the means with the intervals of both, where they have one."""
-
-    def reach(of: Mapping[str, Any]) -> list[list[float]] | None:
-        ends = [[of["mean"] - of["low"]], [of["high"] - of["mean"]]]
-        return ends if np.isfinite(ends).all() else None
-
     axis.errorbar(x["mean"], y["mean"], xerr=reach(x), yerr=reach(y), linestyle="none", elinewidth=0.6, **look)
 
 
-def scatter(axis: Axes, found: Study, runs: pd.DataFrame, x: str, y: str) -> dict[str, int]:
+def reach(of: Mapping[str, Any]) -> list[list[float]] | None:
+    """How far an interval reaches below and above its mean, [2][1]; None without one.
+
+    0 on the side of the end that a mean lies beyond, as no interval of ours does, but one in an edited file.
+    """
+    ends = [[of["mean"] - of["low"]], [of["high"] - of["mean"]]]
+    return [[max(half, 0.0) for half in side] for side in ends] if np.isfinite(ends).all() else None
+
+
+def scatter(axis: Axes, found: Study, runs: pd.DataFrame, x: str, y: str) -> tuple[dict[str, int], set[str]]:
     """Draw the mean of each method with intervals, hollow where a run collapsed, and each diverged run crossed out.
 
-    Returns the number of seeds of each method drawn, 0 of one that only diverged.
+    Returns the number of runs of each method drawn, 0 of one that only diverged; and the methods with an `x` of 0 or
+    less, for which a log axis has no place.
     """
     across, up = found.summary(x, runs), found.summary(y, runs)
+    is_log = axis.get_xscale() == "log"
     n: dict[str, int] = {}
+    left_out: set[str] = set()
     for method in across.index.intersection(up.index):
+        if is_log and across.loc[method, "mean"] <= 0:
+            left_out.add(method)
+            continue
         look = dict(found.looks[method].mark)
         if runs[runs["method"] == method]["collapsed"].eq(True).any():
             look |= {"fillstyle": "none", "markeredgecolor": look["color"], "markeredgewidth": 1.0}
@@ -170,11 +209,15 @@ def scatter(axis: Axes, found: Study, runs: pd.DataFrame, x: str, y: str) -> dic
         n[method] = int(min(across.loc[method, "n"], up.loc[method, "n"]))
     for _, run in runs[runs["status"] == "diverged"].iterrows():
         at, value = finite(run.get(x)), finite(run.get(y))
-        if at is not None and value is not None:
-            axis.plot(at, value, linestyle="none", zorder=3, **found.looks[run["method"]].mark)
-            axis.plot(at, value, **CROSS)
-            n.setdefault(run["method"], 0)
-    return n
+        if at is None or value is None:
+            continue
+        if is_log and at <= 0:
+            left_out.add(run["method"])
+            continue
+        axis.plot(at, value, linestyle="none", zorder=3, **found.looks[run["method"]].mark)
+        axis.plot(at, value, **CROSS)
+        n.setdefault(run["method"], 0)
+    return n, left_out
 
 
 def band(axis: Axes, look: Mapping[str, Any], line: pd.DataFrame) -> None:
@@ -201,7 +244,7 @@ def reference_lines(axes: Iterable[Axes], found: Study, name: str, *, vertical: 
     """A line across `axes` at the value of each model that is compared with, and the legend's entries."""
     entries: dict[str, Artist] = {}
     for model, look in REFERENCES.items():
-        if value := reference(found.runs, model, name):
+        if value := found.reference(model, name):
             style = {"color": "black", "linestyle": look["linestyle"], "linewidth": 0.9}
             for axis in axes:
                 (axis.axvline if vertical else axis.axhline)(value["mean"], **style)
@@ -217,5 +260,5 @@ def values_of(runs: pd.DataFrame, name: str, models: Iterable[str] = ()) -> list
 
 def ends_of(found: Study, runs: pd.DataFrame, name: str, models: Iterable[str] = ()) -> list[float]:
     """The ends of the intervals that are drawn of a metric."""
-    known = [end for model in models for end in (reference(runs, model, name) or {}).values()]
-    return [*known, *found.summary(name, runs)[["low", "high"]].to_numpy().flat]
+    known = [end for model in models for end in (found.reference(model, name, runs) or {}).values()]
+    return [*known, *found.summary(name, runs)[["low", "high"]].to_numpy(dtype=float).flat]

@@ -372,7 +372,7 @@ def test_a_column_sorts_by_number_up_and_down_and_says_so(opened: Callable[..., 
     header.get_by_role("button").click()
     assert first_cells(page)[0] == "adam, seed 0" and header.get_attribute("aria-sort") == "descending"
     page.get_by_text("Columns", exact=True).click()
-    page.get_by_label("forget quality", exact=False).first.check()
+    page.get_by_role("checkbox", name="forget quality ↑", exact=True).check()
     assert page.locator("th[data-key=forget_quality]:visible").count() == 1
     page.get_by_role("combobox", name="Rows").select_option("means")
     assert first_cells(page) == ["adam", "sgd"]

@@ -355,7 +355,7 @@ def test_the_table_names_the_rule_and_the_number_of_trials(
     folder = place / "runs" / "ablation_rho"
     text = tables.table(folder)
     assert f"\n{text}".count("\n### ") == 1 and "untuned" not in text
-    assert "2 trials a cell (1 learning rates x 2 gammas, seed 1000): the largest validation log10" in text
+    assert "2 trials a cell (1 learning rates x 2 gammas): the largest validation log10" in text
     assert "the largest learning rate tried was the best" not in text  # there was one only
     assert "optimizer.lr 0.0003" in text and ("| loss.gamma |" in text or "loss.gamma 1" in text)  # what was chosen
     tried = tables.trials(folder)

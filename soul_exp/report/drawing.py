@@ -27,7 +27,7 @@ STYLE = Path(__file__).with_name("soul_exp.mplstyle")
 COLUMN, PAGE = 3.3, 6.8  # inches: the widths of one column and of a page of a paper
 SMALL = 6  # methods that a figure of one column has room for
 FORMATS = ("pdf", "png")
-# Petroff's ten colours (arXiv 2107.02270), told apart by any eyes
+# Petroff's ten colours (arXiv 2107.02270), chosen so that colour-blind readers can distinguish them
 HUES = (
     *("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"),
 )

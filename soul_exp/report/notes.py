@@ -16,7 +16,7 @@ NOT_STATED = "results.json does not state: passes beside the gradient's"
 def of_provenance(runs: Mapping[str, Results], rows: Collection[Collection[str]]) -> Iterator[str]:
     """A note for each of commit, code, hardware and library version in which runs differ; `rows` are those of a mean.
 
-    Commits with the same source code are not told apart.
+    Commits with the same source code count as one.
     """
     facts: dict[str, Callable[[Results], str]] = {}
     codes = {run.sha256.get("code") for run in runs.values()}

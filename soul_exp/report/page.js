@@ -5,7 +5,8 @@
 const $ = (selector, inside = document) => inside.querySelector(selector);
 const $$ = (selector, inside = document) => [...inside.querySelectorAll(selector)];
 // of Okabe and Ito, which colour-blind readers tell apart, and two more
-const COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#7f7f7f"];
+// Those of the figures (report/drawing.py), which colour-blind readers can distinguish
+const COLOURS = ["#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"];
 const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "pentagon", "hexagram", "x"];
 const DASHES = ["solid", "dash", "dot", "dashdot", "longdash"];
 const PER_PAGE = 20;

@@ -67,8 +67,8 @@ class Rows:
     @functools.cached_property
     def choices(self) -> list[str]:
         """The keys of the choices beside loss and optimizer."""
-        told = ("choices.loss", "choices.optimizer")
-        return [key for key in self.frame if key.startswith("choices.") and key not in told]
+        in_columns = ("choices.loss", "choices.optimizer")
+        return [key for key in self.frame if key.startswith("choices.") and key not in in_columns]
 
     @functools.cached_property
     def chosen(self) -> list[str]:

@@ -443,7 +443,7 @@ def test_markup_in_any_name_or_reason_stays_text(opened: Callable[..., Any], tmp
         figure = scrolled_to(page, panel)
         chart = f"document.querySelector('#{panel} .chart')"
         page.evaluate(f"Plotly.Fx.hover({chart}, [{{curveNumber: 0, pointNumber: 0}}])")
-        assert figure.locator(".hoverlayer text").count() > 0
+        figure.locator(".hoverlayer text").first.wait_for(state="attached")  # Plotly waits between hovers
         figure.locator("summary").last.click()
     scrolled_to(page, "answers", ".items li")
     page.locator("tbody.sorted button.cell:visible").first.click()

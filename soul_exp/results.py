@@ -107,6 +107,9 @@ class Results:
     # null where they are on the hub or were not kept; `code`: of the code that measured; `attacks`: as `records`, of
     # the files below attacks/, where the run was attacked
     sha256: Mapping[str, Any] = field(default_factory=dict)
+    # "forward" and "backward": mean passes of a step through the model, the gradient's own included, in units of the
+    # rows that the loss reads in a step; empty where no step was taken
+    passes: Mapping[str, float] = field(default_factory=dict)
     hardware: str | None = None  # what trained or measured: name of the GPU, or of the CPU and its number of cores
     format: int = field(default=FORMAT)
 

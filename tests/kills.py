@@ -41,7 +41,15 @@ def numbers(out: Path) -> tuple[Any, ...]:
     found = results.read(out)
     assert found is not None
     model = hashlib.sha256((out / "model" / "model.safetensors").read_bytes()).hexdigest()
-    values = [found.metrics, found.training, found.num_steps, found.status, found.reason, list(found.notes)]
+    values = [
+        found.metrics,
+        found.training,
+        found.num_steps,
+        found.passes,
+        found.status,
+        found.reason,
+        list(found.notes),
+    ]
     shown = json.dumps(values, sort_keys=True)  # a history read back from a checkpoint is sorted
     return shown, (out / "train.jsonl").read_text(), model
 

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+import hydra
+import hydra.utils
 import pytest
 import torch
 from test_trainer import OBJECTIVES, run
 from torch.optim import Optimizer
 
-from soul_exp import optim
+from soul_exp import compose, optim
 from soul_exp.models.language_model import LanguageModel
 from soul_exp.optim import SAM, AdamW, Hybrid, Influence, Lion, MeZO, Muon, Signum, Sophia
+from soul_exp.tasks.tofu import tofu
 from soul_exp.training import capabilities as protocols
 from soul_exp.training.capabilities import Capabilities, capabilities, is_elementwise, takes_one_step
+from soul_exp.training.curvature import passes_per_step
+from soul_exp.training.trainer import Unlearner
 
 P = functools.partial
 METHODS = {
@@ -122,11 +128,88 @@ def test_a_method_without_the_attributes_of_its_protocol_is_named_at_once() -> N
         capabilities(Half([torch.zeros(1)], lr=1.0))
 
 
-def test_an_optimizer_of_a_user_needs_the_methods_alone() -> None:
+def test_an_optimizer_of_a_user_needs_the_methods_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     class Doubling(torch.optim.SGD):
         zeroth = True
+
+        def num_losses(self, step: int) -> int:
+            return 1
 
         def estimate(self, loss: Callable[[], Any]) -> float:
             return 2 * float(loss())
 
-    assert set(found(Doubling([torch.zeros(1)], lr=1.0))) == {"probe"}
+    optimizer = Doubling([torch.zeros(1)], lr=1.0)
+    assert set(found(optimizer)) == {"probe"}
+    assert passes_per_step(capabilities(optimizer), 7, 8, 2) == {"forward": 1, "backward": 0}
+    monkeypatch.delattr(Doubling, "num_losses")
+    with pytest.raises(TypeError, match=r"Doubling has estimate\(\) but no num_losses: expected"):
+        capabilities(optimizer)
+
+
+# --- the passes that a training makes -----------------------------------------------------------------------------
+
+HALF = P(MeZO, lr=1e-4)
+# name -> optimizer, loss, and the passes of 5 steps of 4 rows of each of its parts, or of one step of 12
+PASSES: dict[str, tuple[Callable[..., Optimizer], str, float, float]] = {
+    "adam": (P(AdamW, lr=1e-3), "grad_diff", 1, 1),
+    "torch's SGD": (P(torch.optim.SGD, lr=0.05), "grad_diff", 1, 1),
+    "sophia": (P(Sophia, lr=1e-3, interval=2, curvature_rows=3), "grad_diff", 1 + 9 / 40, 1 + 9 / 40),
+    "sophia on another part": (P(Sophia, lr=1e-3, interval=4), "grad_ascent", 1 + 8 / 20, 1 + 8 / 20),
+    "sophia by hutchinson": (
+        P(Sophia, lr=1e-3, interval=2, estimator="hutchinson", curvature_on="both"), "grad_diff", 1.6, 2.2,
+    ),
+    "sophia_soul": (P(Sophia, lr=1e-3, estimator="gradient"), "grad_diff", 1, 1),
+    "sam": (P(SAM, lr=1e-3, base=AdamW), "grad_diff", 2, 2),
+    "sam of sophia": (P(SAM, lr=1e-3, base=Sophia), "grad_diff", 2.1, 2.1),
+    "mezo": (P(MeZO, lr=1e-4, num_samples=2), "grad_diff", 4, 0),
+    "hybrid": (P(Hybrid, lr=1e-3, first_order=AdamW, zeroth_order=HALF, first_steps=2), "grad_diff", 1.2, 0.8),
+    "influence": (P(Influence, lr=1e-3, damping=0.1, num_samples=6), "grad_ascent", 1.5, 1.5),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_the_passes_that_are_stated_are_those_that_a_training_makes(
+    name: str, lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that the model reads, and rows whose gradient arrives where the model begins, without those for logs."""
+    make, loss, forward, backward = PASSES[name]
+    rows = {"forward": 0, "backward": 0}
+
+    def read(_: Any, __: Any, embedded: torch.Tensor) -> None:
+        def arrived(gradient: torch.Tensor) -> None:
+            rows["backward"] += len(gradient)
+
+        rows["forward"] += len(embedded)
+        if embedded.requires_grad:
+            embedded.register_hook(arrived)
+
+    lm.model.get_input_embeddings().register_forward_hook(read)
+    monkeypatch.setattr(Unlearner, "_measures_retain_nll", False)
+    objective = OBJECTIVES[loss]
+    outcome = run(lm, tmp_path, objective, make, ("forget", "retain"), max_steps=5, micro_batch_size=2)
+    unit = 12 if name == "influence" else 4 * len(objective.parts)
+    made = {kind: count / (outcome.num_steps * unit) for kind, count in rows.items()}
+    assert outcome.passes == pytest.approx(made, abs=1e-12)
+    assert outcome.passes == pytest.approx({"forward": forward, "backward": backward}, abs=1e-12)
+
+
+def test_a_training_without_a_step_states_no_passes() -> None:
+    assert passes_per_step(Capabilities(), 0, 8, 2) == {}
+
+
+def test_the_documents_state_the_passes_of_every_optimizer() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "optimizers.md").read_text()
+    stated = dict(re.findall(r"^\| `(\w+)`(?: \|.*?){3} \| (\S+, \S+) \|", text, flags=re.M))
+    (of_altpo,) = re.findall(r"smaller share of it: ([\d.]+)\.$", text, flags=re.M)
+    num_forget = len(tofu().parts["forget"].rows)
+    assert f"{num_forget} rows to forget" in text
+    found = {}
+    with hydra.initialize_config_dir(str(compose.conf_dir()), version_base="1.3"):
+        for name in (file.stem for file in (compose.conf_dir() / "optimizer").glob("*.yaml")):
+            make = hydra.utils.instantiate(hydra.compose(f"optimizer/{name}", ["+seed=0"]).optimizer, _convert_="all")
+            requested = capabilities(make([{"params": [torch.nn.Parameter(torch.zeros(2, 2))], "role": "hidden"}]))
+            passes = passes_per_step(requested, *((1, num_forget, 1) if name == "influence" else (100, 8, 2)))
+            found[name] = f"{round(passes['forward'], 2):g}, {round(passes['backward'], 2):g}"
+            if name == "sophia":
+                assert of_altpo == f"{passes_per_step(requested, 100, 8, 3)['forward']:.2f}"
+    assert stated == found

@@ -231,7 +231,8 @@ def test_a_training_continued_from_weights_begins_with_a_curvature_pass(
     sophia = functools.partial(Sophia, lr=1e-3, interval=8, rho=100.0)
     with pytest.raises(Killed):
         trained(lm, start, tmp_path, sophia, kill=4)
-    trained(lm, start, tmp_path, sophia, compute="other", resume="weights")
+    outcome, _ = trained(lm, start, tmp_path, sophia, compute="other", resume="weights")
+    assert outcome.passes == {"forward": 1 + 1 / 9, "backward": 1 + 1 / 9}  # as uninterrupted: before steps 0 and 8
     logged = [json.loads(line) for line in (tmp_path / "train.jsonl").open()]
     assert [entry["step"] for entry in logged] == list(range(1, 10))
     assert min(entry["win_rate"] for entry in logged) > 0.5  # of step 5 too
@@ -240,9 +241,11 @@ def test_a_training_continued_from_weights_begins_with_a_curvature_pass(
 def test_a_finished_training_of_another_engine_gives_its_weights(
     lm: LanguageModel, start: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
-    full, weights = trained(lm, start, tmp_path, max_steps=8)
-    outcome, ended = trained(lm, start, tmp_path, max_steps=8, compute="other", resume="weights")
+    sam = functools.partial(SAM, lr=0.05, base=torch.optim.SGD)
+    full, weights = trained(lm, start, tmp_path, sam, max_steps=8)
+    outcome, ended = trained(lm, start, tmp_path, sam, max_steps=8, compute="other", resume="weights")
     assert torch.equal(ended, weights) and outcome.num_steps == 8 and outcome.last == full.last
+    assert outcome.passes == full.passes == {"forward": 2, "backward": 2}  # of an optimizer that was never run
 
 
 def test_a_training_that_diverged_and_was_killed_then_ends_as_diverged(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -17,9 +18,11 @@ from filelock import FileLock
 from omegaconf import OmegaConf
 from starts import TINY
 
-from soul_exp import compose
+from soul_exp import compose, results
 from soul_exp.checks.check import check_entries
 from soul_exp.errors import UsageError
+from soul_exp.files import read_sealed, write_sealed
+from soul_exp.models.checkpoint import UNLEARNED
 from soul_exp.stages.stage import MODEL, RECORDS
 
 
@@ -57,6 +60,26 @@ def test_a_run_records_its_command(finished: Path) -> None:
     assert config.train.max_steps == 2 and "hydra" not in config
     assert OmegaConf.load(finished / ".hydra" / "hydra.yaml").hydra.job.name == "soul_exp"
     assert len(list((finished / ".hydra").iterdir())) == 3 and not (finished / "error.txt").exists()
+
+
+def test_results_made_again_from_the_unlearned_model_state_its_passes_if_that_does(out: Path) -> None:
+    """Two steps of three parts (altpo), and before the first Sophia's pass on one of them; older models state none."""
+
+    def passes() -> Any:
+        return json.loads((out / results.NAME).read_text())["passes"]
+
+    def made_again() -> Any:
+        (out / results.NAME).unlink()
+        run = starts.type_(out.parent, *TINY, f"hydra.run.dir={out}")
+        assert run.returncode == 0 and "unlearn: done before" in run.stdout, run.stdout + run.stderr
+        return passes()
+
+    assert passes() == made_again() == pytest.approx({"forward": 7 / 6, "backward": 7 / 6}, abs=1e-12)
+    content = read_sealed(out / MODEL / UNLEARNED)
+    assert isinstance(content, dict)
+    del content["outcome"]["passes"]
+    write_sealed(out / MODEL / UNLEARNED, content)
+    assert made_again() == {}
 
 
 @pytest.mark.parametrize(

@@ -632,6 +632,30 @@ def test_other_tasks_have_their_own_metrics_as_columns(tmp_path: Path) -> None:
     assert re.findall("^#### (.*)$", tables.table(tmp_path), flags=re.M) == order
 
 
+def test_the_table_of_costs_has_the_mean_passes_of_a_step_and_names_runs_without_them(tmp_path: Path) -> None:
+    """Steps of other numbers make other shares of a curvature pass, so that seeds may differ."""
+    sophia = [made(optimizer="sophia", seed=seed) for seed in (0, 1)]
+    stated = [
+        replace(run, passes={"forward": 1 + x, "backward": 1 + 2 * x})
+        for x, run in zip((0.25, 0.75), sophia, strict=True)
+    ]
+    folder = left(tmp_path, a=stated[0], b=stated[1], mezo=replace(made("po"), passes={"forward": 2, "backward": 0}))
+    (rows,) = cells(tables.table(folder))
+    columns = [f"{kind} passes a step" for kind in ("forward", "backward")]
+    assert [[row[column].split(" ")[0] for column in columns] for row in rows if row["n"]] == [
+        ["1.500", "2.000"],
+        ["2.000", "0.000"],
+    ]
+    assert not re.search("does not state", tables.table(folder))
+    left(tmp_path, old=made("po", "sgd"), checkpoint=replace(made(stages=("evaluate",)), num_steps=0))
+    text = tables.table(folder)
+    assert "loss reads in a step. results.json does not state the passes: `old`." in text
+    assert list(tables.load(folder)["passes.forward"].dropna()) == [1.25, 1.75, 2.0]
+    left(tmp_path / "before", old=made())
+    text = tables.table(tmp_path / "before")
+    assert "passes a step" not in text and "mean step" not in text and "does not state the passes: `old`." in text
+
+
 # ---- the command
 
 

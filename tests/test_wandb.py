@@ -276,7 +276,9 @@ def test_the_folder_of_a_run_holds_one_offline_run_however_often_it_continues(pl
         table = {tuple(item.nested_key): json.loads(item.value_json) for item in last.item}
         assert table["metrics", "_type"] == "table-file" and table["metrics", "ncols"] == 5
         updates = [item for record in records(place / "out" / "wandb") for item in record.summary.update]
-        assert {"unlearned/utility", "seconds/unlearn"} <= {item.key or item.nested_key[0] for item in updates}
+        assert {"unlearned/utility", "seconds/unlearn", "passes/forward"} <= {
+            item.key or item.nested_key[0] for item in updates
+        }
         ids |= {record.run.run_id for record in records(place / "out" / "wandb") if record.HasField("run")}
         (place / "out" / "results.json").unlink()  # as if killed before them
     assert ids == {(place / "out" / "wandb" / "run_id.txt").read_text()}

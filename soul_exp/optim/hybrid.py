@@ -59,7 +59,12 @@ class Hybrid(Optimizer):
     @property
     def zeroth(self) -> bool:
         """Whether the next step is zeroth-order: it needs `estimate` in place of a gradient."""
-        return self.num_steps % (self.first_steps + self.zeroth_steps) >= self.first_steps
+        return self.num_losses(self.num_steps) > 0
+
+    def num_losses(self, step: int) -> int:
+        """Losses that `estimate` asks for before step number `step`, from 0; 0 for a first-order step."""
+        is_first = step % (self.first_steps + self.zeroth_steps) < self.first_steps
+        return 0 if is_first else self.zeroth_order.num_losses(step)  # type: ignore[attr-defined]
 
     def estimate(self, loss: Callable[[], Tensor | float]) -> float:
         """`estimate` of the zeroth-order optimizer."""

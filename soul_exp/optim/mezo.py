@@ -46,6 +46,10 @@ class MeZO(Optimizer):
         self.epsilon, self.num_samples, self.seed = epsilon, num_samples, seed
         self._slopes: list[float] = []  # s_i, from `estimate` to `step`
 
+    def num_losses(self, step: int) -> int:
+        """Losses that `estimate` asks for before step number `step`."""
+        return 2 * self.num_samples
+
     @torch.no_grad()
     def estimate(self, loss: Callable[[], Tensor | float]) -> float:
         """Measure the slopes of the next step; returns the mean of the losses, and the weights are as before.

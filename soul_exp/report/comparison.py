@@ -55,15 +55,16 @@ TITLES = {
     "other": "Other numbers",
     "cost": "Cost",
 }
-COSTS = {"num_steps": "steps", "peak_memory_gib": "peak memory GiB", "training.win_rate": "win_rate"}
+STEPS = {
+    "num_steps": "steps",
+    "passes.forward": "forward passes a step",
+    "passes.backward": "backward passes a step",
+}
+COSTS = {"peak_memory_gib": "peak memory GiB", "training.win_rate": "win_rate"}
 MOST_REASONS = 4  # that a note lists
 AT_LEAST_0 = Range(0.0)
 COST_RANGES = {"training.win_rate": Range(0.0, 1.0)}
 DELTA_RANGE = Range(-1.0, 1.0)
-OF_COST = (
-    "Wall-clock seconds by stage; prepare and evaluate are short where models or answers were in the cache. Steps are "
-    "those of unlearning. " + notes.NOT_STATED + "."
-)
 
 
 def comparisons(folder: Path | str, metrics: Sequence[str] | None = None) -> list[Comparison]:
@@ -192,7 +193,7 @@ class Group(Rows):
     def costs(self) -> list[Column]:
         """The columns of cost that a run has."""
         stages = {key: f"{key.partition('.')[2]} seconds" for key in self.frame if key.startswith("seconds.")}
-        listed = {"num_steps": COSTS["num_steps"], **stages, **COSTS}
+        listed = {**STEPS, **stages, **COSTS}
         return [Column(key, label, "cost") for key, label in listed.items() if self._has(key)]
 
     def _has(self, key: str) -> bool:
@@ -243,7 +244,8 @@ class Group(Rows):
             cells = [*map(Cell, method.key), *(self.cell(method.runs, column) for column in columns)]
             rows.append(Row((*cells, Cell(str(len(method.runs))), Cell(method.status)), method.is_sound))
         ended = (Column("n", "n"), Column("status", "status"))
-        found = Table(title, (*self.keys, *columns, *ended), tuple(rows), OF_COST if is_cost and columns else "")
+        note = notes.of_cost(self.runs) if is_cost and columns else ""
+        found = Table(title, (*self.keys, *columns, *ended), tuple(rows), note)
         return found.marked([*[None] * len(self.keys), *self._targets(columns), None, None])
 
     def _targets(self, columns: Sequence[Column]) -> list[float | None]:

@@ -10,7 +10,14 @@ from soul_exp.results import Results
 
 MOST_NAMES = 3  # of runs in a note
 NUMBER = re.compile(r"(?<![\w.-])(-?\d+(?:\.\d+)?(?:e[-+]?\d+)?)(?!\w)")
-NOT_STATED = "results.json does not state: passes beside the gradient's"
+COST = (
+    "Wall-clock seconds by stage; prepare and evaluate are short where models or answers were in the cache. Steps are "
+    "those of unlearning."
+)
+PASSES = (
+    "Passes are those of a mean step through the model, the gradient's own included, in units of the rows that the "
+    "loss reads in a step."
+)
 
 
 def of_provenance(runs: Mapping[str, Results], rows: Collection[Collection[str]]) -> Iterator[str]:
@@ -93,6 +100,14 @@ def of_nulls(runs: Collection[Results], columns: Collection[str], listed: Collec
     yield from (line % ", ".join(names) for line, names in labels.items())
     if DELTA in listed and MIA in columns and DELTA not in columns:
         yield f"not measured: {label_of(DELTA)}: no run has the retrained model's"
+
+
+def of_cost(runs: Mapping[str, Results]) -> str:
+    """What the columns of cost mean, and which runs do not state passes, as those of before do not."""
+    found = [COST, PASSES] if any(run.passes for run in runs.values()) else [COST]
+    if names := [f"`{name}`" for name, run in runs.items() if run.num_steps and not run.passes]:
+        found.append(f"results.json does not state the passes: {_which(names, len(runs))}.")
+    return " ".join(found)
 
 
 def of_repeats(repeats: Mapping[str, Sequence[str]], runs: Mapping[str, Results]) -> Iterator[str]:

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from soul_exp.report import requests, table
-from soul_exp.report.comparison import OF_COST, Group, groups_of
+from soul_exp.report import notes, requests, table
+from soul_exp.report.comparison import Group, groups_of
 from soul_exp.report.labels import ARROWS, DELTA, MIA, NULL
 from soul_exp.report.rows import Method, text_of
 from soul_exp.report.runs import frame_of, is_measured, is_unlearned, tuned_on, varied
@@ -100,7 +100,7 @@ def _tables(group: Group) -> dict[str, Any]:
         "notes": [
             *([requests.SEQUENCE] if isinstance(group, _Requests) else []),
             group.about,
-            OF_COST,
+            notes.of_cost(group.runs),
             *group.notes_on(usual, [column for column in usual if is_measured(group.runs.values(), column.key)]),
         ],
     }

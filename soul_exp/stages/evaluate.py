@@ -110,6 +110,7 @@ def summary(job: RankJob, by_model: Mapping[str, answer_cache.Measured]) -> resu
         scorer=scorer,
         trials=job.trials,
         num_steps=outcome.num_steps if outcome else 0,
+        passes=dict(outcome.passes) if outcome else {},
         seconds=job.seconds,
         cached=job.cached,
         peak_memory_gib=peak_memory_gib(job.device),

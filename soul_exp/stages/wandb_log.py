@@ -211,6 +211,7 @@ def _summary(results: Results) -> dict[str, Any]:
         for key, ends in given.items():
             found |= {f"{model}/{key}/{end}": value for end, value in zip(("low", "high"), ends or (), strict=False)}
     found |= {f"seconds/{stage}": value for stage, value in results.seconds.items()}
+    found |= {f"passes/{kind}": value for kind, value in results.passes.items()}
     found |= {f"ceiling/{key}": statistics.median(values) for key, values in results.ceiling.items() if values}
     found |= {"collapsed": None if results.collapsed is None else bool(results.collapsed)}
     found |= {"status": results.status, "peak_memory_gib": results.peak_memory_gib}

@@ -46,6 +46,8 @@ class Probe(Protocol):
 
     zeroth: bool  # whether the next step needs losses
 
+    def num_losses(self, step: int) -> int: ...  # that step number `step`, from 0, asks for; 0: it needs a gradient
+
     def estimate(self, loss: Callable[[], Tensor | float]) -> float: ...
 
 
@@ -89,7 +91,7 @@ class Capabilities:
 def capabilities(optimizer: Any) -> Capabilities:
     """What `optimizer` requests; of one that ascends, curvature and sums are those of its base.
 
-    Raises TypeError for an optimizer that has the method of a Protocol and not all of its attributes.
+    Raises TypeError for an optimizer that has the method of a Protocol and not all else of it.
     """
     ascent: Ascent | None = _as(Ascent, "ascend", optimizer)
     inner = optimizer if ascent is None else ascent.base
@@ -106,7 +108,8 @@ def _as(protocol: type, method: str, optimizer: Any) -> Any:
     """`optimizer` if it has `method`, by which `protocol` is recognised; else None."""
     if not hasattr(optimizer, method):
         return None
-    missing = [name for name in protocol.__annotations__ if not hasattr(optimizer, name)]
+    names = [*protocol.__annotations__, *(name for name in vars(protocol) if not name.startswith("_"))]
+    missing = [name for name in names if not hasattr(optimizer, name)]
     if missing:
         found = f"{type(optimizer).__name__} has {method}() but no {', '.join(missing)}"
         raise TypeError(f"{found}: expected every attribute of {protocol.__name__} (soul_exp/training/capabilities.py)")

@@ -1,6 +1,7 @@
 """What optimizers ask of a step: curvature, row gradients and more. B rows, T answer positions, V vocabulary."""
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -36,6 +37,29 @@ def before_step(step: Step, requested: Capabilities, stream: Stream, pad_id: int
     if requested.probe is not None and requested.probe.zeroth:
         return probe_loss(step, requested.probe)
     return None
+
+
+def passes_per_step(requested: Capabilities, num_steps: int, batch_size: int, num_parts: int) -> dict[str, float]:
+    """Mean "forward" and "backward" passes of a step through the model; empty for no steps.
+
+    Of the step's gradient, 1 and 1, and of what `before_step` adds: a function of what the optimizer requests, so that
+    an interrupted training has the same. The unit is the rows that the loss reads in a step, `batch_size` of each of
+    its `num_parts` parts. Left out: passes for logs, validation and the reference, the recomputation of gradient
+    checkpointing, and rows that a rank reads without effect to stay in step.
+    """
+    if not num_steps:
+        return {}
+    losses = [requested.probe.num_losses(step) for step in range(num_steps)] if requested.probe else [0] * num_steps
+    gradients = losses.count(0) + (num_steps if requested.ascent else 0)
+    unit = batch_size * num_parts
+    forward, backward = (gradients + sum(losses)) * unit, gradients * unit  # rows in all steps
+    if requested.row_gradients:
+        forward, backward = (rows + num_steps * requested.row_gradients.num_samples for rows in (forward, backward))
+    if (due := requested.curvature) and due.estimator in SAMPLED:
+        rows = len(CURVATURE_PARTS[due.curvature_on or "retain"]) * min(due.curvature_rows or batch_size, batch_size)
+        rows *= math.ceil(num_steps / due.interval)
+        forward, backward = forward + rows, backward + rows * (2 if due.estimator == "hutchinson" else 1)
+    return {"forward": forward / (num_steps * unit), "backward": backward / (num_steps * unit)}
 
 
 def summary(optimizer: CurvaturePass, batch_size: int) -> str | None:

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ class Outcome:
     diverged: str | None  # why, if it did
     last: Mapping[str, float]  # the last logged numbers
     notes: Sequence[str] = ()  # for the reader of the results
+    passes: Mapping[str, float] = field(default_factory=dict)  # as `curvature.passes_per_step` counts them
 
 
 def train(
@@ -134,10 +135,11 @@ def train(
     else:
         _take_steps(trainer, model, found.path if found and not other else None)
     notes += [*trainer.notes, *([_unchanged(args, compute)] if zero3.weight_sums(model) == before else [])]
+    done = trainer.passes
     _release(trainer)
     seconds = seconds_before + time.perf_counter() - start
     last = next((entry for entry in reversed(trainer.state.log_history) if "forget_loss" in entry), {})
-    return Outcome(trainer.state.global_step, seconds, trainer.diverged, last, notes)
+    return Outcome(trainer.state.global_step, seconds, trainer.diverged, last, notes, done)
 
 
 def _take_steps(trainer: Unlearner, model: PreTrainedModel, checkpoint: Path | None) -> None:

@@ -242,6 +242,13 @@ class Unlearner(compat.OwnCheckpointReading, Trainer):
         newton = NEWTON if self.capabilities.row_gradients is not None and not is_influence else None
         return [*self.stream.notes, *filter(None, (sign_descent, newton))]
 
+    @property
+    def passes(self) -> dict[str, float]:
+        """Mean passes of a step so far, as `curvature.passes_per_step` counts them."""
+        self.create_optimizer()  # a training without a step left has none
+        parts, size = self.objective.parts, self.schedule.batch_size
+        return curvature.passes_per_step(self.capabilities, self.state.global_step, size, len(parts))
+
     def check_end(self) -> None:
         """Set `diverged` if the weights of the end have, without a retain term: no logging step saw the last update."""
         if not self.diverged and self._measures_retain_nll:

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 from composing import composed
 from conftest import type_
+from omegaconf import OmegaConf
 
+from soul_exp import forecast, sequence
 from soul_exp.build import build
 from soul_exp.checks import disk
 from soul_exp.checks.disk import Need
@@ -99,6 +101,30 @@ def test_the_need_follows_weights_precision_engine_and_save(tmp_path: Path, monk
     adapter = needed("adapter=lora")
     assert (adapter.model, adapter.checkpoints) == (40, 2 * 120)
     assert needed("adapter=lora", "adapter.merge=true").model == 4040
+
+
+def test_only_what_has_finished_of_this_sweep_needs_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of other sweeps in the folder do not count, nor does one whose folder does not say what it is."""
+    for name, typed in {"a": ["seed=0", "x=1"], "b": ["seed=7", "x=1"], "c": None}.items():
+        (tmp_path / name / ".hydra").mkdir(parents=True)
+        (tmp_path / name / "results.json").touch()
+        if typed:
+            OmegaConf.save(OmegaConf.create(typed), tmp_path / name / ".hydra" / "overrides.yaml")
+    given = {"sweep": {"dir": str(tmp_path)}, "launcher": {"_target_": "hydra._internal.BasicLauncher"}}
+    config = OmegaConf.create({"hydra": given, "overwrite": False, "cache": str(tmp_path)})
+    monkeypatch.setattr(forecast, "composed", lambda *_: {})
+    monkeypatch.setattr(sequence, "need", lambda _: disk.Need(1, 0, {}))
+
+    def num_jobs(*jobs: tuple[str, ...]) -> str:
+        monkeypatch.setattr(forecast, "combinations", lambda _: list(jobs))
+        return forecast.forecast(config).partition(" will")[0]
+
+    first, second, third = ("x=1", "seed=0"), ("x=1", "seed=1"), ("x=1", "seed=2")
+    assert num_jobs(first, second, third) == "2 jobs"
+    assert num_jobs(second, third) == "2 jobs"
+    assert num_jobs(first) == "1 job"  # nothing is left: still a line
+    config.overwrite = True
+    assert num_jobs(first, second, third) == "3 jobs"
 
 
 @pytest.fixture

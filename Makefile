@@ -48,10 +48,11 @@ check: $(STAMP) ## lint, format, types and tests
 bench: $(STAMP) ## every measurement of benchmarks/
 	@set -e; for file in benchmarks/*.py; do [ -e "$$file" ] || continue; echo "== $$file"; $(BIN)/python "$$file"; done
 
-tables: $(STAMP) ## the tables, figures and page of each folder in runs/
+tables: $(STAMP) ## the tables, figures and page of each folder in runs/, then those of README.md and docs/
 	@failed=0; for folder in runs/*/; do [ -d "$$folder" ] || continue; echo "== $$folder"; \
 		$(BIN)/python -m soul_exp.tables "$$folder" && $(BIN)/python -m soul_exp.figures "$$folder" && \
-		$(BIN)/python -m soul_exp.report "$$folder" || failed=1; done; exit $$failed
+		$(BIN)/python -m soul_exp.report "$$folder" || failed=1; done; \
+		$(BIN)/python analysis/documents.py || failed=1; exit $$failed
 
 site: $(STAMP) ## build/site/index.html: docs/ as a site; to read it: python3 -m http.server -d build/site
 	$(BIN)/python -m mkdocs build --strict --quiet

@@ -222,6 +222,17 @@ def test_methods_are_compared_by_unit_from_the_records_of_their_runs(tmp_path: P
         tables.table(tmp_path)
 
 
+def test_runs_whose_records_are_gone_have_the_same_table_and_a_note(tmp_path: Path) -> None:
+    stated = {"records": {"unlearned/forget.jsonl": "0" * 64}, "models": {}, "code": "0" * 64}
+    folder = left(tmp_path, a=replace(made(), sha256=stated), b=replace(made(optimizer="sgd"), sha256=stated))
+    (folder / "b" / "records").mkdir()
+    before = tables.table(folder)
+    note = "without records, and so without a test by unit in metrics of their answers: `a`"
+    assert [each for each in notes_of(folder) if "without records" in each] == [note]
+    (folder / "a" / "records").mkdir()
+    assert tables.table(folder) == before.replace(f"- {note}\n", "")
+
+
 def test_trade_offs_name_who_dominates_and_how_often_a_run_is_better_than_the_baselines(tmp_path: Path) -> None:
     """sgd is worse than adam in both; lion forgets more and keeps less. Of lion's utilities one of four pairs ties."""
     values = {"adam": [(-2, 0.6), (-2, 0.8)], "sgd": [(-3, 0.5), (-3, 0.5)], "lion": [(-1, 0.6), (-1, 0.3)]}

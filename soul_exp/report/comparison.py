@@ -308,6 +308,7 @@ class Group(Rows):
         found += [text for run in runs for text in (size_of_test(run), units_of(run), *ceiling_of(run)) if text]
         found += [*self._of_intervals(columns), *notes.of_provenance(self.runs, [each.runs for each in self.methods])]
         found += [*notes.of_runs(self.runs), *notes.of_nulls(runs, names, [column.key for column in listed])]
+        found += notes.of_records(self.folder, self.runs)
         versions = dict.fromkeys(f"{name} {version}" for run in runs for name, version in run.versions.items())
         commits = dict.fromkeys(map(notes.commit_of, runs))
         hardware = dict.fromkeys(run.hardware for run in runs if run.hardware)

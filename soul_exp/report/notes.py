@@ -2,10 +2,12 @@
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from soul_exp.report.labels import DELTA, MIA, NULL, label_of
 from soul_exp.report.runs import UNKNOWN
+from soul_exp.report.units import RECORDS
 from soul_exp.results import Results
 
 MOST_NAMES = 3  # of runs in a note
@@ -108,6 +110,17 @@ def of_cost(runs: Mapping[str, Results]) -> str:
     if names := [f"`{name}`" for name, run in runs.items() if run.num_steps and not run.passes]:
         found.append(f"results.json does not state the passes: {_which(names, len(runs))}.")
     return " ".join(found)
+
+
+def of_records(folder: Path, runs: Mapping[str, Results]) -> Iterator[str]:
+    """A note on the runs below `folder` whose records are no longer there, by which metrics of answers are tested."""
+    gone = [f"`{name}`" for name, run in runs.items() if run.sha256.get("records") and not _has_records(folder, name)]
+    if gone:
+        yield f"without records, and so without a test by unit in metrics of their answers: {_which(gone, len(runs))}"
+
+
+def _has_records(folder: Path, name: str) -> bool:
+    return any((place / RECORDS).is_dir() for place in (folder / name, folder))  # the folder may be the run
 
 
 def of_repeats(repeats: Mapping[str, Sequence[str]], runs: Mapping[str, Results]) -> Iterator[str]:

@@ -216,6 +216,6 @@ def test_ties_of_runs_give_no_interval_of_width_0() -> None:
     assert found.low == pytest.approx(0.4) and found.high == pytest.approx(0.6)
 
 
-def test_a_small_p_value_is_written_with_its_own_digits() -> None:
+def test_a_small_p_value_is_written_with_its_own_digits_and_a_zero_has_no_sign() -> None:
     assert Cell(value=4.9e-4, low=0.0, high=0.139).written == "4.9e-04 [0.000, 0.139]"
-    assert Cell(value=-4.9e-4, low=-0.01, high=0.01).written == "-0.000 [-0.010, 0.010]"
+    assert Cell(value=-4.9e-4, low=-0.01, high=0.01).written == "0.000 [-0.010, 0.010]"

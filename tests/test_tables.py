@@ -434,7 +434,7 @@ def test_seeds_are_aggregated_to_mean_and_t_interval(tmp_path: Path) -> None:
     ("value", "shown"),
     [
         *((3.04e38, "3.0e+38"), (1e7, "1.0e+07"), (75470.2, "75470"), (26.44, "26.4"), (0.2644, "0.264")),
-        *((2.1e-5, "2.1e-05"), (-34.66, "-34.7"), (0.0, "0.000"), (None, labels.NULL)),
+        *((2.1e-5, "2.1e-05"), (-34.66, "-34.7"), (0.0, "0.000"), (-0.0, "0.000"), (None, labels.NULL)),
     ],
 )
 def test_a_number_has_the_digits_that_suit_its_size(value: float | None, shown: str) -> None:

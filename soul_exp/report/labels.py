@@ -104,10 +104,13 @@ SMALL = 1e-3  # numbers below it have an exponent
 
 
 def number(value: float | None, size: float | None = None) -> str:
-    """`value` with the digits that suit numbers of that `size` (by default its own): .1f for 26.4, .3f for 0.264."""
+    """`value` with the digits that suit numbers of that `size` (by default its own): .1f for 26.4, .3f for 0.264.
+
+    What is rounded to zero has no sign.
+    """
     size = abs(value or 0) if size is None else size
     digits = ".1e" if 0 < size < SMALL or size >= 1e7 else ".3f" if size < 10 else ".1f" if size < 1000 else ".0f"
-    return NULL if value is None else f"{value:{digits}}"
+    return NULL if value is None else f"{value:z{digits}}"
 
 
 def with_interval(value: float | None, ends: Sequence[float] | None) -> str:

@@ -8,6 +8,7 @@ from scipy.stats import t as student
 
 from soul_exp.metrics import general, tofu
 from soul_exp.metrics.scale import Scale, scale_of
+from soul_exp.report import paired
 from soul_exp.report.paired import compared
 from soul_exp.report.statistics import (
     Range,
@@ -152,6 +153,26 @@ def test_a_difference_of_methods_has_an_interval_over_the_seeds_of_both_and_over
     assert [found.low, found.high] == pytest.approx([1 - 6, 1 + 6], rel=1e-4)
     few = compared({"sgd": seeds(2, 3, [0.0] * 4), "adam": seeds(1, 4, [0.0] * 4)}, "adam")["sgd"]
     assert few is not None and (few.low, few.high, few.p) == (None, None, 2 / 2**4)
+
+
+def test_the_interval_of_a_difference_of_shares_ends_at_minus_1_and_1() -> None:
+    """Shares 0 and 1 of two seeds each: the difference 1/2, without a range ± 12.7 · 0.5 and more."""
+    values = {"sgd": [dict.fromkeys("abcde", share) for share in (0.0, 1.0)], "adam": [dict.fromkeys("abcde", 0.0)]}
+    free, cut = (compared(values, "adam", within)["sgd"] for within in (Range(), SHARE))
+    assert free is not None and cut is not None and free.difference == cut.difference == 0.5
+    assert [free.low, free.high] == pytest.approx([0.5 - T1 / 2, 0.5 + T1 / 2]) and [cut.low, cut.high] == [-1.0, 1.0]
+    assert Range(-1, 1).of_differences == Range(-2, 2) and Range(0).of_differences == Range()
+    beyond = compared({"sgd": [dict.fromkeys("abcde", 1.25)], "adam": values["adam"]}, "adam", SHARE)["sgd"]
+    assert beyond is not None and (beyond.low, beyond.difference, beyond.high) == (1.25,) * 3  # it holds its mean
+
+
+@pytest.mark.parametrize("number", [5, 20])
+def test_the_patterns_of_signs_are_made_once_for_a_number_of_units(number: int) -> None:
+    """And those of few numbers are kept: of 400 units they take 40 MB."""
+    paired._signs.cache_clear()
+    p = [paired.sign_flip(np.full(number, sign)) for sign in (1.0, -1.0)]
+    found = paired._signs.cache_info()
+    assert p[0] == p[1] < 0.1 and (found.misses, found.hits) == (1, 1) and (found.maxsize or 99) < 10
 
 
 def test_dominance_needs_no_worse_anywhere_and_better_somewhere() -> None:

@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -172,9 +172,16 @@ class Group(Rows):
         found = []
         for name in (each for given in names for each in ((given, DELTA) if given == MIA else (given,))):
             unit, direction = declared(self.entries, name, dialect)
-            is_p_value = Range.of(scale_in(self.entries.get(name, {}), dialect)).is_p_value
-            found.append(Column(name, label_of(name, unit), self._group_of(name), direction, is_p_value))
+            column = Column(name, label_of(name, unit), self._group_of(name), direction)
+            found.append(replace(column, is_p_value=self.range_of(column).is_p_value))
         return found
+
+    def range_of(self, column: Column) -> Range:
+        """Where the values of a column lie."""
+        if column.group == "cost":
+            return COST_RANGES.get(column.key, AT_LEAST_0)
+        dialect = self.first.config.get("dialect", OURS)
+        return DELTA_RANGE if column.key == DELTA else Range.of(scale_in(self.entries.get(column.key, {}), dialect))
 
     def _group_of(self, name: str) -> str:
         """What metric `name` is of, by the probes that it reads: rows to keep, or rows to forget or never seen."""
@@ -205,16 +212,15 @@ class Group(Rows):
             steps = sorted({self.runs[name].num_steps for name in names})
             return Cell(" to ".join(map(str, steps[:1] + steps[1:][-1:])))
         if column.group == "cost":
-            within = COST_RANGES.get(column.key, AT_LEAST_0)
-            return mean_of([self._number(name, column.key) for name in names], [None] * len(names), names, within)
-        scale = scale_in(self.entries.get(column.key, {}), self.first.config.get("dialect", OURS))
+            values = [self._number(name, column.key) for name in names]
+            return mean_of(values, [None] * len(names), names, self.range_of(column))
         values, ends = [], []
         for name in names:
             values.append(self._number(name, f"metrics.{model}.{column.key}"))
             low, high = (self._number(name, f"metrics.{model}.{column.key}.{end}") for end in ("low", "high"))
             ends.append(None if low is None or high is None else (low, high))
         studies = [study_of(self.runs[name]) for name in names]
-        return mean_of(values, ends, studies, DELTA_RANGE if column.key == DELTA else Range.of(scale))
+        return mean_of(values, ends, studies, self.range_of(column))
 
     def _number(self, name: str, key: str) -> float | None:
         return finite(self.values[name].get(key))
@@ -232,7 +238,7 @@ class Group(Rows):
             tables = [self._table(TITLES[group], of) for group, of in parts.items() if of]
         else:
             tables = [self._table("", columns)]
-        comparing = contrasts.Contrasts(self.folder, self.runs, self.methods, self.keys)
+        comparing = contrasts.Contrasts(self.folder, self.runs, self.methods, self.keys, self.range_of)
         metrics = [column for column in columns if column.group != "cost"]
         tables += comparing.tables(metrics, self._targets(metrics), self.cell, requested is not None)
         return Comparison(self._title(), f"{self.about} {ABOUT}", tuple(tables), tuple(self.notes_on(listed, columns)))

@@ -8,7 +8,7 @@ from pathlib import Path
 from soul_exp.report.labels import label_of
 from soul_exp.report.paired import compared
 from soul_exp.report.rows import Method
-from soul_exp.report.statistics import dominated_by, performance_profile, probability_of_improvement
+from soul_exp.report.statistics import Range, dominated_by, performance_profile, probability_of_improvement
 from soul_exp.report.table import CHOSEN_GROUP, Cell, Column, Row, Table, loss_of
 from soul_exp.report.units import Units
 from soul_exp.results import Results
@@ -37,6 +37,7 @@ PROFILE = (
 
 
 CellOf = Callable[[Sequence[str], Column], Cell]
+RangeOf = Callable[[Column], Range]
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Contrasts:
     runs: Mapping[str, Results]
     rows: Sequence[Method]
     keys: Sequence[Column]  # that tell rows apart, and what trials chose
+    range_of: RangeOf
 
     def tables(
         self, columns: Sequence[Column], targets: Sequence[float | None], cell: CellOf, is_requested: bool
@@ -116,7 +118,7 @@ class Contrasts:
         if len(baselines) > 1:
             why = f"Not compared by unit: {len(baselines)} rows have optimizer={BASELINE} ({'; '.join(baselines)})."
             return Table("", (), (), why)
-        tested = {column: compared(values[column], baselines[0]) for column in has}
+        tested = {column: compared(values[column], baselines[0], self.range_of(column)) for column in has}
         rows = []
         for name in (each for each in block if each != baselines[0]):
             found = (tested[column][name] for column in has)

@@ -1,5 +1,6 @@
 """Methods compared unit by unit with one of them: exact sign-flip tests, with Holm's correction."""
 
+import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -8,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from soul_exp.report.statistics import mean_of
+from soul_exp.report.statistics import ANY, Range, mean_of
 from soul_exp.report.table import half_width
 
 LEAST = 5  # units that an interval takes
@@ -27,12 +28,15 @@ class Compared:
     high: float | None = None
 
 
-def compared(values: Mapping[str, Sequence[Mapping[str, float | None]]], baseline: str) -> dict[str, Compared | None]:
+def compared(
+    values: Mapping[str, Sequence[Mapping[str, float | None]]], baseline: str, within: Range = ANY
+) -> dict[str, Compared | None]:
     """Method -> how it differs from `baseline`, of `values` (method -> seed -> unit -> value); None: not comparable.
 
     Units are averaged over seeds first. A method without the baseline's units, or with a null among them, has no test.
     The half-width of the interval is the root of the sum of three squares, each of Student's t: of the units'
-    differences, and of each method's means over units, where it has several seeds.
+    differences, and of each method's means over units, where it has several seeds. It is cut to where the difference of
+    two values `within` the metric's range lies.
     """
     means = {name: _over_seeds(seeds) for name, seeds in values.items()}
     base = means.get(baseline)
@@ -52,7 +56,7 @@ def compared(values: Mapping[str, Sequence[Mapping[str, float | None]]], baselin
                 halves[name],
                 halves[baseline],
             )
-            low, high = gap.mean() - half, gap.mean() + half
+            low, high = within.of_differences.cut(gap.mean() - half, gap.mean(), gap.mean() + half)
         found[name] = Compared(float(gap.mean()), p[name], len(gap), low, high)
     return found
 
@@ -76,14 +80,19 @@ def sign_flip(differences: np.ndarray) -> float:
     Exact up to MOST units: the share of all 2^N sign patterns whose mean is at least as far from 0. Beyond, of DRAWS
     random ones and the observed one. Source: Fisher 1935.
     """
-    number, observed = len(differences), abs(differences.mean())
-    if number <= MOST:
-        signs = np.array(list(itertools.product((1.0, -1.0), repeat=number)))
-    else:
-        signs = np.random.default_rng(0).choice((1.0, -1.0), (DRAWS, number))
-        signs[0] = 1.0
-    means = np.abs(signs @ differences) / number
+    observed = abs(differences.mean())
+    means = np.abs(_signs(len(differences)) @ differences) / len(differences)
     return float(np.mean(means >= observed - 1e-12 * (1 + observed)))
+
+
+@functools.lru_cache(maxsize=4)  # of a table's columns few have other units; each takes 100 kB for a unit at most
+def _signs(number: int) -> np.ndarray:
+    """Patterns [P, number] of 1 and -1: all up to MOST units, else DRAWS, the first of which is the observed."""
+    if number <= MOST:
+        return np.array([*itertools.product((1, -1), repeat=number)], dtype=np.int8)
+    signs = np.random.default_rng(0).choice(np.array((1, -1), dtype=np.int8), (DRAWS, number))
+    signs[0] = 1
+    return signs
 
 
 def holm(p: Mapping[str, float]) -> dict[str, float]:

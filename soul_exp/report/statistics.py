@@ -32,6 +32,15 @@ class Range:
             return cls()
         return cls(scale.low, scale.high, scale.no_interval == IS_TEST and (scale.low, scale.high) == (0, 1))
 
+    @property
+    def of_differences(self) -> "Range":
+        """Where the difference of two values lies."""
+        return Range(self.low - self.high, self.high - self.low)
+
+    def cut(self, low: float, value: float, high: float) -> Ends:
+        """The ends of an interval around `value`, neither beyond the range unless `value` is, as a jackknife's may."""
+        return min(max(low, self.low), value), max(min(high, self.high), value)
+
 
 ANY = Range()
 
@@ -76,7 +85,7 @@ def mean_of(
     low, high = mean - below, mean + above
     if within.is_p_value:
         mean, low, high = 10**mean, 10**low, 10 ** min(high, 0.0)
-    low, high = max(low, within.low), min(high, within.high)
+    low, high = within.cut(low, mean, high)
     return Cell(None, mean, low, high, n=len(given), is_partial=partial)
 
 

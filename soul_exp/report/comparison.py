@@ -24,6 +24,7 @@ from soul_exp.report.labels import (
     function_of,
     headline_first,
     label_of,
+    quoted,
     scale_in,
     size_of_test,
     units_of,
@@ -84,7 +85,7 @@ def comparisons(folder: Path | str, metrics: Sequence[str] | None = None) -> lis
         found = [group.comparison(metrics) for group in groups_of(folder, runs)]
     named: dict[str, list[str]] = {}
     for name, why in missing.items():
-        named.setdefault(why, []).append(f"`{name}`")
+        named.setdefault(why, []).append(quoted(name))
     without = tuple(f"without results: {', '.join(names)} ({why})" for why, names in named.items())
     return [*found, Comparison("", "", (), without)] if without else found
 
@@ -126,7 +127,7 @@ def _apart(group: Mapping[str, Results], earlier: Iterable[Mapping[str, Results]
         for name, other in others.items():
             if other.caption == run.caption and (why := why_apart(run, other)):
                 more = f"; and {len(why) - MOST_REASONS} more" if len(why) > MOST_REASONS else ""
-                return f"NOT COMPARABLE with the table of `{name}`: {'; '.join(why[:MOST_REASONS])}{more}"
+                return f"NOT COMPARABLE with the table of {quoted(name)}: {'; '.join(why[:MOST_REASONS])}{more}"
     return ""
 
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from soul_exp.report.labels import DELTA, MIA, NULL, label_of
+from soul_exp.report.labels import DELTA, MIA, NULL, label_of, quoted
 from soul_exp.report.runs import UNKNOWN
 from soul_exp.results import Results
 
@@ -52,24 +52,24 @@ def _by(runs: Mapping[str, Results], fact: Callable[[Results], str]) -> dict[str
     """Value of the fact -> the quoted names of the runs that have it."""
     found: dict[str, list[str]] = {}
     for name, run in runs.items():
-        found.setdefault(fact(run), []).append(f"`{name}`")
+        found.setdefault(fact(run), []).append(quoted(name))
     return found
 
 
 def of_runs(runs: Mapping[str, Results]) -> Iterator[str]:
     """What diverged, what collapsed, the runs' own notes, and whose best learning rate was at an end of those tried."""
-    yield from (f"DIVERGED: `{name}`: {run.reason}" for name, run in runs.items() if run.status == "diverged")
+    yield from (f"DIVERGED: {quoted(name)}: {run.reason}" for name, run in runs.items() if run.status == "diverged")
     for name, run in runs.items():
         if run.collapsed:
-            yield f"COLLAPSED: `{name}`: {'; '.join(f'{probe}: {why}' for probe, why in run.collapsed.items())}"
+            yield f"COLLAPSED: {quoted(name)}: {'; '.join(f'{probe}: {why}' for probe, why in run.collapsed.items())}"
     noted: dict[tuple[str, ...], dict[str, list[str]]] = {}  # the text between its numbers -> run -> text and numbers
     for name, run in runs.items():
         for note in run.notes:
             parts = NUMBER.split(note)
             noted.setdefault(tuple(parts[::2]), {})[name] = parts
     for same in noted.values():
-        yield f"{with_ranges(same.values())} ({_which([f'`{name}`' for name in same], len(runs))})"
-    if edges := [f"`{name}`" for name, run in runs.items() if _is_at_edge(run.trials)]:
+        yield f"{with_ranges(same.values())} ({_which([*map(quoted, same)], len(runs))})"
+    if edges := [quoted(name) for name, run in runs.items() if _is_at_edge(run.trials)]:
         yield f"the smallest or the largest learning rate tried was the best: {_which(edges, len(runs))}"
 
 
@@ -118,7 +118,7 @@ def of_repeats(repeats: Mapping[str, Sequence[str]], runs: Mapping[str, Results]
         (True, "the same configuration and seed with OTHER NUMBERS, of which the first counts"),
     ):
         pairs = [
-            " = ".join(f"`{name}`" for name in (first, *kept))
+            " = ".join(map(quoted, (first, *kept)))
             for first, others in same
             if (kept := [name for name in others if (runs[name].metrics != runs[first].metrics) is differ])
         ]

@@ -22,7 +22,7 @@ from soul_exp.metrics.dialects import OURS
 from soul_exp.metrics.robustness import UNINFORMATIVE
 from soul_exp.report.answers import answers_of
 from soul_exp.report.frames import AT_STEP, lines, load
-from soul_exp.report.labels import finite, on_one_line
+from soul_exp.report.labels import finite, on_one_line, spans
 from soul_exp.report.page_table import tables
 from soul_exp.report.runs import find, with_delta
 from soul_exp.results import COMPARED, TASK, TYPED, Results
@@ -57,6 +57,7 @@ def html(folder: Path, beside: Path) -> str:
     scripts = " ".join(f"'{_sha256(text)}'" for text in (own["js"], charts))
     styles = " ".join(f"'{_sha256(text)}'" for text in (own["css"], ""))  # Plotly fills an empty style sheet by rules
     environment = Environment(loader=PackageLoader("soul_exp.report", "."), autoescape=True, undefined=StrictUndefined)
+    environment.filters["spans"] = spans
     return environment.get_template("page.html").render(
         title=f"{data['name']}: {len(runs)} run{'' if len(runs) == 1 else 's'}",
         policy="; ".join(

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from soul_exp.report import notes
-from soul_exp.report.labels import HEADLINE, finite, headline_first, label_of, units_of
+from soul_exp.report.labels import HEADLINE, finite, headline_first, label_of, quoted, units_of
 from soul_exp.report.runs import is_measured
 from soul_exp.report.statistics import mean_of
 from soul_exp.report.table import Cell, Column, Comparison, Row, Table
@@ -37,7 +37,7 @@ def comparison(runs: Mapping[str, Results], requested: Sequence[str] | None) -> 
     )
     found = [*filter(None, map(units_of, runs.values()))]
     found += notes.of_runs({name: replace(run, notes=()) for name, run in runs.items()})
-    found += [f"`{request}`: {note}" for request, run in runs.items() for note in run.notes]
+    found += [f"{quoted(request)}: {note}" for request, run in runs.items() for note in run.notes]
     found += notes.of_nulls(list(runs.values()), names, listed)
     table = Table("", columns, tuple(rows))
     return Comparison(f"{len(runs)} requests in sequence", SEQUENCE, (table,), tuple(dict.fromkeys(found)))

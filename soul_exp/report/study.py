@@ -13,7 +13,7 @@ from soul_exp.errors import UsageError
 from soul_exp.metrics.dialects import OURS
 from soul_exp.report.drawing import REFERENCES, Drawn, Look, finish, looks, sample
 from soul_exp.report.frames import Frames
-from soul_exp.report.labels import dialect_note, finite, label_of
+from soul_exp.report.labels import dialect_note, finite, label_of, spans
 from soul_exp.report.methods import Methods, methods, numbers
 from soul_exp.report.notes import of_repeats
 from soul_exp.report.runs import find
@@ -154,7 +154,8 @@ class Study:
         dialects = dict.fromkeys(read[name].config.get("dialect", OURS) for name in rows["run"])
         tables = [self.methods.tables[int(table)] for table in dict.fromkeys(rows["table"])]
         repeats = [note for table in tables for note in of_repeats(table.repeats, table.runs)]
-        sentences += [f"{note[:1].upper()}{note[1:].replace('`', '')}." for note in repeats]
+        plain = ("".join(part for part, _ in spans(note)) for note in repeats)
+        sentences += [f"{note[:1].upper()}{note[1:]}." for note in plain]
         return sentences + [dialect_note(name) for name in dialects if name != OURS]
 
 

@@ -17,7 +17,7 @@ from test_tables import UNLEARNED, cells, left, made, tables_in
 
 from soul_exp import results, tables
 from soul_exp.errors import UsageError
-from soul_exp.report import latex
+from soul_exp.report import console, latex
 from soul_exp.report.table import Cell, Column, Comparison, Row, Table
 from soul_exp.results import Results
 
@@ -143,6 +143,44 @@ def test_a_run_that_was_attacked_stays_in_the_row_of_one_that_was_not(tmp_path: 
     folder = left(tmp_path, a=with_config(made(), attack={}), b=run)
     (row,) = methods_of(folder)
     assert (row["n"], row["relearn excess →"]) == ("2", "0.250 (n=1)") and not [key for key in row if "." in key]
+
+
+EXCESS = {"_target_": "soul_exp.metrics.robustness.excess_area", "_partial_": True}
+
+
+def attacked(run: Results, **excess: float) -> Results:
+    """`run` after relearning: what came back, model by model; `unmerged` is its adapter beside the base."""
+    metrics = {model: {**run.metrics.get(model, {}), "relearn_excess": value} for model, value in excess.items()}
+    attack = {"relearn": {"lr": [1e-4], "metrics": {"relearn_excess": EXCESS}}}
+    return with_config(replace(run, metrics={**run.metrics, **metrics}), attack=attack)
+
+
+def test_attacks_on_an_adapter_beside_its_base_have_a_row_below_that_of_the_merged_one(tmp_path: Path) -> None:
+    """0.1 and 0.2 of two seeds: 0.15 ± 12.706 · 0.05; it is no rival of the best merged one."""
+    for seed in (0, 1):
+        run = attacked(made(seed=seed), unlearned=0.3, retrained=0.0, unmerged=0.1 * (1 + seed))
+        left(tmp_path, **{f"adam{seed}": run})
+    folder = left(tmp_path, sgd=attacked(made(optimizer="sgd"), unlearned=0.2, retrained=0.0))
+    text = tables.table(folder)
+    (rows,) = (rows for rows in tables_in(text) if "relearn excess →" in rows[0])
+    assert [(row["optimizer"], row["relearn excess →"], row["status"]) for row in rows if row["n"]] == [
+        ("adam", "0.300", "finished"),
+        ("adam", "0.150 [-0.485, 0.785]", "unmerged"),
+        ("sgd", "**0.200**", "finished"),
+    ]
+    assert text.count("| unmerged") == 1 and "\n- unmerged: attacked with the adapter beside its base" in text
+    assert "& unmerged \\\\" in latex.latex(tables.comparisons(folder))
+    (line,) = (line for line in console.summary(folder).splitlines() if line.endswith("unmerged"))
+    assert line.split() == ["npo", "adam", "0.150", "[-0.485,", "0.785]", "2", "unmerged"]
+    assert " unmerged" not in console.summary(folder, ["utility"])  # it has no such number
+    first, second = csv.DictReader(io.StringIO(tables.csv(tables.aggregated(folder))))
+    assert float(first["unmerged.relearn_excess"]) == pytest.approx(0.15) and second["unmerged.relearn_excess"] == ""
+    request = left(tmp_path / "s", **{"request-1": attacked(made(), unlearned=0.3, unmerged=0.1)})
+    (rows,) = tables_in(tables.table(request, ["relearn_excess"]))
+    assert [(row["model"], row["relearn excess"]) for row in rows] == [
+        ("unlearned", "0.300"),
+        ("unmerged", "0.100"),
+    ]
 
 
 # ---- order

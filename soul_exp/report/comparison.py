@@ -47,7 +47,7 @@ from soul_exp.report.runs import (
 )
 from soul_exp.report.statistics import Range, mean_of
 from soul_exp.report.table import GROUPS, Cell, Column, Comparison, Row, Table
-from soul_exp.results import COMPARED, REQUEST, Compared, Results, metric_entries
+from soul_exp.results import COMPARED, REQUEST, UNMERGED, Compared, Results, metric_entries
 
 TITLES = {
     "efficacy": "Efficacy: what is forgotten",
@@ -62,6 +62,7 @@ STEPS = {
     "passes.backward": "backward passes a step",
 }
 COSTS = {"peak_memory_gib": "peak memory GiB", "training.win_rate": "win_rate"}
+OF_UNMERGED = "unmerged: attacked with the adapter beside its base; the row above is of the models with it merged"
 MOST_REASONS = 4  # that a note lists
 AT_LEAST_0 = Range(0.0)
 COST_RANGES = {"training.win_rate": Range(0.0, 1.0)}
@@ -104,11 +105,12 @@ def aggregated(folder: Path | str) -> pd.DataFrame:
             row: dict[str, Any] = {"table": place}
             row |= {column.label: text for column, text in zip(group.keys, method.key, strict=True)}
             row |= {"n": len(method.runs), "status": method.status}
-            for column in columns:
-                cell = group.cell(method.runs, column)
-                row[column.key] = cell.value if cell.text is None else cell.text
+            cells = {column.key: group.cell(method.runs, column) for column in columns}
+            cells |= {f"{UNMERGED}.{key}": cell for key, cell in group.unmerged(method.runs, columns).items()}
+            for key, cell in cells.items():
+                row[key] = cell.value if cell.text is None else cell.text
                 if cell.text is None:
-                    row |= {f"{column.key}.{end}": getattr(cell, end) for end in ("low", "high", "n")}
+                    row |= {f"{key}.{end}": getattr(cell, end) for end in ("low", "high", "n")}
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -223,6 +225,11 @@ class Group(Rows):
         studies = [study_of(self.runs[name]) for name in names]
         return mean_of(values, ends, studies, self.range_of(column))
 
+    def unmerged(self, names: Sequence[str], columns: Iterable[Column]) -> dict[str, Cell]:
+        """Metric -> the mean over these runs, of attacks on their adapters beside the base; empty without such ones."""
+        known = {key for name in names for key in self.runs[name].metrics.get(UNMERGED, ())}
+        return {column.key: self.cell(names, column, UNMERGED) for column in columns if column.key in known}
+
     def _number(self, name: str, key: str) -> float | None:
         return finite(self.values[name].get(key))
 
@@ -248,8 +255,12 @@ class Group(Rows):
         is_cost = all(column.group == "cost" for column in columns)
         rows = [] if is_cost and columns else list(self._references(columns))
         for method in self.methods:
-            cells = [*map(Cell, method.key), *(self.cell(method.runs, column) for column in columns)]
-            rows.append(Row((*cells, Cell(str(len(method.runs))), Cell(method.status)), method.is_sound))
+            key, n = [*map(Cell, method.key)], Cell(str(len(method.runs)))
+            cells = (self.cell(method.runs, column) for column in columns)
+            rows.append(Row((*key, *cells, n, Cell(method.status)), method.is_sound))
+            if apart := self.unmerged(method.runs, columns):
+                cells = (apart.get(column.key, Cell("")) for column in columns)
+                rows.append(Row((*key, *cells, n, Cell(UNMERGED)), is_sound=False))
         ended = (Column("n", "n"), Column("status", "status"))
         note = notes.of_cost(self.runs) if is_cost and columns else ""
         found = Table(title, (*self.keys, *columns, *ended), tuple(rows), note)
@@ -314,6 +325,7 @@ class Group(Rows):
         found = [*filter(None, [self.apart]), *notes.of_repeats(self.repeats, self.runs)]
         found += [text for run in runs for text in (size_of_test(run), units_of(run), *ceiling_of(run)) if text]
         found += [*self._of_intervals(columns), *notes.of_provenance(self.runs, [each.runs for each in self.methods])]
+        found += [OF_UNMERGED] * any(UNMERGED in run.metrics for run in runs)
         found += [*notes.of_runs(self.runs), *notes.of_nulls(runs, names, [column.key for column in listed])]
         versions = dict.fromkeys(f"{name} {version}" for run in runs for name, version in run.versions.items())
         commits = dict.fromkeys(map(notes.commit_of, runs))

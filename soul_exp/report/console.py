@@ -92,7 +92,10 @@ def summary(folder: Path | str, metrics: Sequence[str] | None = None) -> str:
 
 
 def _table(table: Table, width: int | None) -> list[str]:
-    """The lines of a table; what does not fit into `width` is left out: what trials chose, then the last metrics."""
+    """The lines of a table; what does not fit into `width` is left out: what trials chose, then the last metrics.
+
+    So is a row that has no number then.
+    """
     columns = [
         [column.title, *(f"{row.cells[place].written}{marks[row.cells[place].mark]}" for row in table.rows)]
         for marks in [{"": "", "best": " *", "tied": f" {TIED}"}]
@@ -107,9 +110,11 @@ def _table(table: Table, width: int | None) -> list[str]:
         if not metrics:
             break
         kept.remove((chosen or metrics)[-1])
+    shown = [place for place in kept if table.columns[place].group not in ("", CHOSEN_GROUP)]
     return [
         "  ".join(f"{columns[place][row]:<{widths[place]}}" for place in kept).rstrip()
         for row in range(len(columns[0]))
+        if any(columns[place][row] for place in shown) or not shown
     ]
 
 

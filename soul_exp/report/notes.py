@@ -105,7 +105,7 @@ def of_nulls(runs: Collection[Results], columns: Collection[str], listed: Collec
 def of_cost(runs: Mapping[str, Results]) -> str:
     """What the columns of cost mean, and which runs do not state passes, as those of before do not."""
     found = [COST, PASSES] if any(run.passes for run in runs.values()) else [COST]
-    if names := [f"`{name}`" for name, run in runs.items() if run.num_steps and not run.passes]:
+    if names := [quoted(name) for name, run in runs.items() if run.num_steps and not run.passes]:
         found.append(f"results.json does not state the passes: {_which(names, len(runs))}.")
     return " ".join(found)
 

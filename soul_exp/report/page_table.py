@@ -11,7 +11,7 @@ from soul_exp.report.comparison import Group, groups_of
 from soul_exp.report.labels import ARROWS, DELTA, MIA, NULL
 from soul_exp.report.rows import Method, text_of
 from soul_exp.report.runs import frame_of, is_measured, is_unlearned, tuned_on, varied
-from soul_exp.results import REQUEST, Results
+from soul_exp.results import REQUEST, UNMERGED, Results
 
 SETTINGS, STATUS, TUNED, SEED = "settings", "status", "tuned", "seeds.seed"
 # The columns that are shown before others are asked for; of a group of metrics without any of these, its first `FEW`
@@ -86,10 +86,15 @@ def _tables(group: Group) -> dict[str, Any]:
         "labels": labels,
         "runs": names,
         "columns": columns,
-        "rows": [(name, labels[name], _row(group, columns, group.alone(name), {"data-run": name})) for name in names],
+        "rows": [
+            (name, *row)
+            for name in names
+            for row in _rows(group, columns, group.alone(name), labels[name], {"data-run": name})
+        ],
         "means": [
-            (title, method.runs, _row(group, columns, method, {"data-method": title}, numbers[title]))
+            (title, method.runs, *row)
             for title, method in titles.items()
+            for row in _rows(group, columns, method, title, {"data-method": title}, numbers[title])
         ],
         "numbers": [
             {"label": t, "runs": method.runs, "place": keys.index(method.key), "numbers": _ends(numbers[t])}
@@ -187,14 +192,15 @@ def _columns(group: Group) -> list[Column]:
     return sorted(found, key=lambda column: (SETTINGS, *table.GROUPS).index(column.group))
 
 
-def _row(
+def _rows(
     group: Group,
     columns: Sequence[Column],
     method: Method,
+    label: str,
     source: Mapping[str, str],
     numbers: Mapping[str, table.Cell] | None = None,
-) -> dict[str, Cell]:
-    """The cells of a row of runs, by column; `numbers` where they are known."""
+) -> Iterator[tuple[str, dict[str, Cell]]]:
+    """Label and cells, by column, of a row of runs (`numbers` where they are known), and of their unmerged adapters."""
     found = {}
     for column in columns:
         if column.key == STATUS:
@@ -204,7 +210,10 @@ def _row(
         else:
             cell = _shown(numbers[column.key] if numbers else group.cell(method.runs, column))
         found[column.key] = replace(cell, source=source)
-    return found
+    yield label, found
+    if apart := group.unmerged(method.runs, columns):
+        source = {**source, "data-model": UNMERGED}
+        yield f"{label}, unmerged", {key: replace(_shown(cell), source=source) for key, cell in apart.items()}
 
 
 def _setting(group: Group, names: Sequence[str], key: str) -> Cell:

@@ -260,6 +260,18 @@ def test_methods_are_compared_by_unit_from_the_records_of_their_runs(tmp_path: P
         tables.table(tmp_path)
 
 
+def test_a_difference_by_unit_stays_where_that_of_two_values_of_its_metric_does(tmp_path: Path) -> None:
+    """SGD answers all of six authors with one seed and none with another: 1/2 ± 12.706 · 1/2, in [-1, 1]."""
+    entry = {"_target_": "soul_exp.metrics.tofu.probability", "answers": "forget"}
+    for name, seed, probability in (("adam", 0, 0.0), ("sgd", 0, 0.0), ("sgd", 1, 1.0)):
+        run = made(optimizer=name, seed=seed, metrics={"forget_probability": 0.5})
+        run = with_config(run, task={**run.config["task"], "metrics": {"forget_probability": entry}})
+        recorded(left(tmp_path, **{f"{name}{seed}": run}) / f"{name}{seed}", probability)
+    text = tables.table(tmp_path, ["forget_probability"])
+    (paired,) = (rows for rows in tables_in(text) if "status" not in rows[0])
+    assert paired == [{"optimizer": "sgd", "forget probability": f"0.500 [-1.000, 1.000] (p {2 / 2**6:.3f})"}]
+
+
 def test_trade_offs_name_who_dominates_and_how_often_a_run_is_better_than_the_baselines(tmp_path: Path) -> None:
     """sgd is worse than adam in both; lion forgets more and keeps less. Of lion's utilities one of four pairs ties."""
     values = {"adam": [(-2, 0.6), (-2, 0.8)], "sgd": [(-3, 0.5), (-3, 0.5)], "lion": [(-1, 0.6), (-1, 0.3)]}
@@ -324,7 +336,7 @@ def test_each_loss_has_the_baseline_of_its_own(tmp_path: Path) -> None:
     assert again is not None
     left(tmp_path, other=with_config(again, optimizer={"lr": 1.0, "betas": [0.9, 0.95]}))
     text = tables.table(tmp_path)
-    assert "Not compared by unit: 2 rows have optimizer=adam (npo, adam, 0.0001; npo, adam, 1)." in text
+    assert "Not compared by unit: 2 rows have optimizer=adam (`npo, adam, 0.0001`; `npo, adam, 1`)." in text
     assert text.count("#### Difference from ") == 1
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from soul_exp.report.labels import label_of
+from soul_exp.report.labels import label_of, quoted
 from soul_exp.report.paired import compared
 from soul_exp.report.rows import Method
 from soul_exp.report.statistics import Range, dominated_by, performance_profile, probability_of_improvement
@@ -116,7 +116,8 @@ class Contrasts:
         if not has:
             return None
         if len(baselines) > 1:
-            why = f"Not compared by unit: {len(baselines)} rows have optimizer={BASELINE} ({'; '.join(baselines)})."
+            listed = "; ".join(map(quoted, baselines))
+            why = f"Not compared by unit: {len(baselines)} rows have optimizer={BASELINE} ({listed})."
             return Table("", (), (), why)
         tested = {column: compared(values[column], baselines[0], self.range_of(column)) for column in has}
         rows = []

@@ -31,7 +31,7 @@ def _comparison(found: Comparison) -> list[str]:
 
 def _table(table: Table) -> list[str]:
     title = [f"#### {_escaped(table.title)}", ""] if table.title else []
-    about = [_escaped(table.about)] if table.about else []
+    about = [_note(table.about)] if table.about else []
     head = [_cell(Cell(column.title)) for column in table.columns]
     lines = _lines([head, *([*map(_cell, row.cells)] for row in table.rows)])
     return [*title, *about, *([""] if about and lines else []), *lines]
@@ -52,7 +52,7 @@ def _lines(rows: list[list[str]]) -> list[str]:
 
 
 def _note(note: str) -> str:
-    """A note, whose names are code; but a name with what some readers take for HTML or a link even there is text."""
+    """A note, or the text above a table, whose names are code; as text those that some take for HTML even there."""
     return "".join(
         quoted(part) if is_name and not HTML.search(part) else _escaped(quoted(part) if is_name else part)
         for part, is_name in spans(note)

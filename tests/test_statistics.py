@@ -149,7 +149,7 @@ def test_a_difference_of_methods_has_an_interval_over_the_seeds_of_both_and_over
     unit = 11**0.5 / float(student.ppf(0.975, 4)) * 5**0.5 / (2 / 4) ** 0.5  # of standard deviation √(2/4)·unit
     own = seeds(2, 3, [unit, -unit, 0, 0, 0])
     found = compared({"sgd": own, "adam": seeds(1, 4, [0.0] * 5)}, "adam")["sgd"]
-    assert found is not None and found.difference == pytest.approx(1) and found.num_units == 5
+    assert found is not None and found.value == pytest.approx(1) and found.n == 5
     assert [found.low, found.high] == pytest.approx([1 - 6, 1 + 6], rel=1e-4)
     few = compared({"sgd": seeds(2, 3, [0.0] * 4), "adam": seeds(1, 4, [0.0] * 4)}, "adam")["sgd"]
     assert few is not None and (few.low, few.high, few.p) == (None, None, 2 / 2**4)
@@ -159,11 +159,11 @@ def test_the_interval_of_a_difference_of_shares_ends_at_minus_1_and_1() -> None:
     """Shares 0 and 1 of two seeds each: the difference 1/2, without a range ± 12.7 · 0.5 and more."""
     values = {"sgd": [dict.fromkeys("abcde", share) for share in (0.0, 1.0)], "adam": [dict.fromkeys("abcde", 0.0)]}
     free, cut = (compared(values, "adam", within)["sgd"] for within in (Range(), SHARE))
-    assert free is not None and cut is not None and free.difference == cut.difference == 0.5
+    assert free is not None and cut is not None and free.value == cut.value == 0.5
     assert [free.low, free.high] == pytest.approx([0.5 - T1 / 2, 0.5 + T1 / 2]) and [cut.low, cut.high] == [-1.0, 1.0]
     assert Range(-1, 1).of_differences == Range(-2, 2) and Range(0).of_differences == Range()
     beyond = compared({"sgd": [dict.fromkeys("abcde", 1.25)], "adam": values["adam"]}, "adam", SHARE)["sgd"]
-    assert beyond is not None and (beyond.low, beyond.difference, beyond.high) == (1.25,) * 3  # it holds its mean
+    assert beyond is not None and (beyond.low, beyond.value, beyond.high) == (1.25,) * 3  # it holds its mean
 
 
 @pytest.mark.parametrize("number", [5, 20])

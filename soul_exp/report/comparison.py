@@ -29,6 +29,7 @@ from soul_exp.report.labels import (
     size_of_test,
     units_of,
 )
+from soul_exp.report.order import in_job_order, typed_order
 from soul_exp.report.rows import Rows, text_of
 from soul_exp.report.runs import (
     ABOUT,
@@ -37,17 +38,15 @@ from soul_exp.report.runs import (
     comparable,
     find,
     frame_of,
-    in_job_order,
     is_measured,
     study_of,
     tuned_on,
-    typed_order,
     varied,
     why_apart,
 )
 from soul_exp.report.statistics import Range, mean_of
 from soul_exp.report.table import GROUPS, Cell, Column, Comparison, Row, Table
-from soul_exp.results import COMPARED, REQUEST, UNMERGED, Compared, Results, metric_entries
+from soul_exp.results import COMPARED, REQUEST, UNMERGED, Compared, Results, attack_of, metric_entries
 
 TITLES = {
     "efficacy": "Efficacy: what is forgotten",
@@ -84,10 +83,8 @@ def comparisons(folder: Path | str, metrics: Sequence[str] | None = None) -> lis
         found = [requests.comparison(runs, metrics)]
     else:
         found = [group.comparison(metrics) for group in groups_of(folder, runs)]
-    named: dict[str, list[str]] = {}
-    for name, why in missing.items():
-        named.setdefault(why, []).append(quoted(name))
-    without = tuple(f"without results: {', '.join(names)} ({why})" for why, names in named.items())
+    of_why = notes.by(missing, str).items()
+    without = tuple(f"without results: {', '.join(names)} ({why})" for why, names in of_why)
     return [*found, Comparison("", "", (), without)] if without else found
 
 
@@ -149,8 +146,7 @@ class Group(Rows):
     @functools.cached_property
     def of_attacks(self) -> set[str]:
         """The metrics of attacks."""
-        of_task = {name for run in self.runs.values() for name in run.config["task"].get("metrics") or ()}
-        return {name for name in self.entries if name not in of_task}
+        return {name for run in self.runs.values() for name in attack_of(run)}
 
     @functools.cached_property
     def measured(self) -> list[str]:
@@ -171,10 +167,9 @@ class Group(Rows):
 
     def columns_of(self, names: Iterable[str]) -> list[Column]:
         """A column for each metric; that of the MIA AUC is followed by the difference to the retrained model's."""
-        dialect = self.first.config.get("dialect", OURS)
         found = []
         for name in (each for given in names for each in ((given, DELTA) if given == MIA else (given,))):
-            unit, direction = declared(self.entries, name, dialect)
+            unit, direction = declared(self.entries, name, self.first.dialect)
             column = Column(name, label_of(name, unit), self._group_of(name), direction)
             found.append(replace(column, is_p_value=self.range_of(column).is_p_value))
         return found
@@ -183,15 +178,15 @@ class Group(Rows):
         """Where the values of a column lie."""
         if column.group == "cost":
             return COST_RANGES.get(column.key, AT_LEAST_0)
-        dialect = self.first.config.get("dialect", OURS)
-        return DELTA_RANGE if column.key == DELTA else Range.of(scale_in(self.entries.get(column.key, {}), dialect))
+        scale = scale_in(self.entries.get(column.key, {}), self.first.dialect)
+        return DELTA_RANGE if column.key == DELTA else Range.of(scale)
 
     def _group_of(self, name: str) -> str:
         """What metric `name` is of, by the probes that it reads: rows to keep, or rows to forget or never seen."""
         if name in self.of_attacks:
             return "robustness"
         entry = self.entries.get(MIA if name == DELTA else name, {})
-        function = function_of(str(entry.get("_target_", "")), self.first.config.get("dialect", OURS))
+        function = function_of(str(entry.get("_target_", "")), self.first.dialect)
         named = [] if function is None else [*inspect.signature(function).parameters]
         read = [entry["answers"]] if "answers" in entry else named
         kept = [is_kept(str(probe)) for probe in read]
@@ -215,15 +210,10 @@ class Group(Rows):
             steps = sorted({self.runs[name].num_steps for name in names})
             return Cell(" to ".join(map(str, steps[:1] + steps[1:][-1:])))
         if column.group == "cost":
-            values = [self._number(name, column.key) for name in names]
-            return mean_of(values, [None] * len(names), names, self.range_of(column))
-        values, ends = [], []
-        for name in names:
-            values.append(self._number(name, f"metrics.{model}.{column.key}"))
-            low, high = (self._number(name, f"metrics.{model}.{column.key}.{end}") for end in ("low", "high"))
-            ends.append(None if low is None or high is None else (low, high))
-        studies = [study_of(self.runs[name]) for name in names]
-        return mean_of(values, ends, studies, self.range_of(column))
+            return mean_of([self._number(name, column.key) for name in names], within=self.range_of(column))
+        values = [self._number(name, f"metrics.{model}.{column.key}") for name in names]
+        ends = [self.runs[name].intervals.get(model, {}).get(column.key) or None for name in names]
+        return mean_of(values, ends, [study_of(self.runs[name]) for name in names], self.range_of(column))
 
     def unmerged(self, names: Sequence[str], columns: Iterable[Column]) -> dict[str, Cell]:
         """Metric -> the mean over these runs, of attacks on their adapters beside the base; empty without such ones."""
@@ -246,9 +236,8 @@ class Group(Rows):
             tables = [self._table(TITLES[group], of) for group, of in parts.items() if of]
         else:
             tables = [self._table("", columns)]
-        comparing = contrasts.Contrasts(self.folder, self.runs, self.methods, self.keys, self.range_of)
         metrics = [column for column in columns if column.group != "cost"]
-        tables += comparing.tables(metrics, self._targets(metrics), self.cell, requested is not None)
+        tables += contrasts.Contrasts(self).tables(metrics, requested is not None)
         return Comparison(self._title(), f"{self.about} {ABOUT}", tuple(tables), tuple(self.notes_on(listed, columns)))
 
     def _table(self, title: str, columns: Sequence[Column]) -> Table:
@@ -264,9 +253,9 @@ class Group(Rows):
         ended = (Column("n", "n"), Column("status", "status"))
         note = notes.of_cost(self.runs) if is_cost and columns else ""
         found = Table(title, (*self.keys, *columns, *ended), tuple(rows), note)
-        return found.marked([*[None] * len(self.keys), *self._targets(columns), None, None])
+        return found.marked([*[None] * len(self.keys), *self.targets(columns), None, None])
 
-    def _targets(self, columns: Sequence[Column]) -> list[float | None]:
+    def targets(self, columns: Sequence[Column]) -> list[float | None]:
         """The retrained model's values."""
         return [cell.value for cell in self.reference("retrained", columns)] or [None] * len(columns)
 
@@ -306,7 +295,7 @@ class Group(Rows):
         left_out = {*self.by, *self.chosen, "config.task.source"}
         shared = [key for key in ("source", *known) if key in self.frame and key not in left_out]
         fixed = [f"{key.partition('.')[2] or key} {text_of(self.frame[key].iloc[0])}" for key in shared]
-        dialect = self.first.config.get("dialect", OURS)
+        dialect = self.first.dialect
         counts = [counted(len(runs), "run"), _listed("seed", {run.seeds.get("seed") for run in runs})]
         if self.is_tuned_here:
             studies = {study_of(run) for run in runs}
@@ -328,7 +317,7 @@ class Group(Rows):
         found += [OF_UNMERGED] * any(UNMERGED in run.metrics for run in runs)
         found += [*notes.of_runs(self.runs), *notes.of_nulls(runs, names, [column.key for column in listed])]
         versions = dict.fromkeys(f"{name} {version}" for run in runs for name, version in run.versions.items())
-        commits = dict.fromkeys(map(notes.commit_of, runs))
+        commits = dict.fromkeys(notes.commit_of(run.commit) for run in runs)
         hardware = dict.fromkeys(run.hardware for run in runs if run.hardware)
         made_by = [f"commit {', '.join(commits)}", *hardware, ", ".join(versions)]
         return [*dict.fromkeys(found), "; ".join(made_by)]

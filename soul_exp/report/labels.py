@@ -184,9 +184,3 @@ def spans(note: str) -> Iterator[tuple[str, bool]]:
 def finite(value: Any) -> float | None:
     """`value` as a float; None if it is no finite number."""
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
-
-
-def range_of(metrics: Mapping[str, Any] | None, name: str, dialect: str = OURS) -> tuple[float, float]:
-    """The least and the largest value of metric `name`, as `declared` finds it; infinite where none is declared."""
-    scale = scale_in((metrics or {}).get(name, {}), dialect)
-    return (-math.inf, math.inf) if scale is None else (scale.low, scale.high)

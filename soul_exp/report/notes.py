@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from soul_exp.report.labels import DELTA, MIA, NULL, label_of, quoted
 from soul_exp.report.runs import UNKNOWN
 from soul_exp.results import Results
 
+T = TypeVar("T")
 MOST_NAMES = 3  # of runs in a note
 NUMBER = re.compile(r"(?<![\w.-])(-?\d+(?:\.\d+)?(?:e[-+]?\d+)?)(?!\w)")
 COST = (
@@ -30,25 +31,25 @@ def of_provenance(runs: Mapping[str, Results], rows: Collection[Collection[str]]
     if len({run.commit for run in runs.values()}) == 1:
         facts["source code"] = lambda run: f"SHA-256 {str(run.sha256.get('code', UNKNOWN))[:10]}"
     elif len(codes) > 1 or None in codes:
-        facts["commit"] = commit_of
+        facts["commit"] = lambda run: commit_of(run.commit)
     if any(run.hardware for run in runs.values()):
         facts["hardware"] = lambda run: run.hardware or UNKNOWN
     for package in dict.fromkeys(package for run in runs.values() for package in run.versions):
         facts[f"version of {package}"] = lambda run, package=package: run.versions.get(package, UNKNOWN)  # type: ignore[misc]
     for what, fact in facts.items():
-        found = _by(runs, fact)
+        found = by(runs, fact)
         if len(found) > 1:
             mixed = any(len({fact(runs[name]) for name in row}) > 1 for row in rows)
             listed = "; ".join(f"{value}: {_which(names, len(runs))}" for value, names in found.items())
             yield f"DIFFERENT {what}{', also within a row' if mixed else ''}: {listed}"
 
 
-def commit_of(run: Results) -> str:
-    """The commit's first ten digits, with "+changes" if files differed."""
-    return run.commit[:10] + run.commit[40:] if run.commit else UNKNOWN
+def commit_of(commit: str | None) -> str:
+    """The first ten digits of a run's commit, with "+changes" if files differed."""
+    return commit[:10] + commit[40:] if commit else UNKNOWN
 
 
-def _by(runs: Mapping[str, Results], fact: Callable[[Results], str]) -> dict[str, list[str]]:
+def by(runs: Mapping[str, T], fact: Callable[[T], str]) -> dict[str, list[str]]:
     """Value of the fact -> the quoted names of the runs that have it."""
     found: dict[str, list[str]] = {}
     for name, run in runs.items():

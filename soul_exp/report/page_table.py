@@ -114,22 +114,19 @@ def _tables(group: Group) -> dict[str, Any]:
 # --- names --------------------------------------------------------------------------------------------------------
 
 
-def _parts(group: Group, key: Sequence[str]) -> list[str]:
-    """What tells a row from the others of its table: "adam", "lr 0.001"."""
-    found = []
-    for place, (column, text) in enumerate(zip(group.keys, key, strict=True)):
-        if text != NULL and len({method.key[place] for method in group.methods}) > 1:
-            is_choice = f"choices.{column.key}" in group.frame or text == "checkpoint"
-            found.append(text if is_choice else f"{column.label.rpartition('.')[2]} {text}")
-    return found
-
-
 def _title(group: Group, method: Method) -> str:
-    """The name of a row; of a single row the loss and the optimizer, of a request or a single checkpoint the run."""
+    """What tells a row from the others: "adam, gamma 10". Of a request or a single checkpoint it is the run.
+
+    Of a single row it is the loss and the optimizer.
+    """
     name, run = method.runs[0], group.runs[method.runs[0]]
     if isinstance(group, _Requests):
         return name
-    if parts := _parts(group, method.key):
+    parts = []
+    for column, text in ((group.keys[place], method.key[place]) for place in group.places):
+        is_choice = f"choices.{column.key}" in group.frame or text == "checkpoint"
+        parts += [text if is_choice else f"{column.label.rpartition('.')[2]} {text}"] * (text != NULL)
+    if parts:
         return ", ".join(parts)
     if not is_unlearned(run):
         return name if len(method.runs) == 1 else "checkpoint"
@@ -240,11 +237,9 @@ def _ends(numbers: Mapping[str, table.Cell]) -> dict[str, list[float | None]]:
 def _targets(group: Group, columns: Sequence[Column]) -> dict[str, dict[str, list[float | None]]]:
     """Compared model -> metric -> value, low, high."""
     metrics = [column for column in columns if column.is_metric]
-    of = {model.key: {c.key: group.run_of_reference(model.key, c.key) for c in metrics} for model in group.references}
-    return {
-        model: _ends({c.key: group.cell([name], c, model) for c in metrics if (name := names[c.key]) is not None})
-        for model, names in of.items()
-    }
+    keys = [column.key for column in metrics]
+    references = {model.key: group.reference(model.key, metrics) for model in group.references}
+    return {model: _ends(dict(zip(keys, cells, strict=True))) for model, cells in references.items()}
 
 
 def _references(group: Group, columns: Sequence[Column]) -> Iterator[tuple[str, dict[str, Cell]]]:

@@ -29,20 +29,16 @@ def comparison(runs: Mapping[str, Results], requested: Sequence[str] | None) -> 
         for model, title in MODELS.items():
             values, ends = run.metrics.get(model, {}), run.intervals.get(model, {})
             if not values.keys().isdisjoint(names):
-                numbers = (mean_of([finite(values.get(name))], [_ends(ends.get(name))], [None]) for name in names)
+                numbers = (mean_of([finite(values.get(name))], [ends.get(name)]) for name in names)
                 rows.append(Row((Cell(request if model == "unlearned" else ""), Cell(title), *numbers)))
-    columns = (
+    columns = [
         Column("request", "request"),
         Column("model", "model"),
         *(Column(name, label_of(name)) for name in names),
-    )
+    ]
     found = [*filter(None, map(units_of, runs.values()))]
     found += notes.of_runs({name: replace(run, notes=()) for name, run in runs.items()})
     found += [f"{quoted(request)}: {note}" for request, run in runs.items() for note in run.notes]
     found += notes.of_nulls(list(runs.values()), names, listed)
-    table = Table("", columns, tuple(rows))
+    table = Table("", tuple(columns), tuple(rows))
     return Comparison(f"{len(runs)} requests in sequence", SEQUENCE, (table,), tuple(dict.fromkeys(found)))
-
-
-def _ends(given: Sequence[float] | None) -> tuple[float, float] | None:
-    return (given[0], given[1]) if given else None

@@ -247,9 +247,15 @@ def _attacked(
                     raise ValueError(problem)
                 _, model, branch = place.split("/")
                 records.setdefault(model, {})[branch] = read_answers(folder / ATTACKS / place)
-            wanted = {*build_attack(attack, run.config["attack"][attack]).branches()}
+            made = build_attack(attack, run.config["attack"][attack])
+            wanted, named = {*made.branches()}, made.named_points()
             if not records or any({*branches} != wanted for branches in records.values()):
                 raise ValueError(f"its records have not the branches {', '.join(sorted(wanted))} of every model")
+            for model, branches in records.items():
+                for branch, points in branches.items():
+                    if named is not None and {*points} != {*named}:
+                        stated = f"{model}/{branch} has the points {', '.join(points)}"
+                        raise ValueError(f"{stated}, and its options name {', '.join(named)}")
             each = attack_measures({attack: metrics}, {attack: records}, run.seeds["seed"])
         except (*NOT_COMPUTED, OSError) as error:
             problems[attack] = f"{attack}: not recomputed ({first_line(error)})"

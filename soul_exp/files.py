@@ -67,6 +67,18 @@ def complete_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def json_lines(file: Path) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a file, one on each line; none without the file. Raises UsageError for another line."""
+    for number, line in enumerate(file.read_bytes().splitlines() if file.is_file() else (), 1):
+        try:
+            found = json.loads(line)
+        except ValueError as error:
+            raise UsageError(f"{file}, line {number}: found {line[:80]!r}, expected JSON") from error
+        if not isinstance(found, dict):
+            raise UsageError(f"{file}, line {number}: found {type(found).__name__}, expected a JSON object")
+        yield found
+
+
 def remove(path: Path) -> None:
     """Delete `path`, a file or a folder, if it is there. Raises UsageError if it cannot be deleted."""
     try:

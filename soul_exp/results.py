@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +16,7 @@ from typing import Any, get_type_hints
 from soul_exp import options
 from soul_exp.errors import explained, short
 from soul_exp.files import hashes, write_atomically
+from soul_exp.metrics.robustness import UNINFORMATIVE
 from soul_exp.ranges import fits
 
 FORMAT = 1
@@ -113,6 +114,11 @@ class Results:
     hardware: str | None = None  # what trained or measured: name of the GPU, or of the CPU and its number of cores
     format: int = field(default=FORMAT)
 
+    @property
+    def dialect(self) -> str:
+        """The dialect of its metrics."""
+        return str(self.config.get("dialect", options.DIALECTS[0]))
+
 
 def write(folder: Path, results: Results) -> None:
     """Write `folder/results.json` in one atomic step; numbers that are not finite become null."""
@@ -157,6 +163,22 @@ def metric_entries(run: Results) -> dict[str, Any]:
     for attack in (run.config.get("attack") or {}).values():
         found |= attack.get("metrics") or {}
     return found
+
+
+def attack_of(run: Results) -> dict[str, str]:
+    """Metric -> the attack that it is of, of all metrics of attacks in the configuration of `run`."""
+    attacks = (run.config.get("attack") or {}).items()
+    return {name: attack for attack, given in attacks for name in given.get("metrics") or {}}
+
+
+def attack_points(run: Results) -> Iterator[tuple[str, str, str, str, Mapping[str, float | None], bool]]:
+    """Attack, model, branch, name and measures of each point of a run, and whether anything can be recovered there."""
+    for attack, by_model in run.attacks.items():
+        lost = by_model.get(UNINFORMATIVE, {})
+        for model, branches in by_model.items():
+            for branch, points in branches.items() if model != UNINFORMATIVE else ():
+                for point, measures in points.items():
+                    yield attack, model, branch, point, measures, point not in lost.get(branch, ())
 
 
 def versions() -> dict[str, str]:

@@ -17,7 +17,7 @@ from soul_exp.compose import check_trusted, listed_metrics
 from soul_exp.distributed.output import is_lost, open_standard_streams
 from soul_exp.errors import UsageError, explained, first_line
 from soul_exp.files import hashes, mismatch, read_sealed
-from soul_exp.metrics.dialects import DIALECTS, OURS
+from soul_exp.metrics.dialects import DIALECTS
 from soul_exp.metrics.scale import scale_of
 from soul_exp.options import leaves
 from soul_exp.ranges import SEED
@@ -54,7 +54,7 @@ def verify(folder: Path, trust: bool = False) -> Verdict:
     only, or if it names metrics that conf/ does not list, unless `trust`.
     """
     run = _read(folder)
-    metrics = metrics_of(_entries(folder, run, trust), run.config.get("dialect", OURS))
+    metrics = metrics_of(_entries(folder, run, trust), run.dialect)
     of_attacks = _attack_metrics(run)
     every = {**metrics, **{name: metric for each in of_attacks.values() for name, metric in each.items()}}
     damaged, foreign = dict(_damaged(folder, run)), [*_foreign(folder, run), *_foreign_names(run, every)]
@@ -92,11 +92,13 @@ def _read(folder: Path) -> results.Results:
         raise UsageError(f"{folder} has no {results.NAME}: give the folder of a finished run, as runs/tofu/default")
     if not run.sha256:
         raise UsageError(f"{folder} was run by a version that did not keep the records of all models: run it again")
-    seed, dialect = run.seeds.get("seed"), run.config.get("dialect", OURS)
+    seed = run.seeds.get("seed")
     if not SEED.fits(seed):
         raise UsageError(f"{folder / results.NAME}: seeds.seed is {seed}, expected {SEED.expected()}")
-    if dialect not in [*DIALECTS]:
-        raise UsageError(f"{folder / results.NAME}: config.dialect is {dialect}, expected one of {', '.join(DIALECTS)}")
+    if run.dialect not in DIALECTS:
+        raise UsageError(
+            f"{folder / results.NAME}: config.dialect is {run.dialect}, expected one of {', '.join(DIALECTS)}"
+        )
     return run
 
 
@@ -174,8 +176,7 @@ def _without_records(run: results.Results, attacked: set[str]) -> Iterator[str]:
 
     Records of attacks, on the models `attacked`, are enough for one that has no other numbers.
     """
-    of_attacks = {*results.metric_entries(run)} - {*(run.config["task"].get("metrics") or {})}
-    only = {model for model in attacked if {*run.metrics.get(model, {})} <= of_attacks}
+    only = {model for model in attacked if {*run.metrics.get(model, {})} <= {*results.attack_of(run)}}
     named = {*run.metrics, *run.intervals, *run.free_answers, *run.suite, *run.sha256["models"]} - only
     for model in sorted(named - {*_models(run)}):
         yield f"{model}: it has no records, which its numbers must come from"
@@ -246,9 +247,15 @@ def _attacked(
                     raise ValueError(problem)
                 _, model, branch = place.split("/")
                 records.setdefault(model, {})[branch] = read_answers(folder / ATTACKS / place)
-            wanted = {*build_attack(attack, run.config["attack"][attack]).branches()}
+            made = build_attack(attack, run.config["attack"][attack])
+            wanted, named = {*made.branches()}, made.named_points()
             if not records or any({*branches} != wanted for branches in records.values()):
                 raise ValueError(f"its records have not the branches {', '.join(sorted(wanted))} of every model")
+            for model, branches in records.items():
+                for branch, points in branches.items():
+                    if named is not None and {*points} != {*named}:
+                        stated = f"{model}/{branch} has the points {', '.join(points)}"
+                        raise ValueError(f"{stated}, and its options name {', '.join(named)}")
             each = attack_measures({attack: metrics}, {attack: records}, run.seeds["seed"])
         except (*NOT_COMPUTED, OSError) as error:
             problems[attack] = f"{attack}: not recomputed ({first_line(error)})"

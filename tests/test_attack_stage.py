@@ -142,6 +142,7 @@ def test_verify_recomputes_every_number_of_an_attack(place: Path, found: results
         ("attack", "attacks/relearn: no attack that config.attack describes"),
         ("invented", "relearn: not recomputed (its records have not the branches"),
         ("branch", "relearn: not recomputed (its records have not the branches 0.001, 0.01 of every model"),
+        ("points", "relearn: not recomputed (original/0.001 has the points 0, 50, and its options name 0, 25, 50)"),
         ("model", "unmerged: it has no records, which its numbers must come from"),
         ("reason", "reasons.quantise_same_codes_nf4: stated it holds, its records give the attack has no branch"),
     ],
@@ -175,6 +176,8 @@ def test_verify_names_what_was_changed(change: str, message: str, place: Path, t
             del stated["attacks"]["relearn"][model]["0.01"]
         kept = {name: sha for name, sha in stated["sha256"]["attacks"].items() if "/0.01/" not in name}
         stated["sha256"]["attacks"] = kept
+    elif change == "points":
+        stated["config"]["attack"]["relearn"]["steps"] = [0, 25, 50]
     elif change == "model":
         stated["metrics"]["unmerged"] = {"relearn_excess": 0.001}
     else:

@@ -149,8 +149,9 @@ def test_pruning_removes_the_smallest_share_of_each_layer() -> None:
         seen.append(small_model())
         return seen[-1]
 
-    found = Prune(share=[0, 0.25, 0.5]).points(replace(a_target(a_task(items(4))), load=load), "magnitude")
-    assert list(found) == ["0", "0.25", "0.5"]
+    attack = Prune(share=[0, 0.25, 0.5])
+    found = attack.points(replace(a_target(a_task(items(4))), load=load), "magnitude")
+    assert list(found) == ["0", "0.25", "0.5"] == attack.named_points()
     for before, after in zip(linear_weights(small_model()), linear_weights(seen[0]), strict=True):
         gone = after == 0
         assert int(gone.sum()) == before.numel() // 2
@@ -164,7 +165,9 @@ def test_pruning_removes_the_smallest_share_of_each_layer() -> None:
 def test_relearning_is_adamw_without_decay_on_the_mean_nll_of_rows() -> None:
     """Against a plain loop, of as many rows as a step has, so that their order does not matter."""
     rows, lr = items(4), 1e-3
-    made = Relearn(rows="forget", lr=[lr], steps=[0, 2, 5], batch_size=4).points(a_target(a_task(rows)), str(lr))
+    attack = Relearn(rows="forget", lr=[lr], steps=[0, 2, 5], batch_size=4)
+    made = attack.points(a_target(a_task(rows)), str(lr))
+    assert [*made] == attack.named_points()
     lm = small_model()
     optimizer = torch.optim.AdamW(lm.model.parameters(), lr=lr, betas=(0.9, 0.999), weight_decay=0.0)
     for step in range(6):
@@ -236,7 +239,9 @@ def test_an_attack_that_lacks_its_rows_says_why() -> None:
 
 def test_half_of_the_units_is_tuned_on_and_the_other_half_measured() -> None:
     task = a_task(items(16))
-    found = RetrainOnPart(lr=[1e-2], steps=[0, 20]).points(a_target(task), "0.01")
+    attack = RetrainOnPart(lr=[1e-2], steps=[0, 20])
+    found = attack.points(a_target(task), "0.01")
+    assert [*found] == attack.named_points()
     halves = {name: {*answers.unit} for name, answers in found.items()}  # type: ignore[union-attr]
     first, second = {f"item {i}" for i in range(0, 8, 2)}, {f"item {i}" for i in range(1, 8, 2)}
     assert halves["first-tuned-20"] == first == halves["second-left-20"]

@@ -424,7 +424,7 @@ def test_a_checkpoint_of_pickled_weights_is_an_error(checked: Callable[..., Chec
 
 
 def test_a_full_disk_is_noticed_before_work(checked: Callable[..., Checked], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("soul_exp.checks.check.FREE_BYTES", 2**60)
+    monkeypatch.setattr("soul_exp.checks.folders.FREE_BYTES", 2**60)
     with pytest.raises(UsageError, match="MiB of disk left"):
         checked()
 

@@ -19,7 +19,7 @@ from test_tables import UNLEARNED, cells, left, made, tables_in
 
 from soul_exp import results, tables
 from soul_exp.errors import UsageError
-from soul_exp.report import latex
+from soul_exp.report import console, latex
 from soul_exp.report.table import Cell, Column, Comparison, Row, Table
 from soul_exp.results import Results
 
@@ -147,6 +147,44 @@ def test_a_run_that_was_attacked_stays_in_the_row_of_one_that_was_not(tmp_path: 
     assert (row["n"], row["relearn excess →"]) == ("2", "0.250 (n=1)") and not [key for key in row if "." in key]
 
 
+EXCESS = {"_target_": "soul_exp.metrics.robustness.excess_area", "_partial_": True}
+
+
+def attacked(run: Results, **excess: float) -> Results:
+    """`run` after relearning: what came back, model by model; `unmerged` is its adapter beside the base."""
+    metrics = {model: {**run.metrics.get(model, {}), "relearn_excess": value} for model, value in excess.items()}
+    attack = {"relearn": {"lr": [1e-4], "metrics": {"relearn_excess": EXCESS}}}
+    return with_config(replace(run, metrics={**run.metrics, **metrics}), attack=attack)
+
+
+def test_attacks_on_an_adapter_beside_its_base_have_a_row_below_that_of_the_merged_one(tmp_path: Path) -> None:
+    """0.1 and 0.2 of two seeds: 0.15 ± 12.706 · 0.05; it is no rival of the best merged one."""
+    for seed in (0, 1):
+        run = attacked(made(seed=seed), unlearned=0.3, retrained=0.0, unmerged=0.1 * (1 + seed))
+        left(tmp_path, **{f"adam{seed}": run})
+    folder = left(tmp_path, sgd=attacked(made(optimizer="sgd"), unlearned=0.2, retrained=0.0))
+    text = tables.table(folder)
+    (rows,) = (rows for rows in tables_in(text) if "relearn excess →" in rows[0])
+    assert [(row["optimizer"], row["relearn excess →"], row["status"]) for row in rows if row["n"]] == [
+        ("adam", "0.300", "finished"),
+        ("adam", "0.150 [-0.485, 0.785]", "unmerged"),
+        ("sgd", "**0.200**", "finished"),
+    ]
+    assert text.count("| unmerged") == 1 and "\n- unmerged: attacked with the adapter beside its base" in text
+    assert "& unmerged \\\\" in latex.latex(tables.comparisons(folder))
+    (line,) = (line for line in console.summary(folder).splitlines() if line.endswith("unmerged"))
+    assert line.split() == ["npo", "adam", "0.150", "[-0.485,", "0.785]", "2", "unmerged"]
+    assert " unmerged" not in console.summary(folder, ["utility"])  # it has no such number
+    first, second = csv.DictReader(io.StringIO(tables.csv(tables.aggregated(folder))))
+    assert float(first["unmerged.relearn_excess"]) == pytest.approx(0.15) and second["unmerged.relearn_excess"] == ""
+    request = left(tmp_path / "s", **{"request-1": attacked(made(), unlearned=0.3, unmerged=0.1)})
+    (rows,) = tables_in(tables.table(request, ["relearn_excess"]))
+    assert [(row["model"], row["relearn excess"]) for row in rows] == [
+        ("unlearned", "0.300"),
+        ("unmerged", "0.100"),
+    ]
+
+
 # ---- order
 
 
@@ -235,6 +273,18 @@ def test_runs_whose_records_are_gone_have_the_same_table_and_a_note(tmp_path: Pa
     assert tables.table(folder) == before.replace(f"- {note}\n", "")
 
 
+def test_a_difference_by_unit_stays_where_that_of_two_values_of_its_metric_does(tmp_path: Path) -> None:
+    """SGD answers all of six authors with one seed and none with another: 1/2 ± 12.706 · 1/2, in [-1, 1]."""
+    entry = {"_target_": "soul_exp.metrics.tofu.probability", "answers": "forget"}
+    for name, seed, probability in (("adam", 0, 0.0), ("sgd", 0, 0.0), ("sgd", 1, 1.0)):
+        run = made(optimizer=name, seed=seed, metrics={"forget_probability": 0.5})
+        run = with_config(run, task={**run.config["task"], "metrics": {"forget_probability": entry}})
+        recorded(left(tmp_path, **{f"{name}{seed}": run}) / f"{name}{seed}", probability)
+    text = tables.table(tmp_path, ["forget_probability"])
+    (paired,) = (rows for rows in tables_in(text) if "status" not in rows[0])
+    assert paired == [{"optimizer": "sgd", "forget probability": f"0.500 [-1.000, 1.000] (p {2 / 2**6:.3f})"}]
+
+
 def test_trade_offs_name_who_dominates_and_how_often_a_run_is_better_than_the_baselines(tmp_path: Path) -> None:
     """sgd is worse than adam in both; lion forgets more and keeps less. Of lion's utilities one of four pairs ties."""
     values = {"adam": [(-2, 0.6), (-2, 0.8)], "sgd": [(-3, 0.5), (-3, 0.5)], "lion": [(-1, 0.6), (-1, 0.3)]}
@@ -299,7 +349,7 @@ def test_each_loss_has_the_baseline_of_its_own(tmp_path: Path) -> None:
     assert again is not None
     left(tmp_path, other=with_config(again, optimizer={"lr": 1.0, "betas": [0.9, 0.95]}))
     text = tables.table(tmp_path)
-    assert "Not compared by unit: 2 rows have optimizer=adam (npo, adam, 0.0001; npo, adam, 1)." in text
+    assert "Not compared by unit: 2 rows have optimizer=adam (`npo, adam, 0.0001`; `npo, adam, 1`)." in text
     assert text.count("#### Difference from ") == 1
 
 

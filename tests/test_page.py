@@ -504,6 +504,29 @@ def test_a_mean_and_a_reference_say_where_they_come_from(opened: Callable[..., A
     assert page.locator("#source-title").inner_text() == "log10 forget quality ↑: adam, seed 1"
 
 
+def test_an_adapter_attacked_beside_its_base_has_rows_that_say_where_they_come_from(
+    opened: Callable[..., Any], tmp_path: Path
+) -> None:
+    for seed in (0, 1):
+        apart = {"unmerged": {"relearn_excess": 0.1 + 0.1 * seed}}
+        run = made(seed=seed, metrics={**UNLEARNED, "relearn_excess": 0.3})
+        config = {**run.config, "attack": {"relearn": {"metrics": {"relearn_excess": {}}}}}
+        left(tmp_path, **{f"a{seed}": replace(run, config=config, metrics={**run.metrics, **apart})})
+    (tmp_path / "report.html").write_text(html(tmp_path, tmp_path), encoding="utf-8")
+    page = opened(path=tmp_path / "report.html")
+    names = [f"npo adam, seed {seed}{more}" for seed in (0, 1) for more in ("", ", unmerged")]
+    assert first_cells(page) == names
+    page.get_by_role("button", name="relearn excess 0.200: where").click()
+    assert page.locator("#source-title").inner_text() == "relearn excess: unmerged"
+    assert "metrics.unmerged.relearn_excess" in page.locator("#source").inner_text()
+    page.keyboard.press("Escape")
+    page.get_by_role("combobox", name="Rows").select_option("means")
+    assert first_cells(page) == ["npo adam", "npo adam, unmerged"]
+    page.get_by_role("button", name="relearn excess 0.150: where").click()
+    assert page.locator("#source-title").inner_text() == "relearn excess: mean of npo adam, unmerged"
+    assert page.locator("#source li").all_inner_texts() == ["a0: 0.1", "a1: 0.2"]
+
+
 def test_every_panel_has_a_figure_or_says_why_not(opened: Callable[..., Any], chromium: Any, tmp_path: Path) -> None:
     page = opened()
     for panel in ("plane", "trajectories", "bars", "curves", "cost", "diagnostics"):

@@ -12,12 +12,14 @@ import pytest
 from composing import job
 from starts import type_
 
+from soul_exp.artifacts import prepared_models
 from soul_exp.build import build
 from soul_exp.checks import availability, memory
 from soul_exp.checks.check import check
 from soul_exp.checks.memory import check_attack_memory, check_memory, check_prepare_memory
 from soul_exp.errors import UsageError
 from soul_exp.models.checkpoint import Checkpoint
+from soul_exp.stages.prepare import at_once, unprepared
 
 PRESETS = ("table_tofu", "table_copyright", "table_detox")
 # The release's configurations: loss, order -> learning rate, gamma, weight decay, epochs (batch 1 x 4, seed 0).
@@ -167,8 +169,20 @@ def test_what_cannot_fit_into_the_memory_is_refused_with_the_sum(monkeypatch: py
     check_memory(build(job(*line)[0]))
     trained = "model.published={}"  # target and retrained model: one after the other on a GPU, side by side on a CPU
     check_prepare_memory(build(job("model=llama2_7b_chat", "compute=gpu", trained)[0]))
-    with pytest.raises(UsageError, match=r"target and retrained, which needs 108 GB .* x 8 bytes .* x 2 models"):
-        check_prepare_memory(build(job(*line, trained)[0]))
+    both = build(job(*line, trained)[0])
+    with pytest.raises(UsageError, match=r"trains target and retrained side .* 108 GB .* x \(8 bytes .* x 2 models\)"):
+        check_prepare_memory(both)
+    given = build(job(*line, trained, "retrained.path=some/checkpoint")[0])
+    assert sorted(unprepared(given)) == ["retrained", "target"] and at_once(given, "cpu", unprepared(given)) == 2
+    with pytest.raises(UsageError, match=r"trains target and evaluates retrained .* 67 GB .* 1 model \+ 2 bytes of we"):
+        check_prepare_memory(given)  # the given model answers in a process of its own meanwhile
+    monkeypatch.setattr(prepared_models, "is_ready", lambda folder: True)  # both are in the cache, without answers
+    check_prepare_memory(both)
+    monkeypatch.setattr(memory, "_available", lambda device: 26e9)
+    with pytest.raises(UsageError, match=r"prepare evaluates target and retrained .* 27 GB .* models\): choose prec"):
+        check_prepare_memory(both)
+    monkeypatch.undo()
+    monkeypatch.setattr(memory, "_available", lambda device: 60e9)
     with pytest.raises(
         UsageError, match=r"needs 67 GB .* \(4 bytes of weight .*, evaluate.every=null and save=final, wh"
     ):

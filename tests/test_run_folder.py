@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from starts import TINY
 
 from soul_exp import compose, results
-from soul_exp.checks.check import check_entries
+from soul_exp.checks.folders import check_entries
 from soul_exp.errors import UsageError
 from soul_exp.files import read_sealed, write_sealed
 from soul_exp.models.checkpoint import UNLEARNED

@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from markdown_it import MarkdownIt
 from omegaconf import OmegaConf
 
 from soul_exp import results, tables
@@ -434,7 +435,7 @@ def test_seeds_are_aggregated_to_mean_and_t_interval(tmp_path: Path) -> None:
     ("value", "shown"),
     [
         *((3.04e38, "3.0e+38"), (1e7, "1.0e+07"), (75470.2, "75470"), (26.44, "26.4"), (0.2644, "0.264")),
-        *((2.1e-5, "2.1e-05"), (-34.66, "-34.7"), (0.0, "0.000"), (None, labels.NULL)),
+        *((2.1e-5, "2.1e-05"), (-34.66, "-34.7"), (0.0, "0.000"), (-0.0, "0.000"), (None, labels.NULL)),
     ],
 )
 def test_a_number_has_the_digits_that_suit_its_size(value: float | None, shown: str) -> None:
@@ -821,6 +822,34 @@ def test_texts_of_others_are_inert_in_the_table_on_the_terminal_and_in_a_spreads
     assert labels.printable(text) == text and "'=cmd|" in text
     cells = [cell for row in csv.reader(text.splitlines()) for cell in row]
     assert "\\x1b[2J\\n" in text and not [cell for cell in cells if cell.startswith(("=", "+", "@", "\t"))]
+
+
+TYPED = r"my_*run*_ `a` ``b`` __init__ 5*3*2 a_b_c \* \_x_ x\ $1$ ~~no~~ [l](u) <i> &lt; * end"
+
+
+def read_as_markdown(line: str) -> tuple[str, set[str]]:
+    """The text of a line as a reader of Markdown shows it, and what markup it has."""
+    tokens = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parseInline(line)[0].children or []
+    return "".join(token.content for token in tokens), {token.type for token in tokens} - {"text", "text_special"}
+
+
+def test_names_that_users_chose_are_shown_as_typed_and_are_no_markup(tmp_path: Path) -> None:
+    """The name of a model in a row and above it, the name of a run in a note, and the caption."""
+    names = ("a", TYPED, "<b>", "`x` _y_")
+    runs = {name: replace(made(seed=seed), caption=TYPED) for seed, name in enumerate(names)}
+    runs["a"] = replace(runs["a"], status="diverged", reason="loss 99")
+    for place, name in enumerate(names):
+        config = {**runs[name].config, "model": {"path": f"{place} {TYPED}"}}
+        runs[name] = replace(runs[name], config=config, commit=f"{place}" * 40)
+    text = tables.table(left(tmp_path, **runs))
+    lines = text.split("\n")
+    assert read_as_markdown(lines[0].removeprefix("### ")) == (TYPED, set())
+    (rows,) = cells(text)
+    shown = [read_as_markdown(row["model.path"].replace("\\|", "|"))[0] for row in rows if row["n"]]
+    assert sorted(shown) == sorted(f"{place} {TYPED}" for place in range(4))
+    (note,) = (line for line in lines if line.startswith("- DIFFERENT commit"))
+    expected = f"DIFFERENT commit: 2222222222: `<b>`; 3333333333: `x` _y_; 0000000000: a; 1111111111: ``` {TYPED} ```"
+    assert read_as_markdown(note.removeprefix("- ")) == (expected, {"code_inline"})
 
 
 def test_a_run_of_somebody_else_is_inert_on_the_console() -> None:

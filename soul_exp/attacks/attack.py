@@ -64,6 +64,10 @@ class Attack(abc.ABC):
         """Name -> value of each branch."""
         return {str(value): value for value in getattr(self, self.grid)}
 
+    def named_points(self) -> Sequence[str] | None:
+        """The points of each branch that its options name; None: the model or the branch decides them."""
+        return None
+
     def identity(self, branch: str) -> dict[str, Any]:
         """The options that decide the points of `branch`."""
         options = {key: value for key, value in vars(self).items() if key != self.grid}

@@ -21,6 +21,9 @@ class Prune(Attack):
     def branches(self) -> dict[str, Any]:
         return {"magnitude": self.share}
 
+    def named_points(self) -> Sequence[str]:
+        return [str(share) for share in self.share]
+
     def reads(self) -> Sequence[str]:
         return (f"probe.{FORGET}",)
 

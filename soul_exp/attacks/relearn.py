@@ -71,6 +71,9 @@ class Relearn(Attack):
     def content(self, task: Task) -> Any:
         return [(item.prompt, item.answer, item.raw) for item in self.training_rows(task)]
 
+    def named_points(self) -> Sequence[str]:
+        return [str(step) for step in self.steps]
+
     def _too_few(self, rows: Sequence[Item]) -> str | None:
         found = f"{len(rows)} rows to tune on are fewer than batch_size={self.batch_size}: lower it"
         return found if len(rows) < self.batch_size else None
@@ -154,6 +157,9 @@ class RetrainOnPart(Relearn):
             return f"all rows of the probe {FORGET} are of one {task.unit}, and it tunes on one half of them"
         halves = map(self._too_few, (rows for rows, _ in self.halves(task)))
         return next(filter(None, halves), None)
+
+    def named_points(self) -> Sequence[str]:
+        return [f"{name}-{half}-{step}" for name in SPLITS for step in self.steps for half in ("tuned", "left")]
 
     def content(self, task: Task) -> Any:
         return [[(item.prompt, item.answer) for item in rows] for rows, _ in self.halves(task)]

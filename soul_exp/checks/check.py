@@ -1,8 +1,6 @@
 """Everything that can be known before work starts: one message for an error; why a metric is not available."""
 
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +15,13 @@ from soul_exp.build import Config, build
 from soul_exp.checks import availability, disk
 from soul_exp.checks.attacks import check_attacks
 from soul_exp.checks.deepspeed import check_deepspeed
+from soul_exp.checks.folders import check_entries, check_readable, check_writable
 from soul_exp.checks.memory import check_attack_memory, check_memory, check_prepare_memory
 from soul_exp.checks.optimizer import check_optimizer, check_precision
 from soul_exp.checks.options import check_options
 from soul_exp.distributed.environment import launch_environment
 from soul_exp.errors import UsageError
 from soul_exp.evaluation import lm_eval_suite
-from soul_exp.files import existing
 from soul_exp.models import attention, loading, lora
 from soul_exp.models.checkpoint import is_local
 from soul_exp.models.language_model import fit_vocabulary, load_tokenizer
@@ -31,15 +29,12 @@ from soul_exp.models.layers import layer_of, layers_of, recomputing
 from soul_exp.run import MEASURING, ModelSettings, Run
 from soul_exp.stages import NAMES
 from soul_exp.stages.prepare import unprepared
-from soul_exp.stages.stage import ATTACKS, CHECKPOINTS, LOSSES, MODEL, RECORDS
-from soul_exp.stages.trajectory import NAME as TRAJECTORY
 from soul_exp.stages.tune import untried
 
 NO_ALTERNATES = (
     "type loss=npo, or give other plausible answers to the forget questions: task=custom reads them from the column "
     "alternate_answer"
 )
-FREE_BYTES = 200 * 2**20  # for records, logs and tokenizers, and all of a tiny run, with room to spare
 
 
 @dataclass(frozen=True)
@@ -56,8 +51,8 @@ def check(config: Config, out: Path) -> Checked:
     """The run of `config`, to be carried out in `out`. Raises UsageError at the first thing that cannot work."""
     check_options(config)
     _check_choices(config)
-    _check_writable(out, "the run's folder")
-    _check_readable(Path(config["cache"]))
+    check_writable(out, "the run's folder")
+    check_readable(Path(config["cache"]))
     check_entries(out)
     _check_compute(config["compute"], bool(config["tune"]))
     run = build(config)
@@ -77,7 +72,7 @@ def check(config: Config, out: Path) -> Checked:
         with torch.device("meta"):
             notes.append(lora.coverage(run.adapter.wrapped(model, seed=0)))
     if unprepared(run) or untried(config, run):  # a complete cache is only read
-        _check_writable(run.cache, "cache")
+        check_writable(run.cache, "cache")
     needed = disk.need(run)
     disk.check_run(needed, out, run.cache)
     reasons = availability.reasons(config, run)
@@ -258,47 +253,3 @@ def _check_family(model: PreTrainedModel, settings: ModelSettings, label: str, n
     cls = type(lora.bare(model))
     if (own := attention.of_family(cls, settings.attention)) != settings.attention and own == "eager":
         notes.append(f"{label}: {cls.__name__} has no model.attention=sdpa in the library, so its own, eager, is used")
-
-
-def check_entries(out: Path) -> None:
-    """Raises UsageError if a file of a run's folder is a folder, or a folder a file."""
-    ranks, typed = out / "ranks", out / results.TYPED
-    folders = (out / MODEL, out / RECORDS, out / ATTACKS, out / CHECKPOINTS, ranks, typed)
-    for path in (*folders, *(ranks / stage for stage in NAMES)):
-        if os.path.lexists(path) and not path.is_dir():
-            raise UsageError(f"{path} is a file, where a run has a folder: remove it")
-    names = (".lock", results.NAME, results.LOG, results.ERROR, LOSSES, TRAJECTORY)
-    for path in (*(out / name for name in names), *typed.glob("*.yaml"), *ranks.glob("*/*.log")):
-        if path.is_dir():
-            raise UsageError(f"{path} is a folder, where a run writes a file: remove it")
-
-
-def _check_readable(cache: Path) -> None:
-    """Raises UsageError unless what stands in the places of the cache and its folders are folders that can be read."""
-    for folder in (cache, *(cache / name for name in ("models", "answers", "trials", "scorers", "attacks"))):
-        try:
-            is_file = os.path.lexists(folder) and not folder.is_dir()
-            readable = not folder.is_dir() or os.access(folder, os.R_OK | os.X_OK)
-        except PermissionError:  # of a folder above it
-            is_file, readable = False, False
-        if is_file:
-            raise UsageError(f"{folder} is a file, not a folder that runs share: remove it, or type cache=<a folder>")
-        if not readable:
-            raise UsageError(
-                f"{folder} cannot be read by this user: let its owner type chmod go+rx, or type cache=<another folder>"
-            )
-
-
-def _check_writable(folder: Path, option: str) -> None:
-    """Raises UsageError unless a file can be written to `folder`, or to where it will be made: the check makes none."""
-    try:
-        here = folder if os.path.lexists(folder) else existing(folder)
-        with tempfile.TemporaryFile(dir=here) as probe:
-            probe.write(b"x" * 4096)
-    except OSError as error:
-        raise UsageError(f"{option} {folder} cannot be written ({error.strerror}): choose another folder") from error
-    free = shutil.disk_usage(here).free
-    if free < FREE_BYTES:
-        raise UsageError(
-            f"{option} {folder} has {free / 2**20:.0f} MiB of disk left, expected {FREE_BYTES / 2**20:.0f}: free some"
-        )

@@ -9,7 +9,7 @@ from typing import Any
 
 from soul_exp.artifacts import attack_cache, prepared_models, scores
 from soul_exp.checks.optimizer import num_weights
-from soul_exp.errors import UsageError
+from soul_exp.errors import UsageError, counted
 from soul_exp.models.checkpoint import is_local
 from soul_exp.optim.elementwise import Elementwise
 from soul_exp.run import Run
@@ -52,19 +52,28 @@ def check_memory(run: Run) -> None:
 
 
 def check_prepare_memory(run: Run) -> None:
-    """Raises UsageError if the models that prepare trains at once, each with gradients and two states, cannot fit."""
+    """Raises UsageError if the models that prepare holds at once cannot fit, in training with gradient and two states.
+
+    A model that was given, or is in the cache, only answers. On a CPU it does so while the others are trained.
+    """
     weights, of_weight = _count(run), 2 if run.model.dtype == "bfloat16" else 4
     if weights is None or "prepare" not in run.stages:
         return
-    roles = [role for role in unprepared(run) if role in prepared_models.recipes(run)]
-    number = at_once(run, run.compute.device, roles) if roles else 0
-    needed, available = number * 4 * of_weight * weights, _available(run.compute.device)
+    roles = sorted(unprepared(run), key=lambda role: prepared_models.exists(run, role))  # those to train first
+    held = roles[: at_once(run, run.compute.device, roles)]
+    answer = [role for role in held if prepared_models.exists(run, role)]
+    train = held[: len(held) - len(answer)]
+    needed, available = (4 * len(train) + len(answer)) * of_weight * weights, _available(run.compute.device)
     if needed > available:
+        of_training = ("trains", train, f"{4 * of_weight} bytes of weight, gradient and two states")
+        parts = [part for part in (of_training, ("evaluates", answer, f"{of_weight} bytes of weight")) if part[1]]
+        does = " and ".join(f"{verb} {' and '.join(names)}" for verb, names, _ in parts)
+        sums = " + ".join(f"{size} x {counted(len(names), 'model')}" for _, names, size in parts)
+        give = "give checkpoints (retrained.path=DIR; of task=custom and detox task.trained_before=true), or "
         raise UsageError(
-            f"prepare trains {' and '.join(roles[:number])}, which needs {needed / GB:.0f} GB of memory and has "
-            f"{available / GB:.0f}: {weights / 1e9:.2f} billion weights x {4 * of_weight} bytes of weight, gradient "
-            f"and two states{f' x {number} models side by side' if number > 1 else ''}: give checkpoints "
-            f"(task.trained_before=true, retrained.path=DIR), or choose precision=bf16"
+            f"prepare {does}{' side by side' * (len(held) > 1)}, which needs {needed / GB:.0f} GB of "
+            f"memory and has {available / GB:.0f}: {weights / 1e9:.2f} billion weights x ({sums}): "
+            f"{give * bool(train)}choose precision=bf16"
         )
 
 

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from soul_exp.files import hashes
+from soul_exp.files import hashes, json_lines
 from soul_exp.metrics.collapse import is_degenerate
 from soul_exp.metrics.leakage import RECALL, gives_answer
 from soul_exp.metrics.toxicity import TOXIC
-from soul_exp.report.frames import RECORDS, lines
 from soul_exp.report.labels import finite, on_one_line, printable
+from soul_exp.report.units import RECORDS
 from soul_exp.results import COMPARED, Results
 
 YES, NO, UNKNOWN = "1", "0", "-"
@@ -41,7 +41,7 @@ def answers_of(runs: Mapping[str, Results], folders: Mapping[str, Path]) -> dict
             for file in sorted((folder / model.key).glob("*.jsonl")):
                 key = (there[f"{model.key}/{file.name}"], is_toxic)
                 if key not in read:
-                    read[key] = _added(list(lines(file)), is_toxic, found, asked)
+                    read[key] = _added(list(json_lines(file)), is_toxic, found, asked)
                 probe, indices = on_one_line(file.stem), read[key]
                 if indices is None:
                     without[probe] = None

@@ -77,14 +77,8 @@ def relearning(frames: Frames, table: int = 1) -> Drawn:
         row[0].set_ylabel("forgotten answers:\nextraction strength")
     for axis in axes[-1]:
         axis.set_xlabel("steps of fine-tuning")
-    marks = found.entries(drawn, lambda look: sample(**look.line))
-    notes = (
-        found.seeds_note(n),
-        found.bands(n),
-        found.marks(crossed=False),
-        found.without(drawn, "no such attack"),
-    )
-    return found.done(figure, {**marks, **entries}, *notes)
+    notes = (found.marks(crossed=False), found.without(drawn, "no such attack"))
+    return found.with_lines(figure, entries, n, drawn, *notes)
 
 
 def _shade(axis: Axes, points: pd.DataFrame) -> bool:

@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,12 @@ from soul_exp.report.labels import (
     function_of,
     headline_first,
     label_of,
+    quoted,
     scale_in,
     size_of_test,
     units_of,
 )
+from soul_exp.report.order import in_job_order, typed_order
 from soul_exp.report.rows import Rows, text_of
 from soul_exp.report.runs import (
     ABOUT,
@@ -36,17 +38,15 @@ from soul_exp.report.runs import (
     comparable,
     find,
     frame_of,
-    in_job_order,
     is_measured,
     study_of,
     tuned_on,
-    typed_order,
     varied,
     why_apart,
 )
 from soul_exp.report.statistics import Range, mean_of
 from soul_exp.report.table import GROUPS, Cell, Column, Comparison, Row, Table
-from soul_exp.results import COMPARED, REQUEST, Compared, Results, metric_entries
+from soul_exp.results import COMPARED, REQUEST, UNMERGED, Compared, Results, attack_of, metric_entries
 
 TITLES = {
     "efficacy": "Efficacy: what is forgotten",
@@ -61,6 +61,7 @@ STEPS = {
     "passes.backward": "backward passes a step",
 }
 COSTS = {"peak_memory_gib": "peak memory GiB", "training.win_rate": "win_rate"}
+OF_UNMERGED = "unmerged: attacked with the adapter beside its base; the row above is of the models with it merged"
 MOST_REASONS = 4  # that a note lists
 AT_LEAST_0 = Range(0.0)
 COST_RANGES = {"training.win_rate": Range(0.0, 1.0)}
@@ -85,10 +86,8 @@ def comparisons(
         found = [requests.comparison(runs, few if metrics is None else metrics)]
     else:
         found = [group.comparison(metrics, few) for group in groups_of(folder, runs)]
-    named: dict[str, list[str]] = {}
-    for name, why in missing.items():
-        named.setdefault(why, []).append(f"`{name}`")
-    without = tuple(f"without results: {', '.join(names)} ({why})" for why, names in named.items())
+    of_why = notes.by(missing, str).items()
+    without = tuple(f"without results: {', '.join(names)} ({why})" for why, names in of_why)
     return [*found, Comparison("", "", (), without)] if without else found
 
 
@@ -106,11 +105,12 @@ def aggregated(folder: Path | str) -> pd.DataFrame:
             row: dict[str, Any] = {"table": place}
             row |= {column.label: text for column, text in zip(group.keys, method.key, strict=True)}
             row |= {"n": len(method.runs), "status": method.status}
-            for column in columns:
-                cell = group.cell(method.runs, column)
-                row[column.key] = cell.value if cell.text is None else cell.text
+            cells = {column.key: group.cell(method.runs, column) for column in columns}
+            cells |= {f"{UNMERGED}.{key}": cell for key, cell in group.unmerged(method.runs, columns).items()}
+            for key, cell in cells.items():
+                row[key] = cell.value if cell.text is None else cell.text
                 if cell.text is None:
-                    row |= {f"{column.key}.{end}": getattr(cell, end) for end in ("low", "high", "n")}
+                    row |= {f"{key}.{end}": getattr(cell, end) for end in ("low", "high", "n")}
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -129,7 +129,7 @@ def _apart(group: Mapping[str, Results], earlier: Iterable[Mapping[str, Results]
         for name, other in others.items():
             if other.caption == run.caption and (why := why_apart(run, other)):
                 more = f"; and {len(why) - MOST_REASONS} more" if len(why) > MOST_REASONS else ""
-                return f"NOT COMPARABLE with the table of `{name}`: {'; '.join(why[:MOST_REASONS])}{more}"
+                return f"NOT COMPARABLE with the table of {quoted(name)}: {'; '.join(why[:MOST_REASONS])}{more}"
     return ""
 
 
@@ -149,8 +149,7 @@ class Group(Rows):
     @functools.cached_property
     def of_attacks(self) -> set[str]:
         """The metrics of attacks."""
-        of_task = {name for run in self.runs.values() for name in run.config["task"].get("metrics") or ()}
-        return {name for name in self.entries if name not in of_task}
+        return {name for run in self.runs.values() for name in attack_of(run)}
 
     @functools.cached_property
     def measured(self) -> list[str]:
@@ -171,20 +170,26 @@ class Group(Rows):
 
     def columns_of(self, names: Iterable[str]) -> list[Column]:
         """A column for each metric; that of the MIA AUC is followed by the difference to the retrained model's."""
-        dialect = self.first.config.get("dialect", OURS)
         found = []
         for name in (each for given in names for each in ((given, DELTA) if given == MIA else (given,))):
-            unit, direction = declared(self.entries, name, dialect)
-            is_p_value = Range.of(scale_in(self.entries.get(name, {}), dialect)).is_p_value
-            found.append(Column(name, label_of(name, unit), self._group_of(name), direction, is_p_value))
+            unit, direction = declared(self.entries, name, self.first.dialect)
+            column = Column(name, label_of(name, unit), self._group_of(name), direction)
+            found.append(replace(column, is_p_value=self.range_of(column).is_p_value))
         return found
+
+    def range_of(self, column: Column) -> Range:
+        """Where the values of a column lie."""
+        if column.group == "cost":
+            return COST_RANGES.get(column.key, AT_LEAST_0)
+        scale = scale_in(self.entries.get(column.key, {}), self.first.dialect)
+        return DELTA_RANGE if column.key == DELTA else Range.of(scale)
 
     def _group_of(self, name: str) -> str:
         """What metric `name` is of, by the probes that it reads: rows to keep, or rows to forget or never seen."""
         if name in self.of_attacks:
             return "robustness"
         entry = self.entries.get(MIA if name == DELTA else name, {})
-        function = function_of(str(entry.get("_target_", "")), self.first.config.get("dialect", OURS))
+        function = function_of(str(entry.get("_target_", "")), self.first.dialect)
         named = [] if function is None else [*inspect.signature(function).parameters]
         read = [entry["answers"]] if "answers" in entry else named
         kept = [is_kept(str(probe)) for probe in read]
@@ -208,16 +213,15 @@ class Group(Rows):
             steps = sorted({self.runs[name].num_steps for name in names})
             return Cell(" to ".join(map(str, steps[:1] + steps[1:][-1:])))
         if column.group == "cost":
-            within = COST_RANGES.get(column.key, AT_LEAST_0)
-            return mean_of([self._number(name, column.key) for name in names], [None] * len(names), names, within)
-        scale = scale_in(self.entries.get(column.key, {}), self.first.config.get("dialect", OURS))
-        values, ends = [], []
-        for name in names:
-            values.append(self._number(name, f"metrics.{model}.{column.key}"))
-            low, high = (self._number(name, f"metrics.{model}.{column.key}.{end}") for end in ("low", "high"))
-            ends.append(None if low is None or high is None else (low, high))
-        studies = [study_of(self.runs[name]) for name in names]
-        return mean_of(values, ends, studies, DELTA_RANGE if column.key == DELTA else Range.of(scale))
+            return mean_of([self._number(name, column.key) for name in names], within=self.range_of(column))
+        values = [self._number(name, f"metrics.{model}.{column.key}") for name in names]
+        ends = [self.runs[name].intervals.get(model, {}).get(column.key) or None for name in names]
+        return mean_of(values, ends, [study_of(self.runs[name]) for name in names], self.range_of(column))
+
+    def unmerged(self, names: Sequence[str], columns: Iterable[Column]) -> dict[str, Cell]:
+        """Metric -> the mean over these runs, of attacks on their adapters beside the base; empty without such ones."""
+        known = {key for name in names for key in self.runs[name].metrics.get(UNMERGED, ())}
+        return {column.key: self.cell(names, column, UNMERGED) for column in columns if column.key in known}
 
     def _number(self, name: str, key: str) -> float | None:
         return finite(self.values[name].get(key))
@@ -239,9 +243,8 @@ class Group(Rows):
             tables += [self._table(TITLES[group], of) for group, of in parts.items() if of]
         else:
             tables = [self._table("", columns)]
-        comparing = contrasts.Contrasts(self.folder, self.runs, self.methods, self.keys)
         metrics = [column for column in columns if column.group != "cost"]
-        tables += comparing.tables(metrics, self._targets(metrics), self.cell, requested is not None)
+        tables += contrasts.Contrasts(self).tables(metrics, requested is not None)
         tables += self.published() if requested is None else []
         all_listed, shown = dict.fromkeys([*listed, *own]), dict.fromkeys([*columns, *own_measured])
         found = self.notes_on([*all_listed], [*shown])
@@ -255,14 +258,18 @@ class Group(Rows):
         is_cost = all(column.group == "cost" for column in columns)
         rows = [] if is_cost and columns else list(self._references(columns))
         for method in self.methods:
-            cells = [*map(Cell, method.key), *(self.cell(method.runs, column) for column in columns)]
-            rows.append(Row((*cells, Cell(str(len(method.runs))), Cell(method.status)), method.is_sound))
+            key, n = [*map(Cell, method.key)], Cell(str(len(method.runs)))
+            cells = (self.cell(method.runs, column) for column in columns)
+            rows.append(Row((*key, *cells, n, Cell(method.status)), method.is_sound))
+            if apart := self.unmerged(method.runs, columns):
+                cells = (apart.get(column.key, Cell("")) for column in columns)
+                rows.append(Row((*key, *cells, n, Cell(UNMERGED)), is_sound=False))
         ended = (Column("n", "n"), Column("status", "status"))
         note = notes.of_cost(self.runs) if is_cost and columns else ""
         found = Table(title, (*self.keys, *columns, *ended), tuple(rows), note)
-        return found.marked([*[None] * len(self.keys), *self._targets(columns), None, None])
+        return found.marked([*[None] * len(self.keys), *self.targets(columns), None, None])
 
-    def _targets(self, columns: Sequence[Column]) -> list[float | None]:
+    def targets(self, columns: Sequence[Column]) -> list[float | None]:
         """The retrained model's values."""
         return [cell.value for cell in self.reference("retrained", columns)] or [None] * len(columns)
 
@@ -302,7 +309,7 @@ class Group(Rows):
         left_out = {*self.by, *self.chosen, "config.task.source"}
         shared = [key for key in ("source", *known) if key in self.frame and key not in left_out]
         fixed = [f"{key.partition('.')[2] or key} {text_of(self.frame[key].iloc[0])}" for key in shared]
-        dialect = self.first.config.get("dialect", OURS)
+        dialect = self.first.dialect
         counts = [counted(len(runs), "run"), _listed("seed", {run.seeds.get("seed") for run in runs})]
         if self.is_tuned_here:
             studies = {study_of(run) for run in runs}
@@ -321,10 +328,11 @@ class Group(Rows):
         found = [*filter(None, [self.apart]), *notes.of_repeats(self.repeats, self.runs)]
         found += [text for run in runs for text in (size_of_test(run), units_of(run), *ceiling_of(run)) if text]
         found += [*self._of_intervals(columns), *notes.of_provenance(self.runs, [each.runs for each in self.methods])]
+        found += [OF_UNMERGED] * any(UNMERGED in run.metrics for run in runs)
         found += [*notes.of_runs(self.runs), *notes.of_nulls(runs, names, [column.key for column in listed])]
         found += notes.of_records(self.folder, self.runs)
         versions = dict.fromkeys(f"{name} {version}" for run in runs for name, version in run.versions.items())
-        commits = dict.fromkeys(map(notes.commit_of, runs))
+        commits = dict.fromkeys(notes.commit_of(run.commit) for run in runs)
         hardware = dict.fromkeys(run.hardware for run in runs if run.hardware)
         made_by = [f"commit {', '.join(commits)}", *hardware, ", ".join(versions)]
         return [*dict.fromkeys(found), "; ".join(made_by)]

@@ -99,7 +99,10 @@ def summary(folder: Path | str, metrics: Sequence[str] | None = None) -> str:
 
 
 def _table(table: Table, width: int | None) -> list[str]:
-    """The lines of a table; what does not fit into `width` is left out: what trials chose, then the last metrics."""
+    """The lines of a table; what does not fit into `width` is left out: what trials chose, then the last metrics.
+
+    So is a row that has no number then.
+    """
     columns = [
         [column.title, *(f"{row.cells[place].written}{marks[row.cells[place].mark]}" for row in table.rows)]
         for marks in [{"": "", "best": " *", "tied": f" {TIED}"}]
@@ -115,9 +118,11 @@ def _table(table: Table, width: int | None) -> list[str]:
         if not metrics:
             break
         kept.remove((chosen or metrics)[-1])
+    shown = [place for place in kept if table.columns[place].group not in ("", CHOSEN_GROUP)]
     return [
         "  ".join(f"{columns[place][row]:<{widths[place]}}" for place in kept).rstrip()
         for row in range(len(columns[0]))
+        if any(columns[place][row] for place in shown) or not shown
     ]
 
 
@@ -137,8 +142,8 @@ def _titles(results: Results) -> dict[str, str]:
 def _above(results: Results) -> Iterator[str]:
     yield results.caption
     yield ", ".join(f"{group} {choice}" for group, choice in results.choices.items() if choice != "none")
-    if (dialect := results.config.get("dialect", OURS)) != OURS:
-        yield dialect_note(dialect)
+    if results.dialect != OURS:
+        yield dialect_note(results.dialect)
     if results.status == "diverged":
         yield f"*** DIVERGED: {results.reason} *** The numbers are those of the model where it stopped."
     if results.collapsed:
@@ -154,7 +159,7 @@ def _metric_rows(
     """A row per metric; metrics with the same first word stand under it, the headline ones alone."""
     words = {name: name if name in HEADLINE else name.partition("_")[0] for name in names}
     in_group = list(words.values())
-    metrics, dialect, heading = metric_entries(results), results.config.get("dialect", OURS), ""
+    metrics, heading = metric_entries(results), ""
     # a group stands where its first metric does
     for name in sorted(names, key=lambda name: in_group.index(words[name])):
         first, _, rest = name.partition("_")
@@ -162,7 +167,7 @@ def _metric_rows(
         if is_grouped and first != heading:
             yield label_of(first), [""] * len(titles), ""
         heading = first if is_grouped else ""
-        unit, direction = declared(metrics, name, dialect)
+        unit, direction = declared(metrics, name, results.dialect)
         label = f"  {label_of(rest, unit)}" if is_grouped else label_of(name, unit)
         values = {model: finite(results.metrics[model].get(name)) for model in titles}
         has_target = direction != "nearest" or "retrained" in titles

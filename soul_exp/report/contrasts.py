@@ -1,17 +1,20 @@
 """Methods compared with one another: unit by unit with a baseline, by dominance, and by the tail over units."""
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from soul_exp.report.labels import label_of
+from soul_exp.report.labels import label_of, quoted
 from soul_exp.report.paired import compared
 from soul_exp.report.rows import Method
+from soul_exp.report.runs import folder_of
 from soul_exp.report.statistics import dominated_by, performance_profile, probability_of_improvement
 from soul_exp.report.table import CHOSEN_GROUP, Cell, Column, Row, Table, loss_of
 from soul_exp.report.units import Units
-from soul_exp.results import Results
+
+if TYPE_CHECKING:
+    from soul_exp.report.comparison import Group
 
 BASELINE = "adam"  # the optimizer that the others are compared with
 OBJECTIVES = ("log10_forget_quality", "utility", "relearn_excess")  # forget, utility, robustness
@@ -36,49 +39,31 @@ PROFILE = (
 )
 
 
-CellOf = Callable[[Sequence[str], Column], Cell]
-
-
 @dataclass(frozen=True)
 class Contrasts:
     """The rows of a comparison."""
 
-    folder: Path
-    runs: Mapping[str, Results]
-    rows: Sequence[Method]
-    keys: Sequence[Column]  # that tell rows apart, and what trials chose
+    of: "Group"
 
-    def tables(
-        self, columns: Sequence[Column], targets: Sequence[float | None], cell: CellOf, is_requested: bool
-    ) -> list[Table]:
+    def tables(self, columns: Sequence[Column], is_requested: bool) -> list[Table]:
         """The tables that there is something to say in; where columns are requested, of these by unit alone."""
-        if len(self.rows) < 2:
+        if len(self.of.methods) < 2:
             return []
-        units = {name: Units(self._folder_of(name), run) for name, run in self.runs.items()}
+        units = {name: Units(folder_of(self.of.folder, name), run) for name, run in self.of.runs.items()}
         found = [self._paired(block, columns, units) for block in self._blocks()]
         if not is_requested:
-            found += [self._trade_offs(columns, targets, cell), self._profile(units)]
+            found += [self._trade_offs(columns), self._profile(units)]
         return [table for table in found if table is not None]
-
-    def _folder_of(self, name: str) -> Path:
-        return self.folder / name if (self.folder / name).is_dir() else self.folder  # the folder may be the run
 
     def _names(self) -> dict[str, Method]:
         """The methods by the values that tell them apart; a diverged part of a method is not one."""
         named: dict[str, Method] = {}
-        for row in self.rows:
-            named.setdefault(", ".join(row.key[place] for place in self._places()) or "all runs", row)
+        for row in self.of.methods:
+            named.setdefault(", ".join(row.key[place] for place in self.of.places) or "all runs", row)
         return named
 
-    def _places(self) -> list[int]:
-        """The places of the keys in which rows differ, without what trials chose if the others tell rows apart."""
-        differ = [place for place in range(len(self.keys)) if len({row.key[place] for row in self.rows}) > 1]
-        few = [place for place in differ if self.keys[place].group != CHOSEN_GROUP]
-        keys = {row.key for row in self.rows}
-        return few if len({tuple(key[place] for place in few) for key in keys}) == len(keys) else differ
-
     def _label(self) -> str:
-        return ", ".join(self.keys[place].label for place in self._places()) or "runs"
+        return ", ".join(self.of.keys[place].label for place in self.of.places) or "runs"
 
     def _blocks(self) -> list[list[str]]:
         """The names of methods that differ in the optimizer and its own options only: what has one baseline."""
@@ -86,7 +71,7 @@ class Contrasts:
         for name, row in self._names().items():
             same = (
                 text
-                for text, key in zip(row.key, self.keys, strict=True)
+                for text, key in zip(row.key, self.of.keys, strict=True)
                 if key.group != CHOSEN_GROUP and key.key.partition(".")[0] != "optimizer"
             )
             found.setdefault(tuple(same), []).append(name)
@@ -94,11 +79,11 @@ class Contrasts:
 
     def _baselines(self, block: Sequence[str]) -> list[str]:
         named = self._names()
-        return [name for name in block if self.runs[named[name].runs[0]].choices.get("optimizer") == BASELINE]
+        return [name for name in block if self.of.runs[named[name].runs[0]].choices.get("optimizer") == BASELINE]
 
     def _first_of(self, model: str, name: str) -> list[float | None]:
         """The metric by unit of a compared model, in the first run that recorded it."""
-        found = (Units(self._folder_of(run), of, model).of(name) for run, of in self.runs.items())
+        found = (Units(folder_of(self.of.folder, run), of, model).of(name) for run, of in self.of.runs.items())
         return [*next(filter(None, found), {}).values()]
 
     def _paired(self, block: Sequence[str], columns: Sequence[Column], units: Mapping[str, Units]) -> Table | None:
@@ -114,29 +99,29 @@ class Contrasts:
         if not has:
             return None
         if len(baselines) > 1:
-            why = f"Not compared by unit: {len(baselines)} rows have optimizer={BASELINE} ({'; '.join(baselines)})."
+            listed = "; ".join(map(quoted, baselines))
+            why = f"Not compared by unit: {len(baselines)} rows have optimizer={BASELINE} ({listed})."
             return Table("", (), (), why)
-        tested = {column: compared(values[column], baselines[0]) for column in has}
+        tested = {column: compared(values[column], baselines[0], self.of.range_of(column)) for column in has}
         rows = []
         for name in (each for each in block if each != baselines[0]):
-            found = (tested[column][name] for column in has)
-            cells = (each and Cell(None, each.difference, each.low, each.high, p=each.p) for each in found)
-            rows.append(Row((Cell(name), *(cell or Cell() for cell in cells))))
+            rows.append(Row((Cell(name), *(tested[column][name] or Cell() for column in has))))
         header = (Column("method", self._label()), *(Column(column.key, column.label) for column in has))
-        title = f"Difference from {baselines[0]}, paired by {next(iter(self.runs.values())).unit}"
+        title = f"Difference from {baselines[0]}, paired by {self.of.first.unit}"
         return Table(title, header, tuple(rows), PAIRED)
 
-    def _trade_offs(self, columns: Sequence[Column], targets: Sequence[float | None], cell: CellOf) -> Table | None:
+    def _trade_offs(self, columns: Sequence[Column]) -> Table | None:
         """Which methods are dominated, and how often a run of each is better than one of the baseline."""
         named = {name: row for name, row in self._names().items() if row.is_sound}
-        goals = [(column, target) for column, target in zip(columns, targets, strict=True) if column.key in OBJECTIVES]
+        columns = [column for column in columns if column.key in OBJECTIVES]
+        goals = [*zip(columns, self.of.targets(columns), strict=True)]
 
         def losses(names: Sequence[str], column: Column, target: float | None) -> list[float]:
-            values = (cell([name], column).value for name in names)
+            values = (self.of.cell([name], column).value for name in names)
             return [loss for value in values if (loss := loss_of(value, column.direction, target)) is not None]
 
         means = {
-            name: [loss_of(cell(row.runs, column).value, column.direction, target) for column, target in goals]
+            name: [loss_of(self.of.cell(row.runs, column).value, column.direction, target) for column, target in goals]
             for name, row in named.items()
         }
         complete = {name: [loss for loss in of if loss is not None] for name, of in means.items() if None not in of}
@@ -182,5 +167,5 @@ class Contrasts:
             return None
         header = (Column("method", self._label()), *(Column(f"{each:g}", f"> {each:g}") for each in THRESHOLDS))
         rows = (Row((Cell(name), *(Cell(None, share) for share in of))) for name, of in scores.items())
-        unit, label = next(iter(self.runs.values())).unit, label_of(PROFILED)
+        unit, label = self.of.first.unit, label_of(PROFILED)
         return Table(f"Profile of {label} over {unit}s", header, tuple(rows), PROFILE.format(measure=label))

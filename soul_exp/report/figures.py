@@ -83,15 +83,7 @@ def plane(frames: Frames) -> Drawn:
             limit(axis, which, values_of(runs, name, REFERENCES), ends_of(found, runs, name, REFERENCES))
         axis.set(xlabel=found.label(utility), ylabel=found.label(QUALITY))
     hide(axes, len(tables))
-    marks = found.entries(dict(n), lambda look: sample(linestyle="none", **look.mark))
-    counts = [count for _, count in n if count]
-    notes = (
-        found.seeds_note(counts),
-        found.intervals_note(shown),
-        found.marks(hollow=True),
-        found.without(dict(n), "no such numbers"),
-    )
-    return found.done(figure, {**marks, **entries}, *notes)
+    return found.with_marks(figure, entries, n, shown, found.without(dict(n), "no such numbers"))
 
 
 @styled
@@ -126,9 +118,7 @@ def trajectories(frames: Frames, table: int = 1) -> Drawn:
         pair[0].set_ylabel(found.label(name).replace("validation ", "validation\n", 1))
     for axis, words in zip(axes[-1], ("steps", "training time (s), without evaluations"), strict=True):
         axis.set_xlabel(words)
-    lines = found.entries(drawn, lambda look: sample(**look.line))
-    notes = (found.seeds_note(n), found.bands(n), found.marks(), found.without(drawn, "no trajectory"))
-    return found.done(figure, {**lines, **entries}, *notes)
+    return found.with_lines(figure, entries, n, drawn, found.marks(), found.without(drawn, "no trajectory"))
 
 
 @styled
@@ -156,8 +146,7 @@ def diagnostics(frames: Frames, table: int = 1) -> Drawn:
             n += line["n"].tolist()
         notes.append(found.without(here, f"no {name}"))
         drawn |= here
-    entries = found.entries(drawn, lambda look: sample(**look.line))
-    return found.done(figure, entries, found.seeds_note(n), found.bands(n), found.marks(), *notes)
+    return found.with_lines(figure, {}, n, drawn, found.marks(), *notes)
 
 
 @styled
@@ -186,16 +175,9 @@ def cost(frames: Frames, table: int = 1) -> Drawn:
         limit(axis, "x", values_of(found.runs, SECONDS), ends_of(found, found.runs, SECONDS))
         limit(axis, "y", values_of(found.runs, name, REFERENCES), ends_of(found, found.runs, name))
         axis.set(xlabel="time of unlearning (s)", ylabel=found.label(name))
-    marks = found.entries(dict(n), lambda look: sample(linestyle="none", **look.mark))
-    counts = [count for _, count in n if count]
-    notes = (
-        found.seeds_note(counts),
-        found.intervals_note(shown),
-        found.marks(hollow=True),
-        f"not drawn, as the time is 0 s: {'; '.join(sorted(untimed, key=found.methods.names.index))}" * bool(untimed),
-        found.without({*dict(n), *untimed}, "no such numbers"),
-    )
-    return found.done(figure, {**marks, **entries}, *notes)
+    lost = f"not drawn, as the time is 0 s: {'; '.join(sorted(untimed, key=found.methods.names.index))}" * bool(untimed)
+    without = found.without({*dict(n), *untimed}, "no such numbers")
+    return found.with_marks(figure, entries, n, shown, lost, without)
 
 
 BY_TABLE: dict[str, Callable[[Frames, int], Drawn]] = {

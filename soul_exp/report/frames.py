@@ -1,21 +1,20 @@
 """All that the runs of a folder recorded, as data frames: the door for anyone's own analysis."""
 
 import functools
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from soul_exp.errors import UsageError
-from soul_exp.metrics.dialects import OURS
+from soul_exp.files import json_lines
 from soul_exp.report import comparison, runs
-from soul_exp.report.labels import declared, label_of, on_one_line, range_of
-from soul_exp.results import metric_entries
+from soul_exp.report.labels import declared, label_of, scale_in
+from soul_exp.report.statistics import Range
+from soul_exp.report.units import RECORDS
+from soul_exp.results import attack_of, metric_entries
 
-RECORDS, LOSSES, TRAJECTORY = "records", "train.jsonl", "trajectory.jsonl"  # in a run's folder
+LOSSES, TRAJECTORY = "train.jsonl", "trajectory.jsonl"  # in a run's folder
 AT_STEP = {LOSSES: "training", TRAJECTORY: "validation"}
 KEYS = ["run", "model", "probe", "item"]
 
@@ -49,16 +48,12 @@ class Frames:
         """
         rows: dict[str, dict[str, Any]] = {}
         for run in runs.find(self.folder)[0].values():
-            entries, dialect = metric_entries(run), run.config.get("dialect", OURS)
-            attack_of = {
-                name: attack
-                for attack, given in (run.config.get("attack") or {}).items()
-                for name in given.get("metrics") or {}
-            }
+            entries, attacks = metric_entries(run), attack_of(run)
             for name in run.metrics["unlearned"]:
-                (unit, better), (low, high) = declared(entries, name, dialect), range_of(entries, name, dialect)
-                about = {"label": label_of(name, unit), "better": better, "low": low, "high": high}
-                rows.setdefault(name, {**about, "attack": attack_of.get(name)})
+                unit, better = declared(entries, name, run.dialect)
+                within = Range.of(scale_in(entries.get(name, {}), run.dialect))
+                about = {"label": label_of(name, unit), "better": better, "low": within.low, "high": within.high}
+                rows.setdefault(name, {**about, "attack": attacks.get(name)})
         return pd.DataFrame.from_dict(rows, orient="index", columns=["label", "better", "low", "high", "attack"])
 
     @functools.cached_property
@@ -81,8 +76,8 @@ class Frames:
         rows = [
             {"run": name, "model": file.parent.name, "probe": file.stem, "item": item, **_scalars(record)}
             for name in names
-            for file in sorted(self.folder_of(name).glob(f"{RECORDS}/*/*.jsonl"))
-            for item, record in enumerate(lines(file))
+            for file in sorted(runs.folder_of(self.folder, name).glob(f"{RECORDS}/*/*.jsonl"))
+            for item, record in enumerate(json_lines(file))
         ]
         return pd.DataFrame(rows, columns=None if rows else KEYS)
 
@@ -93,13 +88,9 @@ class Frames:
             {"run": name, "of": of, **line}
             for name in runs.find(self.folder)[0]
             for file, of in AT_STEP.items()
-            for line in lines(self.folder_of(name) / file)
+            for line in json_lines(runs.folder_of(self.folder, name) / file)
         ]
         return pd.DataFrame(rows, columns=None if rows else ["run", "of", "step"])
-
-    def folder_of(self, name: str) -> Path:
-        """The folder of the run `name`."""
-        return self.folder / name if (self.folder / name).is_dir() else self.folder  # the folder may be the run
 
 
 def load(folder: Path | str) -> Frames:
@@ -107,20 +98,6 @@ def load(folder: Path | str) -> Frames:
     root = Path(folder)
     runs.find(root)  # its error before any work
     return Frames(root)
-
-
-def lines(file: Path) -> Iterator[dict[str, Any]]:
-    """The JSON objects of a file, one on each line; none without the file."""
-    if not file.is_file():
-        return
-    for number, line in enumerate(file.read_bytes().splitlines(), 1):
-        try:
-            found = json.loads(line)
-        except ValueError as error:
-            raise UsageError(f"{file}, line {number}: found {on_one_line(repr(line[:80]))}, expected JSON") from error
-        if not isinstance(found, dict):
-            raise UsageError(f"{file}, line {number}: found {type(found).__name__}, expected a JSON object")
-        yield found
 
 
 def _scalars(record: dict[str, Any]) -> dict[str, Any]:

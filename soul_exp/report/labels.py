@@ -6,7 +6,7 @@ import math
 import re
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from soul_exp import results
@@ -16,6 +16,7 @@ from soul_exp.metrics.scale import Direction, Scale, scale_of
 NULL = "—"
 # control characters, lone surrogates, and what changes the direction of text or ends a line
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+QUOTED = re.compile("(?<!`)(`+)(?!`)(.+?)(?<!`)\\1(?!`)")  # a fence, and what stands between it and the same one
 HEADLINE = ("log10_forget_quality", "forget_quality", "forget_ks_distance", "utility", "mia_auc")
 ARROWS = {"higher": "↑", "lower": "↓", "nearest": "→", None: ""}
 MIA, DELTA = "mia_auc", "mia_auc_delta"  # delta: the retrained model's AUC minus this model's
@@ -104,10 +105,13 @@ SMALL = 1e-3  # numbers below it have an exponent
 
 
 def number(value: float | None, size: float | None = None) -> str:
-    """`value` with the digits that suit numbers of that `size` (by default its own): .1f for 26.4, .3f for 0.264."""
+    """`value` with the digits that suit numbers of that `size` (by default its own): .1f for 26.4, .3f for 0.264.
+
+    What is rounded to zero has no sign.
+    """
     size = abs(value or 0) if size is None else size
     digits = ".1e" if 0 < size < SMALL or size >= 1e7 else ".3f" if size < 10 else ".1f" if size < 1000 else ".0f"
-    return NULL if value is None else f"{value:{digits}}"
+    return NULL if value is None else f"{value:z{digits}}"
 
 
 def with_interval(value: float | None, ends: Sequence[float] | None) -> str:
@@ -163,12 +167,20 @@ def on_one_line(text: str) -> str:
     return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
+def quoted(name: str) -> str:
+    """`name` between backticks, as a note has it; between more of them, and blanks, where it has some itself."""
+    fence = "`" * (1 + max(map(len, re.findall("`+", name)), default=0))
+    return f"{fence} {name} {fence}" if "`" in name else f"`{name}`"
+
+
+def spans(note: str) -> Iterator[tuple[str, bool]]:
+    """The parts of a note in their order, and whether each is a name that `quoted` put there, now without backticks."""
+    parts = iter(QUOTED.split(note))  # text, then of each name its fence, itself, and the text after it
+    yield next(parts), False
+    for _, name, text in zip(parts, parts, parts, strict=True):
+        yield from ((name.strip(" ") if "`" in name else name, True), (text, False))
+
+
 def finite(value: Any) -> float | None:
     """`value` as a float; None if it is no finite number."""
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
-
-
-def range_of(metrics: Mapping[str, Any] | None, name: str, dialect: str = OURS) -> tuple[float, float]:
-    """The least and the largest value of metric `name`, as `declared` finds it; infinite where none is declared."""
-    scale = scale_in((metrics or {}).get(name, {}), dialect)
-    return (-math.inf, math.inf) if scale is None else (scale.low, scale.high)

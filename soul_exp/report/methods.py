@@ -37,16 +37,10 @@ class Methods:
         group = self.tables[table]
         return group.cell(names, next((each for each in group.costs if each.key == metric), Column(metric, metric)))
 
-    def has_intervals(self, table: int, names: Sequence[str], metric: str) -> bool:
-        """Whether each of the runs `names` with a value of a metric has an interval of its own, over units."""
-        cells = [self.cell(table, [name], metric) for name in names]
-        return all(cell.low is not None for cell in cells if cell.value is not None)
-
     def reference(self, table: int, model: str, metric: str) -> dict[str, float] | None:
         """The metric of a compared model as the table has it: mean, low, high; NaN for an end that it has not."""
-        for cell in self.tables[table].reference(model, [Column(metric, metric)]):
-            return None if cell.value is None else _numbers_of(cell)
-        return None
+        found = self.tables[table].reference(model, [Column(metric, metric)])
+        return _numbers_of(found[0]) if found and found[0].value is not None else None
 
     def summary(self, runs: pd.DataFrame, metric: str) -> pd.DataFrame:
         """A row for each method of `runs`, of one table, with a value of `metric`: mean, low, high, n, has_units.
@@ -60,9 +54,9 @@ class Methods:
             table, names = int(same["table"].iloc[0]), [*same["run"]]
             cell = self.cell(table, names, metric)
             if cell.value is not None:
-                rows[str(method)] = {
-                    **_numbers_of(cell), "n": cell.n, "has_units": self.has_intervals(table, names, metric)
-                }  # fmt: skip
+                alone = (self.cell(table, [name], metric) for name in names)
+                has_units = all(each.low is not None for each in alone if each.value is not None)
+                rows[str(method)] = {**_numbers_of(cell), "n": cell.n, "has_units": has_units}
         return pd.DataFrame.from_dict(rows, orient="index", columns=["mean", "low", "high", "n", "has_units"])
 
 

@@ -3,13 +3,14 @@
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from soul_exp.report.labels import DELTA, MIA, NULL, label_of
+from soul_exp.report.labels import DELTA, MIA, NULL, label_of, quoted
 from soul_exp.report.runs import UNKNOWN
 from soul_exp.report.units import RECORDS
 from soul_exp.results import Results
 
+T = TypeVar("T")
 MOST_NAMES = 3  # of runs in a note
 NUMBER = re.compile(r"(?<![\w.-])(-?\d+(?:\.\d+)?(?:e[-+]?\d+)?)(?!\w)")
 COST = (
@@ -32,46 +33,46 @@ def of_provenance(runs: Mapping[str, Results], rows: Collection[Collection[str]]
     if len({run.commit for run in runs.values()}) == 1:
         facts["source code"] = lambda run: f"SHA-256 {str(run.sha256.get('code', UNKNOWN))[:10]}"
     elif len(codes) > 1 or None in codes:
-        facts["commit"] = commit_of
+        facts["commit"] = lambda run: commit_of(run.commit)
     if any(run.hardware for run in runs.values()):
         facts["hardware"] = lambda run: run.hardware or UNKNOWN
     for package in dict.fromkeys(package for run in runs.values() for package in run.versions):
         facts[f"version of {package}"] = lambda run, package=package: run.versions.get(package, UNKNOWN)  # type: ignore[misc]
     for what, fact in facts.items():
-        found = _by(runs, fact)
+        found = by(runs, fact)
         if len(found) > 1:
             mixed = any(len({fact(runs[name]) for name in row}) > 1 for row in rows)
             listed = "; ".join(f"{value}: {_which(names, len(runs))}" for value, names in found.items())
             yield f"DIFFERENT {what}{', also within a row' if mixed else ''}: {listed}"
 
 
-def commit_of(run: Results) -> str:
-    """The commit's first ten digits, with "+changes" if files differed."""
-    return run.commit[:10] + run.commit[40:] if run.commit else UNKNOWN
+def commit_of(commit: str | None) -> str:
+    """The first ten digits of a run's commit, with "+changes" if files differed."""
+    return commit[:10] + commit[40:] if commit else UNKNOWN
 
 
-def _by(runs: Mapping[str, Results], fact: Callable[[Results], str]) -> dict[str, list[str]]:
+def by(runs: Mapping[str, T], fact: Callable[[T], str]) -> dict[str, list[str]]:
     """Value of the fact -> the quoted names of the runs that have it."""
     found: dict[str, list[str]] = {}
     for name, run in runs.items():
-        found.setdefault(fact(run), []).append(f"`{name}`")
+        found.setdefault(fact(run), []).append(quoted(name))
     return found
 
 
 def of_runs(runs: Mapping[str, Results]) -> Iterator[str]:
     """What diverged, what collapsed, the runs' own notes, and whose best learning rate was at an end of those tried."""
-    yield from (f"DIVERGED: `{name}`: {run.reason}" for name, run in runs.items() if run.status == "diverged")
+    yield from (f"DIVERGED: {quoted(name)}: {run.reason}" for name, run in runs.items() if run.status == "diverged")
     for name, run in runs.items():
         if run.collapsed:
-            yield f"COLLAPSED: `{name}`: {'; '.join(f'{probe}: {why}' for probe, why in run.collapsed.items())}"
+            yield f"COLLAPSED: {quoted(name)}: {'; '.join(f'{probe}: {why}' for probe, why in run.collapsed.items())}"
     noted: dict[tuple[str, ...], dict[str, list[str]]] = {}  # the text between its numbers -> run -> text and numbers
     for name, run in runs.items():
         for note in run.notes:
             parts = NUMBER.split(note)
             noted.setdefault(tuple(parts[::2]), {})[name] = parts
     for same in noted.values():
-        yield f"{with_ranges(same.values())} ({_which([f'`{name}`' for name in same], len(runs))})"
-    if edges := [f"`{name}`" for name, run in runs.items() if _is_at_edge(run.trials)]:
+        yield f"{with_ranges(same.values())} ({_which([*map(quoted, same)], len(runs))})"
+    if edges := [quoted(name) for name, run in runs.items() if _is_at_edge(run.trials)]:
         yield f"the smallest or the largest learning rate tried was the best: {_which(edges, len(runs))}"
 
 
@@ -107,7 +108,7 @@ def of_nulls(runs: Collection[Results], columns: Collection[str], listed: Collec
 def of_cost(runs: Mapping[str, Results]) -> str:
     """What the columns of cost mean, and which runs do not state passes, as those of before do not."""
     found = [COST, PASSES] if any(run.passes for run in runs.values()) else [COST]
-    if names := [f"`{name}`" for name, run in runs.items() if run.num_steps and not run.passes]:
+    if names := [quoted(name) for name, run in runs.items() if run.num_steps and not run.passes]:
         found.append(f"results.json does not state the passes: {_which(names, len(runs))}.")
     return " ".join(found)
 
@@ -131,7 +132,7 @@ def of_repeats(repeats: Mapping[str, Sequence[str]], runs: Mapping[str, Results]
         (True, "the same configuration and seed with OTHER NUMBERS, of which the first counts"),
     ):
         pairs = [
-            " = ".join(f"`{name}`" for name in (first, *kept))
+            " = ".join(map(quoted, (first, *kept)))
             for first, others in same
             if (kept := [name for name in others if (runs[name].metrics != runs[first].metrics) is differ])
         ]

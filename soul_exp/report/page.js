@@ -177,15 +177,16 @@ function showSource(title, ...parts) {
   $("#source").scrollTop = 0;
 }
 
-function explainMean(method, key) {
+function explainMean(method, key, model) {
   const column = columns()[key];
   const { runs } = meanOf(method);
   const rows = runs.map((run) => {
     const button = make("button", { type: "button", className: "cell", textContent: run });
-    button.addEventListener("click", () => explain(run, key));
-    return make("li", {}, button, column?.is_metric ? `: ${written(run, key)}` : "");
+    button.addEventListener("click", () => explain(run, key, model));
+    return make("li", {}, button, column?.is_metric ? `: ${written(run, key, model)}` : "");
   });
-  const title = column ? `${nameOf(column)}: mean of ${method}` : method;
+  const of = model ? `${method}, ${model}` : method;
+  const title = column ? `${nameOf(column)}: mean of ${of}` : method;
   showSource(title, make("p", { textContent: runs.length === 1 ? "Of one run:" : `Of ${runs.length} runs:` }),
     make("ul", {}, ...rows));
 }
@@ -213,7 +214,7 @@ function explain(run, key, model = "unlearned") {
   const all = names.map((name) => [titleOf(name), ...models.map((each) => written(run, name, each))]);
   const heads = ["metric", ...models.map((name) => data.models[name] ?? name)];
   showSource(
-    column ? `${nameOf(column)}: ${model === "unlearned" ? labelOf(run) : data.models[model]}` : labelOf(run),
+    column ? `${nameOf(column)}: ${model === "unlearned" ? labelOf(run) : data.models[model] ?? model}` : labelOf(run),
     listOf([...pairs, ...found.about]),
     make("details", {}, make("summary", { textContent: `all ${names.length} metrics of this run` }),
       tableOf(heads, all, "All metrics of this run")),
@@ -377,7 +378,7 @@ function listen() {
   document.addEventListener("click", (event) => {
     const { run, key, model, method } = event.target.closest("button.cell")?.dataset ?? {};
     if (run) return explain(run, key, model);
-    if (method) return explainMean(method, key);
+    if (method) return explainMean(method, key, model);
     const header = event.target.closest("#runs thead th");
     if (header && event.target.closest("button")) sortBy(header);
   });

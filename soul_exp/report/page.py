@@ -18,14 +18,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from soul_exp.errors import UsageError
-from soul_exp.metrics.dialects import OURS
-from soul_exp.metrics.robustness import UNINFORMATIVE
+from soul_exp.files import json_lines
 from soul_exp.report.answers import answers_of
-from soul_exp.report.frames import AT_STEP, lines, load
-from soul_exp.report.labels import finite, on_one_line
+from soul_exp.report.frames import AT_STEP
+from soul_exp.report.labels import finite, on_one_line, spans
 from soul_exp.report.page_table import tables
-from soul_exp.report.runs import find, with_delta
-from soul_exp.results import COMPARED, TASK, TYPED, Results
+from soul_exp.report.runs import find, folder_of, number_of, with_delta
+from soul_exp.results import COMPARED, TASK, TYPED, Results, attack_points
 
 OWN = ("page.css", "page.js", "page_figures.js")  # beside this file, with the template page.html
 MOST_STEPS = 300  # of a run in a curve; of more, every k-th and the last
@@ -39,9 +38,8 @@ def html(folder: Path, beside: Path) -> str:
     All texts that a model or a file of somebody else gave are escaped; its policy lets the page load nothing and run
     its own two scripts alone. Raises UsageError if there are no runs or a file of a run is broken.
     """
-    frames = load(folder)
     runs, missing = find(folder)
-    folders = {name: frames.folder_of(name) for name in runs}
+    folders = {name: folder_of(folder, name) for name in runs}
     groups = tables(folder, runs)
     answers = answers_of(runs, folders)
     data = {
@@ -57,6 +55,7 @@ def html(folder: Path, beside: Path) -> str:
     scripts = " ".join(f"'{_sha256(text)}'" for text in (own["js"], charts))
     styles = " ".join(f"'{_sha256(text)}'" for text in (own["css"], ""))  # Plotly fills an empty style sheet by rules
     environment = Environment(loader=PackageLoader("soul_exp.report", "."), autoescape=True, undefined=StrictUndefined)
+    environment.filters["spans"] = spans
     return environment.get_template("page.html").render(
         title=f"{data['name']}: {len(runs)} run{'' if len(runs) == 1 else 's'}",
         policy="; ".join(
@@ -97,8 +96,8 @@ def _run(run: Results, folder: Path, beside: Path, records: Mapping[str, list[An
         "intervals": run.intervals,
         "reasons": run.reasons,
         "no_interval": run.no_interval,
-        "steps": {of: _curve(list(lines(folder / file))) for file, of in AT_STEP.items()},
-        "attacks": {attack: _attack(models) for attack, models in run.attacks.items()},
+        "steps": {of: _curve(list(json_lines(folder / file))) for file, of in AT_STEP.items()},
+        "attacks": _attacks(run),
         "about": _provenance(run, folder),
         "records": [[file, *of] for file, of in records.items()],
     }
@@ -119,24 +118,16 @@ def _short(value: Any) -> float | None:
     return None if (found := finite(value)) is None else float(f"{found:.{DIGITS}g}")
 
 
-def _attack(models: Mapping[str, Any]) -> dict[str, Any]:
-    """branch -> model -> measure -> [[point, value, whether it is informative], ...], in the order of the points."""
-    lost = models.get(UNINFORMATIVE, {})
-    found: dict[str, dict[str, dict[str, list[Any]]]] = {}
-    for model, branches in models.items():
-        for branch, points in branches.items() if model != UNINFORMATIVE else ():
-            of_model = found.setdefault(branch, {}).setdefault(model, {})
-            for point in sorted(points, key=_order):
-                for measure, value in points[point].items():
-                    of_model.setdefault(measure, []).append([point, _short(value), point not in lost.get(branch, ())])
+def _attacks(run: Results) -> dict[str, Any]:
+    """attack -> branch -> model -> measure -> [[point, value, whether it is informative], ...], by increasing point."""
+    found: dict[str, Any] = {attack: {} for attack in run.attacks}
+    for attack, model, branch, point, measures, is_informative in attack_points(run):
+        of_model = found[attack].setdefault(branch, {}).setdefault(model, {})
+        for measure, value in measures.items():
+            curve = of_model.setdefault(measure, [])
+            curve.append([point, _short(value), is_informative])
+            curve.sort(key=lambda of: (isinstance(number_of(of[0]), str), number_of(of[0])))
     return found
-
-
-def _order(point: str) -> tuple[float, str]:
-    try:
-        return float(point), point
-    except ValueError:
-        return math.inf, point
 
 
 def _provenance(run: Results, folder: Path) -> list[tuple[str, str]]:
@@ -149,7 +140,7 @@ def _provenance(run: Results, folder: Path) -> list[tuple[str, str]]:
         ("typed", _typed(folder)),
         ("tuned on", run.tuned or "untuned"),
         *((name, "\n".join(f"{key} {value}" for key, value in of.items())) for name, of in listed.items()),
-        ("dialect", str(run.config.get("dialect", OURS))),
+        ("dialect", run.dialect),
         ("version of the task", str(run.metric_versions.get(TASK, "not recorded"))),
         *(("note", note) for note in run.notes),
     ]

@@ -11,7 +11,7 @@ from soul_exp.report.comparison import Group, groups_of
 from soul_exp.report.labels import ARROWS, DELTA, MIA, NULL
 from soul_exp.report.rows import Method, text_of
 from soul_exp.report.runs import frame_of, is_measured, is_unlearned, tuned_on, varied
-from soul_exp.results import REQUEST, Results
+from soul_exp.results import REQUEST, UNMERGED, Results
 
 SETTINGS, STATUS, TUNED, SEED = "settings", "status", "tuned", "seeds.seed"
 # The columns that are shown before others are asked for; of a group of metrics without any of these, its first `FEW`
@@ -87,10 +87,15 @@ def _tables(group: Group) -> dict[str, Any]:
         "labels": labels,
         "runs": names,
         "columns": columns,
-        "rows": [(name, labels[name], _row(group, columns, group.alone(name), {"data-run": name})) for name in names],
+        "rows": [
+            (name, *row)
+            for name in names
+            for row in _rows(group, columns, group.alone(name), labels[name], {"data-run": name})
+        ],
         "means": [
-            (title, method.runs, _row(group, columns, method, {"data-method": title}, numbers[title]))
+            (title, method.runs, *row)
             for title, method in titles.items()
+            for row in _rows(group, columns, method, title, {"data-method": title}, numbers[title])
         ],
         "numbers": [
             {"label": t, "runs": method.runs, "place": keys.index(method.key), "numbers": _ends(numbers[t])}
@@ -111,22 +116,19 @@ def _tables(group: Group) -> dict[str, Any]:
 # --- names --------------------------------------------------------------------------------------------------------
 
 
-def _parts(group: Group, key: Sequence[str]) -> list[str]:
-    """What tells a row from the others of its table: "adam", "lr 0.001"."""
-    found = []
-    for place, (column, text) in enumerate(zip(group.keys, key, strict=True)):
-        if text != NULL and len({method.key[place] for method in group.methods}) > 1:
-            is_choice = f"choices.{column.key}" in group.frame or text == "checkpoint"
-            found.append(text if is_choice else f"{column.label.rpartition('.')[2]} {text}")
-    return found
-
-
 def _title(group: Group, method: Method) -> str:
-    """The name of a row; of a single row the loss and the optimizer, of a request or a single checkpoint the run."""
+    """What tells a row from the others: "adam, gamma 10". Of a request or a single checkpoint it is the run.
+
+    Of a single row it is the loss and the optimizer.
+    """
     name, run = method.runs[0], group.runs[method.runs[0]]
     if isinstance(group, _Requests):
         return name
-    if parts := _parts(group, method.key):
+    parts = []
+    for column, text in ((group.keys[place], method.key[place]) for place in group.places):
+        is_choice = f"choices.{column.key}" in group.frame or text == "checkpoint"
+        parts += [text if is_choice else f"{column.label.rpartition('.')[2]} {text}"] * (text != NULL)
+    if parts:
         return ", ".join(parts)
     if not is_unlearned(run):
         return name if len(method.runs) == 1 else "checkpoint"
@@ -189,14 +191,15 @@ def _columns(group: Group) -> list[Column]:
     return sorted(found, key=lambda column: (SETTINGS, *table.GROUPS).index(column.group))
 
 
-def _row(
+def _rows(
     group: Group,
     columns: Sequence[Column],
     method: Method,
+    label: str,
     source: Mapping[str, str],
     numbers: Mapping[str, table.Cell] | None = None,
-) -> dict[str, Cell]:
-    """The cells of a row of runs, by column; `numbers` where they are known."""
+) -> Iterator[tuple[str, dict[str, Cell]]]:
+    """Label and cells, by column, of a row of runs (`numbers` where they are known), and of their unmerged adapters."""
     found = {}
     for column in columns:
         if column.key == STATUS:
@@ -206,7 +209,10 @@ def _row(
         else:
             cell = _shown(numbers[column.key] if numbers else group.cell(method.runs, column))
         found[column.key] = replace(cell, source=source)
-    return found
+    yield label, found
+    if apart := group.unmerged(method.runs, columns):
+        source = {**source, "data-model": UNMERGED}
+        yield f"{label}, unmerged", {key: replace(_shown(cell), source=source) for key, cell in apart.items()}
 
 
 def _setting(group: Group, names: Sequence[str], key: str) -> Cell:
@@ -233,11 +239,9 @@ def _ends(numbers: Mapping[str, table.Cell]) -> dict[str, list[float | None]]:
 def _targets(group: Group, columns: Sequence[Column]) -> dict[str, dict[str, list[float | None]]]:
     """Compared model -> metric -> value, low, high."""
     metrics = [column for column in columns if column.is_metric]
-    of = {model.key: {c.key: group.run_of_reference(model.key, c.key) for c in metrics} for model in group.references}
-    return {
-        model: _ends({c.key: group.cell([name], c, model) for c in metrics if (name := names[c.key]) is not None})
-        for model, names in of.items()
-    }
+    keys = [column.key for column in metrics]
+    references = {model.key: group.reference(model.key, metrics) for model in group.references}
+    return {model: _ends(dict(zip(keys, cells, strict=True))) for model, cells in references.items()}
 
 
 def _references(group: Group, columns: Sequence[Column]) -> Iterator[tuple[str, dict[str, Cell]]]:

@@ -24,6 +24,7 @@ PUBLISHED = files(__package__).joinpath("published")  # TASK.csv
 OWN, BESIDE = "The paper's columns", "Published numbers beside ours"  # titles of tables
 NONE_CONFIRMED = "No published number of this task is confirmed, so only ours stand here."
 SAME, ALL, NOT_RUN, NO_COUNTERPART = "nothing", "all four", "not run", "no counterpart"
+NOTHING: Sequence[Method | None] = (None,)
 CellOf = Callable[[Sequence[str], str], Cell]  # of runs and a metric: the mean
 
 
@@ -61,7 +62,7 @@ def beside(rows: Rows, cell: CellOf) -> list[Table]:
     known = read(PUBLISHED.joinpath(f"{rows.first.choices['task']}.csv"))
     if not known:
         return [Table(BESIDE, (), (), NONE_CONFIRMED)]
-    found = [_row(number, method, rows, cell) for number in known for method in _methods(rows, number) or [None]]
+    found = [_row(number, method, rows, cell) for number in known for method in _methods(rows, number) or NOTHING]
     num_same = sum(row.cells[-2].text == SAME for row in found)
     definitions: dict[tuple[str, str], dict[str, None]] = {}  # source, definition -> metrics
     for of in known:

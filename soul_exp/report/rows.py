@@ -90,6 +90,14 @@ class Rows:
         return [*found, *([Column("tuned on", "tuned on")] if self.has_tuned_on else [])]
 
     @functools.cached_property
+    def places(self) -> list[int]:
+        """The places of the keys in which methods differ, without what trials chose if the others tell them apart."""
+        keys = {method.key for method in self.methods}
+        differ = [place for place in range(len(self.keys)) if len({key[place] for key in keys}) > 1]
+        few = [place for place in differ if self.keys[place].group != CHOSEN_GROUP]
+        return few if len({tuple(key[place] for place in few) for key in keys}) == len(keys) else differ
+
+    @functools.cached_property
     def members(self) -> dict[tuple[Any, ...], list[str]]:
         """What tells a method from the others -> its runs."""
         found: dict[tuple[Any, ...], list[str]] = {}

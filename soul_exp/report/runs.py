@@ -1,7 +1,6 @@
 """Run folders as data frames: which runs lie below a folder, what they share and where they differ."""
 
 import functools
-import math
 import os
 import re
 from collections.abc import Collection, Mapping
@@ -10,18 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ValueType
-from hydra.errors import HydraException
-from yaml import YAMLError
 
 from soul_exp import options, results
-from soul_exp.errors import UsageError, explained, short
-from soul_exp.metrics.dialects import OURS
-from soul_exp.metrics.robustness import UNINFORMATIVE
+from soul_exp.errors import UsageError, short
 from soul_exp.report.labels import DELTA, HEADLINE, MIA, NULL, finite, on_one_line
-from soul_exp.results import COMPARED, ERROR, REQUEST, TASK, TYPED, Compared, Results, metric_entries
+from soul_exp.results import COMPARED, ERROR, REQUEST, TASK, TYPED, Compared, Results, attack_of, attack_points
 
 SUITE_OPTIONS = ("utility_suite", "utility_limit")
 ENDS = ("low", "high")  # of an interval
@@ -31,7 +23,6 @@ NESTED = (
     *("evaluation_seconds", "cached", "attacks", "unit_values"),
 )
 METRIC_ENTRY = re.compile(r"config\.(task|attack\.\w+)\.metrics\.")  # `comparable` reads these
-JOB_NUMBER = re.compile(r"^    num: (\d+)$", re.M)  # of hydra.job, in hydra.yaml
 UNKNOWN = "unknown"  # the version of a definition, in older results
 CHOSEN = tuple(f"config.{key}" for key in options.CHOSEN)
 
@@ -51,9 +42,8 @@ def load(folder: Path | str) -> pd.DataFrame:
     `utility.high` are its 95 % interval over independent units; null is NaN. Raises UsageError
     if there are no runs or a results.json is broken.
     """
-    runs, _ = find(folder)
-    frames = [frame_of(group).assign(table=number) for number, group in enumerate(comparable(runs), 1)]
-    frame = pd.concat(frames, ignore_index=True)
+    groups = enumerate(comparable(find(folder)[0]), 1)
+    frame = pd.concat([frame_of(group).assign(table=number) for number, group in groups], ignore_index=True)
     kept, hidden = _differing(frame), ("config", "data_hashes", "versions")
     frame = frame[[key for key in frame if key in kept or key.split(".")[0] not in hidden]]
     return frame.rename(
@@ -63,9 +53,8 @@ def load(folder: Path | str) -> pd.DataFrame:
 
 def trials(folder: Path | str) -> pd.DataFrame:
     """One row per trial of each run below `folder` (seeds share them): options, validation metrics, whether chosen."""
-    runs, _ = find(folder)
-    frame = pd.json_normalize([{"run": name, **trial} for name, run in runs.items() for trial in run.trials])
-    return frame.rename(columns=lambda c: c.removeprefix("metrics."))
+    rows = [{"run": name, **trial} for name, run in find(folder)[0].items() for trial in run.trials]
+    return pd.json_normalize(rows).rename(columns=lambda c: c.removeprefix("metrics."))
 
 
 def attacks(folder: Path | str) -> pd.DataFrame:
@@ -73,28 +62,26 @@ def attacks(folder: Path | str) -> pd.DataFrame:
 
     Columns run, attack, model, branch, point, and the measures; `informative` is false where nothing can be recovered.
     """
-    runs, _ = find(folder)
-    rows: list[dict[str, Any]] = []
-    for run, found in runs.items():
-        for attack, by_model in found.attacks.items():
-            lost = by_model.get(UNINFORMATIVE, {})
-            rows += [
-                {"run": run, "attack": attack, "model": model, "branch": branch, "point": point, **measures}
-                | {"informative": point not in lost.get(branch, ())}
-                for model, branches in by_model.items()
-                if model != UNINFORMATIVE
-                for branch, points in branches.items()
-                for point, measures in points.items()
-            ]
-    frame = pd.DataFrame(rows, columns=None if rows else ["run", "attack", "model", "branch", "point", "informative"])
-    return frame.assign(point=[_number_of(point) for point in frame["point"]])
+    rows = [
+        {"run": name, "attack": attack, "model": model, "branch": branch, "point": number_of(point), **measures}
+        | {"informative": is_informative}
+        for name, run in find(folder)[0].items()
+        for attack, model, branch, point, measures, is_informative in attack_points(run)
+    ]
+    return pd.DataFrame(rows, columns=None if rows else ["run", "attack", "model", "branch", "point", "informative"])
 
 
-def _number_of(text: str) -> float | str:
+def number_of(point: str) -> float | str:
+    """The number that names a point, such as one of steps; the name where it is none."""
     try:
-        return float(text)
+        return float(point)
     except ValueError:
-        return text
+        return point
+
+
+def folder_of(folder: Path, name: str) -> Path:
+    """The folder of the run that `find` calls `name`: below `folder`, or this itself."""
+    return folder / name if (folder / name).is_dir() else folder
 
 
 def find(folder: Path | str) -> tuple[dict[str, Results], dict[str, str]]:
@@ -195,7 +182,7 @@ def _common(run: Results) -> dict[str, Any]:
     return {
         "caption": run.caption,
         "source": run.config["task"].get("source"),
-        "dialect": run.config.get("dialect", OURS),
+        "dialect": run.dialect,
         **{option: run.config.get(option) for option in SUITE_OPTIONS},
         "compared models": [each.key for each in _references() if each.key in run.metrics],
         "tuning": tune if run.trials else None,
@@ -206,7 +193,7 @@ def _shared(run: Results) -> dict[str, Any]:
     """What two runs of a table agree in, where both have it."""
     found: dict[str, Any] = {f"hash of the data's {key}": value for key, value in run.data_hashes.items()}
     of_task = run.config["task"].get("metrics") or {}
-    of_attacks = metric_entries(run).keys() - of_task.keys()
+    of_attacks = attack_of(run)
     for name in (TASK, *run.metrics["unlearned"]):
         found[f"version of {name}"] = str(run.metric_versions.get(name, UNKNOWN))
         found[f"options of {name}"] = of_task.get(name)
@@ -246,36 +233,6 @@ def tuned_on(run: Results) -> str | None:
 def is_unlearned(run: Results) -> bool:
     """Whether the run unlearned; else its model is a checkpoint, measured as it is."""
     return "unlearn" in run.config.get("stages", ())
-
-
-def in_job_order(folder: Path | str, runs: Mapping[str, Results]) -> dict[str, Results]:
-    """The runs as their sweep numbered them, where Hydra left that in their folders; the others last, as they come."""
-
-    def number(name: str) -> float:
-        path = Path(folder) / name / TYPED / "hydra.yaml"
-        found = JOB_NUMBER.search(path.read_text(errors="replace")) if path.is_file() else None
-        return float(found[1]) if found else math.inf
-
-    return {name: runs[name] for name in sorted(runs, key=number)}
-
-
-def typed_order(folder: Path | str) -> dict[str, list[str]]:
-    """Option or group -> its values in the order in which sweeps below `folder` listed them, as multirun.yaml has it.
-
-    Raises UsageError for a multirun.yaml that cannot be read.
-    """
-    found: dict[str, list[str]] = {}
-    for path in (*sorted(Path(folder).glob("multirun.yaml")), *sorted(Path(folder).glob("*/multirun.yaml"))):
-        expected = "expected what Hydra writes for a sweep: remove it, and rows keep the order of their folders' names"
-        with explained((ValueError, KeyError, TypeError, OSError, YAMLError, HydraException), str(path), expected):
-            hydra = yaml.safe_load(path.read_text())["hydra"]
-            swept = [f"{key}={value}" for key, value in (hydra["sweeper"].get("params") or {}).items()]
-            for override in OverridesParser.create().parse_overrides([*hydra["overrides"]["task"], *swept]):
-                # of a glob the numbers of the jobs tell the order
-                if override.is_discrete_sweep() and override.value_type is not ValueType.GLOB_CHOICE_SWEEP:
-                    values = found.setdefault(override.key_or_group, [])
-                    values += [text for text in override.sweep_string_iterator() if text not in values]
-    return found
 
 
 def frame_of(runs: Mapping[str, Results]) -> pd.DataFrame:

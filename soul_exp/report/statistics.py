@@ -13,7 +13,7 @@ from soul_exp.metrics.general import IS_TEST
 from soul_exp.metrics.scale import Scale
 from soul_exp.report.table import TINY, Cell
 
-Ends = tuple[float, float]
+Ends = Sequence[float]  # low, high
 LEVEL = 0.95
 
 
@@ -32,23 +32,37 @@ class Range:
             return cls()
         return cls(scale.low, scale.high, scale.no_interval == IS_TEST and (scale.low, scale.high) == (0, 1))
 
+    @property
+    def of_differences(self) -> "Range":
+        """Where the difference of two values lies."""
+        return Range(self.low - self.high, self.high - self.low)
+
+    def cut(self, low: float, value: float, high: float) -> tuple[float, float]:
+        """The ends of an interval around `value`, neither beyond the range unless `value` is, as a jackknife's may."""
+        return min(max(low, self.low), value), max(min(high, self.high), value)
+
 
 ANY = Range()
 
 
 def mean_of(
-    values: Sequence[float | None], ends: Sequence[Ends | None], studies: Sequence[Hashable], within: Range = ANY
+    values: Sequence[float | None],
+    ends: Sequence[Ends | None] = (),
+    studies: Sequence[Hashable] = (),
+    within: Range = ANY,
 ) -> Cell:
     """The mean of a metric over runs, with its 95 % interval; null values are left out.
 
-    `ends` are the runs' own intervals over independent units, `studies` the tuning study that each belongs to. A single
-    run keeps its own interval. Of more, the half-width is the root of the sum of two squares (Zou and Donner 2008): of
-    Student's t over the runs, or over the means of the studies where there are several; and, where every run has an
-    interval, of the root mean square of the runs' half-widths, separately below and above: all answer the same
+    `ends` are the runs' own intervals over independent units, `studies` the tuning study each belongs to, if any. A
+    single run keeps its own interval. Of more, the half-width is the root of the sum of two squares (Zou and Donner
+    2008): of Student's t over the runs, or over the means of the studies where there are several; and, where every run
+    has an interval, of the root mean square of the runs' half-widths, separately below and above: all answer the same
     questions, so that more runs do not make these more certain. Cut to the metric's range; p-values are averaged as
     logarithms, which gives their geometric mean. No interval where all runs have the same value and none of its own.
     """
-    given = [(value, own, of) for value, own, of in zip(values, ends, studies, strict=True) if value is not None]
+    none = [None] * len(values)
+    runs = zip(values, ends or none, studies or none, strict=True)
+    given = [(value, own, study) for value, own, study in runs if value is not None]
     partial = len(given) < len(values)
     if not given:
         return Cell(is_partial=partial)
@@ -76,7 +90,7 @@ def mean_of(
     low, high = mean - below, mean + above
     if within.is_p_value:
         mean, low, high = 10**mean, 10**low, 10 ** min(high, 0.0)
-    low, high = max(low, within.low), min(high, within.high)
+    low, high = within.cut(low, mean, high)
     return Cell(None, mean, low, high, n=len(given), is_partial=partial)
 
 

@@ -13,9 +13,9 @@ from soul_exp.errors import UsageError
 from soul_exp.metrics.dialects import OURS
 from soul_exp.report.drawing import REFERENCES, Drawn, Look, finish, looks, sample
 from soul_exp.report.frames import Frames
-from soul_exp.report.labels import dialect_note, finite, label_of
+from soul_exp.report.labels import dialect_note, finite, label_of, spans
 from soul_exp.report.methods import Methods, methods, numbers
-from soul_exp.report.notes import of_repeats
+from soul_exp.report.notes import commit_of, of_repeats
 from soul_exp.report.runs import find
 
 DIRECTIONS: Mapping[Any, str] = {"higher": " (↑ better)", "lower": " (↓ better)", "nearest": " (→ retrained)"}
@@ -122,6 +122,22 @@ class Study:
             notes + ["×: diverged, in no mean" if crossed else "diverged runs are in no mean"] * bool(lost)
         )
 
+    def with_marks(
+        self, figure: Drawn, entries: Mapping[str, Artist], n: Iterable[tuple[str, int]],
+        shown: Iterable[tuple[str, pd.DataFrame]], *notes: str,
+    ) -> Drawn:  # fmt: skip
+        """`figure` of marks, each of a method and of `n` runs (0: diverged), with bars of the metrics `shown`, done."""
+        marks = self.entries(dict(n), lambda look: sample(linestyle="none", **look.mark))
+        said = (self.seeds_note(of for _, of in n if of), self.intervals_note(shown), self.marks(hollow=True))
+        return self.done(figure, {**marks, **entries}, *said, *notes)
+
+    def with_lines(
+        self, figure: Drawn, entries: Mapping[str, Artist], n: Iterable[int], drawn: Iterable[str], *notes: str
+    ) -> Drawn:
+        """`figure` of lines of the methods `drawn`, whose points are means over `n` runs, done."""
+        lines = self.entries(drawn, lambda look: sample(**look.line))
+        return self.done(figure, {**lines, **entries}, self.seeds_note(n), self.bands(n), *notes)
+
     def done(self, figure: Drawn, entries: Mapping[str, Artist], *notes: str) -> Drawn:
         """`figure` with its legend, below these notes, and its caption."""
         code = self.runs.get("sha256.code", self.runs["commit"]).fillna(self.runs["commit"])
@@ -145,16 +161,15 @@ class Study:
             "Seeds": sorted(set(rows["seeds.seed"].dropna())) if "seeds.seed" in rows else [],
             "Steps": sorted(set(rows["num_steps"].dropna())),
             "Precision": list(dict.fromkeys(rows["precision"])) if "precision" in rows else [],
-            "Commit": [
-                f"{value[:10]}{value[40:]}" for value in dict.fromkeys(rows["commit"]) if isinstance(value, str)
-            ],
+            "Commit": [commit_of(value) for value in dict.fromkeys(rows["commit"]) if isinstance(value, str)],
         }
         sentences += [f"{what}: {', '.join(map(str, given))}." for what, given in values.items() if given]
         read = find(self.frames.folder)[0]
-        dialects = dict.fromkeys(read[name].config.get("dialect", OURS) for name in rows["run"])
+        dialects = dict.fromkeys(read[name].dialect for name in rows["run"])
         tables = [self.methods.tables[int(table)] for table in dict.fromkeys(rows["table"])]
         repeats = [note for table in tables for note in of_repeats(table.repeats, table.runs)]
-        sentences += [f"{note[:1].upper()}{note[1:].replace('`', '')}." for note in repeats]
+        plain = ("".join(part for part, _ in spans(note)) for note in repeats)
+        sentences += [f"{note[:1].upper()}{note[1:]}." for note in plain]
         return sentences + [dialect_note(name) for name in dialects if name != OURS]
 
 

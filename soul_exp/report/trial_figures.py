@@ -142,7 +142,7 @@ def _heat(axis: Axes, trials: pd.DataFrame, across: str, colours: ScalarMappable
         if same["chosen"].any():
             cell.set(edgecolor="black", linewidth=1.8, zorder=3)
         axis.add_patch(cell)
-        lines = [] if quality is None else [f"{round(quality, 1) + 0.0:.1f}".replace("-", "−")]
+        lines = [] if quality is None else [f"{quality:z.1f}".replace("-", "−")]
         lines += [] if kept is None or quality is None else [f"{kept:.2f}"]
         text = "\n".join(lines) + "".join(mark for what, mark in MARKS.items() if _is_lost(same, what).any())
         middle = (_middle(axis.get_xscale(), x_edges, i), _middle(axis.get_yscale(), y_edges, j))

@@ -1,14 +1,14 @@
 """The share of each independent unit, such as an author, in a metric of a run: what methods are compared by."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from soul_exp.errors import explained
+from soul_exp.files import json_lines
 from soul_exp.metrics.answers import MATRICES, TEXTS, Answers
-from soul_exp.metrics.dialects import DIALECTS, OURS
+from soul_exp.metrics.dialects import DIALECTS
 from soul_exp.metrics.uncertainty import rows_of_units
 from soul_exp.report.labels import finite, function_of
 from soul_exp.results import Results
@@ -33,7 +33,7 @@ class Units:
         if self.model == "unlearned" and name in self.run.unit_values:
             return dict(self.run.unit_values[name])
         entry = (self.run.config["task"].get("metrics") or {}).get(name, {})
-        metric = function_of(str(entry.get("_target_", "")), self.run.config.get("dialect", OURS))
+        metric = function_of(str(entry.get("_target_", "")), self.run.dialect)
         if metric is None or "answers" not in entry:
             return {}
         answers = self._of_probe(str(entry["answers"]))
@@ -50,7 +50,7 @@ class Units:
     def _of_probe(self, probe: str) -> Answers | None:
         if probe not in self._answers:
             found = _read(self.folder / RECORDS / self.model / f"{probe}.jsonl")
-            first = DIALECTS[dialect].first if (dialect := self.run.config.get("dialect", OURS)) in DIALECTS else None
+            first = DIALECTS[self.run.dialect].first if self.run.dialect in DIALECTS else None
             self._answers[probe] = found.take(np.arange(min(first, len(found)))) if found and first else found
         return self._answers[probe]
 
@@ -59,7 +59,7 @@ def _read(path: Path) -> Answers | None:
     if not path.is_file():
         return None
     with explained(BROKEN, f"{path} has no records of answers", "run `python -m soul_exp.verify` on the run's folder"):
-        records = [json.loads(line) for line in path.read_bytes().splitlines()]
+        records = [*json_lines(path)]
         common = {*Answers.__dataclass_fields__}.intersection(*records)
         fields = {name: [record[name] for record in records] for name in common}
         return Answers(**{name: _field(name, values) for name, values in fields.items()})

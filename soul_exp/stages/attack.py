@@ -78,7 +78,7 @@ def _check_unchanged_models(previous: results.Results, models: Mapping[str, Chec
 
 def carried_over(new: results.Results, earlier: results.Results) -> results.Results:
     """`new` results of the same models with what attacks added to the `earlier` ones."""
-    names = {*results.metric_entries(earlier)} - {*(earlier.config["task"].get("metrics") or {})}
+    names = results.attack_of(earlier)
 
     def of_attacks(values: Mapping[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in values.items() if key.rpartition(".")[2] in names}

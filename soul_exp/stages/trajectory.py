@@ -9,7 +9,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from soul_exp.artifacts.scores import Validated
-from soul_exp.files import write_atomically
+from soul_exp.files import json_lines, write_atomically
 
 NAME = "trajectory.jsonl"  # in a run's folder: step, seconds of training, and what `Validated` holds, a line each
 
@@ -73,4 +73,4 @@ class Trajectory(TrainerCallback):
 
 def read(path: Path) -> list[dict[str, Any]]:
     """The lines of a trajectory, in the order of their steps; none without a file."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return list(json_lines(path))

@@ -16,8 +16,7 @@ from transformers import TrainerCallback
 
 from soul_exp.build import Config
 from soul_exp.errors import first_line
-from soul_exp.metrics.robustness import UNINFORMATIVE
-from soul_exp.results import HEADLINE, Results
+from soul_exp.results import HEADLINE, Results, attack_points
 from soul_exp.run import Run
 from soul_exp.stages import trajectory
 from soul_exp.training.capabilities import takes_one_step
@@ -182,13 +181,10 @@ def _epochs_in_a_step(run: Run) -> float:
 def _curves(results: Results) -> dict[str, dict[int, dict[str, float]]]:
     """Attack -> number of its steps -> model and branch -> extraction strength, of attacks whose points are steps."""
     found: dict[str, dict[int, dict[str, float]]] = {}
-    for attack, by_model in results.attacks.items():
-        for model, branches in by_model.items():
-            for branch, points in branches.items() if model != UNINFORMATIVE else ():
-                for point, measures in points.items():
-                    if point.isdigit() and (value := measures.get(CURVE)) is not None:
-                        at = found.setdefault(f"attack/{attack}", {}).setdefault(int(point), {})
-                        at[f"attack/{attack}/{model}-{branch}"] = value
+    for attack, model, branch, point, measures, _ in attack_points(results):
+        if point.isdigit() and (value := measures.get(CURVE)) is not None:
+            at = found.setdefault(f"attack/{attack}", {}).setdefault(int(point), {})
+            at[f"attack/{attack}/{model}-{branch}"] = value
     return found
 
 

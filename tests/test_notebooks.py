@@ -126,5 +126,5 @@ def test_the_notebook_of_attacks_shows_every_auc_every_form_and_the_rates(
 ) -> None:
     table, _, rates = (cell["outputs"] for cell in executed["mia"] if cell.get("outputs"))
     shown = table[0]["data"]["text/markdown"]
-    assert "| MIA AUC" in shown and "| membership inference loss AUC" in shown and "| prompts jailbreak rules" in shown
+    assert "| MIA AUC" in shown and "| mia loss AUC" in shown and "| prompts jailbreak rules" in shown
     assert "mia_loss_tpr_10" in rates[0]["data"]["text/plain"]

@@ -178,7 +178,7 @@ def test_a_broken_file_is_an_error_that_names_its_line(
 def test_a_task_without_a_confirmed_number_says_so_everywhere(task: str, tmp_path: Path) -> None:
     folder = left(tmp_path / "runs", a=of_paper("npo", task=task))
     for text in (tables.table(folder), summary(folder), tables.latex(tables.comparisons(folder)), html(folder, folder)):
-        assert paper.NONE_CONFIRMED in text
+        assert paper.NONE_CONFIRMED in " ".join(text.split())
 
 
 def test_the_page_has_the_published_numbers_and_shows_the_papers_columns(tmp_path: Path) -> None:

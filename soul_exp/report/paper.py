@@ -61,7 +61,7 @@ def beside(rows: Rows, cell: CellOf) -> list[Table]:
     known = read(PUBLISHED.joinpath(f"{rows.first.choices['task']}.csv"))
     if not known:
         return [Table(BESIDE, (), (), NONE_CONFIRMED)]
-    found = [_row(number, method, rows, cell) for number in known for method in _methods(rows, number) or [None]]
+    found = [_row(number, method, rows, cell) for number in known for method in _methods(rows, number)]
     num_same = sum(row.cells[-2].text == SAME for row in found)
     definitions: dict[tuple[str, str], dict[str, None]] = {}  # source, definition -> metrics
     for of in known:
@@ -118,10 +118,10 @@ def read(path: Traversable) -> list[Published]:
     return found
 
 
-def _methods(rows: Rows, number: Published) -> list[Method]:
-    """Our rows that are of the method of a published number."""
+def _methods(rows: Rows, number: Published) -> Sequence[Method | None]:
+    """Our rows that are of the method of a published number; None alone if there is none."""
     named = {"choices.loss": number.loss, "choices.optimizer": number.optimizer}  # a checkpoint has neither
-    return [of for of in rows.methods if named.items() <= rows.values[of.runs[0]].items()]
+    return [of for of in rows.methods if named.items() <= rows.values[of.runs[0]].items()] or [None]
 
 
 def _places(rows: Rows) -> list[int]:

@@ -92,6 +92,7 @@ TABLE: dict[str, Option] = {  # `section.*`: every option of that section which 
     "best_keep": Option(SHARE, when=("save", "best"), older=0.9),
     "best_s_mia": Option(SHARE, when=("save", "best"), older=0),
     "input_based": Option(FLAG, Changes.NOTHING, older=False, in_folder_name=False),  # it adds a row
+    "paper": Option(FLAG, Changes.NOTHING, older=False, in_folder_name=False, size=False),
     "tuned": Option(TEXT_OR_NULL, column=False, size=False),  # a word in the status
     "tune.*": Option(older=None, column=False, size=False),  # its own column: what was chosen
     "attack": Option(changes=Changes.NOTHING, older={}, in_folder_name=False),  # as the next

@@ -42,7 +42,7 @@ class Section:
 SECTIONS = {
     "": Section(
         "model task loss optimizer compute precision adapter train evaluate prepare retrained wandb name seed stages "
-        "overwrite cache resume save best_keep best_s_mia input_based tuned tune attack dialect utility_suite "
+        "overwrite cache resume save best_keep best_s_mia input_based paper tuned tune attack dialect utility_suite "
         "utility_limit utility_data",
         may="choices start",
     ),

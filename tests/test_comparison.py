@@ -7,6 +7,8 @@ import io
 import itertools
 import json
 import re
+import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -322,7 +324,7 @@ def test_the_csv_of_methods_has_a_row_for_each_with_exact_means_intervals_and_n(
 
 HOSTILE = "50% of $x_1$ & #2 {a} ~b^c \\input{/etc/passwd} <i> \"q\" `r` 'é' — − ± × ½ α ↑ ↓ → ≈ 中 \n\t %"
 COMMAND = re.compile(
-    r"\\(?:[&%$#_{}]|\\|(?:textbackslash|textasciitilde|textasciicircum|textless|textgreater|textbar|textquotedbl|"
+    r"\\(?:[&%$#_{}]|\\|(?:textbackslash|textasciitilde|textasciicircum|textless|textgreater|textbar|textquotedblright|"
     r"textasciigrave|textquotesingle)\{\}|'e|item|toprule|midrule|bottomrule|centering|textwidth|footnotesize|"
     r"cmidrule\(lr\)\{\d+-\d+\}|multicolumn\{\d+\}\{c\}|(?:begin|end)\{(?:table|tabular|adjustbox|itemize)\}|"
     r"(?:caption|textbf)(?=\{)|(?:pm|times|Delta|alpha|rho|tau|uparrow|downarrow|rightarrow|approx|frac\{1\}\{2\}))"
@@ -358,7 +360,8 @@ def parsed(text: str) -> list[list[str]]:
     return rows
 
 
-def test_latex_escapes_whatever_stands_in_a_table() -> None:
+def hostile() -> Comparison:
+    """A comparison of texts that LaTeX would obey."""
     columns = (
         Column("a", HOSTILE),
         Column("b", "utility", "utility", "higher"),
@@ -368,10 +371,13 @@ def test_latex_escapes_whatever_stands_in_a_table() -> None:
         Row((Cell(HOSTILE), Cell(None, -0.5, -1.0, 0.25), Cell()), is_reference=True),
         Row((Cell("sgd"), Cell(None, 0.5, mark="best"), Cell(None, 1e-9, mark="tied"))),
     )
-    comparison = Comparison(
+    return Comparison(
         HOSTILE, HOSTILE, (Table(HOSTILE, columns, rows, HOSTILE), Table("", (), (), HOSTILE)), (HOSTILE,)
     )
-    text = latex.latex([comparison])
+
+
+def test_latex_escapes_whatever_stands_in_a_table() -> None:
+    text = latex.latex([hostile()])
     groups, header, original, sgd = parsed(text)
     assert groups == [r"\multicolumn{1}{c}{}", r"\multicolumn{1}{c}{utility}", r"\multicolumn{1}{c}{efficacy}"]
     assert header[1:] == [r"utility $\uparrow$", r"FQ $\downarrow$"]
@@ -382,6 +388,22 @@ def test_latex_escapes_whatever_stands_in_a_table() -> None:
         r"50\% of \$x\_1\$ \& \#2 \{a\} \textasciitilde{}b\textasciicircum{}c \textbackslash{}input\{"
     )
     assert "{[}U+4E2D{]}" in shown and "\n" not in shown
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="there is no pdflatex (Debian: texlive-latex-extra)")
+def test_latex_typesets_the_tables_of_runs_and_whatever_stands_in_them(tmp_path: Path) -> None:
+    """Without an error, and with a glyph for each character."""
+    run = with_config(made("grad_diff"), paper=True)
+    folder = left(tmp_path / "runs", **{"a_1": run, "b&2": made(optimizer="sophia_soul"), "c": made(seed=1)})
+    every = Comparison("", "", (), ("".join(latex.SPECIAL),))
+    text = latex.latex([*tables.comparisons(folder), hostile(), every])
+    document = ("\\documentclass{article}", latex.PREAMBLE, "\\begin{document}", text, "\\end{document}", "")
+    (tmp_path / "document.tex").write_text("\n".join(document))
+    typeset = ("pdflatex", "-draftmode", "-halt-on-error", "-interaction=nonstopmode", "-no-shell-escape", "document")
+    done = subprocess.run(typeset, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout[-2000:]
+    log = (tmp_path / "document.log").read_text(errors="replace")
+    assert "Missing character" not in log and "Published numbers beside ours" in text
 
 
 def test_latex_of_runs_has_a_tabular_for_each_group_and_a_rule_after_the_compared_models(tmp_path: Path) -> None:

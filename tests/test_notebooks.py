@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,7 @@ def made(loss: str, optimizer: str, seed: int, source: str = "embedded", status:
     """Results of a run whose numbers follow from its choices."""
     shift = 0.02 * seed + (0.1 if optimizer == "sophia" else 0.0) + (0.05 if loss == "npo" else 0.0)
     measured = {"utility": 0.5 + shift, "mia_auc": 0.6, "log10_forget_quality": -10 + 20 * shift}
+    measured |= {"mia_loss_auc": 0.7, "mia_loss_tpr_10": 0.3, "prompts_jailbreak_rules": 0.25}
     original = {"utility": 0.8, "mia_auc": 1.0, "log10_forget_quality": -30.0}
     retrained = {"utility": 0.79, "mia_auc": 0.5, "log10_forget_quality": 0.0}
     models = {"unlearned": measured, "original": original, "retrained": retrained}
@@ -117,12 +117,14 @@ def test_a_notebook_is_stored_without_outputs(path: Path) -> None:
     assert all(not cell.outputs and cell.execution_count is None for cell in cells)
 
 
-def test_there_are_notebooks() -> None:
-    assert NOTEBOOKS
+def test_each_table_of_the_paper_has_a_notebook() -> None:
+    assert {"tofu", "copyright", "detox", "cost", "mia"} <= {path.stem for path in NOTEBOOKS}
 
 
-@pytest.mark.parametrize("path", sorted((ANALYSIS / "published").glob("*.csv")), ids=lambda path: path.stem)
-def test_every_published_number_has_a_source(path: Path) -> None:
-    with path.open() as file:
-        rows = list(csv.DictReader(file))
-    assert rows and all(row["source"].strip() and math.isfinite(float(row["value"])) for row in rows)
+def test_the_notebook_of_attacks_shows_every_auc_every_form_and_the_rates(
+    executed: dict[str, list[nbformat.NotebookNode]],
+) -> None:
+    table, _, rates = (cell["outputs"] for cell in executed["mia"] if cell.get("outputs"))
+    shown = table[0]["data"]["text/markdown"]
+    assert "| MIA AUC" in shown and "| membership inference loss AUC" in shown and "| prompts jailbreak rules" in shown
+    assert "mia_loss_tpr_10" in rates[0]["data"]["text/plain"]

@@ -24,6 +24,7 @@ FLIPPED = {
     "cache": "other_cache",
     "resume": "restart",
     "input_based": "true",
+    "paper": "true",
     "tune.workers": "1",
     "utility_data": "nowhere",
     "best_keep": "0.5",
@@ -125,7 +126,7 @@ def test_what_names_a_folder_is_as_it_was() -> None:
     """A run that was typed before is looked for where it is; only options that change no number were added."""
     before = {"name", "experiment", "stages", "overwrite", "cache", "save", "input_based", "hydra/launcher"}
     before |= {"wandb.mode", "wandb.project", "wandb.entity"}
-    assert set(options.not_in_folder_names()) == before | {"resume", "evaluate.every", "attack"}
+    assert set(options.not_in_folder_names()) == before | {"resume", "evaluate.every", "attack", "paper"}
 
 
 def test_hydra_leaves_out_of_a_folder_s_name_what_the_table_says(place: Path) -> None:

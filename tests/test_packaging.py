@@ -80,7 +80,7 @@ def test_the_wheel_holds_every_module_and_every_yaml_of_conf(unpacked: Path) -> 
 
     assert (unpacked / "soul_exp" / "conf" / "config.yaml").is_file()
     assert names(unpacked / "soul_exp" / "conf", "*.yaml") == names(ROOT / "conf", "*.yaml")
-    for kind in ("*.py", "*.mplstyle", "*.css", "*.html", "*.js"):
+    for kind in ("*.py", "*.mplstyle", "*.css", "*.html", "*.js", "*.csv"):
         assert names(unpacked / "soul_exp", kind) == names(ROOT / "soul_exp", kind)
 
 

@@ -44,7 +44,12 @@ def test_every_row_can_run_on_the_tiny_model_and_no_two_are_the_same(preset: str
         config, _ = job(f"experiment={preset}", "model=tiny", f"method={method}", "wandb.mode=disabled")
         config["cache"] = str(tmp_path / "cache")
         checked = check(config, tmp_path / "run")
-        assert config["name"] == preset and config["input_based"] and config["task"]["source"] == "embedded"
+        assert (
+            config["name"] == preset
+            and config["input_based"]
+            and config["paper"]
+            and config["task"]["source"] == "embedded"
+        )
         assert {"forget_quality", "utility", "mia_auc"} <= set(checked.run.metrics) - set(checked.reasons)
         made.add((config["choices"]["loss"], config["choices"]["optimizer"]))
     assert len(made) == len(rows_of(preset)) and ("grad_ascent", "influence") in made

@@ -12,7 +12,7 @@ import pandas as pd
 from soul_exp.errors import UsageError, counted
 from soul_exp.metrics.dialects import OURS
 from soul_exp.metrics.scale import is_kept
-from soul_exp.report import contrasts, notes, requests
+from soul_exp.report import contrasts, notes, paper, requests
 from soul_exp.report.labels import (
     DELTA,
     MIA,
@@ -67,11 +67,14 @@ COST_RANGES = {"training.win_rate": Range(0.0, 1.0)}
 DELTA_RANGE = Range(-1.0, 1.0)
 
 
-def comparisons(folder: Path | str, metrics: Sequence[str] | None = None) -> list[Comparison]:
+def comparisons(
+    folder: Path | str, metrics: Sequence[str] | None = None, few: Sequence[str] | None = None
+) -> list[Comparison]:
     """The tables of the runs below `folder`; the requests of a run that is a sequence of them are one table.
 
-    `metrics` are the columns, named as in results.json, of one table; by default each group of GROUPS has its own.
-    Raises UsageError as `load` does, and for an unknown metric.
+    `metrics` are the columns, named as in results.json, of one table; by default each group of GROUPS has its own,
+    after that of the paper's columns where runs have paper=true. `few` are `metrics` where no run has that. Raises
+    UsageError as `load` does, and for an unknown metric.
     """
     runs, missing = find(folder)
     known = dict.fromkeys(name for run in runs.values() for name in run.metrics["unlearned"])
@@ -79,9 +82,9 @@ def comparisons(folder: Path | str, metrics: Sequence[str] | None = None) -> lis
     if unknown:
         raise UsageError(f"--metrics: no run has {unknown[0]!r}, choose from {', '.join(known)}")
     if all(name.startswith(REQUEST) for name in runs):
-        found = [requests.comparison(runs, metrics)]
+        found = [requests.comparison(runs, few if metrics is None else metrics)]
     else:
-        found = [group.comparison(metrics) for group in groups_of(folder, runs)]
+        found = [group.comparison(metrics, few) for group in groups_of(folder, runs)]
     named: dict[str, list[str]] = {}
     for name, why in missing.items():
         named.setdefault(why, []).append(f"`{name}`")
@@ -221,21 +224,32 @@ class Group(Rows):
 
     # ---- tables
 
-    def comparison(self, requested: Sequence[str] | None) -> Comparison:
-        """The tables of the group, of the metrics `requested` or of all that have a column."""
+    def comparison(self, requested: Sequence[str] | None, few: Sequence[str] | None = None) -> Comparison:
+        """The tables of the group, of the metrics `requested` or of all that have a column, as `comparisons` says."""
+        own = self.columns_of(paper.columns(self) if requested is None else ())
+        requested = few if requested is None and not own else requested
         listed = self.columns_of(self.usual if requested is None else requested)
         runs = list(self.runs.values())
+        own_measured = [column for column in own if is_measured(runs, column.key)]
         columns = [column for column in listed if requested is not None or is_measured(runs, column.key)]
         if requested is None:
             columns += self.costs
             parts = {group: [column for column in columns if column.group == group] for group in GROUPS}
-            tables = [self._table(TITLES[group], of) for group, of in parts.items() if of]
+            tables = [self._table(paper.OWN, own_measured)] if own else []
+            tables += [self._table(TITLES[group], of) for group, of in parts.items() if of]
         else:
             tables = [self._table("", columns)]
         comparing = contrasts.Contrasts(self.folder, self.runs, self.methods, self.keys)
         metrics = [column for column in columns if column.group != "cost"]
         tables += comparing.tables(metrics, self._targets(metrics), self.cell, requested is not None)
-        return Comparison(self._title(), f"{self.about} {ABOUT}", tuple(tables), tuple(self.notes_on(listed, columns)))
+        tables += self.published() if requested is None else []
+        all_listed, shown = dict.fromkeys([*listed, *own]), dict.fromkeys([*columns, *own_measured])
+        found = self.notes_on([*all_listed], [*shown])
+        return Comparison(self._title(), f"{self.about} {ABOUT}", tuple(tables), tuple(found))
+
+    def published(self) -> list[Table]:
+        """Published numbers beside ours, where runs have paper=true."""
+        return paper.beside(self, lambda names, key: self.cell(names, self.columns_of([key])[0]))
 
     def _table(self, title: str, columns: Sequence[Column]) -> Table:
         is_cost = all(column.group == "cost" for column in columns)

@@ -7,6 +7,7 @@ from pathlib import Path
 from soul_exp.errors import counted
 from soul_exp.metrics.dialects import OURS
 from soul_exp.metrics.suite import MEASURES
+from soul_exp.report import paper
 from soul_exp.report.comparison import comparisons
 from soul_exp.report.labels import (
     ARROWS,
@@ -78,14 +79,20 @@ def headline(results: Results) -> str:
 def summary(folder: Path | str, metrics: Sequence[str] | None = None) -> str:
     """The rows of the runs below `folder`: of FEW as many columns as fit into 100, or those of `metrics`; warnings.
 
-    Raises UsageError as `comparisons` does.
+    Of runs with paper=true: all of the paper's columns, and published numbers beside ours. Raises UsageError as
+    `comparisons` does.
     """
     runs = find(folder)[0].values()
     few = [name for name in FEW if is_measured(runs, name)]
     lines = []
-    for found in comparisons(folder, few if metrics is None else metrics):
+    for found in comparisons(folder, metrics, few):
         lines += wrapped([found.title])
-        lines += ["", *_table(found.tables[0], WIDTH if metrics is None else None), ""] if found.tables else []
+        own = [table for table in found.tables if table.title in (paper.OWN, paper.BESIDE)]
+        for table in own:
+            lines += ["", *wrapped([f"{table.title}. {table.about}".rstrip()]), ""]
+            lines += [*_table(table, None), ""] if table.columns else []
+        if found.tables and not own:
+            lines += ["", *_table(found.tables[0], WIDTH if metrics is None else None), ""]
         lines += wrapped(note for note in found.notes if note.startswith(WARNINGS))
     legend = f"* best, {TIED} within noise of it; [low, high]: 95 % interval; all columns, notes and tests: table.md"
     return "\n".join([*lines, *wrapped([f"{legend} and others in {folder}"])]) + "\n"
@@ -98,7 +105,8 @@ def _table(table: Table, width: int | None) -> list[str]:
         for marks in [{"": "", "best": " *", "tied": f" {TIED}"}]
         for place, column in enumerate(table.columns)
     ]
-    columns = [[cell if len(cell) <= LONGEST else f"{cell[: LONGEST - 1]}…" for cell in column] for column in columns]
+    if width is not None:
+        columns = [[c if len(c) <= LONGEST else f"{c[: LONGEST - 1]}…" for c in column] for column in columns]
     widths = [max(map(len, column)) for column in columns]
     kept = [*range(len(columns))]
     while width is not None and sum(widths[place] + 2 for place in kept) > width + 2:

@@ -15,7 +15,7 @@ SPECIAL = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
+    '"': r"\textquotedblright{}",  # \textquotedbl needs the encoding T1
     "`": r"\textasciigrave{}",
     "'": r"\textquotesingle{}",
     "[": "{[}",  # after \\ it would begin a length

@@ -89,7 +89,7 @@ function sortBy(header) {
 
 function headKinds() {
   // above the columns that are shown: their kinds
-  for (const head of $$(`.group[data-group="${group}"] thead`)) {
+  for (const head of $$(`.group[data-group="${group}"] .view thead`)) {
     const cells = [...head.rows[head.rows.length - 1].cells].filter((cell) => !cell.hidden);
     const line = make("tr", { className: "kinds" });
     for (const cell of cells) {

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from soul_exp.report import notes, requests, table
+from soul_exp.report import notes, paper, requests, table
 from soul_exp.report.comparison import Group, groups_of
 from soul_exp.report.labels import ARROWS, DELTA, MIA, NULL
 from soul_exp.report.rows import Method, text_of
@@ -56,7 +56,8 @@ class _Requests(Group):
 
 
 def tables(folder: Path, runs: Mapping[str, Results]) -> list[dict[str, Any]]:
-    """The tables of each group of comparable runs: "columns", "rows" of runs, "means" of methods, "references", notes.
+    """The tables of each group of comparable runs: "columns", "rows" of runs, "means" of methods, "references", notes,
+    and "published" numbers beside ours.
 
     What shares a row, means, intervals, references and notes are those of `soul_exp.tables`.
     """
@@ -96,6 +97,7 @@ def _tables(group: Group) -> dict[str, Any]:
             for t, method in titles.items()
         ],
         "references": list(_references(group, [column for column in columns if column.is_metric])),
+        "published": [] if isinstance(group, _Requests) else group.published(),
         "targets": {} if isinstance(group, _Requests) else _targets(group, measured),
         "notes": [
             *([requests.SEQUENCE] if isinstance(group, _Requests) else []),
@@ -164,7 +166,7 @@ def _columns(group: Group) -> list[Column]:
     versions = {name: version for run in group.runs.values() for name, version in run.metric_versions.items()}
     metrics = group.columns_of(dict.fromkeys([*group.usual, *group.measured]))
     known = [of for of in metrics if is_measured(group.runs.values(), of.key)]
-    shown = {of.key for of in known} & SHOWN
+    shown = {of.key for of in known} & {*SHOWN, *paper.columns(group)}
     for name in table.GROUPS:
         usual = [of.key for of in known if of.group == name and of.key in group.usual]
         shown |= set() if shown & {*usual} else {*usual[:FEW]}

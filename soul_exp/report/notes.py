@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from soul_exp.report.labels import DELTA, MIA, NULL, label_of, quoted
-from soul_exp.report.runs import UNKNOWN
+from soul_exp.report.runs import UNKNOWN, folder_of
 from soul_exp.report.units import RECORDS
 from soul_exp.results import Results
 
@@ -115,13 +115,9 @@ def of_cost(runs: Mapping[str, Results]) -> str:
 
 def of_records(folder: Path, runs: Mapping[str, Results]) -> Iterator[str]:
     """A note on the runs below `folder` whose records are no longer there, by which metrics of answers are tested."""
-    gone = [f"`{name}`" for name, run in runs.items() if run.sha256.get("records") and not _has_records(folder, name)]
-    if gone:
+    named = {name: folder_of(folder, name) / RECORDS for name, run in runs.items() if run.sha256.get("records")}
+    if gone := [quoted(name) for name, records in named.items() if not records.is_dir()]:
         yield f"without records, and so without a test by unit in metrics of their answers: {_which(gone, len(runs))}"
-
-
-def _has_records(folder: Path, name: str) -> bool:
-    return any((place / RECORDS).is_dir() for place in (folder / name, folder))  # the folder may be the run
 
 
 def of_repeats(repeats: Mapping[str, Sequence[str]], runs: Mapping[str, Results]) -> Iterator[str]:

@@ -8,7 +8,7 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 
 from soul_exp.errors import UsageError, explained, short
-from soul_exp.metrics.dialects import DIALECTS, OURS
+from soul_exp.metrics.dialects import DIALECTS
 from soul_exp.report.labels import NULL
 from soul_exp.report.rows import Method, Rows
 from soul_exp.report.table import Cell, Column, Row, Table
@@ -70,7 +70,7 @@ def beside(rows: Rows, cell: CellOf) -> list[Table]:
     about = (
         f"Published: {', '.join(dict.fromkeys(of.data for of in known))}. Ours: model "
         f"{', '.join(dict.fromkeys(run.choices.get('model', NULL) for run in rows.runs.values()))}, data "
-        f"{data_of(rows.first)}, dialect {rows.first.config.get('dialect', OURS)}. Both are the same quantity where "
+        f"{data_of(rows.first)}, dialect {rows.first.dialect}. Both are the same quantity where "
         f"model, data, dialect and definition are: in {num_same} of {len(found)} rows. {NULL} under theirs: not "
         "confirmed."
     )
@@ -139,7 +139,7 @@ def _row(number: Published, method: Method | None, rows: Rows, cell: CellOf) -> 
     pairs = (
         ("model", number.model, run.choices.get("model")),
         ("data", number.data, data_of(run)),
-        ("dialect", number.dialect, run.config.get("dialect", OURS)),
+        ("dialect", number.dialect, run.dialect),
         ("definition", number.definition, ""),
     )
     unequal = [what for what, of_theirs, of_ours in pairs if of_theirs != of_ours]

@@ -28,7 +28,8 @@ from soul_exp import figures, results, tables
 from soul_exp.errors import UsageError, counted, explained
 from soul_exp.files import write_atomically
 from soul_exp.report.markdown import markdown
-from soul_exp.report.runs import find, in_job_order, typed_order
+from soul_exp.report.order import in_job_order, typed_order
+from soul_exp.report.runs import find
 from soul_exp.report.table import Comparison
 
 ROOT, COMMAND = Path(__file__).parents[1], "python analysis/documents.py"

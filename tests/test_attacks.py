@@ -471,6 +471,6 @@ def test_holm_by_hand() -> None:
 def test_methods_are_compared_by_unit_after_averaging_seeds() -> None:
     adam = [{"x": 0.0, "y": 0.0}, {"x": 2.0, "y": 2.0}]
     found = compared({"adam": adam, "sgd": [{"x": 2.0, "y": 1.0}], "lost": [{"x": 2.0}], "none": [{}]}, "adam")
-    assert found["sgd"] is not None and found["sgd"].difference == pytest.approx(0.5)
-    assert found["sgd"].p == pytest.approx(1.0) and found["sgd"].num_units == 2
+    assert found["sgd"] is not None and found["sgd"].value == pytest.approx(0.5)
+    assert found["sgd"].p == pytest.approx(1.0) and found["sgd"].n == 2
     assert found["lost"] is None and found["none"] is None

@@ -81,9 +81,9 @@ def test_a_sweep_says_how_far_it_is_and_how_it_ended(
     assert lines[1:3] == [f"--- job 1 of 2: {failed.name}", f"job 1 of 2 failed in its checks: {failed.name}"]
     assert lines[3] == f"--- job 2 of 2: {folder.name}"
     assert re.fullmatch(
-        r"job 2 of 2 finished in \d+ s: (COLLAPSED, )?forget quality \S+, model utility \S+, MIA AUC \S+", lines[4]
+        r"job 2 of 2 finished in \S+ (s|min): (COLLAPSED, )?forget quality \S+, model utility \S+, MIA AUC \S+", lines[4]
     )
-    assert re.fullmatch(r"2 jobs in \d+ s: 1 finished, 1 failed", lines[5]) and len(lines) == 6
+    assert re.fullmatch(r"2 jobs in \S+ (s|min): 1 finished, 1 failed", lines[5]) and len(lines) == 6
     assert sweep.stdout.endswith("\ntable: python -m soul_exp.tables runs/small\n")
     assert "higher is better" not in sweep.stdout
 
@@ -122,7 +122,7 @@ def test_a_configuration_that_a_sweep_has_twice_is_run_once(place: Path) -> None
     done = starts.type_(place, *SMALL, "name=twice", "loss=npo,npo", "stages=[]", "-m")
     assert done.returncode == 0 and done.stdout.count("checked, nothing to run") == 1, done.stdout + done.stderr
     assert "the configuration of " in done.stdout and "which is this job's result too" in done.stdout
-    assert re.search(r"\n2 jobs in \d+ s: 1 checked, 1 the same as another\n$", done.stdout)
+    assert re.search(r"\n2 jobs in \S+ (s|min): 1 checked, 1 the same as another\n$", done.stdout)
 
 
 def test_the_forecast_of_a_sweep_is_the_mean_of_the_jobs_that_worked(monkeypatch: pytest.MonkeyPatch) -> None:

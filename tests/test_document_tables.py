@@ -21,7 +21,7 @@ from test_tables import UNLEARNED, left, made, tables_in
 
 from soul_exp import results, tables
 from soul_exp.errors import UsageError
-from soul_exp.report.runs import typed_order
+from soul_exp.report.order import typed_order
 
 ROOT = Path(__file__).parents[1]
 SPEC = importlib.util.spec_from_file_location("documents", ROOT / "analysis/documents.py")

@@ -81,7 +81,8 @@ def test_a_sweep_says_how_far_it_is_and_how_it_ended(
     assert lines[1:3] == [f"--- job 1 of 2: {failed.name}", f"job 1 of 2 failed in its checks: {failed.name}"]
     assert lines[3] == f"--- job 2 of 2: {folder.name}"
     assert re.fullmatch(
-        r"job 2 of 2 finished in \S+ (s|min): (COLLAPSED, )?forget quality \S+, model utility \S+, MIA AUC \S+", lines[4]
+        r"job 2 of 2 finished in \S+ (s|min): (COLLAPSED, )?forget quality \S+, model utility \S+, MIA AUC \S+",
+        lines[4],
     )
     assert re.fullmatch(r"2 jobs in \S+ (s|min): 1 finished, 1 failed", lines[5]) and len(lines) == 6
     assert sweep.stdout.endswith("\ntable: python -m soul_exp.tables runs/small\n")

@@ -146,7 +146,9 @@ def test_a_sweep_leaves_results_and_names_what_failed(cluster: dict[str, str], t
     reason = (folders["0"] / "error.txt").read_text()
     assert reason.startswith("train.batch_size=0: expected a whole number")
     assert f"soul_exp: failed: {folders['0'].name}: {reason}" in printed
-    assert re.search(r"\n3 jobs in \S+ (s|min): 1 failed\ntable: python -m soul_exp.tables runs/sweep\n$", printed), printed
+    assert re.search(r"\n3 jobs in \S+ (s|min): 1 failed\ntable: python -m soul_exp.tables runs/sweep\n$", printed), (
+        printed
+    )
     logged = (folders["8"] / "soul_exp.log").read_text()
     assert logged.startswith("--- job 1: ") and logged.count("\nunlearn: 2 steps") == 1 and "\nresults: " in logged
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from omegaconf import OmegaConf
 from transformers.utils import logging as library
 
 from soul_exp import results, sequence
@@ -88,8 +87,8 @@ def _unlearned(run: results.Results, folder: Path) -> Checkpoint:
 
 def _command(folder: Path, name: str) -> str:
     """The command that makes the model `name` of the run in `folder` again."""
-    typed = folder / results.TYPED / "overrides.yaml"
-    overrides = [str(line) for line in OmegaConf.load(typed)] if typed.is_file() else ["<what you typed>"]
+    typed = results.typed(folder)
+    overrides = ["<what you typed>"] if typed is None else typed
     last = ["save=final", "overwrite=true"] if name == "unlearned" else ["stages=[prepare]", "name=prepared"]
     kept = [line for line in overrides if not line.startswith(tuple(key.split("=")[0] + "=" for key in last))]
     return "python -m soul_exp " + " ".join(shlex.quote(line) for line in [*kept, *last])

@@ -22,7 +22,7 @@ from soul_exp.distributed import interrupts
 from soul_exp.errors import UnreachableError, UsageError
 from soul_exp.files import missing
 from soul_exp.options import option_of
-from soul_exp.results import NAME, TYPED
+from soul_exp.results import NAME, typed
 
 MOST_JOBS = 10_000
 
@@ -63,7 +63,7 @@ def forecast(config: DictConfig) -> str:
         raise UsageError(f"this sweep has {len(jobs)} jobs, expected at most {MOST_JOBS}: divide it")
     folder = Path(config.hydra.sweep.dir)
     # what has finished has its model already
-    finished = set() if config.overwrite else {_typed(path.parent) for path in folder.glob(f"*/{NAME}")}
+    finished = set() if config.overwrite else {frozenset(typed(path.parent) or ()) for path in folder.glob(f"*/{NAME}")}
     left = [job for job in jobs if frozenset(job) not in finished] or jobs[:1]
     kinds = Counter(tuple(override for override in job if option_of(compose.option_key(override)).size) for job in left)
     needs: list[disk.Need | None] = []
@@ -78,12 +78,6 @@ def forecast(config: DictConfig) -> str:
                 needs += [None] * count  # the job itself reports why it cannot work
     at_once = 1 if compat.is_basic(config.hydra.launcher["_target_"]) else len(jobs)
     return disk.check_sweep(needs, folder, Path(compose.absolute(str(config.cache))), at_once)
-
-
-def _typed(run: Path) -> frozenset[str]:
-    """The overrides of the run in the folder `run`; none where its folder does not say."""
-    path = run / TYPED / "overrides.yaml"
-    return frozenset(map(str, OmegaConf.load(path))) if path.is_file() else frozenset()
 
 
 def _names(config: DictConfig) -> list[str]:

@@ -13,10 +13,12 @@ from pathlib import Path
 from subprocess import DEVNULL, CalledProcessError, check_output
 from typing import Any, get_type_hints
 
+import yaml
+
 from soul_exp import options
 from soul_exp.errors import explained, short
 from soul_exp.files import hashes, write_atomically
-from soul_exp.metrics.robustness import UNINFORMATIVE
+from soul_exp.metrics.scale import UNINFORMATIVE
 from soul_exp.ranges import fits
 
 FORMAT = 1
@@ -150,6 +152,21 @@ def read(folder: Path) -> Results | None:
         if found.sha256 and not all(fits(found.sha256.get(name), kind) for name, kind in SHA256.items()):
             raise ValueError(f"sha256 is {short(found.sha256)}")
         return replace(found, config=options.with_older_values(found.config))
+
+
+def typed(folder: Path) -> list[str] | None:
+    """The options that were typed for the run in `folder`, as KEY=VALUE; None if it does not have them.
+
+    Raises UsageError for a file of them that is broken.
+    """
+    path = folder / TYPED / "overrides.yaml"
+    if not path.is_file():
+        return None
+    with explained((ValueError, OSError, yaml.YAMLError), str(path), "expected a list of options: remove it"):
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(found, list):
+            raise ValueError(f"it holds {short(found)}")
+        return [*map(str, found)]
 
 
 def write_json(path: Path, value: Any) -> None:

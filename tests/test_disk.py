@@ -105,11 +105,11 @@ def test_the_need_follows_weights_precision_engine_and_save(tmp_path: Path, monk
 
 def test_only_what_has_finished_of_this_sweep_needs_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs of other sweeps in the folder do not count, nor does one whose folder does not say what it is."""
-    for name, typed in {"a": ["seed=0", "x=1"], "b": ["seed=7", "x=1"], "c": None}.items():
+    for name, typed in {"a": ["seed=0", "x=${y}"], "b": ["seed=7", "x=${y}"], "c": None}.items():
         (tmp_path / name / ".hydra").mkdir(parents=True)
         (tmp_path / name / "results.json").touch()
         if typed:
-            OmegaConf.save(OmegaConf.create(typed), tmp_path / name / ".hydra" / "overrides.yaml")
+            (tmp_path / name / ".hydra" / "overrides.yaml").write_text("".join(f"- {each}\n" for each in typed))
     given = {"sweep": {"dir": str(tmp_path)}, "launcher": {"_target_": "hydra._internal.BasicLauncher"}}
     config = OmegaConf.create({"hydra": given, "overwrite": False, "cache": str(tmp_path)})
     monkeypatch.setattr(forecast, "composed", lambda *_: {})
@@ -119,7 +119,7 @@ def test_only_what_has_finished_of_this_sweep_needs_no_more(tmp_path: Path, monk
         monkeypatch.setattr(forecast, "combinations", lambda _: list(jobs))
         return forecast.forecast(config).partition(" will")[0]
 
-    first, second, third = ("x=1", "seed=0"), ("x=1", "seed=1"), ("x=1", "seed=2")
+    first, second, third = ("x=${y}", "seed=0"), ("x=${y}", "seed=1"), ("x=${y}", "seed=2")
     assert num_jobs(first, second, third) == "2 jobs"
     assert num_jobs(second, third) == "2 jobs"
     assert num_jobs(first) == "1 job"  # nothing is left: still a line

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -115,3 +117,8 @@ def late():
 def test_no_name_stands_in_two_levels() -> None:
     names = [name for level in LEVELS for name in level]
     assert len(names) == len(set(names))
+
+
+def test_what_reads_results_waits_for_no_numerical_library() -> None:
+    code = "import sys, soul_exp.results; print({'numpy', 'scipy', 'torch'} & {*sys.modules})"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

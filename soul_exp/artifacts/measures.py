@@ -17,8 +17,7 @@ from soul_exp.artifacts.scores import Retrained, available_to, finite, of_probes
 from soul_exp.metrics import attack_points, collapse
 from soul_exp.metrics.answers import SUITE, UndefinedError
 from soul_exp.metrics.dialects import of_first
-from soul_exp.metrics.robustness import UNINFORMATIVE
-from soul_exp.metrics.scale import scale_of
+from soul_exp.metrics.scale import UNINFORMATIVE, scale_of
 from soul_exp.metrics.uncertainty import NoIntervalError, interval, paired_interval, rows_of_units, unit_values
 from soul_exp.results import COMPARED
 from soul_exp.run import Metric

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from soul_exp.metrics.answers import Answers, UndefinedError, mean
-from soul_exp.metrics.robustness import APART, KNOWN, UNINFORMATIVE, informative
-from soul_exp.metrics.scale import Scale
+from soul_exp.metrics.robustness import APART, KNOWN, informative
+from soul_exp.metrics.scale import UNINFORMATIVE, Scale
 from soul_exp.metrics.text import rouge_l_recall, words
 
 RECALL = 0.6  # least ROUGE-L recall of a text that gives an answer whose entities are not known

@@ -9,8 +9,8 @@ import numpy as np
 
 from soul_exp.metrics.answers import Answers, UndefinedError
 from soul_exp.metrics.memorisation import extraction_strength
-from soul_exp.metrics.robustness import AT, KNOWN, MEASURES, UNINFORMATIVE, Branch, Points
-from soul_exp.metrics.scale import Scale
+from soul_exp.metrics.robustness import AT, KNOWN, MEASURES, Branch, Points
+from soul_exp.metrics.scale import UNINFORMATIVE, Scale
 from soul_exp.metrics.tofu import choice_probability, probability
 
 FORGET, RETAIN = "forget", "validation_retain"

@@ -12,7 +12,7 @@ import numpy as np
 
 from soul_exp.metrics.answers import UndefinedError
 from soul_exp.metrics.memorisation import extraction_strength
-from soul_exp.metrics.scale import Scale
+from soul_exp.metrics.scale import UNINFORMATIVE, Scale
 from soul_exp.metrics.tofu import probability
 
 MEASURES = {"extraction_strength": extraction_strength, "probability": probability}
@@ -22,8 +22,6 @@ AT = "-at-"  # PROBE-at-ALPHA: a point of weights on the way to the attacked mod
 STILL = 0.05  # a change that is no change
 Branch = Mapping[str, Any]  # point -> Answers, or Scores
 Points = Mapping[str, Branch]
-
-UNINFORMATIVE = "uninformative"
 
 
 def informative(original: float, retrained: float) -> bool:

@@ -6,6 +6,7 @@ from typing import Literal, TypeVar
 
 Direction = Literal["higher", "lower", "nearest"]  # which value is best; nearest: to that of the retrained model
 Metric = TypeVar("Metric", bound=Callable[..., float])
+UNINFORMATIVE = "uninformative"  # a point of an attack, or a number of one, where the original has nothing to recover
 
 # Probe -> whether the model is to keep what the probe measures. False: the rows are to be forgotten, or no model saw
 # them. There the retrained model's value is the target: a model that knows less than it is over-unlearned.

@@ -14,7 +14,7 @@ from soul_exp.report.table import CHOSEN_GROUP, Cell, Column, Row, Table, loss_o
 from soul_exp.report.units import Units
 
 if TYPE_CHECKING:
-    from soul_exp.report.comparison import Group
+    from soul_exp.report.group import Group
 
 BASELINE = "adam"  # the optimizer that the others are compared with
 OBJECTIVES = ("log10_forget_quality", "utility", "relearn_excess")  # forget, utility, robustness

@@ -9,6 +9,7 @@ import pandas as pd
 
 from soul_exp.files import json_lines
 from soul_exp.report import comparison, runs
+from soul_exp.report.group import Group
 from soul_exp.report.labels import declared, label_of, scale_in
 from soul_exp.report.statistics import Range
 from soul_exp.report.units import RECORDS
@@ -35,7 +36,7 @@ class Frames:
         return runs.load(self.folder)
 
     @functools.cached_property
-    def tables(self) -> list[comparison.Group]:
+    def tables(self) -> list[Group]:
         """The runs that are comparable, table by table, as `runs.table` numbers them from 1."""
         return comparison.groups_of(self.folder, runs.find(self.folder)[0])
 

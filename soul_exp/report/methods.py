@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from soul_exp.report import comparison
 from soul_exp.report.frames import Frames
+from soul_exp.report.group import Group
 from soul_exp.report.rows import Rows, text_of
 from soul_exp.report.runs import CHOSEN, find, study_of
 from soul_exp.report.table import Cell, Column
@@ -29,7 +29,7 @@ class Methods:
     numbers: dict[str, float]  # method -> its number, where there is such an option
     groups: dict[str, str]  # method -> its optimizer, where methods differ in loss and optimizer
     titles: dict[int, str]  # table -> what its runs share, after a letter; "" where there is one table
-    tables: Mapping[int, comparison.Group]
+    tables: Mapping[int, Group]
     tunings: Sequence[Tuning]  # what `tuning 1` in names is, ...
 
     def cell(self, table: int, names: Sequence[str], metric: str) -> Cell:

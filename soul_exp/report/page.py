@@ -13,18 +13,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from soul_exp.errors import UsageError
 from soul_exp.files import json_lines
 from soul_exp.report.answers import answers_of
 from soul_exp.report.frames import AT_STEP
 from soul_exp.report.labels import finite, on_one_line, spans
 from soul_exp.report.page_table import tables
 from soul_exp.report.runs import find, folder_of, number_of, with_delta
-from soul_exp.results import COMPARED, TASK, TYPED, Results, attack_points
+from soul_exp.results import COMPARED, TASK, Results, attack_points, typed
 
 OWN = ("page.css", "page.js", "page_figures.js")  # beside this file, with the template page.html
 MOST_STEPS = 300  # of a run in a curve; of more, every k-th and the last
@@ -147,13 +145,8 @@ def _provenance(run: Results, folder: Path) -> list[tuple[str, str]]:
 
 
 def _typed(folder: Path) -> str:
-    """The command of this run, from `.hydra/overrides.yaml`."""
-    path = folder / TYPED / "overrides.yaml"
-    if not path.is_file():
-        return f"not recorded: the run folder has no {TYPED}/overrides.yaml"
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is no YAML ({on_one_line(str(error))[:80]}): remove it") from error
-    options = found if isinstance(found, list) else []
-    return on_one_line(shlex.join(["python", "-m", "soul_exp", *map(str, options)]))
+    """The command of this run."""
+    options = typed(folder)
+    if options is None:
+        return "not recorded in the run folder"
+    return on_one_line(shlex.join(["python", "-m", "soul_exp", *options]))

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from soul_exp.report import notes, paper, requests, table
-from soul_exp.report.comparison import Group, groups_of
+from soul_exp.report.comparison import groups_of
+from soul_exp.report.group import Group
 from soul_exp.report.labels import ARROWS, DELTA, MIA, NULL
 from soul_exp.report.rows import Method, text_of
 from soul_exp.report.runs import frame_of, is_measured, is_unlearned, tuned_on, varied

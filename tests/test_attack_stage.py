@@ -105,10 +105,10 @@ def test_other_options_of_an_attack_make_it_anew(place: Path, found: results.Res
 def test_a_killed_attack_goes_on_at_the_first_missing_branch(place: Path, tmp_path: Path) -> None:
     shutil.copytree(place / "run", tmp_path / "run")
     shutil.copytree(place / "cache", tmp_path / "cache")
-    before = len([*(tmp_path / "cache" / "attacks").glob("*/COMPLETE")])
+    before = len([*(tmp_path / "cache" / "attacks").glob("[!.]*/COMPLETE")])
     line = [*RUN, STAGES, "attack=[relearn]", "attack.relearn.lr=[2e-3,4e-3,8e-3]", "attack.relearn.steps=[0,100]"]
     command = Command(tmp_path, tmp_path / "printed", *line)
-    while len(made := [*(tmp_path / "cache" / "attacks").glob("*/COMPLETE")]) < before + 2:
+    while len(made := [*(tmp_path / "cache" / "attacks").glob("[!.]*/COMPLETE")]) < before + 2:
         assert not command.is_over(), command.text()
         time.sleep(0.01)
     for pid in members(command.pid):

@@ -376,7 +376,8 @@ HOSTILE = "50% of $x_1$ & #2 {a} ~b^c \\input{/etc/passwd} <i> \"q\" `r` 'Ã©' â€
 COMMAND = re.compile(
     r"\\(?:[&%$#_{}]|\\|(?:textbackslash|textasciitilde|textasciicircum|textless|textgreater|textbar|textquotedblright|"
     r"textasciigrave|textquotesingle)\{\}|'e|item|toprule|midrule|bottomrule|centering|textwidth|footnotesize|"
-    r"cmidrule\(lr\)\{\d+-\d+\}|multicolumn\{\d+\}\{c\}|(?:begin|end)\{(?:table|tabular|adjustbox|itemize)\}|"
+    r"textheight|scriptsize|shortstack\[[lr]\]|nobreakspace\{\}|"
+    r"cmidrule\(lr\)\{\d+-\d+\}|multicolumn\{\d+\}\{c\}|(?:begin|end)\{(?:table|sidewaystable|tabular|adjustbox|itemize)\}|"
     r"(?:caption|textbf)(?=\{)|(?:pm|times|Delta|alpha|rho|tau|uparrow|downarrow|rightarrow|approx|frac\{1\}\{2\}))"
 )
 
@@ -387,10 +388,12 @@ def parsed(text: str) -> list[list[str]]:
     Only known commands, balanced braces, environments and $; no bare special character; as many cells in each row as
     columns.
     """
-    assert text.isascii() and text.startswith("% needs \\usepackage{booktabs,adjustbox}\n")
+    assert text.isascii() and text.startswith("% needs \\usepackage{booktabs,adjustbox,rotating}\n")
     text = text.partition("\n")[2]
     plain = COMMAND.sub(" ", text)
-    plain = re.sub(r"\[htbp\]|\{max width= \}|\$[-^2 ]*\$", "", re.sub(r"\{[lr]+\}\n", "\n", plain))
+    plain = re.sub(
+        r"\[htbp\]|\{max width= , max totalheight=0\.8 \}|\[2pt\]|\$[-^2 ]*\$", "", re.sub(r"\{[lr]+\}\n", "\n", plain)
+    )
     assert "\\" not in plain and not set("%#_~^<>|\"`'") & set(plain), re.findall(r".{20}[\\%#_~^<>|\"`'].{20}", plain)
     assert plain.count("$") == 0
     depth = [*itertools.accumulate({"{": 1, "}": -1}.get(char, 0) for char in re.sub(r"\\[{}\\]", "", text))]
@@ -402,8 +405,8 @@ def parsed(text: str) -> list[list[str]]:
     assert not opened
     rows = []
     for spec, body in re.findall(r"\\begin\{tabular\}\{([lr]+)\}\n(.*?)\\end\{tabular\}", text, flags=re.S):
-        for line in (line for line in body.splitlines() if line.endswith("\\\\")):
-            found = [cell.strip() for cell in re.split(r"(?<!\\)&", line[:-2])]
+        for line in (line for line in body.splitlines() if line.endswith(("\\\\", "\\\\[2pt]"))):
+            found = [cell.strip() for cell in re.split(r"(?<!\\)&", line[: line.rindex("\\\\")])]
             spans = [int(span[0]) if (span := re.findall(r"\\multicolumn\{(\d+)\}", cell)) else 1 for cell in found]
             assert sum(spans) == len(spec), line
             rows.append(found)
@@ -430,8 +433,8 @@ def test_latex_escapes_whatever_stands_in_a_table() -> None:
     text = latex.latex([hostile()])
     groups, header, original, sgd = parsed(text)
     assert groups == [r"\multicolumn{1}{c}{}", r"\multicolumn{1}{c}{utility}", r"\multicolumn{1}{c}{efficacy}"]
-    assert header[1:] == [r"utility $\uparrow$", r"FQ $\downarrow$"]
-    assert original[1:] == [r"$-$0.500 {[}$-$1.000, 0.250{]}", "---"]
+    assert header[1:] == [r"utility\nobreakspace{}$\uparrow$", r"FQ\nobreakspace{}$\downarrow$"]
+    assert original[1:] == [r"\shortstack[r]{$-$0.500 \\ \scriptsize {[}$-$1.000, 0.250{]}}", "---"]
     assert sgd == ["sgd", r"\textbf{0.500}", r"1.0e$-$09 $\approx$"]
     shown = latex.escaped(HOSTILE)
     assert shown.startswith(
@@ -454,6 +457,21 @@ def test_latex_typesets_the_tables_of_runs_and_whatever_stands_in_them(tmp_path:
     assert done.returncode == 0, done.stdout[-2000:]
     log = (tmp_path / "document.log").read_text(errors="replace")
     assert "Missing character" not in log and "Published numbers beside ours" in text
+
+
+def test_a_wide_latex_table_has_intervals_below_numbers_and_one_of_many_columns_is_turned() -> None:
+    def text(num_metrics: int) -> str:
+        metrics = [Column(f"m{n}", "share of answers", "utility", "higher") for n in range(num_metrics)]
+        row = Row((Cell("npo"), *[Cell(value=0.5, low=0.25, high=0.75, n=1, mark="best")] * num_metrics))
+        return latex.latex([Comparison("", "", (Table("", (Column("loss", "loss"), *metrics), (row,)),), ())])
+
+    narrow, wide, turned = text(2), text(5), text(14)
+    assert r"npo & \textbf{0.500 {[}0.250, 0.750{]}}" in narrow and "shortstack" not in narrow
+    below = r"\shortstack[r]{\textbf{0.500} \\ \scriptsize {[}0.250, 0.750{]}}"
+    title = r"\shortstack[r]{share of \\ answers\nobreakspace{}$\uparrow$}"
+    assert wide.count(below) == wide.count(title) == 5 and "sidewaystable" not in wide
+    assert turned.count(below) == 14 and turned.count("{sidewaystable}") == 2
+    assert [len(row) for row in parsed(turned)] == [15, 15]
 
 
 def test_latex_of_runs_has_a_tabular_for_each_group_and_a_rule_after_the_compared_models(tmp_path: Path) -> None:

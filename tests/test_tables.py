@@ -516,6 +516,19 @@ def test_runs_that_are_not_comparable_stand_in_separate_tables_that_say_why(tmp_
     assert why in differs and (why == "caption") == (other.caption != CAPTION)
 
 
+@pytest.mark.parametrize(
+    ("dialect", "test"),
+    [
+        ("ours", "a two-sample KS test against the retrained model"),
+        ("soul_release", "a two-sample KS test of the model's forget answers against its own retain answers"),
+        ("of a later version", "the test of the dialect of a later version"),
+    ],
+)
+def test_the_caption_says_which_test_forget_quality_is_in_its_dialect(tmp_path: Path, dialect: str, test: str) -> None:
+    text = tables.table(left(tmp_path, a=replace(made(), config={**made().config, "dialect": dialect})))
+    assert re.findall(r"Forget quality is the p-value of (.*?); its mean over runs is geometric\.", text) == [test]
+
+
 def test_a_run_with_one_metric_more_stays_in_its_table(tmp_path: Path) -> None:
     """The mean of that metric is over the runs that have it, and its cell says so."""
     more = made(seed=1, metrics={**UNLEARNED, "facts_rouge": 0.5})

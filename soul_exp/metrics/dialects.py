@@ -22,6 +22,7 @@ class Dialect:
     replaced: Mapping[Function, Function] = field(default_factory=dict)  # our function -> its own
     first: int | None = None  # so many examples of each probe; None: all
     differs: str = ""  # what it also measures otherwise, which our records do not hold
+    test: str = "a two-sample KS test against the retrained model"  # whose p-value its forget quality is
 
 
 DIALECTS = {
@@ -53,6 +54,7 @@ DIALECTS = {
             membership.mia_auc: membership.soul_release_mia_auc,
         },
         differs="membership over prompt and answer; answers of at most 200 tokens in total; evaluation in fp16",
+        test="a two-sample KS test of the model's forget answers against its own retain answers",
     ),
     "muse": Dialect(
         replaced={

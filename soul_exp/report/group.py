@@ -19,6 +19,7 @@ from soul_exp.report.labels import (
     declared,
     dialect_note,
     finite,
+    forget_quality_note,
     function_of,
     headline_first,
     label_of,
@@ -166,7 +167,8 @@ class Group(Rows):
         tables += self.published() if requested is None else []
         all_listed, shown = dict.fromkeys([*listed, *own]), dict.fromkeys([*columns, *own_measured])
         found = self.notes_on([*all_listed], [*shown])
-        return Comparison(self._title(), f"{self.about} {ABOUT}", tuple(tables), tuple(found))
+        about = f"{self.about} {forget_quality_note(self.first.dialect)} {ABOUT}"
+        return Comparison(self._title(), about, tuple(tables), tuple(found))
 
     def published(self) -> list[Table]:
         """Published numbers beside ours, where runs have paper=true."""

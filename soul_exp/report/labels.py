@@ -88,6 +88,13 @@ def dialect_note(name: str) -> str:
     return f"Metrics in the dialect {name}, not comparable with others{differs}."
 
 
+def forget_quality_note(dialect: str) -> str:
+    """What a caption says of forget quality in the dialect, which a later version may have defined."""
+    found = DIALECTS.get(dialect)
+    test = found.test if found is not None else f"the test of the dialect {dialect}"
+    return f"Forget quality is the p-value of {test}; its mean over runs is geometric."
+
+
 def label_of(name: str, unit: str = "") -> str:
     """The name of a metric as a person reads it, followed by its unit."""
     words = NAMES.get(name) or name.replace("_", " ")

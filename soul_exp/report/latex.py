@@ -1,12 +1,19 @@
 """Comparisons as LaTeX: tables by booktabs, for \\input in a paper."""
 
+import re
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 
 from soul_exp.report.table import TIED, Cell, Column, Comparison, Table
 
-PREAMBLE = r"\usepackage{booktabs,adjustbox}"
+PREAMBLE = r"\usepackage{booktabs,adjustbox,rotating}"
 NEEDS = f"% needs {PREAMBLE}"
+TEXT_WIDTH = 85  # characters of a table that fit beside each other at 10 pt
+MOST_COLUMNS = 11  # of a table across the page: about 8 pt
+TITLE_WIDTH = 12  # of a line of a title above narrow columns
+LINE_END = r" \\ "
+SPACE = "[2pt]"  # between rows of two lines
 SPECIAL = {
     **{char: f"\\{char}" for char in "&%$#_{}"},
     "\\": r"\textbackslash{}",
@@ -23,6 +30,7 @@ SPECIAL = {
     "-": "{-}",  # two of them would be a dash
     "\n": " ",
     "\t": " ",
+    "\xa0": r"\nobreakspace{}",
     "—": "---",
     "–": "--",
     "−": "$-$",
@@ -70,26 +78,32 @@ def _comparison(found: Comparison) -> Iterator[str]:
 
 
 def _float(table: Table, caption: str) -> list[str]:
+    """The lines of a table. One that is too wide has intervals below numbers and, of many columns, is turned."""
+    columns = [
+        [column.title, *(row.cells[place].written for row in table.rows)] for place, column in enumerate(table.columns)
+    ]
+    stacked = sum(2 + max(map(len, column)) for column in columns) > TEXT_WIDTH
+    kind = "sidewaystable" if stacked and len(columns) > MOST_COLUMNS else "table"
     lines: list[str] = []
     for place, row in enumerate(table.rows):
         is_first_method = place and row.is_reference < table.rows[place - 1].is_reference
         lines += [r"\midrule"] if is_first_method else []
-        lines.append(f"{' & '.join(_cell(cell) for cell in row.cells)} \\\\")
+        lines.append(f"{' & '.join(_cell(cell, stacked) for cell in row.cells)} \\\\{SPACE * stacked}")
     return [
-        r"\begin{table}[htbp]",
+        rf"\begin{{{kind}}}[htbp]",
         r"\centering",
         rf"\caption{{{escaped(caption)}}}",
-        r"\begin{adjustbox}{max width=\textwidth}",
+        r"\begin{adjustbox}{max width=\textwidth, max totalheight=0.8\textheight}",
         rf"\begin{{tabular}}{{{''.join('r' if column.group else 'l' for column in table.columns)}}}",
         r"\toprule",
         *_groups(table.columns),
-        f"{' & '.join(escaped(column.title) for column in table.columns)} \\\\",
+        f"{' & '.join(_title(column, stacked) for column in table.columns)} \\\\",
         r"\midrule",
         *lines,
         r"\bottomrule",
         r"\end{tabular}",
         r"\end{adjustbox}",
-        r"\end{table}",
+        rf"\end{{{kind}}}",
     ]
 
 
@@ -106,6 +120,22 @@ def _groups(columns: Sequence[Column]) -> list[str]:
     return [f"{' & '.join(cells)} \\\\", " ".join(rules)]
 
 
-def _cell(cell: Cell) -> str:
-    text = escaped(cell.written if cell.text is not None else cell.written.replace("-", "−"))
-    return rf"\textbf{{{text}}}" if cell.mark == "best" else f"{text} {escaped(TIED)}" if cell.mark == "tied" else text
+def _title(column: Column, stacked: bool) -> str:
+    if not stacked:
+        return escaped(column.title)
+    whole = re.sub(r" (\W)$", "\xa0\\1", column.title)  # its arrow stands beside the last word
+    lines = textwrap.wrap(whole, TITLE_WIDTH, break_long_words=False)
+    return _stack("r" if column.group else "l", *map(escaped, lines))
+
+
+def _cell(cell: Cell, stacked: bool) -> str:
+    written = cell.written if cell.text is not None else cell.written.replace("-", "−")
+    number, interval, rest = written.partition(" [") if stacked and cell.text is None else (written, "", "")
+    text = escaped(number)
+    text = rf"\textbf{{{text}}}" if cell.mark == "best" else f"{text} {escaped(TIED)}" if cell.mark == "tied" else text
+    return _stack("r", text, rf"\scriptsize {escaped(f'[{rest}')}") if interval else text
+
+
+def _stack(side: str, *lines: str) -> str:
+    """Lines below each other, aligned to the left (l) or right (r); a single one as it is."""
+    return rf"\shortstack[{side}]{{{LINE_END.join(lines)}}}" if len(lines) > 1 else "".join(lines)

@@ -9,7 +9,7 @@ from typing import Any
 from soul_exp.report import notes, paper, requests, table
 from soul_exp.report.comparison import groups_of
 from soul_exp.report.group import Group
-from soul_exp.report.labels import ARROWS, DELTA, MIA, NULL
+from soul_exp.report.labels import ARROWS, DELTA, MIA, NULL, forget_quality_note
 from soul_exp.report.rows import Method, text_of
 from soul_exp.report.runs import frame_of, is_measured, is_unlearned, tuned_on, varied
 from soul_exp.results import REQUEST, UNMERGED, Results
@@ -108,6 +108,7 @@ def _tables(group: Group) -> dict[str, Any]:
         "notes": [
             *([requests.SEQUENCE] if isinstance(group, _Requests) else []),
             group.about,
+            forget_quality_note(group.first.dialect),
             notes.of_cost(group.runs),
             *group.notes_on(usual, [column for column in usual if is_measured(group.runs.values(), column.key)]),
         ],

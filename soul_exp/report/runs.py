@@ -27,11 +27,10 @@ UNKNOWN = "unknown"  # the version of a definition, in older results
 CHOSEN = tuple(f"config.{key}" for key in options.CHOSEN)
 
 ABOUT = (
-    "Forget quality is the p-value of a two-sample KS test against the retrained model; its mean over runs is "
-    "geometric. ↑ higher is better, ↓ lower is better, → nearest to the retrained model is best. n counts runs that "
-    "differ in the seed only. [low, high] is a 95 % interval: of a single run over its independent units, of the mean "
-    "of several over runs (Student's t) and units, in the metric's range. Bold is the best mean of the rows that "
-    "neither diverged nor collapsed, ≈ one that is no further from it than both intervals explain."
+    "↑ higher is better, ↓ lower is better, → nearest to the retrained model is best. n counts runs that differ in "
+    "the seed only. [low, high] is a 95 % interval: of a single run over its independent units, of the mean of several "
+    "over runs (Student's t) and units, in the metric's range. Bold is the best mean of the rows that neither diverged "
+    "nor collapsed, ≈ one that is no further from it than both intervals explain."
 )
 
 

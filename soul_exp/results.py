@@ -113,7 +113,7 @@ class Results:
     # "forward" and "backward": mean passes of a step through the model, the gradient's own included, in units of the
     # rows that the loss reads in a step; empty where no step was taken
     passes: Mapping[str, float] = field(default_factory=dict)
-    hardware: str | None = None  # what trained or measured: name of the GPU, or of the CPU and its number of cores
+    hardware: str | None = None  # what trained or measured: the GPU, or the CPU, its instructions and cores
     format: int = field(default=FORMAT)
 
     @property

@@ -167,6 +167,7 @@ def test_results_hold_what_a_reviewer_needs(folder: Path) -> None:
     assert found.metrics["retrained"]["forget_quality"] == 1.0  # the same sample twice
     assert found.choices["optimizer"] == "sophia" and found.config["optimizer"]["_target_"] == "soul_exp.optim.Sophia"
     assert found.versions["torch"] and found.peak_memory_gib > 0.1 and found.seconds["unlearn"] > 0
+    assert found.hardware is not None and f", {torch.backends.cpu.get_cpu_capability()}, " in found.hardware
     assert {"part.forget", "probe.holdout", "rows.target"} <= set(found.data_hashes)
     assert found.training["win_rate"] is not None
     ends, value = found.intervals["unlearned"]["authors_probability"], found.metrics["unlearned"]["authors_probability"]

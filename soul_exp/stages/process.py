@@ -39,12 +39,16 @@ def end_process() -> None:
 
 
 def hardware(device: str) -> str:
-    """The name of the device; of a CPU its model, as the kernel states it, and the number of cores."""
+    """The name of the device; of a CPU its model, as the kernel states it, its instructions and the number of cores.
+
+    Two machines may state the same model and yet run other kernels of torch, which round otherwise.
+    """
     if device != "cpu":
         return torch.cuda.get_device_name(device)
     stated = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
     names = [line.partition(":")[2].strip() for line in stated.splitlines() if line.startswith("model name")]
-    return f"{(names or [platform.processor() or platform.machine()])[0]}, {counted(os.cpu_count() or 1, 'core')}"
+    name = (names or [platform.processor() or platform.machine()])[0]
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}, {counted(os.cpu_count() or 1, 'core')}"
 
 
 def peak_memory_gib(device: str) -> float:

@@ -459,6 +459,19 @@ def test_latex_typesets_the_tables_of_runs_and_whatever_stands_in_them(tmp_path:
     assert "Missing character" not in log and "Published numbers beside ours" in text
 
 
+def test_a_table_of_requested_metrics_may_have_costs_which_the_compared_models_lack(tmp_path: Path) -> None:
+    folder = left(tmp_path, a=made(), b=replace(made(seed=1), seconds={"unlearn": 4.0}))
+    (found,) = tables.comparisons(folder, ["utility", "seconds.unlearn", "num_steps"])
+    written = [[cell.written for cell in row.cells] for row in found.tables[0].rows]
+    assert [row[-4:-2] for row in written[:2]] == [["", ""]] * 2
+    assert written[2][-4].startswith("3.0 [0.0, ") and written[2][-3] == "50"
+    assert found.tables[0].about.startswith("Wall-clock seconds by stage")
+    with pytest.raises(
+        UsageError, match=r"no run has 'seconds\.attack', choose from .*, utility, .*, seconds\.unlearn, "
+    ):
+        tables.comparisons(folder, ["seconds.attack"])
+
+
 def test_a_wide_latex_table_has_intervals_below_numbers_and_one_of_many_columns_is_turned() -> None:
     def text(num_metrics: int) -> str:
         metrics = [Column(f"m{n}", "share of answers", "utility", "higher") for n in range(num_metrics)]

@@ -23,19 +23,21 @@ def comparisons(
 ) -> list[Comparison]:
     """The tables of the runs below `folder`; the requests of a run that is a sequence of them are one table.
 
-    `metrics` are the columns, named as in results.json, of one table; by default each group of GROUPS has its own,
-    after that of the paper's columns where runs have paper=true. `few` are `metrics` where no run has that. Raises
-    UsageError as `load` does, and for an unknown metric.
+    `metrics` are the columns, named as in results.json, of one table, costs too (`seconds.unlearn`); by default each
+    group of GROUPS has its own, after that of the paper's columns where runs have paper=true. `few` are `metrics` where
+    no run has that. Raises UsageError as `load` does, and for an unknown metric.
     """
     runs, missing = find(folder)
+    are_requests = all(name.startswith(REQUEST) for name in runs)
+    groups = [] if are_requests else groups_of(folder, runs)
     known = dict.fromkeys(name for run in runs.values() for name in run.metrics["unlearned"])
+    known |= dict.fromkeys(column.key for group in groups for column in group.costs)
     unknown = [name for name in metrics or () if name not in known]
     if unknown:
         raise UsageError(f"--metrics: no run has {unknown[0]!r}, choose from {', '.join(known)}")
-    if all(name.startswith(REQUEST) for name in runs):
+    found = [group.comparison(metrics, few) for group in groups]
+    if are_requests:
         found = [requests.comparison(runs, few if metrics is None else metrics)]
-    else:
-        found = [group.comparison(metrics, few) for group in groups_of(folder, runs)]
     of_why = notes.by(missing, str).items()
     without = tuple(f"without results: {', '.join(names)} ({why})" for why, names in of_why)
     return [*found, Comparison("", "", (), without)] if without else found

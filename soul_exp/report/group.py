@@ -88,9 +88,12 @@ class Group(Rows):
     # ---- columns
 
     def columns_of(self, names: Iterable[str]) -> list[Column]:
-        """A column for each metric; that of the MIA AUC is followed by the difference to the retrained model's."""
-        found = []
+        """A column for each metric or cost; the MIA AUC's is followed by the difference to the retrained model's."""
+        found, costs = [], {column.key: column for column in self.costs}
         for name in (each for given in names for each in ((given, DELTA) if given == MIA else (given,))):
+            if name in costs:
+                found.append(costs[name])
+                continue
             unit, direction = declared(self.entries, name, self.first.dialect)
             column = Column(name, label_of(name, unit), self._group_of(name), direction)
             found.append(replace(column, is_p_value=self.range_of(column).is_p_value))
@@ -185,7 +188,7 @@ class Group(Rows):
                 cells = (apart.get(column.key, Cell("")) for column in columns)
                 rows.append(Row((*key, *cells, n, Cell(UNMERGED)), is_sound=False))
         ended = (Column("n", "n"), Column("status", "status"))
-        note = notes.of_cost(self.runs) if is_cost and columns else ""
+        note = notes.of_cost(self.runs) if any(column.group == "cost" for column in columns) else ""
         found = Table(title, (*self.keys, *columns, *ended), tuple(rows), note)
         return found.marked([*[None] * len(self.keys), *self.targets(columns), None, None])
 
@@ -194,9 +197,13 @@ class Group(Rows):
         return [cell.value for cell in self.reference("retrained", columns)] or [None] * len(columns)
 
     def reference(self, model: str, columns: Sequence[Column]) -> list[Cell]:
-        """The cells of a model that the unlearned ones are compared with."""
+        """The cells of a model that the unlearned ones are compared with, which has no cost of its own."""
         named = ((self.run_of_reference(model, column.key), column) for column in columns)
-        return [self.cell([name], column, model) for name, column in named if name is not None]
+        return [
+            Cell("") if column.group == "cost" else self.cell([name], column, model)
+            for name, column in named
+            if name is not None
+        ]
 
     def run_of_reference(self, model: str, key: str) -> str | None:
         """The first run that has metric `key` of a compared model, or else the model: not every run measured it."""

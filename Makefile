@@ -50,8 +50,7 @@ bench: $(STAMP) ## every measurement of benchmarks/
 
 tables: $(STAMP) ## the tables, figures and page of each folder in runs/, then those of README.md and docs/
 	@failed=0; for folder in runs/*/; do [ -d "$$folder" ] || continue; echo "== $$folder"; \
-		$(BIN)/python -m soul_exp.tables "$$folder" && $(BIN)/python -m soul_exp.figures "$$folder" && \
-		$(BIN)/python -m soul_exp.report "$$folder" || failed=1; done; \
+		for what in tables figures report; do $(BIN)/python -m soul_exp.$$what "$$folder" || failed=1; done; done; \
 		$(BIN)/python analysis/documents.py || failed=1; exit $$failed
 
 site: $(STAMP) ## build/site/index.html: docs/ as a site; to read it: python3 -m http.server -d build/site

@@ -42,7 +42,9 @@ REGION = re.compile(
 MARK = re.compile(r"^<!-- *(?:tables|figure|end)\b.*$", re.M)
 EXPECTED = "`<!-- tables NAME --metrics A,B,C -->` or `<!-- figure NAME KIND -->`, and `<!-- end -->` below it"
 IMAGE = re.compile(r"!\[[^\]]*\]\((?!\w+:)([^)\s]+)\)")
+TABLE = re.compile(r"(?:^\|.*\|\n)+", re.M)
 FOLDERS = re.compile(r'(?<=[",])/(?:[^",/]*/)*')  # of an absolute path in JSON or in a list of values: one machine's
+MIXED = r"DIFFERENT .*, also within a row"
 TOLERANCE = 0.5  # of pixels, 0 to 255, root mean square: another machine may round the edge of a letter otherwise
 
 
@@ -86,9 +88,18 @@ def line(root: Path, page: Path, text: str, found: re.Match[str]) -> str:
 
 
 def unchecked(root: Path) -> list[str]:
-    """The images of documents outside regions, whose runs are not kept."""
-    outside = ((page, link) for page in pages(root) for link in IMAGE.findall(REGION.sub("", page.read_text())))
-    return sorted({str((page.parent / link).resolve().relative_to(root.resolve())) for page, link in outside})
+    """The images of documents outside regions, whose runs are not kept, and how many tables of numbers a page has."""
+    outside = {page: REGION.sub("", page.read_text()) for page in pages(root)}
+    links = ((page.parent / link).resolve() for page, text in outside.items() for link in IMAGE.findall(text))
+    images = sorted({str(link.relative_to(root.resolve())) for link in links})
+    numbers = {page: sum(map(is_of_numbers, TABLE.findall(text))) for page, text in outside.items()}
+    return [*images, *(f"{counted(n, 'table')} of {page.relative_to(root)}" for page, n in numbers.items() if n)]
+
+
+def is_of_numbers(rows: str) -> bool:
+    """Whether a third of the cells of a Markdown table or more begin with a number: it was measured, once."""
+    cells = [cell.strip(" *") for cell in re.split(r"[|\n]", rows) if cell.strip(" -")]
+    return 3 * sum(bool(re.match(r"[-−]?\d", cell)) for cell in cells) >= len(cells)
 
 
 def unpacked(archive: Path, given: Path, kept: Path, *, write: bool) -> list[str]:
@@ -155,9 +166,12 @@ def table(folder: Path, region: re.Match[str]) -> str:
     Raises UsageError for runs that are not comparable, and for a column that the table cannot be without.
     """
     without = region["without"].split(",") if region["without"] else []
-    found = [each.tables[0] for each in tables.comparisons(folder, region["metrics"].split(",")) if each.tables]
+    compared = [each for each in tables.comparisons(folder, region["metrics"].split(",")) if each.tables]
+    found, notes = [each.tables[0] for each in compared], [note for each in compared for note in each.notes]
     if len(found) > 1:
         raise UsageError(f"found {len(found)} tables, as not all of these runs are comparable, expected one")
+    if mixed := next((note for note in notes if re.match(MIXED, note)), None):
+        raise UsageError(f"a row has runs that were not made alike: {mixed}; expected one machine and one environment")
     columns, rows = found[0].columns, found[0].rows
     known = [column.key for column in columns]
     if unknown := [key for key in without if key not in known]:
@@ -166,7 +180,7 @@ def table(folder: Path, region: re.Match[str]) -> str:
         raise UsageError("--without status: a run diverged or collapsed, which its row has to say")
     is_shown = [key not in without for key in known]
     rows = tuple(replace(row, cells=tuple(itertools.compress(row.cells, is_shown))) for row in rows)
-    shown = replace(found[0], columns=tuple(itertools.compress(columns, is_shown)), rows=rows)
+    shown = replace(found[0], about="", columns=tuple(itertools.compress(columns, is_shown)), rows=rows)
     return markdown([Comparison("", "", (shown,), ())]).rstrip() + "\n"
 
 

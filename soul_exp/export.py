@@ -17,6 +17,7 @@ from soul_exp.report.labels import on_one_line, printable
 from soul_exp.stages.stage import MODEL
 
 OWN = "unlearned.json"  # of the model's folder: what a run needs to resume
+PUBLISHED = (".safetensors", ".json", ".txt", ".model", ".tiktoken", ".jinja", ".py")  # of weights, tokenizer, code
 ADAPTER = "adapter_config.json"
 LIMITS = (
     "Unlearning is measured on the questions, prompts and attacks named here. That the model answers none of them does "
@@ -27,7 +28,8 @@ LIMITS = (
 def export(folder: Path, to: Path) -> Path:
     """Write the model of the run in `folder` to the new folder `to`: weights, tokenizer, and README.md, its card.
 
-    Raises UsageError if the run has no unlearned model, if its weights are not those that were measured, or if `to`
+    Raises UsageError if the run has no unlearned model, if its weights are not those that were measured, if a file of
+    another kind, such as an optimizer's state, lies beside them, or if `to`
     holds anything.
     """
     run, model = _exportable(folder)
@@ -35,11 +37,13 @@ def export(folder: Path, to: Path) -> Path:
         raise UsageError(f"{to} is not empty: name a new folder")
     if to.exists() and not to.is_dir():
         raise UsageError(f"{to} is a file: name a new folder")
+    files = [file for file in sorted(model.iterdir()) if file.name != OWN]
+    if strange := [file.name for file in files if file.suffix not in PUBLISHED]:
+        raise UsageError(f"{model} has {strange[0]}, expected weights, configuration and tokenizer alone: remove it")
     card = card_of(run, folder)
     with complete_folder(to) as partial:
-        for file in sorted(model.iterdir()):
-            if file.name != OWN:
-                shutil.copyfile(file, partial / file.name)
+        for file in files:
+            shutil.copyfile(file, partial / file.name)
         (partial / "README.md").write_text(str(card) + "\n")
     return to
 

@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -331,7 +332,7 @@ def test_each_loss_has_the_baseline_of_its_own(tmp_path: Path) -> None:
     """And where several rows have optimizer=adam with one loss, no table says that one of them is the baseline."""
     shares = {("npo", "adam"): 0.0, ("npo", "sgd"): 1.0, ("po", "adam"): 5.0, ("po", "sgd"): 3.0}
     for (loss, optimizer), share in shares.items():
-        run = made(loss, optimizer, metrics={**UNLEARNED, "relearn_excess": 0.5})
+        run = made(loss, optimizer, metrics={**UNLEARNED, "relearn_excess": share})
         run = replace(run, unit_values={"relearn_excess": {f"author {i}": share for i in range(6)}}, unit="author")
         left(tmp_path, **{f"{loss}-{optimizer}": run})
 
@@ -457,6 +458,46 @@ def test_latex_typesets_the_tables_of_runs_and_whatever_stands_in_them(tmp_path:
     assert done.returncode == 0, done.stdout[-2000:]
     log = (tmp_path / "document.log").read_text(errors="replace")
     assert "Missing character" not in log and "Published numbers beside ours" in text
+
+
+def relearned(optimizer: str, shares: Sequence[float], value: float, seed: int = 0, **changes: Any) -> Results:
+    """A run whose relearn excess is `value`, of units with these `shares` in it."""
+    run = made(optimizer=optimizer, seed=seed, metrics={**UNLEARNED, "relearn_excess": value})
+    units = {"relearn_excess": {f"author {i}": share for i, share in enumerate(shares)}}
+    return replace(run, unit_values=units, unit="author", **changes)
+
+
+def paired(folder: Path) -> Table:
+    (found,) = tables.comparisons(folder, ["relearn_excess"])
+    return found.tables[1]
+
+
+def test_an_attack_whose_units_do_not_add_up_to_its_metric_is_not_tested(tmp_path: Path) -> None:
+    """Else the table would state a difference that is not that of the two means above it."""
+    adam, sgd = relearned("adam", [0.5] * 6, 0.5), relearned("sgd", [0.25] * 6, 0.25)
+    sum_up = paired(left(tmp_path / "a", adam=adam, sgd=sgd))
+    assert sum_up.rows[0].cells[1].value == -0.25 and "No test" not in sum_up.about
+    off = relearned("lion", [-0.25] * 5 + [0.5], 0.25)
+    found = paired(left(tmp_path / "b", adam=adam, lion=off, sgd=sgd))
+    assert [(row.cells[0].text, row.cells[1].value) for row in found.rows] == [("lion", None), ("sgd", -0.25)]
+    assert "No test of relearn excess of lion: the units' shares do not add up to it." in found.about
+    interval = {"unlearned": {"relearn_excess": [-1.0, 2.0]}}  # noise beside which this is nothing
+    near = relearned("lion", [0.125] * 6, 0.25, intervals=interval)
+    assert paired(left(tmp_path / "c", adam=adam, lion=near)).rows[0].cells[1].value == -0.375
+    none = paired(left(tmp_path / "d", adam=relearned("adam", [0.5] * 6, 0.1), lion=off))
+    assert not none.columns and none.about.startswith("No test of relearn excess of any method: the units' shares")
+
+
+def test_a_test_by_unit_states_how_the_runs_of_a_method_ended(tmp_path: Path) -> None:
+    lost, collapsed = {"status": "diverged", "reason": "loss is nan"}, {"collapsed": {"forget": "half are commas"}}
+    folder = left(
+        tmp_path,
+        a=relearned("adam", [0.5] * 6, 0.5), b=relearned("adam", [0.5] * 6, 0.5, 1, **collapsed),
+        c=relearned("sgd", [0.25] * 6, 0.25), d=relearned("sgd", [0.25] * 6, 0.25, 1, **lost),
+    )  # fmt: skip
+    found = paired(folder)
+    assert found.title == "Difference from adam (finished, 1 of 2 collapsed), paired by author"
+    assert [row.cells[0].text for row in found.rows] == ["sgd (finished, 1 of 2 diverged)"]
 
 
 def test_a_table_of_requested_metrics_may_have_costs_which_the_compared_models_lack(tmp_path: Path) -> None:

@@ -237,6 +237,16 @@ def test_a_table_may_not_leave_out_that_a_run_diverged(root: Path) -> None:
         update(root)
 
 
+def test_a_row_of_runs_of_two_environments_is_no_table(root: Path) -> None:
+    found = results.read(root / "runs/small/adam-0")
+    assert found is not None
+    results.write(root / "runs/small/adam-0", replace(found, versions={"torch": "3.0"}))
+    with pytest.raises(
+        UsageError, match="a row has runs that were not made alike: DIFFERENT version of torch, also with"
+    ):
+        update(root)
+
+
 def test_runs_that_are_not_comparable_or_differ_in_a_path_alone_are_no_table(root: Path) -> None:
     left(root / "runs/small", other=replace(made("npo", "sgd"), caption="another task"))
     with pytest.raises(UsageError, match="found 2 tables, as not all of these runs are comparable, expected one"):
@@ -278,7 +288,9 @@ def test_the_command_names_what_is_stale_and_what_it_cannot_check(
             documents.main()
         return end.value.code, capsys.readouterr().out.splitlines()
 
-    last = "not checked, as their runs are not kept: docs/other.png"
+    numbers = "| lr | mean |\n|---|---|\n| 1e-3 | 0.5 ± 0.1 |\n"
+    (root / "docs/b.md").write_text(f"{numbers}\n| key | meaning |\n|---|---|\n| `lr` | 3 |\n\n{numbers}")
+    last = "not checked, as their runs are not kept: docs/other.png, 2 tables of docs/b.md"
     assert typed("--check") == (0, [last])
     by_hand(root)
     assert typed("--check") == (1, [f"{TABLE} is stale: type `python analysis/documents.py`", last])

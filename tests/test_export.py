@@ -42,6 +42,14 @@ def test_weights_and_a_card_of_what_was_measured_are_exported_and_nothing_that_r
     assert hashes(to, "*.safetensors")["model.safetensors"] in card.text
 
 
+def test_a_file_that_is_no_part_of_a_model_stops_the_export(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run")
+    (run / "model" / "optimizer.pt").write_bytes(b"momentum of the forget set")
+    with pytest.raises(UsageError, match=r"model has optimizer\.pt, expected weights, configuration and tokenizer"):
+        export.export(run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_adapter_is_exported_as_one(tmp_path: Path) -> None:
     run = a_run(tmp_path / "run")
     (run / "model" / "adapter_config.json").write_text("{}")

@@ -230,12 +230,15 @@ def test_tuned_and_untuned_runs_share_no_mean(tmp_path: Path) -> None:
     )
 
 
-def test_runs_of_several_commits_are_no_silent_mean(tmp_path: Path) -> None:
+def test_runs_of_several_commits_or_machines_are_no_silent_mean(tmp_path: Path) -> None:
     figure = figures.plane(loaded(tmp_path, a=made(), b=replace(made(seed=1), commit="f" * 40)))
-    assert note(figure).endswith("; runs of 2 commits") and "Commit: 0123456789, ffffffffff." in figure.caption
+    assert note(figure).endswith("; runs differ in commit") and "Commit: 0123456789, ffffffffff." in figure.caption
     same = {"records": {}, "models": {}, "code": "c"}
     a, b = (replace(made(seed=seed), commit=f"{seed}" * 40, sha256=same) for seed in (0, 1))
-    assert "commits" not in note(figures.plane(loaded(tmp_path / "same", a=a, b=b)))
+    assert "differ" not in note(figures.plane(loaded(tmp_path / "same", a=a, b=b)))
+    a, b = replace(a, hardware="GPU A"), replace(b, hardware="GPU B", versions={"torch": "3.0"})
+    figure = figures.plane(loaded(tmp_path / "machines", a=a, b=b))
+    assert note(figure).endswith("; runs differ in hardware, version of torch")
 
 
 def test_trajectories_are_over_steps_and_seconds_with_the_range_of_seeds(thirty: Frames) -> None:
@@ -455,6 +458,7 @@ def test_sixty_methods_look_different_without_colour_and_a_group_shares_its_colo
     assert len(MARKERS) * len(FILLS) >= 60 == len({(look.marker, look.fill) for look in found.values()})
     assert found["a, adam"].color == found["f, adam"].color != found["a, sgd"].color
     assert len({(look.color, look.hatch) for look in found.values()}) == 60
+    assert len({found[f"{loss}, adam"].dash for loss in "abcde"}) == 5
     greys = [look.color for look in looks([*"abcde"], {}, are_ordered=True).values()]
     lightness = [0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b, _ in greys]
     assert lightness == sorted(lightness)

@@ -279,6 +279,9 @@ def test_the_folder_of_a_run_holds_one_offline_run_however_often_it_continues(pl
         assert {"unlearned/utility", "seconds/unlearn", "passes/forward"} <= {
             item.key or item.nested_key[0] for item in updates
         }
+        runs = [record.run for record in records(place / "out" / "wandb") if record.HasField("run")]
+        assert {(run.run_group, run.job_type, run.display_name) for run in runs} == {("tofu", "unlearn", "out")}
+        assert {"tofu", "sophia", "altpo", "fp32", "cpu"} <= set(runs[0].tags)
         ids |= {record.run.run_id for record in records(place / "out" / "wandb") if record.HasField("run")}
         (place / "out" / "results.json").unlink()  # as if killed before them
     assert ids == {(place / "out" / "wandb" / "run_id.txt").read_text()}

@@ -77,7 +77,7 @@ def relearning(frames: Frames, table: int = 1) -> Drawn:
         row[0].set_ylabel("forgotten answers:\nextraction strength")
     for axis in axes[-1]:
         axis.set_xlabel("steps of fine-tuning")
-    notes = (found.marks(crossed=False), found.without(drawn, "no such attack"))
+    notes = (found.marks(crossed=False), found.without(drawn, "not attacked, or all diverged"))
     return found.with_lines(figure, entries, n, drawn, *notes)
 
 
@@ -126,7 +126,7 @@ def robustness(frames: Frames, table: int = 1) -> Drawn:
             if abs(value["mean"]) > FAR * largest:
                 beyond.append(f"{TITLES[model].partition(' ')[0]}: {number(value['mean'])}")
                 continue
-            style = {"color": "black", "linestyle": look["linestyle"], "linewidth": 0.9}
+            style = {"color": "black", "linestyle": look["linestyle"], "linewidth": 0.9, "zorder": 4, "clip_on": False}
             (axis.axhline if option else axis.axvline)(value["mean"], **style)
             entries[TITLES[model]] = sample(**style)
         axis.set_title(", ".join(beyond), loc="right", fontsize=6)

@@ -1,7 +1,7 @@
 """Methods compared with one another: unit by unit with a baseline, by dominance, and by the tail over units."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -96,8 +96,9 @@ class Contrasts:
             for column in columns
         }
         has = [column for column, of in values.items() if any(unit for seeds in of.values() for unit in seeds)]
+        about = " ".join([PAIRED * bool(has), *self._not_tested(block, columns, units)]).strip()
         if not has:
-            return None
+            return Table("", (), (), about) if about else None
         if len(baselines) > 1:
             listed = "; ".join(map(quoted, baselines))
             why = f"Not compared by unit: {len(baselines)} rows have optimizer={BASELINE} ({listed})."
@@ -105,10 +106,31 @@ class Contrasts:
         tested = {column: compared(values[column], baselines[0], self.of.range_of(column)) for column in has}
         rows = []
         for name in (each for each in block if each != baselines[0]):
-            rows.append(Row((Cell(name), *(tested[column][name] or Cell() for column in has))))
+            rows.append(Row((Cell(self._stated(name)), *(tested[column][name] or Cell() for column in has))))
         header = (Column("method", self._label()), *(Column(column.key, column.label) for column in has))
-        title = f"Difference from {baselines[0]}, paired by {self.of.first.unit}"
-        return Table(title, header, tuple(rows), PAIRED)
+        title = f"Difference from {self._stated(baselines[0])}, paired by {self.of.first.unit}"
+        return Table(title, header, tuple(rows), about)
+
+    def _stated(self, name: str) -> str:
+        """The name of a method, with how its runs ended unless all are sound."""
+        row = self._names()[name]
+        return name if row.is_sound else f"{name} ({row.status})"
+
+    def _not_tested(self, block: Sequence[str], columns: Sequence[Column], units: Mapping[str, Units]) -> Iterator[str]:
+        """A sentence for each column of an attack whose values by unit do not add up to it in some method."""
+        named = self._names()
+        for column in columns:
+            lacks = [
+                name
+                for name in block
+                if any(
+                    column.key in units[run].run.unit_values and not units[run].add_up(column.key)
+                    for run in named[name].runs
+                )
+            ]
+            if lacks:
+                which = "any method" if len(lacks) == len(block) else "; ".join(lacks)
+                yield f"No test of {column.label} of {which}: the units' shares do not add up to it."
 
     def _trade_offs(self, columns: Sequence[Column]) -> Table | None:
         """Which methods are dominated, and how often a run of each is better than one of the baseline."""
@@ -168,4 +190,7 @@ class Contrasts:
         header = (Column("method", self._label()), *(Column(f"{each:g}", f"> {each:g}") for each in THRESHOLDS))
         rows = (Row((Cell(name), *(Cell(None, share) for share in of))) for name, of in scores.items())
         unit, label = self.of.first.unit, label_of(PROFILED)
-        return Table(f"Profile of {label} over {unit}s", header, tuple(rows), PROFILE.format(measure=label))
+        about = PROFILE.format(measure=label)
+        if lacks := [name for name in of_rows if name not in scores]:
+            about += f" Without a value of each {unit}, and so without a profile: {'; '.join(lacks)}."
+        return Table(f"Profile of {label} over {unit}s", header, tuple(rows), about)

@@ -80,16 +80,18 @@ def looks(methods: Sequence[str], groups: Mapping[str, str], *, are_ordered: boo
     Ten groups have colours of their own, which then repeat; 60 methods have marks of their own, and eleven hatches. Of
     one colour, several methods differ in dash and hatch, too. With `are_ordered`, colours go from dark to light.
     """
-    kinds = list(dict.fromkeys(groups.get(method, method) for method in methods))
+    of = [groups.get(method, method) for method in methods]
+    kinds = list(dict.fromkeys(of))
+    places = [kinds.index(kind) for kind in of]
     hues: Sequence[Any] = HUES
     if are_ordered:
         hues = [tuple(hue) for hue in matplotlib.colormaps[ORDERED](np.linspace(0, 0.85, len(kinds)))]
     return {
         method: Look(
-            hues[kinds.index(groups.get(method, method)) % len(hues)],
+            hues[places[i] % len(hues)],
             MARKERS[i % len(MARKERS)],
             FILLS[i // len(MARKERS) % len(FILLS)],
-            DASHES[(i + i // len(HUES)) % len(DASHES)],
+            DASHES[(places[i] + places[i] // len(HUES) + of[:i].count(of[i])) % len(DASHES)],
             HATCHES[i % len(HATCHES)],
         )
         for i, method in enumerate(methods)

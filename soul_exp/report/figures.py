@@ -127,7 +127,9 @@ def diagnostics(frames: Frames, table: int = 1) -> Drawn:
     found = study(frames, table)
     steps = found.of(frames.steps[frames.steps["of"] == "training"])
     if not any(name in steps and numbers(steps[name]).notna().any() for name in DIAGNOSTICS):
-        raise NoDataError(f"no run has {' or '.join(DIAGNOSTICS)} in its train.jsonl: nothing was unlearned")
+        raise NoDataError(
+            f"no run has {' or '.join(DIAGNOSTICS)} in a train.jsonl: nothing was unlearned, or the file is gone"
+        )
     figure, axes = grid(1, len(DIAGNOSTICS), 1.9, sharex=True)
     drawn: set[str] = set()
     n: list[int] = []

@@ -15,7 +15,7 @@ from soul_exp.metrics.scale import Direction, Scale, scale_of
 
 NULL = "—"
 # control characters, lone surrogates, and what changes the direction of text or ends a line
-CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 QUOTED = re.compile("(?<!`)(`+)(?!`)(.+?)(?<!`)\\1(?!`)")  # a fence, and what stands between it and the same one
 HEADLINE = ("log10_forget_quality", "forget_quality", "forget_ks_distance", "utility", "mia_auc")
 ARROWS = {"higher": "↑", "lower": "↓", "nearest": "→", None: ""}
@@ -158,7 +158,9 @@ def ceiling_of(run: results.Results) -> list[str]:
     pairs = f"median of {num} pairs" if num > 1 else "one pair"
     found = [f"ceiling, the same test between two retrained models ({pairs}): {', '.join(shown)}"]
     if known := [number(value) for value in run.retrained_seeds.get(MIA, ()) if value is not None]:
-        found.append(f"{label_of(MIA)} of the {len(known)} retrained models: {', '.join(known)}")
+        found.append(
+            f"{label_of(MIA)} of the {len(known)} retrained models: {', '.join(known)}; the table has the first"
+        )
     return found
 
 

@@ -24,7 +24,17 @@ PASSES = (
 
 
 def of_provenance(runs: Mapping[str, Results], rows: Collection[Collection[str]]) -> Iterator[str]:
-    """A note for each of commit, code, hardware and library version in which runs differ; `rows` are those of a mean.
+    """A note for each of `facts_of` in which runs differ; `rows` are those of a mean."""
+    for what, fact in facts_of(runs).items():
+        found = by(runs, fact)
+        if len(found) > 1:
+            mixed = any(len({fact(runs[name]) for name in row}) > 1 for row in rows)
+            listed = "; ".join(f"{value}: {_which(names, len(runs))}" for value, names in found.items())
+            yield f"DIFFERENT {what}{', also within a row' if mixed else ''}: {listed}"
+
+
+def facts_of(runs: Mapping[str, Results]) -> dict[str, Callable[[Results], str]]:
+    """What made the runs: commit or source code, hardware and version of each library -> its value for a run.
 
     Commits with the same source code count as one.
     """
@@ -38,12 +48,7 @@ def of_provenance(runs: Mapping[str, Results], rows: Collection[Collection[str]]
         facts["hardware"] = lambda run: run.hardware or UNKNOWN
     for package in dict.fromkeys(package for run in runs.values() for package in run.versions):
         facts[f"version of {package}"] = lambda run, package=package: run.versions.get(package, UNKNOWN)  # type: ignore[misc]
-    for what, fact in facts.items():
-        found = by(runs, fact)
-        if len(found) > 1:
-            mixed = any(len({fact(runs[name]) for name in row}) > 1 for row in rows)
-            listed = "; ".join(f"{value}: {_which(names, len(runs))}" for value, names in found.items())
-            yield f"DIFFERENT {what}{', also within a row' if mixed else ''}: {listed}"
+    return facts
 
 
 def commit_of(commit: str | None) -> str:

@@ -15,7 +15,7 @@ from soul_exp.report.drawing import REFERENCES, Drawn, Look, finish, looks, samp
 from soul_exp.report.frames import Frames
 from soul_exp.report.labels import dialect_note, finite, label_of, spans
 from soul_exp.report.methods import Methods, methods, numbers
-from soul_exp.report.notes import commit_of, of_repeats
+from soul_exp.report.notes import commit_of, facts_of, of_repeats
 from soul_exp.report.runs import find
 
 DIRECTIONS: Mapping[Any, str] = {"higher": " (↑ better)", "lower": " (↓ better)", "nearest": " (→ retrained)"}
@@ -140,9 +140,9 @@ class Study:
 
     def done(self, figure: Drawn, entries: Mapping[str, Artist], *notes: str) -> Drawn:
         """`figure` with its legend, below these notes, and its caption."""
-        code = self.runs.get("sha256.code", self.runs["commit"]).fillna(self.runs["commit"])
-        commits = self.runs["commit"].dropna().nunique() if code.nunique() > 1 else 1
-        said = "; ".join(note for note in (*notes, f"runs of {commits} commits" * (commits > 1)) if note)
+        runs = {name: run for name, run in find(self.frames.folder)[0].items() if name in set(self.runs["run"])}
+        differ = [what for what, fact in facts_of(runs).items() if len({*map(fact, runs.values())}) > 1]
+        said = "; ".join(note for note in (*notes, f"runs differ in {', '.join(differ)}" * bool(differ)) if note)
         figure.caption = " ".join([f"{said[:1].upper()}{said[1:]}.", *self._provenance()])
         return finish(figure, entries, [said])
 

@@ -25,7 +25,7 @@ from soul_exp.report.drawing import (
     wrapped,
 )
 from soul_exp.report.frames import Frames
-from soul_exp.report.labels import finite, label_of
+from soul_exp.report.labels import NULL, finite, label_of
 from soul_exp.report.methods import numbers
 from soul_exp.report.study import CROSS, Study, study
 
@@ -144,7 +144,8 @@ def _heat(axis: Axes, trials: pd.DataFrame, across: str, colours: ScalarMappable
         axis.add_patch(cell)
         lines = [] if quality is None else [f"{quality:z.1f}".replace("-", "−")]
         lines += [] if kept is None or quality is None else [f"{kept:.2f}"]
-        text = "\n".join(lines) + "".join(mark for what, mark in MARKS.items() if _is_lost(same, what).any())
+        marks = "".join(mark for what, mark in MARKS.items() if _is_lost(same, what).any())
+        text = "\n".join(lines) + marks or NULL
         middle = (_middle(axis.get_xscale(), x_edges, i), _middle(axis.get_yscale(), y_edges, j))
         ink = "white" if float(np.dot((red, green, blue), LUMINANCE)) < 0.45 else "black"
         axis.text(*middle, text, ha="center", va="center", fontsize=5.5, zorder=4, color=ink)

@@ -13,6 +13,7 @@ from soul_exp.metrics.uncertainty import rows_of_units
 from soul_exp.report.labels import finite, function_of
 from soul_exp.results import Results
 
+MOST_OFF, ROUNDING = 0.1, 1e-9  # of the half-width of a metric's interval; of sums
 RECORDS = "records"  # in a run's folder
 BROKEN = (ValueError, KeyError, TypeError, OSError, AttributeError)
 
@@ -27,11 +28,12 @@ class Units:
     def of(self, name: str) -> dict[str, float | None]:
         """Unit -> the value of metric `name`; empty for one that has none by unit.
 
-        Of an attack it is the jackknife's pseudo-value, as results.json states it. A metric of the answers to one probe
-        is computed from the records of the unit's items alone. Raises UsageError for records that are broken.
+        Of an attack it is the jackknife's pseudo-value, as results.json states it, where these add up to the metric. A
+        metric of the answers to one probe is computed from the records of the unit's items alone. Raises UsageError for
+        records that are broken.
         """
         if self.model == "unlearned" and name in self.run.unit_values:
-            return dict(self.run.unit_values[name])
+            return dict(self.run.unit_values[name]) if self.add_up(name) else {}
         entry = (self.run.config["task"].get("metrics") or {}).get(name, {})
         metric = function_of(str(entry.get("_target_", "")), self.run.dialect)
         if metric is None or "answers" not in entry:
@@ -46,6 +48,18 @@ class Units:
             return {unit: finite(metric(answers.take(np.asarray(of)), **constants)) for unit, of in rows}
         except ValueError:  # its items lack what the metric reads, or are too few for a value
             return {}
+
+    def add_up(self, name: str) -> bool:
+        """Whether the mean of the values by unit is the metric of the attack, but for a tenth of its half-width.
+
+        It is not where a unit changes the metric in steps or not at all, as with a least value over branches.
+        """
+        shares = [finite(share) for share in self.run.unit_values[name].values()]
+        value = finite(self.run.metrics["unlearned"].get(name))
+        low, high = self.run.intervals.get("unlearned", {}).get(name) or (0.0, 0.0)
+        if value is None or not shares or None in shares:
+            return False
+        return abs(float(np.mean(np.array(shares, dtype=float))) - value) <= MOST_OFF * (high - low) / 2 + ROUNDING
 
     def _of_probe(self, probe: str) -> Answers | None:
         if probe not in self._answers:

@@ -78,15 +78,20 @@ def executed(runs: Path) -> dict[str, list[nbformat.NotebookNode]]:
         ends[path.stem] = (start, len(notebook.cells))
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"
+    execute(notebook, runs)
+    return {name: notebook.cells[start:end] for name, (start, end) in ends.items()}
+
+
+def execute(notebook: nbformat.NotebookNode, runs: Path) -> None:
+    """Run the cells on the folder `runs`; they save nothing."""
+    before = left_in_analysis()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SOUL_EXP_RUNS", str(runs))
         patch.setenv("PYTHONPATH", str(ROOT))
         patch.delenv("MPLBACKEND", raising=False)
         where = {"metadata": {"path": str(ANALYSIS)}}
-        before = left_in_analysis()
         NotebookClient(notebook, timeout=120, kernel_name="python3", resources=where).execute()
-    assert left_in_analysis() == before  # they save nothing
-    return {name: notebook.cells[start:end] for name, (start, end) in ends.items()}
+    assert left_in_analysis() == before
 
 
 def left_in_analysis() -> set[Path]:

@@ -8,9 +8,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 from composing import job
 from starts import type_
+from test_notebooks import ANALYSIS, execute
 
 from soul_exp.artifacts import prepared_models
 from soul_exp.build import build
@@ -112,7 +114,7 @@ STEPS = [
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_preset_runs_in_few_steps_and_its_table_has_every_baseline(preset: str, place: Path) -> None:
+def test_a_preset_runs_in_few_steps_and_its_notebook_shows_every_baseline(preset: str, place: Path) -> None:
     method = {"table_tofu": "grad_diff_so", "table_copyright": "influence", "table_detox": "po_sophia"}[preset]
     sweep = type_(place, f"experiment={preset}", f"method={method}", *STEPS, *FEW[preset], "-m")
     assert sweep.returncode == 0, sweep.stdout + sweep.stderr
@@ -124,6 +126,12 @@ def test_a_preset_runs_in_few_steps_and_its_table_has_every_baseline(preset: str
         note for note in run["notes"] if note.startswith("the original model has little to forget (forget_50_rouge")
     ]
     assert len(little) == (preset == "table_copyright")  # one epoch teaches it no book
+    notebook = nbformat.read(ANALYSIS / f"{preset.removeprefix('table_')}.ipynb", as_version=4)
+    execute(notebook, place / "runs" / preset)
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    text = "\n".join(output.get("data", {}).get("text/markdown", "") for output in outputs)
+    assert all(f"| {model} " in text for model in ("original", "input-based", "retrained", run["choices"]["loss"]))
+    assert any("image/png" in output.get("data", {}) for output in outputs)
 
 
 def test_a_large_model_chooses_a_gpu_and_16_bits_unless_others_are_typed() -> None:

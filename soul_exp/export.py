@@ -29,8 +29,7 @@ def export(folder: Path, to: Path) -> Path:
     """Write the model of the run in `folder` to the new folder `to`: weights, tokenizer, and README.md, its card.
 
     Raises UsageError if the run has no unlearned model, if its weights are not those that were measured, if a file of
-    another kind, such as an optimizer's state, lies beside them, or if `to`
-    holds anything.
+    another kind, such as an optimizer's state, lies beside them, or if `to` holds anything.
     """
     run, model = _exportable(folder)
     if to.is_dir() and any(to.iterdir()):

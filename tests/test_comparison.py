@@ -115,7 +115,7 @@ def test_several_tuning_studies_are_one_row_whose_interval_is_over_studies(tmp_p
     (row,) = methods_of(folder)
     assert (row["n"], row["optimizer.lr"], row["model utility ↑"]) == ("4", "0.5, 2", "0.155 [0.000, 0.790]")
     text = tables.table(folder)
-    assert "; 4 runs, seeds 0, 1, 2 tuning studies (seeds 1, 2), 2 trials a row." in text
+    assert "; 4 runs, seeds 0, 1, 2 tuning studies (seeds 1, 2), 2 trials per row." in text
     (averaged,) = csv.DictReader(io.StringIO(tables.csv(tables.aggregated(folder))))
     assert averaged["utility.n"] == "4" and float(averaged["utility.high"]) == pytest.approx(0.155 + 12.7062 * 0.05)
 

@@ -307,12 +307,12 @@ def test_a_model_is_evaluated_once_per_suite(
     place, calls = Checkpoint(str(tmp_path / "model")), []
     real = lm_eval_suite.scores
     monkeypatch.setattr(lm_eval_suite, "scores", lambda *args, **options: calls.append(1) or real(*args, **options))
-    assert answer_cache.cached_answers(models, place) is None
+    assert answer_cache.cached_folder(models, place) is None
     for _ in range(2):
         answer_cache.fill(models, place, "cpu", "target")
     assert len(calls) == 1
-    known = answer_cache.cached_answers(models, place)
-    assert known is not None and set(known) == {"forget", SUITE}
+    known = answer_cache.read_answers(answer_cache.folder_of(models, place))
+    assert set(known) == {"forget", SUITE}
     assert known[SUITE] == real(lm, "embedded", limit=2, data=None, batch_size=64)
     folder = answer_cache.folder_of(models, place)
     given: Any = {**known, SUITE: {"text": {"word_perplexity": math.nan}}}
@@ -320,8 +320,8 @@ def test_a_model_is_evaluated_once_per_suite(
     (folder / "other.jsonl").write_text("of somebody else")  # its marker does not list it
     again: Any = answer_cache.read_answers(folder)
     assert math.isnan(again[SUITE]["text"]["word_perplexity"]) and list(again) == ["forget", SUITE]
-    assert answer_cache.cached_answers(replace(models, suite=Suite("embedded", 3, None)), place) is None
-    assert answer_cache.cached_answers(replace(models, suite=Suite("none", 2, None)), place) is None
+    assert answer_cache.cached_folder(replace(models, suite=Suite("embedded", 3, None)), place) is None
+    assert answer_cache.cached_folder(replace(models, suite=Suite("none", 2, None)), place) is None
 
 
 def test_a_second_run_with_the_same_model_takes_the_answers_to_a_slow_suite_from_the_cache(
@@ -354,7 +354,7 @@ def test_a_second_run_with_the_same_model_takes_the_answers_to_a_slow_suite_from
     start = time.perf_counter()
     answer_cache.fill(second, place, "cpu", "target")
     assert time.perf_counter() - start < 0.2 and len(calls) == 1
-    known = answer_cache.cached_answers(second, place)
+    known = answer_cache.read_answers(answer_cache.folder_of(second, place))
     assert known is not None and known[SUITE] == {"boolq": {"acc": 0.5, "n": 2.0}}
 
 

@@ -655,7 +655,7 @@ def test_the_table_of_costs_has_the_mean_passes_of_a_step_and_names_runs_without
     ]
     folder = left(tmp_path, a=stated[0], b=stated[1], mezo=replace(made("po"), passes={"forward": 2, "backward": 0}))
     (rows,) = cells(tables.table(folder))
-    columns = [f"{kind} passes a step" for kind in ("forward", "backward")]
+    columns = [f"{kind} passes per step" for kind in ("forward", "backward")]
     assert [[row[column].split(" ")[0] for column in columns] for row in rows if row["n"]] == [
         ["1.500", "2.000"],
         ["2.000", "0.000"],
@@ -667,7 +667,7 @@ def test_the_table_of_costs_has_the_mean_passes_of_a_step_and_names_runs_without
     assert list(tables.load(folder)["passes.forward"].dropna()) == [1.25, 1.75, 2.0]
     left(tmp_path / "before", old=made())
     text = tables.table(tmp_path / "before")
-    assert "passes a step" not in text and "mean step" not in text and "does not state the passes: `old`." in text
+    assert "passes per step" not in text and "mean step" not in text and "does not state the passes: `old`." in text
 
 
 # ---- the command

@@ -83,12 +83,6 @@ def identity_of(models: Models, checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def cached_answers(models: Models, checkpoint: Checkpoint, system_prompt: str | None = None) -> Measured | None:
-    """The cached answers of `checkpoint`, with `system_prompt` if any; None if they are not cached."""
-    folder = cached_folder(models, checkpoint, system_prompt)
-    return read_answers(folder) if folder else None
-
-
 def cached_folder(models: Models, checkpoint: Checkpoint, system_prompt: str | None = None) -> Path | None:
     """The cache folder that has the answers of `checkpoint`, with `system_prompt` if any; None if there is none."""
     prepared_here = Path(checkpoint.path).parent == models.cache / "models"

@@ -24,8 +24,11 @@ VERSION = 6  # raise it when a change to preparing, evaluating or training chang
 TRAINING = "version of training"  # the key of VERSION among a run's hashes: runs of two versions are not the same
 
 
-def recipe(models: Models, rows: Sequence[Item], number: int = 0) -> dict[str, Any]:
-    """All that decides the weights of a model that prepare trains on `rows`, with the seed prepare.seed + `number`."""
+def recipe(models: Models, rows: str, vocabulary: str, number: int) -> dict[str, Any]:
+    """All that decides the weights of a model that prepare trains, with the seed prepare.seed + `number`.
+
+    `rows` is the hash of the rows that it is trained on, `vocabulary` of those that a new tokenizer is trained on.
+    """
     model = replace(models.model, path=None) if models.measures_only else models.model
     scratch = vars(model.scratch) if model.scratch is not None else None
     described: dict[str, Any] = {"scratch": scratch, "template": dict(model.training_form)}
@@ -36,8 +39,8 @@ def recipe(models: Models, rows: Sequence[Item], number: int = 0) -> dict[str, A
         "version": VERSION,
         "model": described,
         "prepare": {**models.prepare.identity, "seed": models.prepare.seed + number},
-        "rows": _rows_hash(rows),
-        "vocabulary": _rows_hash(models.task.target_rows),  # what a new tokenizer is trained on
+        "rows": rows,
+        "vocabulary": vocabulary,
         "torch": torch.__version__.split("+")[0],
         "transformers": transformers.__version__,
     }
@@ -51,10 +54,13 @@ def recipes(models: Models) -> dict[str, dict[str, Any]]:
     if models.measures_only and models.model.scratch is None:
         return {}
     provided = models.target_is_given or models.published is not None
-    rows = {} if provided else {"target": models.task.target_rows}
-    if not (provided or models.retrained or models.retrained_records):
-        rows |= {retrained_role(number): models.task.retrained_rows for number in range(models.retrained_seeds)}
-    return {role: recipe(models, trained_on, number_of(role)) for role, trained_on in rows.items()}
+    if provided:
+        return {}
+    rows = {"target": (vocabulary := _rows_hash(models.task.target_rows))}
+    if not (models.retrained or models.retrained_records):
+        seeds = range(models.retrained_seeds)
+        rows |= dict.fromkeys(map(retrained_role, seeds), _rows_hash(models.task.retrained_rows))
+    return {role: recipe(models, trained_on, vocabulary, number_of(role)) for role, trained_on in rows.items()}
 
 
 def retrained_role(number: int) -> str:

@@ -132,7 +132,7 @@ def _check_input_based(config: Config, run: Run) -> None:
             "+model.template.system='<text with {system} and {question}>' or input_based=false"
         )
     target = prepared_models.checkpoints(run).get("target")
-    unanswered = target is None or answer_cache.cached_answers(run, target, run.system_prompt) is None
+    unanswered = target is None or answer_cache.cached_folder(run, target, run.system_prompt) is None
     if run.stages and "prepare" not in run.stages and unanswered:
         raise UsageError(f"stages={config['stages']} with input_based=true: prepare measures it, add prepare to stages")
 

@@ -42,8 +42,8 @@ TITLES = {
 }
 STEPS = {
     "num_steps": "steps",
-    "passes.forward": "forward passes a step",
-    "passes.backward": "backward passes a step",
+    "passes.forward": "forward passes per step",
+    "passes.backward": "backward passes per step",
 }
 COSTS = {"peak_memory_gib": "peak memory GiB", "training.win_rate": "win_rate"}
 OF_UNMERGED = "unmerged: attacked with the adapter beside its base; the row above is of the models with it merged"
@@ -243,7 +243,7 @@ class Group(Rows):
             num_trials = sorted({len(run.trials) for run in runs})
             noun = "tuning study" if len(studies) == 1 else "tuning studies"
             counts.append(f"{len(studies)} {noun} ({_listed('seed', studies)})")
-            counts.append(f"{' to '.join(map(str, num_trials))} trials a row")
+            counts.append(f"{' to '.join(map(str, num_trials))} trials per row")
         text = f"All rows: {', '.join([*fixed, f'dialect {dialect}'])}; {', '.join(counts)}."
         if not self.has_tuned_on and (on := next(filter(None, map(tuned_on, runs)), None)):
             text += f" Learning rate and gamma tuned on the {on}." if self.is_tuned_here else f" Tuned on: {on}."

@@ -16,7 +16,7 @@ from soul_exp.report.frames import Frames
 from soul_exp.report.labels import dialect_note, finite, label_of, spans
 from soul_exp.report.methods import Methods, methods, numbers
 from soul_exp.report.notes import commit_of, facts_of, of_repeats
-from soul_exp.report.runs import find
+from soul_exp.results import Results
 
 DIRECTIONS: Mapping[Any, str] = {"higher": " (↑ better)", "lower": " (↓ better)", "nearest": " (→ retrained)"}
 ONE_LINE = 34  # characters of an axis' label
@@ -140,11 +140,16 @@ class Study:
 
     def done(self, figure: Drawn, entries: Mapping[str, Artist], *notes: str) -> Drawn:
         """`figure` with its legend, below these notes, and its caption."""
-        runs = {name: run for name, run in find(self.frames.folder)[0].items() if name in set(self.runs["run"])}
+        runs = self._results()
         differ = [what for what, fact in facts_of(runs).items() if len({*map(fact, runs.values())}) > 1]
         said = "; ".join(note for note in (*notes, f"runs differ in {', '.join(differ)}" * bool(differ)) if note)
         figure.caption = " ".join([f"{said[:1].upper()}{said[1:]}.", *self._provenance()])
         return finish(figure, entries, [said])
+
+    def _results(self) -> dict[str, Results]:
+        """The results of the runs, as the tables of the frames hold them."""
+        every = {name: run for table in self.methods.tables.values() for name, run in table.runs.items()}
+        return {name: every[name] for name in self.runs["run"]}
 
     def _provenance(self) -> list[str]:
         """The sentences of a caption on data, seeds, tuning, precision, dialect and code of the runs."""
@@ -164,8 +169,7 @@ class Study:
             "Commit": [commit_of(value) for value in dict.fromkeys(rows["commit"]) if isinstance(value, str)],
         }
         sentences += [f"{what}: {', '.join(map(str, given))}." for what, given in values.items() if given]
-        read = find(self.frames.folder)[0]
-        dialects = dict.fromkeys(read[name].dialect for name in rows["run"])
+        dialects = dict.fromkeys(run.dialect for run in self._results().values())
         tables = [self.methods.tables[int(table)] for table in dict.fromkeys(rows["table"])]
         repeats = [note for table in tables for note in of_repeats(table.repeats, table.runs)]
         plain = ("".join(part for part, _ in spans(note)) for note in repeats)

@@ -58,7 +58,7 @@ def unprepared(models: Models) -> list[str]:
     return [
         role
         for role, checkpoint in checkpoints.items()
-        if any(answer_cache.cached_answers(models, checkpoint, prompt) is None for of, prompt in wanted if of == role)
+        if any(answer_cache.cached_folder(models, checkpoint, prompt) is None for of, prompt in wanted if of == role)
     ]
 
 
